@@ -1,0 +1,299 @@
+"""The one configuration of a run: a YAML file, dotted overrides, strict fields.
+
+Imports no torch. Unknown fields, values of the wrong type and contradictions are refused with one `UserError` that
+names the field, the value and the remedy. The resolved configuration is saved in the run folder and loads again.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from owpo_megatron.errors import UserError
+
+AlgorithmName = Literal[
+    "owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel", "grpo", "dapo", "sym_dapo", "opd", "mopd"
+]
+
+
+class Section(BaseModel):
+    """A block of the file: strict, frozen, its fields documented below each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    path: Path
+    """HF checkpoint folder, or a megatron checkpoint made by tools/convert_hf_to_megatron.py."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights and activations of the policy; masters and gradients stay float32."""
+
+
+class DataConfig(Section):
+    source: str
+    """`task:cipher`, `task:countdown`, or a .jsonl / .parquet file (DAPO-Math-17k's schema is understood)."""
+    eval_source: str | None = None
+    """Held-out problems; for a `task:` the default is its own test split."""
+    template: Literal["raw", "completion", "chat"] = "raw"
+    """`raw`: the problem's text as it is; `completion`: a question-answer frame; `chat`: the tokenizer's template."""
+    max_prompt_tokens: int = Field(1024, gt=0)
+    """Longer prompts are left out, and counted."""
+    limit: int | None = Field(None, gt=0)
+    """Use only the first problems of the source."""
+
+
+class AlgorithmConfig(Section):
+    name: AlgorithmName = "owpo"
+    clip_low: float | None = Field(None, gt=0, lt=1)
+    """Lower clip range of the ratio; None: the method's own."""
+    clip_high: float | None = Field(None, gt=0)
+    """Upper clip range of the ratio; None: the method's own."""
+    weight_low: float | None = Field(None, gt=0, le=1)
+    """Lower bound of OWPO's weight w (paper: 0.8)."""
+    weight_high: float | None = Field(None, ge=1)
+    """Upper bound of OWPO's weight w (paper: 1.2)."""
+    beta: float | None = Field(None, ge=0)
+    """Coefficient of the k3 penalty (grpo, sym_dapo)."""
+    alpha: float | None = Field(None, ge=0)
+    """Weight of the outcome advantage (mopd)."""
+    curriculum: bool = True
+    """Active samples of a group fall linearly from group_size to 1 within a stage; False: all stay active."""
+    advantage_std: Literal["unbiased", "population"] = "unbiased"
+    """Which standard deviation normalises a group's rewards."""
+
+    def overrides(self) -> dict[str, float]:
+        """Hyper-parameters that were set, by the objective's own field names."""
+        names = ("clip_low", "clip_high", "weight_low", "weight_high", "beta", "alpha")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class RolloutConfig(Section):
+    prompts_per_step: int = Field(512, gt=0)
+    group_size: int = Field(16, ge=2)
+    temperature: float = Field(1.0, gt=0)
+    max_response_tokens: int = Field(8192, gt=0)
+    max_rounds: int = Field(4, ge=1)
+    """Generation rounds a step may take to fill its prompts with groups whose rewards differ."""
+    save: bool = True
+    """Keep every step's rollouts in the run folder (rollouts/), where `rollout.replay` can read them."""
+    replay: Path | None = None
+    """Take rollouts from this folder instead of an engine (made by a run with `save`)."""
+
+
+class OptimizerConfig(Section):
+    steps: int = Field(400, gt=0)
+    updates_per_step: int = Field(16, gt=0)
+    lr: float = Field(1e-6, gt=0)
+    warmup_steps: int = Field(10, ge=0)
+    """Optimizer updates over which the learning rate rises to lr; it is constant afterwards."""
+    weight_decay: float = Field(0.01, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    clip_grad: float = Field(1.0, gt=0)
+    tokens_per_microbatch: int = Field(16384, gt=0)
+    """Samples are packed into microbatches of at most this many tokens (a longer sample gets its own)."""
+
+
+class ReferenceConfig(Section):
+    refresh: Literal["interval", "fixed"] = "interval"
+    """`interval`: hard swap every `every` steps (the ratchet); `fixed`: never."""
+    every: int = Field(80, gt=0)
+    path: Path | None = None
+    """Start from these weights (HF folder of the policy's shape) instead of the initial policy."""
+    placement: Literal["resident", "offloaded"] = "resident"
+    """`offloaded`: kept in host memory and streamed in for its pass; a swap then copies."""
+
+
+class ParallelConfig(Section):
+    tp: int = Field(1, gt=0)
+    pp: int = Field(1, gt=0)
+    dp: int = Field(1, gt=0)
+    vpp: int | None = Field(None, ge=2)
+    """Virtual pipeline stages a rank (needs pp > 1)."""
+    sp: bool = False
+    """Sequence parallelism inside the tensor-parallel group (needs tp > 1)."""
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.dp
+
+
+class EngineConfig(Section):
+    urls: list[str] = []
+    """Running SGLang servers to use; empty: the run starts its own and stops it."""
+    python: Path | None = None
+    """Interpreter of SGLang's environment; None: .venv-engine beside the project, else this interpreter."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535)
+    """0: a free port."""
+    tp: int = Field(1, gt=0)
+    startup_timeout: float = Field(300.0, gt=0)
+    """Seconds to wait for the server's first answer."""
+    request_timeout: float = Field(600.0, gt=0)
+    """Seconds for one response before its engine counts as hung."""
+    max_restarts: int = Field(3, ge=0)
+    concurrency: int = Field(256, gt=0)
+    """Requests in flight at a time, over all engines."""
+
+
+class SyncConfig(Section):
+    transport: Literal["tensor", "distributed", "disk"] = "tensor"
+    bucket_mb: int = Field(512, gt=0)
+
+
+class VerifierConfig(Section):
+    rule: Literal["auto", "math", "cipher", "countdown"] = "auto"
+    """`auto`: the task's own rule, `math` for files."""
+    workers: int = Field(2, gt=0)
+    timeout: float = Field(5.0, gt=0)
+    """Seconds from the start of grading one answer."""
+    mask_failures: bool = True
+    """Time-outs and crashes leave the loss instead of counting as wrong."""
+
+
+class EvalConfig(Section):
+    every: int = Field(0, ge=0)
+    """Steps between evaluations; 0: only before and after."""
+    before: bool = True
+    after: bool = True
+    samples: int = Field(8, gt=0)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(0.7, gt=0, le=1)
+    limit: int | None = Field(None, gt=0)
+    """Problems used; None: all of the set."""
+    pass_at: list[int] = [1, 8]
+
+
+class CheckpointConfig(Section):
+    every: int = Field(20, ge=0)
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = Field(2, gt=0)
+    """Newest checkpoints that stay on disk."""
+    export_hf: bool = True
+    """Write the final policy as an HF folder (hf/) too."""
+
+
+class Config(Section):
+    """A whole run. `Config.load` reads a file, applies overrides and raises `UserError` for what is wrong."""
+
+    name: str = "run"
+    seed: int = 1
+    runs_dir: Path = Path("runs")
+    model: ModelConfig
+    data: DataConfig
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    engine: EngineConfig = EngineConfig()
+    sync: SyncConfig = SyncConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    megatron: dict[str, Any] = {}
+    """Raw fields of megatron-core's TransformerConfig."""
+    sglang: dict[str, Any] = {}
+    """Raw server arguments of SGLang: `mem_fraction_static: 0.8` becomes `--mem-fraction-static 0.8`."""
+
+    @property
+    def run_dir(self) -> Path:
+        return self.runs_dir / self.name
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Config:
+        par, opt, roll = self.parallel, self.optimizer, self.rollout
+        if par.sp and par.tp == 1:
+            raise UserError("parallel.sp", True, "sequence parallelism needs parallel.tp > 1; set sp false or raise tp")
+        if par.vpp and par.pp == 1:
+            raise UserError("parallel.vpp", par.vpp, "virtual stages need parallel.pp > 1; leave vpp out")
+        if roll.prompts_per_step % opt.updates_per_step:
+            raise UserError(
+                "optimizer.updates_per_step",
+                opt.updates_per_step,
+                f"must divide rollout.prompts_per_step = {roll.prompts_per_step}, so that updates are equally large",
+            )
+        if max(self.eval.pass_at) > self.eval.samples:
+            raise UserError("eval.pass_at", self.eval.pass_at, f"cannot exceed eval.samples = {self.eval.samples}")
+        low, high = self.algorithm.weight_low, self.algorithm.weight_high
+        is_owpo = self.algorithm.name.startswith("owpo")
+        if not is_owpo and (low is not None or high is not None):
+            raise UserError(
+                "algorithm.weight_low/high", (low, high), f"{self.algorithm.name} has no weights; leave them out"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Config:
+        """Read a YAML file and apply `dotted.field=value` overrides (values are YAML).
+
+        Raises:
+            UserError: the file is missing or not YAML, or a field is unknown, ill-typed or contradictory.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError("config", path, "no such file; give an existing YAML file with -c")
+        try:
+            raw = yaml.safe_load(path.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise UserError("config", path, f"not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(raw, dict):
+            raise UserError("config", path, "must hold a mapping of sections, e.g. `model: {path: ...}`")
+        for override in overrides:
+            _apply_override(raw, override)
+        return cls.build(raw)
+
+    @classmethod
+    def build(cls, raw: dict[str, Any]) -> Config:
+        """Validate a plain mapping; the first mistake becomes a `UserError`."""
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise _first_mistake(error) from error
+
+    def save(self, path: Path) -> None:
+        """Write the resolved configuration, every default spelled out."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise UserError("override", override, "write it as dotted.field=value, e.g. parallel.tp=2")
+    *parents, leaf = dotted.split(".")
+    node = raw
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise UserError(dotted, text, f"{name} is a value in the file, not a section")
+    node[leaf] = yaml.safe_load(text)
+
+
+def _first_mistake(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return cause
+    dotted = ".".join(str(part) for part in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        return UserError(dotted, first["input"], "unknown field; " + _suggestion(first["loc"]))
+    if first["type"] == "missing":
+        return UserError(dotted, "(missing)", "required; add it to the config or pass it as an override")
+    return UserError(dotted, first["input"], first["msg"][0].lower() + first["msg"][1:])
+
+
+def _suggestion(loc: tuple[Any, ...]) -> str:
+    section: Any = Config
+    for name in loc[:-1]:
+        section = section.model_fields[name].annotation
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"

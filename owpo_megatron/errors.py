@@ -1,0 +1,25 @@
+"""Errors that a user can mend, said in one line: the field, its value, and what would be right."""
+
+
+class UserError(ValueError):
+    """A mistake in a config, a file or the surroundings; the command line prints it and exits with code 2.
+
+    Args:
+        field: dotted config field, file name (with line) or command-line option at fault.
+        value: what was found there.
+        remedy: what would be right, as an instruction.
+
+    Example:
+        >>> str(UserError("parallel.tp", 3, "use a divisor of the model's 4 attention heads: 1, 2 or 4"))
+        "parallel.tp = 3: use a divisor of the model's 4 attention heads: 1, 2 or 4"
+    """
+
+    def __init__(self, field: str, value: object, remedy: str):
+        super().__init__(f"{field} = {value}: {remedy}")
+        self.field = field
+        self.value = value
+        self.remedy = remedy
+
+
+class EngineError(RuntimeError):
+    """A rollout engine did not start, died, or refused a request; the message carries its last log lines."""

@@ -1,0 +1,253 @@
+"""The nouns that cross rooms, and the seams between the rooms.
+
+Shape suffixes used throughout the project:
+    P prompts of a step, G siblings of a prompt, N = P * G samples, T packed tokens of a microbatch, L tokens of one
+    response, V vocabulary, H hidden size.
+
+Data are frozen dataclasses; seams are protocols of a few methods whose docstring is the contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+FinishReason = Literal["stop", "length", "abort"]
+VerdictReason = Literal["ok", "wrong", "no_answer", "parse_failed", "timeout", "crashed", "too_long"]
+
+
+# ---------------------------------------------------------------------------------------------- rollouts
+@dataclass(frozen=True)
+class Prompt:
+    """One problem, ready to be sent to an engine.
+
+    Example:
+        Prompt(id="cipher/17", token_ids=(4, 9, 2), text="a7q=", answer="x0k", domain="cipher")
+    """
+
+    id: str
+    token_ids: tuple[int, ...]  # template applied
+    text: str  # the same, readable
+    answer: str  # what the verifier compares with
+    domain: str = "default"  # routes to a verifier rule or a teacher
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Log-probs are always of logits / temperature, before top-p."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One sample to draw; equal requests to an engine with equal weights draw from the same random stream."""
+
+    prompt: Prompt
+    seed: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response, with the engine's own token ids and log-probs (never re-tokenised).
+
+    Example:
+        Rollout(prompt, response_ids=(11, 3, 1), behaviour_logp=(-0.1, -2.3, -0.0), policy_version=4,
+                finish_reason="stop", seed=77)
+    """
+
+    prompt: Prompt
+    response_ids: tuple[int, ...]  # [L], the stop token included when finish_reason is "stop"
+    behaviour_logp: tuple[float, ...]  # [L], of the engine, at the sampling temperature
+    policy_version: int  # weight version that sampled the last token
+    finish_reason: FinishReason
+    seed: int
+
+
+@dataclass(frozen=True)
+class GradingItem:
+    """What a verifier sees of one response."""
+
+    response: str  # detokenised, special tokens dropped
+    answer: str
+    domain: str = "default"
+    truncated: bool = False  # the response hit the token limit
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of one response; `reason` is "ok" exactly when `correct`."""
+
+    correct: bool
+    reason: VerdictReason
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """The G siblings of one prompt with their rewards, in submission order."""
+
+    rollouts: tuple[Rollout, ...]  # [G]
+    verdicts: tuple[Verdict, ...]  # [G]
+    rewards: tuple[float, ...]  # [G]
+
+
+# ---------------------------------------------------------------------------------------------- training
+@dataclass(frozen=True)
+class ReferenceVersion:
+    """Which policy the reference is: saved in every checkpoint, stamped on every batch and metrics line.
+
+    Example:
+        ReferenceVersion(ref_id=2, source_step=160, reason="interval", hash="9f2c...")
+    """
+
+    ref_id: int
+    source_step: int
+    reason: Literal["init", "interval", "best_of_stage", "loaded"]
+    hash: str  # of the reference's weights; "" until it is first asked for
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response with everything the objective needs; lists of L floats, or None where a pass was not spent."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]  # [L]
+    advantage: float
+    active: bool  # takes part in the reweighting (top n_act of its group)
+    behaviour_logp: tuple[float, ...]  # [L]
+    old_logp: torch.Tensor | None = None  # [L] fp32; None: the policy's own, detached (one update a step)
+    ref_logp: torch.Tensor | None = None  # [L] fp32; None: not needed, or equal to old (see `ref_is_old`)
+    ref_is_old: bool = False  # the reference has the weights of the old policy: the ratio is exactly 1
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """The samples of one step in submission order; sample n is sibling n % G of prompt n // G."""
+
+    samples: tuple[Sample, ...]  # [N]
+    group_size: int  # G
+    step: int
+    stage: int
+    n_active: int
+    reference: ReferenceVersion
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Per-token inputs of an objective for one packed microbatch: all [T], fp32 unless said.
+
+    Only response tokens have `mask_T` True; the values elsewhere are zeros and carry no meaning.
+    """
+
+    old_logp_T: torch.Tensor  # sampling policy, through the trainer
+    ref_logp_T: torch.Tensor  # reference policy, through the trainer; zeros where the method needs none
+    advantage_T: torch.Tensor
+    active_T: torch.Tensor  # bool
+    mask_T: torch.Tensor  # bool
+    sample_T: torch.Tensor  # int64, index of the token's sample inside this microbatch, 0..S-1
+    num_samples: int  # S, samples in this microbatch
+
+
+@dataclass(frozen=True)
+class ObjectiveOut:
+    """Sums, never means: the division by the global count happens once, after the last microbatch.
+
+    `num_tokens` is what the sum will be divided by: response tokens, or samples for the methods that average over the
+    tokens of a sample first.
+    """
+
+    loss_sum: torch.Tensor  # scalar, to be minimised
+    num_tokens: torch.Tensor  # scalar int
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)  # scalar or vector sums over tokens
+
+
+class Objective(Protocol):
+    """A method of the paper. Pure: no process groups, no state; the same inputs give the same bits."""
+
+    needs_reference: Literal["none", "active", "all"]  # which samples need ref_logp
+    needs_old: bool
+    dynamic_sampling: bool  # groups whose rewards are all equal are dropped and replaced
+
+    def __call__(self, logp_T: torch.Tensor, batch: TokenBatch) -> ObjectiveOut: ...
+
+
+class Verifier(Protocol):
+    """Scores responses; never raises for a response's content, returns verdicts in submission order."""
+
+    def score(self, items: Sequence[GradingItem]) -> list[Verdict]: ...
+
+    def close(self) -> None: ...
+
+
+class PromptStream(Protocol):
+    """An endless, seeded, resumable stream of training prompts."""
+
+    def take(self, count: int) -> list[Prompt]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Progress(Protocol):
+    """Called with (done, total) while long work goes on."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+class RolloutEngine(Protocol):
+    """One or several inference servers behind one face. Used by global rank 0 only."""
+
+    def generate(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, progress: Progress | None = None
+    ) -> list[Rollout]:
+        """Draw one response a request, in submission order. Raises EngineError when an engine stays dead."""
+
+    def weight_versions(self) -> list[int]:
+        """The weight version that each engine reports."""
+
+    def close(self) -> None: ...
+
+
+class Policy(Protocol):
+    """The trained model, sharded over ranks. Every method is collective over all trainer ranks."""
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        """fp32 log-probs [L] of each sample's response tokens at the rollout temperature."""
+
+    def update(self, samples: Sequence[Sample], objective: Objective) -> dict[str, Any]:
+        """One optimizer step on these samples; returns metrics (loss, grad_norm, lr, and the objective's)."""
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(HF name, full tensor) of every weight, complete on global rank 0, in a fixed order."""
+
+
+class Reference(Protocol):
+    """The policy that scales updates. Every method is collective over all trainer ranks."""
+
+    version: ReferenceVersion
+
+    def swap(self, step: int, reason: str) -> None:
+        """Hard swap: the reference becomes the current policy. Never between a forward and its backward."""
+
+    def is_policy(self) -> bool:
+        """True while the reference has bit for bit the policy's weights (right after a swap, before an update)."""
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        """As Policy.logprobs, with the reference's weights."""
+
+
+class WeightSync(Protocol):
+    """Carries weights to every engine. `push` is collective; it returns when every engine reports `version`."""
+
+    def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None: ...
+
+    def close(self) -> None: ...
