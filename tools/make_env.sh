@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Makes or updates one of the two virtual environments:  tools/make_env.sh trainer|engine
+# Called by the Makefile, which says where PyTorch's CPU wheels are (TORCH_CPU_INDEX) and which python to use (PYTHON).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+name=${1:?trainer or engine}
+case $name in
+    trainer) dir=.venv ;;
+    engine) dir=.venv-engine ;;
+    *) echo "usage: $0 trainer|engine" >&2; exit 2 ;;
+esac
+base_python=${PYTHON:-python3}
+python=$dir/bin/python
+log=$dir/setup.log
+torch_version=$(sed -n 's/.*"torch==\([0-9.]*\)".*/\1/p' setup.py)
+began=$SECONDS
+
+say() { printf '[%-7s] %s\n' "$name" "$*"; }
+die() { say "FAILED: $*" >&2; exit 1; }
+
+# Runs a command with its output in the log; shows the end of the log when it fails.
+quietly() {
+    local what=$1 start=$SECONDS
+    shift
+    say "$what ..."
+    if ! "$@" >>"$log" 2>&1; then
+        tail -n 25 "$log" | sed "s/^/[$name] | /" >&2
+        die "$what (whole log: $log)"
+    fi
+    say "$what: done in $((SECONDS - start)) s"
+}
+
+pip() { "$python" -m pip --disable-pip-version-check "$@"; }
+
+make_venv() {
+    "$base_python" -m venv --clear "$dir" >/dev/null 2>&1 && return
+    # Debian's python3 without python3-venv has no ensurepip, but its pip can fill an environment from outside.
+    rm -rf "$dir"
+    "$base_python" -m venv --without-pip "$dir"
+    "$base_python" -m pip --python "$python" install --quiet pip
+}
+
+# The CPU build of torch: found where pip is configured to look (at once, or not at all), else on PyTorch's CPU index.
+# Elsewhere than on x86-64 Linux the plain wheel may be the CPU build; `check_torch` decides.
+install_torch() {
+    pip install --quiet --no-deps "torch==$torch_version+cpu" && return
+    pip install --quiet --no-deps --index-url "$TORCH_CPU_INDEX" "torch==$torch_version+cpu" && return
+    [ "$(uname -sm)" = "Linux x86_64" ] && return 1
+    pip install --quiet --no-deps "torch==$torch_version"
+}
+
+check_torch() {
+    "$python" -c 'import sys, torch; sys.exit(torch.version.cuda and f"torch {torch.__version__} is a CUDA build")'
+}
+
+command -v "$base_python" >/dev/null || die "$base_python: no such command; run make setup PYTHON=/path/to/python3"
+version=$("$base_python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+case $version in
+    3.10 | 3.11 | 3.12) ;;
+    *) die "$base_python is Python $version; 3.10, 3.11 or 3.12 is needed: make setup PYTHON=python3.11" ;;
+esac
+
+have=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
+if [ "$have" = "$version" ]; then
+    say "updating $dir (Python $version)"
+else
+    say "making $dir with Python $version"
+    make_venv || die "cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv python3-pip"
+fi
+: >"$log"
+
+quietly "torch $torch_version, CPU build" install_torch
+constraints=$dir/constraints.txt
+"$python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >"$constraints"
+
+if [ "$name" = trainer ]; then
+    quietly "packages of requirements/trainer-cpu.txt" \
+        pip install --quiet -c "$constraints" -r requirements/trainer-cpu.txt
+    quietly "owpo_megatron itself, editable" \
+        pip install --quiet -c "$constraints" --no-build-isolation -e ".[dev]"
+else
+    quietly "packages of requirements/engine-cpu.txt (SGLang's, a few minutes)" \
+        pip install --quiet -c "$constraints" -r requirements/engine-cpu.txt
+    quietly "packages of requirements/engine-cpu-nodeps.txt" \
+        pip install --quiet --no-deps -r requirements/engine-cpu-nodeps.txt
+    quietly "SGLang's CPU plug-in" pip install --quiet --no-deps --no-build-isolation ./owpo_megatron/sglang_cpu
+fi
+
+quietly "check that torch is a CPU build" check_torch
+touch "$dir/.made"
+say "ready: $dir, $((SECONDS - began)) s in all"
