@@ -126,6 +126,7 @@ class Sample:
     old_logp: torch.Tensor | None = None  # [L] fp32; None: the policy's own, detached (one update a step)
     ref_logp: torch.Tensor | None = None  # [L] fp32; None: not needed, or equal to old (see `ref_is_old`)
     ref_is_old: bool = False  # the reference has the weights of the old policy: the ratio is exactly 1
+    masked: bool = False  # out of the loss (its verification failed): its tokens count nowhere
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,16 @@ class ObjectiveOut:
 class Objective(Protocol):
     """A method of the paper. Pure: no process groups, no state; the same inputs give the same bits."""
 
-    needs_reference: Literal["none", "active", "all"]  # which samples need ref_logp
-    needs_old: bool
-    dynamic_sampling: bool  # groups whose rewards are all equal are dropped and replaced
+    @property
+    def needs_reference(self) -> Literal["none", "active", "all"]:
+        """Which samples need ref_logp."""
+
+    @property
+    def needs_old(self) -> bool: ...
+
+    @property
+    def dynamic_sampling(self) -> bool:
+        """Groups whose rewards are all equal are dropped and replaced."""
 
     def __call__(self, logp_T: torch.Tensor, batch: TokenBatch) -> ObjectiveOut: ...
 

@@ -1,0 +1,40 @@
+"""The maths of the methods: torch in, torch out; no process groups, no state."""
+
+from owpo_megatron.algorithms.ablations import OwpoNoAccel, OwpoNoAsym, OwpoNoLocking
+from owpo_megatron.algorithms.advantages import group_advantages
+from owpo_megatron.algorithms.curriculum import num_active, top_active
+from owpo_megatron.algorithms.dapo import Dapo
+from owpo_megatron.algorithms.grpo import Grpo
+from owpo_megatron.algorithms.metrics import DELTA_BINS, DELTA_RANGE, directional_deviation, metric_means
+from owpo_megatron.algorithms.mopd import Mopd
+from owpo_megatron.algorithms.opd import Opd
+from owpo_megatron.algorithms.owpo import Owpo, token_weights
+from owpo_megatron.algorithms.registry import OBJECTIVES, make_objective
+from owpo_megatron.algorithms.surrogate import clipped_surrogate, k3, sample_mean_sum, token_sum
+from owpo_megatron.algorithms.sym_dapo import SymDapo
+
+__all__ = [
+    "DELTA_BINS",
+    "DELTA_RANGE",
+    "OBJECTIVES",
+    "Dapo",
+    "Grpo",
+    "Mopd",
+    "Opd",
+    "Owpo",
+    "OwpoNoAccel",
+    "OwpoNoAsym",
+    "OwpoNoLocking",
+    "SymDapo",
+    "clipped_surrogate",
+    "directional_deviation",
+    "group_advantages",
+    "k3",
+    "make_objective",
+    "metric_means",
+    "num_active",
+    "sample_mean_sum",
+    "token_sum",
+    "token_weights",
+    "top_active",
+]
