@@ -1,0 +1,48 @@
+"""The worker process of the pool: `python -m owpo_megatron.verifiers.worker FD`, one item at a time.
+
+The first frame holds the rules; the worker answers READY when they are imported. Then each item is answered with its
+reason. The end of the stream ends the worker.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+
+from owpo_megatron.verifiers.frames import READY, frame, read_frame
+
+OUT_OF_MEMORY = 3  # exit status
+
+
+def serve(connection: socket.socket) -> None:
+    stream = connection.makefile("rb")
+    rules, kill_after, memory_bytes = read_frame(stream)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection.sendall(frame(READY))
+    while (item := read_frame(stream)) is not None:
+        # Should the parent die while a rule hangs, nobody is left to kill this process: the kernel's timer does,
+        # whatever Python or C code is running, because SIGALRM keeps its default action.
+        signal.setitimer(signal.ITIMER_REAL, kill_after)
+        try:
+            reason = rules[item.domain](item)
+        except MemoryError:
+            os._exit(OUT_OF_MEMORY)  # what is left of this process cannot be trusted with the next item
+        except Exception as error:  # a rule may raise anything: the verdict says so
+            print(f"verifier rule for {item.domain!r} raised {error!r}"[:500], file=sys.stderr, flush=True)
+            reason = "crashed"
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.sendall(frame(reason))
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it closes the socket
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        serve(connection)
+
+
+if __name__ == "__main__":
+    main()
