@@ -1,0 +1,206 @@
+"""Starts a run's ranks on this machine, passes a stop on to them, and says in one line why they failed.
+
+        owpo train --- this process: signals, exit code, the one line
+          torchrun            watches the ranks; its own words go to logs/torchrun.log
+            rank 0            the terminal; talks to the engine
+            rank 1 ..         logs/rank_N.log
+
+A world of one rank needs no torchrun and is started directly.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from owpo_megatron.launch.machine import gpu_names
+
+TRAINER = "owpo_megatron.trainer.main"
+_FORWARDED = (signal.SIGINT, signal.SIGTERM)
+_SHUTDOWN_SECONDS = 20  # between torchrun's request to end and its kill, once a rank has failed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the ranks ended.
+
+    Example:
+        Outcome(code=2, reason="parallel.tp = 3: use a divisor of ...", log=Path("runs/run/logs/error_rank_1.txt"))
+    """
+
+    code: int  # 0 done, 1 failure, 2 the user's mistake
+    reason: str = ""
+    log: Path | None = None  # where more stands
+
+
+def run_ranks(
+    arguments: Sequence[str],
+    world_size: int,
+    logs: Path,
+    module: str = TRAINER,
+    notify: Callable[[str], None] = print,
+) -> Outcome:
+    """Run `module` with these arguments on every rank, until all have ended.
+
+    SIGINT and SIGTERM go to the ranks, which finish their step and save; a second one ends them at once.
+
+    Args:
+        logs: folder for the ranks' logs and error files; those of an earlier start are removed.
+        notify: told what happens on a signal.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    for pattern in ("error_rank_*.txt", "exit_rank_*.txt", "torchrun.log"):
+        for stale in logs.glob(pattern):
+            stale.unlink()
+    command = _command(world_size, logs, module, arguments)
+    with (logs / "torchrun.log").open("wb") as own_words:
+        process = subprocess.Popen(
+            command,
+            env=rank_environment(world_size),
+            stderr=own_words if world_size > 1 else None,
+            start_new_session=True,  # the terminal's Ctrl-C comes here alone, and is passed on below
+        )
+        with _stops_passed_on(process, world_size, notify):
+            code = process.wait()
+    if code == 0:
+        return Outcome(0)
+    return _why(code, world_size, logs)
+
+
+def rank_environment(world_size: int) -> dict[str, str]:
+    """This environment with what every rank needs; what is set already stays."""
+    env = dict(os.environ)
+    env.setdefault("PYTHONUNBUFFERED", "1")
+    env.setdefault("TOKENIZERS_PARALLELISM", "false")
+    env.setdefault("TORCHDYNAMO_DISABLE", "1")
+    if gpu_names():
+        env.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron's overlap of communication relies on it
+    else:
+        env.setdefault("OMP_NUM_THREADS", "1")
+    return env
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _command(world_size: int, logs: Path, module: str, arguments: Sequence[str]) -> list[str]:
+    rank = ["owpo_megatron.launch.rank", str(logs), module, *arguments]
+    if world_size == 1:
+        return [sys.executable, "-m", *rank]
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        f"--nproc-per-node={world_size}",
+        *("--nnodes=1", "--node-rank=0", "--master-addr=127.0.0.1", f"--master-port={free_port()}"),
+        *("--rdzv-backend=static", f"--shutdown-timeout={_SHUTDOWN_SECONDS}"),
+        *("-m", *rank),
+    ]
+
+
+@contextmanager
+def _stops_passed_on(
+    process: subprocess.Popen[bytes], world_size: int, notify: Callable[[str], None]
+) -> Iterator[None]:
+    asked = 0
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            notify("stopping: the ranks finish their step and save (once more: stop at once)")
+            _tell_ranks(process, world_size, number)
+        elif asked == 2:
+            notify("stopping at once (once more: kill)")
+            process.terminate()
+        else:
+            _kill_tree(process)
+
+    before = {number: signal.signal(number, pass_on) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _kill_tree(process)  # nothing is left when this ends, whichever way
+
+
+def _tell_ranks(process: subprocess.Popen[bytes], world_size: int, number: int) -> None:
+    """To the ranks themselves: torchrun would end them after its time-out, in the middle of a step."""
+    if world_size == 1:
+        process.send_signal(number)
+        return
+    ranks = psutil.Process(process.pid).children()
+    if not ranks:  # torchrun has not started them yet
+        process.send_signal(number)
+    for rank in ranks:
+        rank.send_signal(number)
+
+
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in tree:
+        if child.is_running():
+            child.kill()
+
+
+def _why(code: int, world_size: int, logs: Path) -> Outcome:
+    """From what the ranks left: a user's mistake if one says so, else what failed first."""
+    mistakes = [_rank_of(file) for file in logs.glob("exit_rank_*.txt") if file.read_text().strip() == "2"]
+    errors = sorted(logs.glob("error_rank_*.txt"), key=lambda file: file.stat().st_mtime_ns)
+    for file in errors:
+        if _rank_of(file) in mistakes:
+            return Outcome(2, _reason(file), file)
+    killed = _killed_rank(code, world_size, logs)
+    if killed is not None:
+        rank, number = killed
+        hint = "; the machine may be out of memory" if number == signal.SIGKILL else ""
+        return Outcome(1, f"rank {rank} was ended by {signal.Signals(number).name}{hint}", _log_of(rank, logs))
+    if errors:
+        return Outcome(1, f"rank {_rank_of(errors[0])}: {_reason(errors[0])}", errors[0])
+    return Outcome(2 if mistakes or code == 2 else 1, f"the ranks ended with exit code {code}", _log_of(0, logs))
+
+
+def _reason(file: Path) -> str:
+    """The first line; of a bare traceback the last one."""
+    lines = [line for line in file.read_text().splitlines() if line.strip()]
+    if not lines:
+        return "no reason given"
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
+def _killed_rank(code: int, world_size: int, logs: Path) -> tuple[int, int] | None:
+    """(rank, signal) when the first rank to fail was ended by a signal: such a rank leaves no error file."""
+    if world_size == 1:
+        return (0, -code) if code < 0 else None
+    text = (logs / "torchrun.log").read_text(errors="replace")
+    root = text.partition("Root Cause")[2]
+    found = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*-(\d+)", root, re.DOTALL)
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def _log_of(rank: int, logs: Path) -> Path | None:
+    for name in (f"rank_{rank}.log", "torchrun.log"):
+        if (logs / name).is_file() and (logs / name).stat().st_size:
+            return logs / name
+    return None
+
+
+def _rank_of(file: Path) -> int:
+    return int(file.stem.rpartition("_")[2])
