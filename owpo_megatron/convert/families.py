@@ -1,0 +1,12 @@
+"""The model families that convert. A new one is a table file and a line here."""
+
+from __future__ import annotations
+
+from owpo_megatron.convert.llama import LLAMA
+from owpo_megatron.convert.qwen2 import QWEN2
+from owpo_megatron.convert.qwen3 import QWEN3
+from owpo_megatron.convert.rules import Family
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (QWEN2, QWEN3, LLAMA)}
+
+MODEL_TYPES: dict[str, Family] = {kind: family for family in FAMILIES.values() for kind in family.model_types}

@@ -1,0 +1,193 @@
+"""What megatron has to know of an HF model, read from its config.json, and which parallel sizes fit it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from owpo_megatron.config import ParallelConfig
+from owpo_megatron.convert.families import FAMILIES, MODEL_TYPES
+from owpo_megatron.convert.rules import Family, Size
+from owpo_megatron.errors import UserError
+
+_VOCAB_MULTIPLE = 8  # rows of a rank's vocabulary part: GEMM sizes that tensor cores like
+
+# megatron-core's llama3 rope scaling has these built in; only the factor can be chosen
+_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@dataclass(frozen=True)
+class HFModel:
+    """The shape of a model: everything that decides parameters and forward pass, and nothing else.
+
+    Example:
+        HFModel(family_name="qwen3", num_layers=36, hidden_size=4096, ffn_size=12288, num_heads=32, num_kv_heads=8,
+                head_dim=128, vocab_size=151936, max_positions=32768, rope_theta=1e6, rope_scaling_factor=None,
+                norm_eps=1e-6, qkv_bias=False, qk_norm=True, tied=False)
+    """
+
+    family_name: str
+    num_layers: int
+    hidden_size: int
+    ffn_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int  # true size, without megatron's padding
+    max_positions: int
+    rope_theta: float
+    rope_scaling_factor: float | None  # llama3 scaling, with its built-in frequency bounds; None: unscaled
+    norm_eps: float
+    qkv_bias: bool
+    qk_norm: bool
+    tied: bool  # the output layer is the embedding
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.family_name]
+
+    def size(self, name: Size) -> int:
+        """The number behind a size name of the rules."""
+        sizes = {
+            "hidden": self.hidden_size,
+            "ffn": self.ffn_size,
+            "vocab": self.vocab_size,
+            "head": self.head_dim,
+            "q": self.num_heads * self.head_dim,
+            "kv": self.num_kv_heads * self.head_dim,
+        }
+        return sizes[name]
+
+
+def read_hf_config(path: Path | str) -> HFModel:
+    """Read the shape of the model in an HF folder (only config.json is needed).
+
+    Raises:
+        UserError: no such folder or config.json, a family without a table, or a feature that megatron's model would
+            silently lack (sliding windows, unsupported rope scaling, other biases or activations).
+    """
+    path = Path(path)
+    model_type = _model_type(path)
+    if model_type not in MODEL_TYPES:
+        raise UserError("model.path", path, f"model_type {model_type} has no table; known: {', '.join(MODEL_TYPES)}")
+    family = MODEL_TYPES[model_type]
+    # transformers knows each type's defaults, and where older and newer files keep the rope settings
+    config = AutoConfig.from_pretrained(path)
+    _refuse_unsupported(path, config)
+    num_heads = config.num_attention_heads
+    theta, scaling = _rope(path, config)
+    return HFModel(
+        family_name=family.name,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        ffn_size=config.intermediate_size,
+        num_heads=num_heads,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        rope_theta=theta,
+        rope_scaling_factor=scaling,
+        norm_eps=config.rms_norm_eps,
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
+        tied=bool(config.tie_word_embeddings),
+    )
+
+
+def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:
+    """Refuse parallel sizes that do not divide the model.
+
+    Raises:
+        UserError: naming parallel.tp, parallel.pp or parallel.vpp, with the values that fit.
+    """
+    common = math.gcd(model.num_heads, model.num_kv_heads, model.ffn_size)
+    if common % parallel.tp:
+        raise UserError(
+            "parallel.tp",
+            parallel.tp,
+            f"must divide the model's {model.num_heads} attention heads, {model.num_kv_heads} key-value heads and "
+            f"ffn size {model.ffn_size}; use one of {_divisors(common)}",
+        )
+    if model.num_layers % parallel.pp:
+        raise UserError(
+            "parallel.pp",
+            parallel.pp,
+            f"must divide the model's {model.num_layers} layers; use one of {_divisors(model.num_layers)}",
+        )
+    layers_per_rank = model.num_layers // parallel.pp
+    if parallel.vpp is not None and layers_per_rank % parallel.vpp:
+        raise UserError(
+            "parallel.vpp",
+            parallel.vpp,
+            f"must divide the {layers_per_rank} layers of a pipeline rank; use one of {_divisors(layers_per_rank)}",
+        )
+
+
+def padded_vocab_size(vocab_size: int, tp: int) -> int:
+    """The vocabulary's size in megatron: the next multiple of 8 tp. Padding rows are zero and never exported.
+
+    A checkpoint keeps only the true rows, so the padding may differ from run to run.
+
+    Example:
+        >>> padded_vocab_size(151_665, 4)
+        151680
+    """
+    multiple = _VOCAB_MULTIPLE * tp
+    return -(-vocab_size // multiple) * multiple
+
+
+def _model_type(path: Path) -> str:
+    if not path.is_dir():
+        raise UserError("model.path", path, "no such folder; give one with config.json and .safetensors files")
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError("model.path", path, "holds no config.json; give an HF checkpoint folder")
+    try:
+        raw = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(str(file), f"line {error.lineno}", f"not valid JSON: {error.msg}") from error
+    return str(raw.get("model_type"))
+
+
+def _refuse_unsupported(path: Path, config: Any) -> None:
+    window = getattr(config, "sliding_window", None)
+    unsupported = {
+        "hidden_act": (config.hidden_act, config.hidden_act == "silu", "silu"),
+        "attention_bias": (
+            getattr(config, "attention_bias", False),
+            not getattr(config, "attention_bias", False),
+            False,
+        ),
+        "mlp_bias": (getattr(config, "mlp_bias", False), not getattr(config, "mlp_bias", False), False),
+        "sliding_window": (window, window is None or window >= config.max_position_embeddings, None),
+    }
+    for field, (value, supported, expected) in unsupported.items():
+        if not supported:
+            raise UserError(f"{path / 'config.json'} {field}", value, f"not supported; only {expected} is")
+
+
+def _rope(path: Path, config: Any) -> tuple[float, float | None]:
+    """(theta, llama3 scaling factor or None)."""
+    rope = dict(config.rope_parameters)
+    kind = rope.get("rope_type", "default")
+    where = f"{path / 'config.json'} rope_parameters"
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(where, rope, "partial rotary embeddings are not supported")
+    if kind == "default":
+        return float(rope["rope_theta"]), None
+    if kind != "llama3":
+        raise UserError(where, rope, f"rope type {kind} is not supported; use default or llama3")
+    for field, expected in _LLAMA3_ROPE.items():
+        if rope[field] != expected:
+            raise UserError(f"{where}.{field}", rope[field], f"megatron-core has {expected:g} built in")
+    return float(rope["rope_theta"]), float(rope["factor"])
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)

@@ -1,0 +1,66 @@
+"""Reads tensors, or slices of them, from an HF folder's safetensors files without loading the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from owpo_megatron.errors import UserError
+
+
+class HFReader:
+    """The tensors of an HF folder: one `model.safetensors`, or shards with an index file.
+
+    Files are memory-mapped and opened when first needed.
+
+    Raises:
+        UserError: the folder has no safetensors files, or a file that the index names is missing or broken.
+
+    Example:
+        HFReader(path).slice("model.embed_tokens.weight", 0, 0, 1000)  # the first 1000 rows
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self._files: dict[Path, Any] = {}
+        self._file_of = self._locate()
+
+    def names(self) -> list[str]:
+        return list(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._view(name).get_shape())
+
+    def slice(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
+        """A new tensor with entries `start` .. `stop` - 1 along `dim` (0 or 1)."""
+        view = self._view(name)
+        return view[start:stop] if dim == 0 else view[:, start:stop]
+
+    def _view(self, name: str) -> Any:
+        if name not in self._file_of:
+            raise UserError("model.path", self.folder, f"its weights lack {name}")
+        return self._open(self._file_of[name]).get_slice(name)
+
+    def _open(self, file: Path) -> Any:
+        if file not in self._files:
+            if not file.is_file():
+                raise UserError("model.path", file, "named by the index but not there; download the checkpoint again")
+            try:
+                self._files[file] = safe_open(file, framework="pt")
+            except SafetensorError as error:
+                raise UserError("model.path", file, f"not a whole safetensors file ({error})") from error
+        return self._files[file]
+
+    def _locate(self) -> dict[str, Path]:
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            weight_map = json.loads(index.read_text())["weight_map"]
+            return {name: self.folder / file for name, file in weight_map.items()}
+        single = self.folder / "model.safetensors"
+        if single.is_file():
+            return {name: single for name in self._open(single).keys()}
+        raise UserError("model.path", self.folder, "holds no .safetensors weights; save the model as safetensors")

@@ -1,0 +1,169 @@
+"""Weights between an HF checkpoint and megatron's shards, one parameter at a time, bit for bit in both directions.
+
+A megatron name here carries the layer's index in the whole model (not in its pipeline stage) and no wrapper prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from owpo_megatron.convert.hf_model import HFModel, padded_vocab_size
+from owpo_megatron.convert.reader import HFReader
+from owpo_megatron.convert.rules import EMBEDDING, LM_HEAD, OUTPUT_LAYER, Part, Rule
+from owpo_megatron.errors import UserError
+
+_LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
+_SHOWN = 8  # names of each kind in an error
+
+
+def to_megatron(model: HFModel, name: str, reader: HFReader, *, tp_rank: int = 0, tp_size: int = 1) -> torch.Tensor:
+    """This TP rank's shard of the megatron parameter `name`; only its own slices are read from disk.
+
+    With tied embeddings `output_layer.weight` (the copy on the last pipeline stage) reads the embedding.
+
+    Raises:
+        UserError: the family has no such parameter.
+
+    Example:
+        to_megatron(model, "decoder.layers.7.mlp.linear_fc1.weight", reader, tp_rank=1, tp_size=2)
+    """
+    rule, layer = _find(model, EMBEDDING if model.tied and name == OUTPUT_LAYER else name)
+    assert rule.fuse != "qkv" or model.num_kv_heads % tp_size == 0, "query groups do not divide over TP ranks"
+    pieces = []
+    for part in rule.hf:
+        shape = [model.size(size) for size in part.shape]
+        hf_name = part.name.format(layer=layer)
+        if rule.tp_dim is None:
+            pieces.append(reader.slice(hf_name, 0, 0, shape[0]))
+        elif part.shape[0] == "vocab":
+            pieces.append(_vocab_rows(reader, hf_name, model.vocab_size, tp_rank, tp_size))
+        else:
+            assert shape[rule.tp_dim] % tp_size == 0, f"{hf_name} {shape} does not divide over {tp_size} ranks"
+            length = shape[rule.tp_dim] // tp_size
+            pieces.append(reader.slice(hf_name, rule.tp_dim, tp_rank * length, (tp_rank + 1) * length))
+    return _fuse(model, rule, pieces)
+
+
+def to_hf(model: HFModel, name: str, shards: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    """(HF name, full tensor) of every HF tensor that the megatron parameter `name` is made of.
+
+    Args:
+        shards: the parameter of every TP rank, in rank order (of a replicated one, the first is taken).
+
+    Returns:
+        Contiguous or not, possibly views of the shards; padding rows of the vocabulary are dropped. Empty for the
+        output layer of a model with tied embeddings: the embedding stands for both.
+
+    Raises:
+        UserError: the family has no such parameter.
+    """
+    if model.tied and name == OUTPUT_LAYER:
+        return []
+    rule, layer = _find(model, name)
+    split_shards = [_unfuse(model, rule, shard, len(shards)) for shard in shards]
+    tensors = []
+    for part, pieces in zip(rule.hf, zip(*split_shards, strict=True), strict=True):
+        tensor = pieces[0] if rule.tp_dim is None or len(pieces) == 1 else torch.cat(pieces, dim=rule.tp_dim)
+        if part.shape[0] == "vocab":
+            tensor = tensor[: model.vocab_size]
+        assert tuple(tensor.shape) == _shape(model, part), f"{name}: {tuple(tensor.shape)} for {part.name}"
+        tensors.append((part.name.format(layer=layer), tensor))
+    return tensors
+
+
+def hf_shapes(model: HFModel) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a checkpoint of this model holds, with its shape."""
+    shapes = {}
+    for rule in model.family.rules:
+        for part in rule.hf:
+            if part.name == LM_HEAD and model.tied:
+                continue
+            for layer in range(model.num_layers) if "{layer}" in part.name else [0]:
+                shapes[part.name.format(layer=layer)] = _shape(model, part)
+    return shapes
+
+
+def check_weights(model: HFModel, reader: HFReader) -> None:
+    """Compare the checkpoint's tensors with what the model needs, before anything is loaded.
+
+    Raises:
+        UserError: with the missing, unexpected and wrongly shaped tensors.
+    """
+    expected = hf_shapes(model)
+    found = set(reader.names())
+    # buffers of old checkpoints, and the copy some tied checkpoints carry
+    ignored = {name for name in found if name.endswith("rotary_emb.inv_freq") or (model.tied and name == LM_HEAD)}
+    wrong = [
+        f"{name} {reader.shape(name)} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and reader.shape(name) != shape
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": sorted(found - set(expected) - ignored),
+        "wrong shape": wrong,
+    }
+    told = [f"{kind}: {_listed(names)}" for kind, names in problems.items() if names]
+    if told:
+        raise UserError("model.path", reader.folder, f"its weights do not fit its config.json; {'; '.join(told)}")
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shape(model: HFModel, part: Part) -> tuple[int, ...]:
+    return tuple(model.size(size) for size in part.shape)
+
+
+def _find(model: HFModel, name: str) -> tuple[Rule, int]:
+    """(the rule of a megatron name, its layer index or 0)."""
+    match = _LAYER.search(name)
+    by_name = _rules_by_name(model.family_name, model.family.rules)
+    rule = by_name.get(_LAYER.sub("{layer}", name, count=1))
+    if rule is None or (match and int(match[0]) >= model.num_layers):
+        raise UserError(
+            "megatron parameter", name, f"{model.family_name} with {model.num_layers} layers has none of that name"
+        )
+    return rule, int(match[0]) if match else 0
+
+
+@lru_cache
+def _rules_by_name(family_name: str, rules: tuple[Rule, ...]) -> dict[str, Rule]:
+    return {name: rule for rule in rules for name in rule.megatron}
+
+
+def _vocab_rows(reader: HFReader, hf_name: str, vocab_size: int, tp_rank: int, tp_size: int) -> torch.Tensor:
+    """Rows of one rank, zeros below the true vocabulary."""
+    length = padded_vocab_size(vocab_size, tp_size) // tp_size
+    start, stop = (min(edge, vocab_size) for edge in (tp_rank * length, (tp_rank + 1) * length))
+    rows = reader.slice(hf_name, 0, start, stop)
+    return torch.cat([rows, rows.new_zeros(length - len(rows), rows.shape[1])])
+
+
+def _fuse(model: HFModel, rule: Rule, pieces: list[torch.Tensor]) -> torch.Tensor:
+    """One rank's pieces of the HF tensors -> its megatron shard."""
+    if rule.fuse == "plain":
+        return pieces[0]
+    if rule.fuse == "gate_up":
+        return torch.cat(pieces)
+    groups = pieces[1].shape[0] // model.head_dim
+    grouped = [piece.reshape(groups, -1, *piece.shape[1:]) for piece in pieces]
+    return torch.cat(grouped, dim=1).flatten(0, 1)
+
+
+def _unfuse(model: HFModel, rule: Rule, shard: torch.Tensor, tp_size: int) -> Sequence[torch.Tensor]:
+    """The inverse of `_fuse`."""
+    if rule.fuse == "plain":
+        return [shard]
+    if rule.fuse == "gate_up":
+        return shard.chunk(2)
+    query_rows = model.num_heads // model.num_kv_heads * model.head_dim
+    grouped = shard.reshape(model.num_kv_heads // tp_size, -1, *shard.shape[1:])
+    pieces = grouped.split([query_rows, model.head_dim, model.head_dim], dim=1)
+    return [piece.flatten(0, 1) for piece in pieces]
