@@ -2,7 +2,7 @@
 
         owpo train --- this process: signals, exit code, the one line
           torchrun            watches the ranks; its own words go to logs/torchrun.log
-            rank 0            the terminal; talks to the engine
+            rank 0            stdout: the terminal; stderr: logs/rank_0.log; talks to the engine
             rank 1 ..         logs/rank_N.log
 
 A world of one rank needs no torchrun and is started directly.
@@ -27,6 +27,7 @@ import psutil
 from owpo_megatron.launch.machine import gpu_names
 
 TRAINER = "owpo_megatron.trainer.main"
+_MISTAKE = "error: "  # how an error file of a user's mistake begins (trainer/main.py)
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 _SHUTDOWN_SECONDS = 20  # between torchrun's request to end and its kill, once a rank has failed
 
@@ -60,15 +61,15 @@ def run_ranks(
         notify: told what happens on a signal.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    for pattern in ("error_rank_*.txt", "exit_rank_*.txt", "torchrun.log"):
+    for pattern in ("error_rank_*.txt", "torchrun.log"):
         for stale in logs.glob(pattern):
             stale.unlink()
     command = _command(world_size, logs, module, arguments)
-    with (logs / "torchrun.log").open("wb") as own_words:
+    with (logs / "torchrun.log").open("wb") as own_words:  # of one rank: what it says before it has its log
         process = subprocess.Popen(
             command,
             env=rank_environment(world_size),
-            stderr=own_words if world_size > 1 else None,
+            stderr=own_words,
             start_new_session=True,  # the terminal's Ctrl-C comes here alone, and is passed on below
         )
         with _stops_passed_on(process, world_size, notify):
@@ -162,27 +163,20 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 def _why(code: int, world_size: int, logs: Path) -> Outcome:
     """From what the ranks left: a user's mistake if one says so, else what failed first."""
-    mistakes = [_rank_of(file) for file in logs.glob("exit_rank_*.txt") if file.read_text().strip() == "2"]
-    errors = sorted(logs.glob("error_rank_*.txt"), key=lambda file: file.stat().st_mtime_ns)
-    for file in errors:
-        if _rank_of(file) in mistakes:
-            return Outcome(2, _reason(file), file)
+    files = sorted(logs.glob("error_rank_*.txt"), key=lambda file: file.stat().st_mtime_ns)
+    texts = {file: file.read_text() for file in files}
+    for file, text in texts.items():
+        if text.startswith(_MISTAKE):
+            return Outcome(2, text.removeprefix(_MISTAKE).strip(), file)
     killed = _killed_rank(code, world_size, logs)
     if killed is not None:
         rank, number = killed
         hint = "; the machine may be out of memory" if number == signal.SIGKILL else ""
         return Outcome(1, f"rank {rank} was ended by {signal.Signals(number).name}{hint}", _log_of(rank, logs))
-    if errors:
-        return Outcome(1, f"rank {_rank_of(errors[0])}: {_reason(errors[0])}", errors[0])
-    return Outcome(2 if mistakes or code == 2 else 1, f"the ranks ended with exit code {code}", _log_of(0, logs))
-
-
-def _reason(file: Path) -> str:
-    """The first line; of a bare traceback the last one."""
-    lines = [line for line in file.read_text().splitlines() if line.strip()]
-    if not lines:
-        return "no reason given"
-    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    for file, text in texts.items():
+        lines = [line for line in text.splitlines() if line.strip()]
+        return Outcome(1, f"rank {_rank_of(file)}: {lines[-1] if lines else 'no reason given'}", file)
+    return Outcome(1, f"the ranks ended with exit code {code}", _log_of(0, logs))
 
 
 def _killed_rank(code: int, world_size: int, logs: Path) -> tuple[int, int] | None:

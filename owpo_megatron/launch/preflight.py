@@ -64,7 +64,9 @@ def _model(config: Config) -> None:
 
 def _model_folder(field: str, path: Path) -> None:
     if not path.is_dir():
-        raise UserError(field, path, "no such folder; give an HF checkpoint folder (for the small model: owpo quickstart)")
+        raise UserError(
+            field, path, "no such folder; give an HF checkpoint folder (for the small model: owpo quickstart)"
+        )
     if not any(path.iterdir()):
         raise UserError(field, path, "the folder is empty; give one that holds a checkpoint")
 
@@ -101,7 +103,9 @@ def _data(config: Config) -> None:
         _source("data.eval_source", config.data.eval_source)
     replay = config.rollout.replay
     if replay is not None and not replay.is_dir():
-        raise UserError("rollout.replay", replay, "no such folder; give the rollouts/ folder of a run with rollout.save")
+        raise UserError(
+            "rollout.replay", replay, "no such folder; give the rollouts/ folder of a run with rollout.save"
+        )
 
 
 def _source(field: str, source: str) -> None:
