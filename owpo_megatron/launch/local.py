@@ -43,6 +43,7 @@ class Outcome:
     code: int  # 0 done, 1 failure, 2 the user's mistake
     reason: str = ""
     log: Path | None = None  # where more stands
+    stopped: bool = False  # on request
 
 
 def run_ranks(
@@ -72,10 +73,12 @@ def run_ranks(
             stderr=own_words,
             start_new_session=True,  # the terminal's Ctrl-C comes here alone, and is passed on below
         )
-        with _stops_passed_on(process, world_size, notify):
+        with _stops_passed_on(process, world_size, notify) as stop:
             code = process.wait()
     if code == 0:
-        return Outcome(0)
+        return Outcome(0, stopped=stop.asked > 0)
+    if stop.asked:
+        return Outcome(1, "stopped at once; what came after the last checkpoint is lost", stopped=True)
     return _why(code, world_size, logs)
 
 
@@ -112,19 +115,23 @@ def _command(world_size: int, logs: Path, module: str, arguments: Sequence[str])
     ]
 
 
+@dataclass
+class _Stop:
+    asked: int = 0  # how many times
+
+
 @contextmanager
 def _stops_passed_on(
     process: subprocess.Popen[bytes], world_size: int, notify: Callable[[str], None]
-) -> Iterator[None]:
-    asked = 0
+) -> Iterator[_Stop]:
+    stop = _Stop()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
+        stop.asked += 1
+        if stop.asked == 1:
             notify("stopping: the ranks finish their step and save (once more: stop at once)")
             _tell_ranks(process, world_size, number)
-        elif asked == 2:
+        elif stop.asked == 2:
             notify("stopping at once (once more: kill)")
             process.terminate()
         else:
@@ -132,7 +139,7 @@ def _stops_passed_on(
 
     before = {number: signal.signal(number, pass_on) for number in _FORWARDED}
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

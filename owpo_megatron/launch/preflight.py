@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,7 @@ from owpo_megatron.config import Config
 from owpo_megatron.data.tasks import get_task
 from owpo_megatron.errors import UserError
 from owpo_megatron.launch.machine import gpu_names
-
-_PROJECT = Path(__file__).resolve().parents[2]
+from owpo_megatron.rollout.command import check_surroundings, server_arguments
 
 
 def preflight(config: Config) -> None:
@@ -27,28 +24,6 @@ def preflight(config: Config) -> None:
     """
     for check in CHECKS:
         check(config)
-
-
-def engine_interpreter(config: Config) -> Path:
-    """The Python that starts SGLang: `engine.python`, else .venv-engine beside the project, else this one.
-
-    Raises:
-        UserError: `engine.python` is not an executable file.
-    """
-    given = config.engine.python
-    if given is not None:
-        if not (given.is_file() and os.access(given, os.X_OK)):
-            raise UserError("engine.python", given, "is not an interpreter; run `make setup`, or name SGLang's python")
-        return given
-    beside = _PROJECT / ".venv-engine" / "bin" / "python"
-    return beside if beside.is_file() else Path(sys.executable)
-
-
-def sglang_version(python: Path) -> str | None:
-    """Version of SGLang that this interpreter would import, None: it has none."""
-    code = "from importlib.metadata import version; print(version('sglang'))"
-    asked = subprocess.run([str(python), "-c", code], capture_output=True, text=True, timeout=60)
-    return asked.stdout.strip() if asked.returncode == 0 else None
 
 
 def needs_own_engine(config: Config) -> bool:
@@ -140,9 +115,8 @@ def _engine(config: Config) -> None:
             raise UserError("engine.urls", url, "write whole URLs, e.g. http://127.0.0.1:30000")
     if not needs_own_engine(config):
         return
-    python = engine_interpreter(config)
-    if sglang_version(python) is None:
-        raise UserError("engine.python", python, "has no SGLang; run `make setup`, or name the python that has it")
+    check_surroundings(config.engine, config.model.path)
+    server_arguments(config.engine, config.model.path, config.model.dtype, config.sglang)
     if config.engine.port:
         _port_free(config.engine.host, config.engine.port)
 

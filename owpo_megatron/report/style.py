@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 INK, MUTED, HAIR = "#1f2933", "#7b8794", "#e4e7eb"
@@ -23,8 +24,8 @@ CASES = {
 
 def new_figure(rows: int = 1, columns: int = 1, height: float = 3.2, width: float = 9.0) -> tuple[Figure, list[Axes]]:
     """A figure of equal panels, and its axes in reading order; `height` is of one row, in inches."""
-    figure = Figure(figsize=(width, height * rows), dpi=130, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.02, hspace=0.04)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.02, hspace=0.04)
+    figure = Figure(figsize=(width, height * rows), dpi=130, layout=layout, facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, [axis for row in axes for axis in row]
 

@@ -1,0 +1,67 @@
+"""The `owpo` command. Exit codes: 0 done, 1 a failure, 2 the user's mistake. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from owpo_megatron import __version__
+from owpo_megatron.cli.bench import bench
+from owpo_megatron.cli.doctor import doctor
+from owpo_megatron.cli.evaluate import evaluate
+from owpo_megatron.cli.options import err, out
+from owpo_megatron.cli.quickstart import quickstart
+from owpo_megatron.cli.report import report
+from owpo_megatron.cli.serve import serve
+from owpo_megatron.cli.train import train
+from owpo_megatron.errors import EngineError, UserError
+
+app = typer.Typer(
+    name="owpo",
+    help="One-Way Policy Optimization on Megatron and SGLang. Start with: owpo quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("quickstart")(quickstart)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("report")(report)
+app.command("serve")(serve)
+app.command("doctor")(doctor)
+app.add_typer(bench, name="bench")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app(prog_name="owpo")
+    except UserError as error:
+        err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+        sys.exit(2)
+    except EngineError as error:
+        err.print(f"[bold red]failed:[/bold red] {escape(str(error))}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

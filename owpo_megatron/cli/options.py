@@ -1,0 +1,19 @@
+"""Options that several commands share, and how they speak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration of the run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="FIELD=VALUE", help="Fields to change, e.g. parallel.tp=2 optimizer.steps=10."),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON, too.")]
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
