@@ -155,6 +155,7 @@ class TokenBatch:
     mask_T: torch.Tensor  # bool
     sample_T: torch.Tensor  # int64, index of the token's sample inside this microbatch, 0..S-1
     num_samples: int  # S, samples in this microbatch
+    behaviour_logp_T: torch.Tensor | None = None  # sampling policy, as the engine reported it
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""The one seam that lets the stock megatron-core run on a CPU with gloo.
+
+megatron-core 0.16.1 names "cuda" literally in a few places. Where there is no CUDA, `install()` does three things, once:
+
+1. `torch.cuda.current_device` and `torch.cuda.synchronize` mean the CPU;
+2. the name `torch` inside megatron's schedules is a proxy whose `zeros` ignores device="cuda"
+   (`total_num_tokens` in the three forward_backward functions);
+3. the torch AdamW fall-back of the distributed optimizer (no Transformer Engine, no apex) saves and loads its state
+   correctly: megatron copies every state key, `step` included, and shares one `step` tensor among all parameters, so
+   that Adam would count n_params steps an update after a resume.
+
+`scope()` is a TorchFunctionMode for the few calls that need more (model construction, optimizer construction and step,
+checkpoint save and load). It is not a global mode: that would cost about 2x a tiny step and is not active inside
+backward. A test fails when a symbol touched here moves; megatron-core is pinned for that reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.pipeline_parallel import schedules
+from torch.overrides import TorchFunctionMode
+
+
+def on_cpu() -> bool:
+    """True where this process computes on the CPU."""
+    return not torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """The device that this rank computes on."""
+    return torch.device("cpu") if on_cpu() else torch.device("cuda", torch.cuda.current_device())
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Rewrites device="cuda", pin_memory, Tensor.cuda() and type names of the calls made inside the scope."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if _names_cuda(kwargs.get("device")):
+            kwargs["device"] = "cpu"
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        name = getattr(func, "__name__", "")
+        if name == "cuda" and args and isinstance(args[0], torch.Tensor):
+            return args[0]
+        if name == "to":
+            args = tuple("cpu" if _names_cuda(arg) else arg for arg in args)
+        out = func(*args, **kwargs)
+        if name == "type" and isinstance(out, str) and not out.startswith("torch.cuda"):
+            # the optimizers sort parameters by this name and know only the CUDA ones
+            return out.replace("torch.", "torch.cuda.", 1)
+        return out
+
+
+class _TorchWithoutCudaZeros:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def zeros(self, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        return torch.zeros(*args, device="cpu" if _names_cuda(device) else device, **kwargs)
+
+
+def _names_cuda(value: Any) -> bool:
+    return (isinstance(value, str) and value.startswith("cuda")) or (
+        isinstance(value, torch.device) and value.type == "cuda"
+    )
+
+
+@contextlib.contextmanager
+def scope() -> Iterator[None]:
+    """Around model and optimizer construction, optimizer.step, checkpoint save and load; nothing where CUDA is."""
+    if on_cpu():
+        with _CudaMeansCpu():
+            yield
+    else:
+        yield
+
+
+def scoped(function: Any) -> Any:
+    """Decorator form of `scope`."""
+
+    @functools.wraps(function)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with scope():
+            return function(*args, **kwargs)
+
+    return inside
+
+
+@functools.cache
+def install() -> None:
+    """Install the seam in this process; nothing where CUDA is. Call before any model is built."""
+    if not on_cpu():
+        return
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    torch.cuda.synchronize = lambda *args, **kwargs: None  # type: ignore[assignment]
+    schedules.torch = _TorchWithoutCudaZeros()
+    _repair_torch_adamw_state()
+
+
+def _repair_torch_adamw_state() -> None:
+    stock_get = DistributedOptimizer._get_main_param_and_optimizer_states
+    stock_load = DistributedOptimizer.load_state_dict
+
+    def get_without_step(self: Any, model_param: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        return {key: value for key, value in stock_get(self, model_param).items() if key != "step"}
+
+    @torch.no_grad()
+    def set_without_step(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+        for key, target in get_without_step(self, model_param).items():
+            target.copy_(tensors[key])
+
+    def load_with_own_steps(self: Any, state_dict: dict[str, Any]) -> None:
+        stock_load(self, state_dict)
+        if not getattr(self, "is_stub_optimizer", False):
+            for state in self.optimizer.state.values():
+                state["step"] = state["step"].clone()
+
+    DistributedOptimizer._get_main_param_and_optimizer_states = get_without_step
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_without_step
+    DistributedOptimizer.load_state_dict = load_with_own_steps
+
+
+def prime_adamw(optimizer: Any) -> None:
+    """Give torch AdamW its zero state before a loading state dict is built (megatron asserts that it exists)."""
+    for chained in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = chained.optimizer
+        if not isinstance(inner, torch.optim.AdamW | torch.optim.Adam):
+            continue  # TE's and apex's FusedAdam make their own
+        for group in inner.param_groups:
+            for param in group["params"]:
+                if not inner.state[param]:
+                    inner.state[param].update(
+                        step=torch.tensor(0.0), exp_avg=torch.zeros_like(param), exp_avg_sq=torch.zeros_like(param)
+                    )

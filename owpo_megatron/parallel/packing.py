@@ -1,0 +1,155 @@
+"""Packs samples of different lengths into thd microbatches, the same way on every rank.
+
+Every rank knows all samples of a minibatch and computes the same plan: samples go to the data-parallel rank with the
+fewest tokens so far, longest first, and fill microbatches first-fit. The plan depends on nothing but the lengths, so
+that a log-prob pass and an update over the same samples see identical microbatches and give identical bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from owpo_megatron.types import Sample, TokenBatch
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """One packed forward pass of one data-parallel rank; position t predicts `target_T[t]`.
+
+    Example: prompt (7, 8), response (9, 1) packs to tokens (7, 8, 9), targets (8, 9, 1), mask (False, True, True).
+    """
+
+    sample_indices: tuple[int, ...]  # into the minibatch's samples
+    token_T: torch.Tensor  # [1, T] int64
+    position_T: torch.Tensor  # [1, T] int64
+    target_T: torch.Tensor  # [1, T] int64
+    mask_T: torch.Tensor  # [1, T] bool, True where the target is a response token
+    packed_seq_params: PackedSeqParams
+
+
+def plan_microbatches(
+    lengths: Sequence[int], dp_size: int, max_tokens: int, multiple_of: int = 1, at_least: int = 1
+) -> list[list[list[int]]]:
+    """Sample indices of every microbatch of every data-parallel rank: plan[dp_rank][microbatch].
+
+    All ranks get equally many microbatches (empty ones at the end where needed): `at_least` so many, and a multiple of
+    `multiple_of`.
+    A sample longer than `max_tokens` gets a microbatch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    load = [0] * dp_size
+    plan: list[list[list[int]]] = [[] for _ in range(dp_size)]
+    room: list[list[int]] = [[] for _ in range(dp_size)]
+    for index in order:
+        dp_rank = load.index(min(load))
+        load[dp_rank] += lengths[index]
+        for slot, free in enumerate(room[dp_rank]):
+            if lengths[index] <= free:
+                break
+        else:
+            slot = len(plan[dp_rank])
+            plan[dp_rank].append([])
+            room[dp_rank].append(max_tokens)
+        plan[dp_rank][slot].append(index)
+        room[dp_rank][slot] -= lengths[index]
+    count = max(at_least, *(len(microbatches) for microbatches in plan))
+    count = -(-count // multiple_of) * multiple_of
+    for microbatches in plan:
+        microbatches.extend([] for _ in range(count - len(microbatches)))
+    return plan
+
+
+def packed_length(sample: Sample) -> int:
+    """Tokens that a sample takes in a pack: all but its last, which is only a target."""
+    return len(sample.prompt_ids) + len(sample.response_ids) - 1
+
+
+def build_microbatch(
+    samples: Sequence[Sample], indices: Sequence[int], pad_to: int, device: torch.device
+) -> Microbatch:
+    """Pack the chosen samples; the tail up to a multiple of `pad_to` is a masked sequence of its own."""
+    tokens: list[int] = []
+    targets: list[int] = []
+    positions: list[int] = []
+    mask: list[bool] = []
+    lengths: list[int] = []
+    for index in indices:
+        sample = samples[index]
+        ids = (*sample.prompt_ids, *sample.response_ids)
+        length = len(ids) - 1
+        tokens.extend(ids[:-1])
+        targets.extend(ids[1:])
+        positions.extend(range(length))
+        prompt_part = len(sample.prompt_ids) - 1
+        mask.extend([False] * prompt_part + [True] * (length - prompt_part))
+        lengths.append(length)
+    padding = -len(tokens) % pad_to or (0 if tokens else pad_to)
+    if padding:
+        tokens.extend([0] * padding)
+        targets.extend([0] * padding)
+        positions.extend(range(padding))
+        mask.extend([False] * padding)
+        lengths.append(padding)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
+    longest = max(lengths)
+    return Microbatch(
+        sample_indices=tuple(indices),
+        token_T=torch.tensor([tokens], device=device),
+        position_T=torch.tensor([positions], device=device),
+        target_T=torch.tensor([targets], device=device),
+        mask_T=torch.tensor([mask], device=device),
+        packed_seq_params=PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_kv=cu_seqlens,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        ),
+    )
+
+
+def token_batch(samples: Sequence[Sample], microbatch: Microbatch, logp_T: torch.Tensor) -> TokenBatch:
+    """The objective's inputs for a microbatch.
+
+    Where a pass was not spent its values are the current policy's own, detached: the old policy of a single update,
+    and the reference that has the old policy's weights.
+
+    Args:
+        logp_T: [T] the current policy's log-probs of this microbatch.
+    """
+    mask_T = microbatch.mask_T[0]
+    chosen = [samples[index] for index in microbatch.sample_indices]
+    counts = torch.tensor([len(sample.response_ids) for sample in chosen], dtype=torch.int64)
+
+    def scatter(values_L: torch.Tensor) -> torch.Tensor:
+        out_T = torch.zeros_like(mask_T, dtype=values_L.dtype)
+        out_T[mask_T] = values_L.to(out_T.device)
+        return out_T
+
+    def per_sample(values: list, dtype: torch.dtype) -> torch.Tensor:
+        return scatter(torch.tensor(values, dtype=dtype).repeat_interleave(counts))
+
+    def per_token(rows: list[torch.Tensor | None]) -> torch.Tensor:
+        known = [torch.zeros(len(s.response_ids)) if row is None else row for row, s in zip(rows, chosen, strict=True)]
+        return scatter(torch.cat(known) if known else torch.zeros(0))
+
+    current_T = logp_T.detach().float() * mask_T
+    spent_old = all(sample.old_logp is not None for sample in chosen)
+    assert spent_old or all(sample.old_logp is None for sample in chosen), "an old pass is of all samples or none"
+    old_T = per_token([sample.old_logp for sample in chosen]) if spent_old else current_T
+    is_old_T = per_sample([sample.ref_is_old for sample in chosen], torch.bool)
+    ref_T = torch.where(is_old_T, old_T, per_token([sample.ref_logp for sample in chosen]))
+    return TokenBatch(
+        old_logp_T=old_T,
+        ref_logp_T=ref_T,
+        advantage_T=per_sample([sample.advantage for sample in chosen], torch.float32),
+        active_T=per_sample([sample.active for sample in chosen], torch.bool),
+        mask_T=mask_T & ~per_sample([sample.masked for sample in chosen], torch.bool),
+        sample_T=per_sample(list(range(len(chosen))), torch.int64),
+        num_samples=len(chosen),
+        behaviour_logp_T=scatter(torch.tensor([logp for sample in chosen for logp in sample.behaviour_logp])),
+    )

@@ -1,0 +1,189 @@
+"""The policy network: megatron-core's GPTModel, stopped at the hidden states, with our log-prob head on top."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+from owpo_megatron.config import ParallelConfig
+from owpo_megatron.convert import HFModel, padded_vocab_size
+from owpo_megatron.errors import UserError
+from owpo_megatron.kernels import vocab_parallel_logprob
+from owpo_megatron.parallel import cpu
+from owpo_megatron.parallel.attention import PackedCoreAttention
+
+try:
+    import transformer_engine  # noqa: F401
+
+    HAVE_TRANSFORMER_ENGINE = True
+except ImportError:
+    HAVE_TRANSFORMER_ENGINE = False
+
+# Fields of TransformerConfig that the trainer relies on; the raw `megatron:` block may not change them.
+_SETTLED: dict[str, Any] = dict(
+    hidden_dropout=0.0,  # log-probs of one token must not depend on a mask
+    attention_dropout=0.0,
+    calculate_per_token_loss=True,  # losses are sums, divided once by the global count
+    variable_seq_lengths=True,  # packs differ in length
+    moe_token_dispatcher_type="alltoall",  # variable_seq_lengths demands it, dense models included
+    batch_p2p_comm=False,  # with pp=2 and vpp=2 True gives wrong gradients, without an error
+    deallocate_pipeline_outputs=False,
+)
+
+
+class RMSNorm(torch.nn.Module):
+    """RMSNorm of the local layer spec; megatron's own asserts sequence parallelism away.
+
+    The mark `sequence_parallel` makes finalize_model_grads sum its gradient over the tensor-parallel group.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any):
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class PolicyModel(GPTModel):
+    """One pipeline chunk. The last one returns [2, T]: log-prob of the target and entropy, both fp32.
+
+    `labels` carries the targets [1, T] and `loss_mask` the rows [1, T] that are wanted; other rows are zero.
+    """
+
+    def __init__(self, *args: Any, temperature: float, true_vocab_size: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.temperature = temperature
+        self.true_vocab_size = true_vocab_size
+
+    def _postprocess(
+        self, hidden_states: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor, **_: Any
+    ) -> torch.Tensor:
+        if not self.post_process:
+            return hidden_states
+        tied = self.share_embeddings_and_output_weights
+        weight_VH = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        if self.config.sequence_parallel:
+            hidden_T1H = gather_from_sequence_parallel_region(hidden_states)  # backward: reduce-scatter of dh
+        else:
+            hidden_T1H = copy_to_tensor_model_parallel_region(hidden_states)  # backward: all-reduce of dh
+        logp_T, entropy_T = vocab_parallel_logprob(
+            hidden_T1H.squeeze(1),
+            weight_VH,
+            labels[0],
+            temperature=self.temperature,
+            vocab_size=self.true_vocab_size,
+            group=self.pg_collection.tp if self.config.tensor_model_parallel_size > 1 else None,
+            row_mask_T=loss_mask[0],
+        )
+        return torch.stack([logp_T, entropy_T])
+
+
+def transformer_config(
+    hf: HFModel, parallel: ParallelConfig, dtype: torch.dtype, raw: dict[str, Any]
+) -> TransformerConfig:
+    """megatron's config of an HF model.
+
+    Raises:
+        UserError: the raw `megatron:` block names an unknown field or one that the trainer settles itself.
+    """
+    for name, value in raw.items():
+        if name in _SETTLED:
+            raise UserError(f"megatron.{name}", value, f"the trainer needs {_SETTLED[name]}; leave it out")
+        if name not in TransformerConfig.__dataclass_fields__:
+            raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
+    fields: dict[str, Any] = dict(
+        num_layers=hf.num_layers,
+        hidden_size=hf.hidden_size,
+        ffn_hidden_size=hf.ffn_size,
+        num_attention_heads=hf.num_heads,
+        num_query_groups=hf.num_kv_heads,
+        kv_channels=hf.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=hf.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=hf.qkv_bias,
+        qk_layernorm=hf.qk_norm,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp,
+        sequence_parallel=parallel.sp,
+        overlap_p2p_comm=False,
+        **_SETTLED,
+    )
+    if cpu.on_cpu():
+        fields |= dict(
+            use_cpu_initialization=True,
+            bias_dropout_fusion=False,
+            bias_activation_fusion=False,
+            masked_softmax_fusion=False,
+            gradient_accumulation_fusion=False,
+            persist_layer_norm=False,
+            apply_rope_fusion=False,
+        )
+    return TransformerConfig(**(fields | raw))
+
+
+def layer_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """Transformer Engine's layers where it is installed and CUDA is there, else the local ones with our attention."""
+    if HAVE_TRANSFORMER_ENGINE and not cpu.on_cpu():
+        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+    spec = copy.deepcopy(
+        get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm", vp_stage=vp_stage)
+    )
+    spec.layer_norm = RMSNorm
+    for layer in spec.layer_specs:
+        layer.submodules.input_layernorm = RMSNorm
+        layer.submodules.pre_mlp_layernorm = RMSNorm
+        attention = layer.submodules.self_attention.submodules
+        attention.core_attention = PackedCoreAttention
+        if config.qk_layernorm:
+            attention.q_layernorm = RMSNorm
+            attention.k_layernorm = RMSNorm
+    return spec
+
+
+@cpu.scoped
+def build_chunks(hf: HFModel, config: TransformerConfig, temperature: float) -> list[PolicyModel]:
+    """This rank's pipeline chunks (one, or `vpp` of them), with weights not yet loaded."""
+    vpp = config.virtual_pipeline_model_parallel_size
+    chunks = []
+    for stage in range(vpp or 1):
+        vp_stage = stage if vpp else None
+        chunk = PolicyModel(
+            config=config,
+            transformer_layer_spec=layer_spec(config, vp_stage),
+            vocab_size=padded_vocab_size(hf.vocab_size, config.tensor_model_parallel_size),
+            max_sequence_length=hf.max_positions,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            share_embeddings_and_output_weights=hf.tied,
+            position_embedding_type="rope",
+            rotary_base=hf.rope_theta,
+            rope_scaling=hf.rope_scaling_factor is not None,
+            rope_scaling_factor=hf.rope_scaling_factor or 1.0,
+            vp_stage=vp_stage,
+            temperature=temperature,
+            true_vocab_size=hf.vocab_size,
+        )
+        chunks.append(chunk.to(cpu.device()))
+    return chunks

@@ -1,0 +1,148 @@
+"""The policy: a sharded megatron model that gives log-probs, takes optimizer steps and names its weights for engines."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from owpo_megatron.config import Config
+from owpo_megatron.convert import HFModel, to_hf
+from owpo_megatron.parallel import checkpoint, cpu
+from owpo_megatron.parallel.loading import load_model_weights
+from owpo_megatron.parallel.optimizer import make_optimizer, make_scheduler, wrap_ddp
+from owpo_megatron.parallel.packing import Microbatch, build_microbatch, packed_length, plan_microbatches, token_batch
+from owpo_megatron.parallel.schedule import forward_backward, forward_logprobs
+from owpo_megatron.parallel.slots import ParameterSlots
+from owpo_megatron.parallel.topology import Topology
+from owpo_megatron.parallel.transformer import build_chunks, transformer_config
+from owpo_megatron.parallel.weights import gathered_weights
+from owpo_megatron.types import Objective, Sample
+
+
+class MegatronPolicy:
+    """Implements the Policy protocol on megatron-core. Every method is collective over all ranks.
+
+    Args:
+        hf: what the model is.
+        model_path: folder whose weights it starts from (HF, or megatron made by tools/convert_hf_to_megatron.py).
+    """
+
+    def __init__(self, config: Config, hf: HFModel, model_path: Path, topology: Topology):
+        self.hf = hf
+        self.topology = topology
+        self._tokens_per_microbatch = config.optimizer.tokens_per_microbatch
+        dtype = getattr(torch, config.model.dtype)
+        megatron_config = transformer_config(hf, config.parallel, dtype, config.megatron)
+        chunks = build_chunks(hf, megatron_config, config.rollout.temperature)
+        self._chunks = wrap_ddp(chunks, megatron_config)
+        self.load_weights(config.reference.path or model_path)
+        self._optimizer = make_optimizer(self._chunks, config.optimizer, dtype)
+        self._scheduler = make_scheduler(self._optimizer, config.optimizer)
+        self.slots = ParameterSlots(self._chunks, self._optimizer, config.reference.placement)
+        if config.reference.path:
+            self.slots.load_reference()
+            self.load_weights(model_path)
+            self._optimizer.reload_model_params()
+
+    def load_weights(self, path: Path) -> None:
+        load_model_weights(path, self._chunks, self.hf, self.topology)
+
+    # ------------------------------------------------------------------------------------------ passes
+    def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        """fp32 log-probs [L] of each sample's response tokens at the rollout temperature, on every rank's host."""
+        with self.evaluating():
+            results = forward_logprobs(self._chunks, self._microbatches(samples))
+        lengths = [len(sample.response_ids) for sample in samples]
+        starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        flat = torch.zeros(starts[-1], device=cpu.device())
+        if self.topology.is_last_stage:
+            for microbatch, logp_T in results:
+                known = logp_T[microbatch.mask_T[0]]
+                offset = 0
+                for index in microbatch.sample_indices:
+                    flat[starts[index] : starts[index + 1]] = known[offset : offset + lengths[index]]
+                    offset += lengths[index]
+        self.topology.sum_over_data_and_stages(flat)
+        return list(flat.cpu().split(lengths))
+
+    def update(self, samples: Sequence[Sample], objective: Objective) -> dict[str, Any]:
+        """One optimizer step. Returns sums over the minibatch's tokens, and `grad_norm` and `lr`."""
+
+        def loss(logp_T: torch.Tensor, entropy_T: torch.Tensor, microbatch: Microbatch) -> tuple:
+            batch = token_batch(samples, microbatch, logp_T)
+            out = objective(logp_T, batch)
+            sums = {name: value.detach().double().cpu() for name, value in out.metrics.items()}
+            sums["loss_sum"] = out.loss_sum.detach().double().cpu()
+            sums["loss_count"] = out.num_tokens.detach().double().cpu()
+            sums["entropy_sum"] = entropy_T.detach()[batch.mask_T].double().sum().cpu()
+            gap_T = (batch.old_logp_T - batch.behaviour_logp_T).abs()
+            sums["mismatch_sum"] = gap_T[batch.mask_T].double().sum().cpu()
+            return out.loss_sum, out.num_tokens, sums
+
+        for chunk in self._chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        collected = forward_backward(self._chunks, self._microbatches(samples), loss)
+        self._scheduler.step(1)
+        self.slots.before_step()
+        with cpu.scope():
+            _, grad_norm, _ = self._optimizer.step()
+        metrics = self._summed(collected)
+        return metrics | {"grad_norm": float(grad_norm), "lr": float(self._optimizer.param_groups[0]["lr"])}
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        for chunk in self._chunks:
+            chunk.eval()
+        yield
+
+    # ------------------------------------------------------------------------------------------ weights
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(HF name, full tensor) on global rank 0, in a fixed order; other ranks exhaust an empty iterator."""
+        seen: set[str] = set()
+        for name, shards in gathered_weights(self._chunks, self.topology):
+            for hf_name, tensor in to_hf(self.hf, name, shards):
+                if hf_name not in seen:  # a tied embedding comes from the first and from the last stage
+                    seen.add(hf_name)
+                    yield hf_name, tensor
+
+    def save(self, path: Path) -> None:
+        checkpoint.save_training_state(path, self._chunks, self._optimizer, self._scheduler, self.slots)
+
+    def restore(self, path: Path, reference_is_policy: bool) -> None:
+        checkpoint.load_training_state(
+            path, self._chunks, self._optimizer, self._scheduler, self.slots, reference_is_policy
+        )
+
+    # ------------------------------------------------------------------------------------------ inside
+    def _microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
+        topology = self.topology
+        lengths = [packed_length(sample) for sample in samples]
+        pad_to = topology.tp_size
+        if topology.vpp_size is None:
+            plan = plan_microbatches(lengths, topology.dp_size, self._tokens_per_microbatch)[topology.dp_rank]
+        else:
+            # Where two stages interleave, previous and next are the same rank. megatron then mixes up the shapes of
+            # what goes forward and what goes back, so all packs get one length; and with just one microbatch a stage
+            # its sends and receives cross and hang, so there are twice as many.
+            stages = topology.pp_size
+            plan = plan_microbatches(
+                lengths, topology.dp_size, self._tokens_per_microbatch, multiple_of=stages, at_least=2 * stages
+            )[topology.dp_rank]
+            longest = max(sum(lengths[index] for index in indices) for indices in plan)
+            pad_to = -(-longest // pad_to) * pad_to
+        return [build_microbatch(samples, indices, pad_to, cpu.device()) for indices in plan]
+
+    def _summed(self, collected: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+        """Sum the last stages' sums over microbatches and data-parallel ranks, in rank order, on every rank."""
+        speaks = self.topology.is_last_stage and self.topology.tp_rank == 0
+        totals: dict[str, torch.Tensor] = {}
+        for sums in (s for rank_sums in self.topology.all_gather(collected if speaks else []) for s in rank_sums):
+            for name, value in sums.items():
+                totals[name] = totals[name] + value if name in totals else value
+        return {name: value.tolist() for name, value in totals.items()}

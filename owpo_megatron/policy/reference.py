@@ -1,0 +1,77 @@
+"""The reference: versioned state that shares the policy's model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from owpo_megatron.policy.policy import MegatronPolicy
+from owpo_megatron.types import ReferenceVersion, Sample
+
+
+class SlotReference:
+    """Implements the Reference protocol over the two parameter slots of a policy.
+
+    At the start the reference is the initial policy (Algorithm 1, line 2) or, with `reference.path`, loaded weights.
+    """
+
+    def __init__(self, policy: MegatronPolicy, loaded: bool = False):
+        self._policy = policy
+        self.version = ReferenceVersion(ref_id=0, source_step=0, reason="loaded" if loaded else "init", hash="")
+
+    def swap(self, step: int, reason: Literal["interval", "best_of_stage"]) -> None:
+        """Hard swap: the reference becomes the policy as it is after `step` steps (Algorithm 1, line 16)."""
+        self._policy.slots.swap()
+        self.version = ReferenceVersion(self.version.ref_id + 1, step, reason, hash="")
+
+    def is_policy(self) -> bool:
+        """True from a swap until the next update."""
+        return self._policy.slots.aliased
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        with self._policy.slots.showing_reference():
+            return self._policy.logprobs(samples)
+
+    def hashed(self) -> ReferenceVersion:
+        """The version with the hash of all ranks' weights filled in. Collective."""
+        if not self.version.hash:
+            digests = self._policy.topology.all_gather(self._policy.slots.digest())
+            digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+            self.version = ReferenceVersion(
+                self.version.ref_id, self.version.source_step, self.version.reason, hash=digest
+            )
+        return self.version
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the weights. Collective (hashes them)."""
+        version = self.hashed()
+        return {
+            "ref_id": version.ref_id,
+            "source_step": version.source_step,
+            "reason": version.reason,
+            "hash": version.hash,
+            "is_policy": self.is_policy(),
+            "layout": self._layout(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a version whose weights were restored. Collective.
+
+        Raises:
+            RuntimeError: the restored weights do not hash to what was saved. The hash is of the shards, so it is
+                compared only where the parallel layout is the one that saved it.
+        """
+        self.version = ReferenceVersion(state["ref_id"], state["source_step"], state["reason"], hash="")
+        found = self.hashed().hash
+        if state["layout"] == self._layout() and found != state["hash"]:
+            raise RuntimeError(
+                f"the restored reference {state['ref_id']} hashes to {found[:12]}, but {state['hash'][:12]} was saved: "
+                "the checkpoint is damaged; remove it to resume from the one before"
+            )
+
+    def _layout(self) -> list[int]:
+        topology = self._policy.topology
+        return [topology.tp_size, topology.pp_size, topology.dp_size, topology.vpp_size or 1]

@@ -1,0 +1,1 @@
+"""The training run: the loop, what it is built of, what it writes."""

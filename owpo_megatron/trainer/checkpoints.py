@@ -1,0 +1,104 @@
+"""Checkpoints of a run: one atomic folder a checkpoint, with a manifest of hashes; the newest whole one is resumed.
+
+step_000020/
+    state/         policy, optimizer, scheduler and reference (sharded, torch_dist)
+    trainer.json   step, reference version, prompt stream
+    manifest.json  sha256 of every file; its presence says that the folder is whole
+
+There is no random state to save: nothing is dropped out, prompts come from (seed, epoch), samples from their own seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.errors import UserError
+
+_STATE, _TRAINER, _MANIFEST = "state", "trainer.json", "manifest.json"
+
+
+class CheckpointFolder:
+    """The checkpoints/ folder of a run, as one rank sees it (global rank 0 writes)."""
+
+    def __init__(self, root: Path, keep: int):
+        self._root = root
+        self._keep = keep
+
+    def path(self, step: int) -> Path:
+        return self._root / f"step_{step:06d}"
+
+    def start(self, step: int) -> Path:
+        """An empty folder for the sharded state of a new checkpoint; `finish` makes it count."""
+        scratch = self._scratch(step)
+        shutil.rmtree(scratch, ignore_errors=True)
+        (scratch / _STATE).mkdir(parents=True)
+        return scratch / _STATE
+
+    def state_path(self, step: int) -> Path:
+        return self._scratch(step) / _STATE
+
+    def finish(self, step: int, trainer_state: dict[str, Any]) -> Path:
+        """Add the trainer's state and the manifest, rename into place, remove the oldest beyond `keep`."""
+        scratch = self._scratch(step)
+        (scratch / _TRAINER).write_text(json.dumps(trainer_state, indent=1))
+        manifest = {str(file.relative_to(scratch)): _sha256(file) for file in sorted(scratch.rglob("*")) if file.is_file()}
+        (scratch / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for file in scratch.rglob("*"):
+            if file.is_file():
+                _fsync(file)
+        shutil.rmtree(self.path(step), ignore_errors=True)
+        os.replace(scratch, self.path(step))
+        _fsync(self._root)
+        for old in self.steps()[: -self._keep]:
+            shutil.rmtree(self.path(old))
+        return self.path(step)
+
+    def steps(self) -> list[int]:
+        """Steps of the folders that have a manifest, oldest first."""
+        found = [path.parent.name for path in self._root.glob(f"step_*/{_MANIFEST}")]
+        return sorted(int(name.removeprefix("step_")) for name in found)
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """(folder of the sharded state, trainer's state) of the newest checkpoint whose hashes are right, or None.
+
+        Raises:
+            UserError: there are checkpoints, but every one is damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            folder = self.path(step)
+            if verify_manifest(folder):
+                return folder / _STATE, json.loads((folder / _TRAINER).read_text())
+        if steps:
+            raise UserError("checkpoints", self._root, "every checkpoint here is damaged; move the folder away to restart")
+        return None
+
+    def _scratch(self, step: int) -> Path:
+        return self._root / f".writing_{step:06d}"
+
+
+def verify_manifest(folder: Path) -> bool:
+    """True when every file of the manifest is there with its hash."""
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    return all((folder / name).is_file() and _sha256(folder / name) == sha for name, sha in manifest.items())
+
+
+def _sha256(path: Path) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

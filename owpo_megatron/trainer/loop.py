@@ -1,0 +1,86 @@
+"""Algorithm 1 of the paper: self-evolving RLVR with OWPO. Every rank runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from owpo_megatron.types import Group, Objective, Policy, Reference, Sample, TrainBatch, WeightSync
+
+
+class Rollouts(Protocol):
+    """Prompts, responses and rewards of a step, the same on every rank."""
+
+    def collect(self, step: int, log: StepLog) -> list[Group]: ...
+
+
+class Batches(Protocol):
+    """From rewards to what the objective needs."""
+
+    def build(self, groups: list[Group], step: int, reference: Reference) -> TrainBatch: ...
+
+    def annotate(
+        self, batch: TrainBatch, policy: Policy, reference: Reference, objective: Objective, log: StepLog
+    ) -> Iterator[list[Sample]]: ...
+
+
+class StepLog(Protocol):
+    """One line of metrics.jsonl in the making."""
+
+    def timed(self, phase: str) -> Any: ...
+
+    def add(self, **values: Any) -> None: ...
+
+    def add_update(self, sums: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Loop:
+    """The verbs of a run. The parts are built in build.py; the loop knows them by their protocols only."""
+
+    steps: int
+    policy: Policy
+    reference: Reference
+    objective: Objective
+    rollouts: Rollouts
+    batches: Batches
+    sync: WeightSync
+    swap_due: Callable[[int], bool]
+    evaluate_due: Callable[[int], bool]
+    checkpoint_due: Callable[[int], bool]
+    evaluate: Callable[[int], None]
+    save: Callable[[int], None]
+    restore: Callable[[], int]
+    step_log: Callable[[int], Any]
+    stop_requested: Callable[[], bool]
+
+    def run(self) -> int:
+        """Train to the end, or to the end of the step in which a stop is requested; returns the steps done."""
+        step = self.restore()  # or 0, with the reference being the initial policy (line 2)
+        self.sync.push(self.policy.named_weights(), version=step)
+        if step == 0 and self.evaluate_due(0):
+            self.evaluate(0)
+        saved = step
+        while step < self.steps and not self.stop_requested():
+            with self.step_log(step) as log:
+                groups = self.rollouts.collect(step, log)  # lines 4-5
+                batch = self.batches.build(groups, step, self.reference)  # lines 5-6
+                for samples in self.batches.annotate(batch, self.policy, self.reference, self.objective, log):
+                    with log.timed("update"):
+                        log.add_update(self.policy.update(samples, self.objective))  # lines 7-14
+                step += 1
+                if self.swap_due(step):
+                    with log.timed("swap"):
+                        self.reference.swap(step, "interval")  # lines 15-16
+                with log.timed("sync"):
+                    self.sync.push(self.policy.named_weights(), version=step)
+                if self.checkpoint_due(step):
+                    with log.timed("checkpoint"):
+                        self.save(step)
+                    saved = step
+            if self.evaluate_due(step):
+                self.evaluate(step)
+        if saved != step:
+            self.save(step)
+        return step

@@ -1,0 +1,54 @@
+"""One rank of a run: `torchrun -m owpo_megatron.trainer.main --config FILE` (the `owpo` command starts it).
+
+Heavy imports stand inside `main`: megatron's checkpoint writer spawns a helper that imports this module again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from owpo_megatron.config import Config
+from owpo_megatron.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0: done or stopped on request; 2: the user's mistake; 1: a failure, told in logs/error_rank_N.txt."""
+    parser = argparse.ArgumentParser(prog="owpo_megatron.trainer.main", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="resolved YAML configuration of the run")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the newest checkpoint (or the model)")
+    args = parser.parse_args(argv)
+    rank = int(os.environ.get("RANK", "0"))
+    config = Config.load(args.config)
+    logs = config.run_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    error_file = logs / f"error_rank_{rank}.txt"
+    error_file.unlink(missing_ok=True)
+    try:
+        from owpo_megatron.trainer.build import evaluate_run, train_run
+
+        if args.eval_only:
+            evaluate_run(config)
+        else:
+            train_run(config)
+    except UserError as error:
+        error_file.write_text(f"error: {error}\n")
+        if rank == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except Exception:
+        error_file.write_text(traceback.format_exc())
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Other ranks may wait in a collective for a rank that failed; do not wait for them while the groups are torn down.
+    os._exit(code)

@@ -1,0 +1,127 @@
+"""metrics.jsonl: one line a step, the truth that reports and tests read. docs/metrics.md explains every field."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# sum of an update -> (field of the line, what it is divided by)
+_MEANS = {
+    "loss_sum": ("loss", "loss_count"),
+    "ratio_sum": ("ratio_mean", "tokens"),
+    "kl_old_sum": ("kl_old", "tokens"),
+    "clip_count": ("clip_fraction", "tokens"),
+    "entropy_sum": ("entropy", "tokens"),
+    "mismatch_sum": ("mismatch", "tokens"),
+    "w_sum": ("w_mean", "tokens"),
+    "w_at_low": ("w_at_low", "active_tokens"),
+    "w_at_high": ("w_at_high", "active_tokens"),
+    "kl_ref_sum": ("kl_ref", "ref_tokens"),
+    "abs_delta_sum": ("abs_delta", "ref_tokens"),
+    "case_1": ("case_1", "ref_tokens"),
+    "case_2": ("case_2", "ref_tokens"),
+    "case_3": ("case_3", "ref_tokens"),
+    "case_4": ("case_4", "ref_tokens"),
+    "reversed_count": ("reversed_fraction", "ref_tokens"),
+}
+_COUNTS = ("tokens", "active_tokens", "delta_hist")
+
+
+class StepLine:
+    """Collects one step; `as_dict` is the line. Implements StepLog.
+
+    Means are over all tokens of the step's updates; `grad_norm` is their mean and `lr` the last. A mean over no tokens
+    is left out.
+    """
+
+    def __init__(self, step: int):
+        self._values: dict[str, Any] = {"step": step + 1}
+        self._seconds: dict[str, float] = {}
+        self._sums: dict[str, Any] = {}
+        self._grad_norms: list[float] = []
+        self._started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - started
+
+    def add(self, **values: Any) -> None:
+        self._values.update(values)
+
+    def add_update(self, sums: dict[str, Any]) -> None:
+        """One update's sums (policy.update)."""
+        sums = dict(sums)
+        self._grad_norms.append(sums.pop("grad_norm"))
+        self._values["lr"] = sums.pop("lr")
+        for name, value in sums.items():
+            known = self._sums.get(name)
+            if known is None:
+                self._sums[name] = value
+            elif isinstance(value, list):
+                self._sums[name] = [old + new for old, new in zip(known, value, strict=True)]
+            else:
+                self._sums[name] = known + value
+
+    def as_dict(self) -> dict[str, Any]:
+        line = dict(self._values)
+        line["updates"] = len(self._grad_norms)
+        if self._grad_norms:
+            line["grad_norm"] = sum(self._grad_norms) / len(self._grad_norms)
+        for name, (field, divisor) in _MEANS.items():
+            if self._sums.get(divisor):
+                line[field] = self._sums[name] / self._sums[divisor] if name in self._sums else None
+        for name in _COUNTS:
+            if name in self._sums:
+                line[name] = self._sums[name]
+        self._seconds["total"] = time.perf_counter() - self._started
+        line["seconds"] = {phase: round(seconds, 4) for phase, seconds in self._seconds.items()}
+        return {name: value for name, value in line.items() if value is not None}
+
+
+class MetricsFile:
+    """Appends lines, each flushed to the disk; drops the lines of steps that are trained again after a resume."""
+
+    def __init__(self, path: Path, on_line: Callable[[dict[str, Any]], None]):
+        self._path = path
+        self._on_line = on_line
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def drop_after(self, step: int) -> None:
+        """Keep the lines of steps up to `step` (and a half-written last line never)."""
+        if not self._path.exists():
+            return
+        kept = []
+        for text in self._path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # the line that a killed run was writing
+                if json.loads(text)["step"] <= step:
+                    kept.append(text)
+        scratch = self._path.with_suffix(".tmp")
+        scratch.write_text("".join(text + "\n" for text in kept))
+        os.replace(scratch, self._path)
+
+    def append(self, line: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._on_line(line)
+
+    @contextlib.contextmanager
+    def step(self, step: int) -> Iterator[StepLine]:
+        """A line that is written when the step ends without an error."""
+        line = StepLine(step)
+        yield line
+        self.append(line.as_dict())
+
+
+@contextlib.contextmanager
+def silent_step(step: int) -> Iterator[StepLine]:
+    """The same on the ranks that write no file."""
+    yield StepLine(step)

@@ -1,0 +1,165 @@
+"""Collects a step's groups: prompts, responses, verdicts; dynamic sampling with a bounded number of rounds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from owpo_megatron.config import Config
+from owpo_megatron.trainer.loop import StepLog
+from owpo_megatron.trainer.main_rank import MainRank
+from owpo_megatron.types import (
+    GradingItem,
+    Group,
+    Progress,
+    PromptStream,
+    Rollout,
+    RolloutEngine,
+    SampleRequest,
+    Sampling,
+    Verdict,
+    Verifier,
+)
+
+FAILED = ("timeout", "crashed")
+
+
+def sample_seed(run_seed: int, draw: int, sibling: int) -> int:
+    """31 bits that depend on the run, the prompt's place in the stream and the sibling, and on nothing else."""
+    digest = hashlib.blake2b(f"{run_seed}/{draw}/{sibling}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class RolloutCollector:
+    """Implements Rollouts: global rank 0 generates and grades, every rank gets the groups.
+
+    Args:
+        engine, verifier, stream: of rank 0; None elsewhere.
+        decode: token ids to text.
+        record: called on rank 0 with (step, all rollouts that were generated, kept or not).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        main: MainRank,
+        engine: RolloutEngine | None,
+        verifier: Verifier | None,
+        stream: PromptStream | None,
+        decode: Callable[[Sequence[int]], str],
+        stop_token_ids: tuple[int, ...],
+        dynamic_sampling: bool,
+        record: Callable[[int, Sequence[Rollout]], None],
+        progress: Progress | None = None,
+    ):
+        self._config = config.rollout
+        self._seed = config.seed
+        self._mask_failures = config.verifier.mask_failures
+        self._main = main
+        self._engine = engine
+        self._verifier = verifier
+        self._stream = stream
+        self._decode = decode
+        self._dynamic = dynamic_sampling
+        self._record = record
+        self._progress = progress
+        self._drawn = 0  # prompts taken from the stream since the run began
+        self._sampling = Sampling(
+            config.rollout.max_response_tokens, config.rollout.temperature, stop_token_ids=stop_token_ids
+        )
+
+    def collect(self, step: int, log: StepLog) -> list[Group]:
+        groups, facts = self._main.run(lambda: self._collect_on_main(step, log))
+        log.add(**facts)
+        return groups
+
+    def state_dict(self) -> dict[str, Any]:
+        assert self._stream is not None
+        return {"drawn": self._drawn, "stream": self._stream.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert self._stream is not None
+        self._drawn = state["drawn"]
+        self._stream.load_state_dict(state["stream"])
+
+    def grade(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
+        """Verdicts of rollouts, on rank 0."""
+        assert self._verifier is not None
+        return self._verifier.score(
+            [
+                GradingItem(
+                    response=self._decode(rollout.response_ids),
+                    answer=rollout.prompt.answer,
+                    domain=rollout.prompt.domain,
+                    truncated=rollout.finish_reason == "length",
+                )
+                for rollout in rollouts
+            ]
+        )
+
+    def _collect_on_main(self, step: int, log: StepLog) -> tuple[list[Group], dict[str, Any]]:
+        wanted = self._config.prompts_per_step
+        kept: list[Group] = []
+        seen: list[Group] = []
+        for round_index in range(self._config.max_rounds if self._dynamic else 1):
+            fresh = self._generate(self._how_many(wanted, len(kept), len(seen)), log)
+            seen.extend(fresh)
+            kept.extend(group for group in fresh if not self._dynamic or self._is_mixed(group))
+            if len(kept) >= wanted:
+                break
+        rollouts = [rollout for group in seen for rollout in group.rollouts]
+        self._record(step, rollouts)
+        kept = kept[:wanted]
+        return kept, self._facts(seen, kept, rounds=round_index + 1)
+
+    def _how_many(self, wanted: int, kept: int, seen: int) -> int:
+        """Prompts of the next round: what is missing, scaled by the share of groups kept so far."""
+        if seen == 0:
+            return wanted
+        return min(wanted, -(-(wanted - kept) * seen // max(kept, 1)))
+
+    def _generate(self, count: int, log: StepLog) -> list[Group]:
+        assert self._engine is not None and self._stream is not None
+        size = self._config.group_size
+        requests = []
+        for prompt in self._stream.take(count):
+            seeds = (sample_seed(self._seed, self._drawn, sibling) for sibling in range(size))
+            requests.extend(SampleRequest(prompt, seed) for seed in seeds)
+            self._drawn += 1
+        with log.timed("rollout"):
+            rollouts = self._engine.generate(requests, self._sampling, self._progress)
+        with log.timed("verify"):
+            verdicts = self.grade(rollouts)
+        return [
+            Group(
+                rollouts=tuple(rollouts[start : start + size]),
+                verdicts=tuple(verdicts[start : start + size]),
+                rewards=tuple(float(verdict.correct) for verdict in verdicts[start : start + size]),
+            )
+            for start in range(0, len(rollouts), size)
+        ]
+
+    def _is_mixed(self, group: Group) -> bool:
+        pairs = zip(group.rewards, group.verdicts, strict=True)
+        counted = [reward for reward, verdict in pairs if not (self._mask_failures and verdict.reason in FAILED)]
+        return len(set(counted)) > 1
+
+    def _facts(self, seen: list[Group], kept: list[Group], rounds: int) -> dict[str, Any]:
+        rollouts = [rollout for group in seen for rollout in group.rollouts]
+        verdicts = [verdict for group in seen for verdict in group.verdicts]
+        reasons: dict[str, int] = {}
+        for verdict in verdicts:
+            reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
+        return {
+            "reward_mean": sum(reward for group in seen for reward in group.rewards) / len(rollouts),
+            "groups": len(kept),
+            "groups_dropped": len(seen) - len(kept),
+            "rounds": rounds,
+            "prompts_seen": self._drawn,
+            "response_length": sum(len(rollout.response_ids) for rollout in rollouts) / len(rollouts),
+            "truncated_share": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+            "tokens_generated": sum(len(rollout.response_ids) for rollout in rollouts),
+            "policy_version": min(rollout.policy_version for rollout in rollouts),
+            "verifier": dict(sorted(reasons.items())),
+        }

@@ -1,0 +1,59 @@
+"""The oracle: three OWPO updates in one process with transformers and torch, sharing no code with the trainer.
+
+Full softmax over the vocabulary, one sequence at a time, autograd, torch.optim.AdamW, global-norm clipping. The
+objective is written out again from the paper (Eq. 5-7 and 2).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from owpo_megatron.types import Sample
+
+
+def sequence_logp(model: torch.nn.Module, sample: Sample, temperature: float = 1.0) -> torch.Tensor:
+    """[L] log-probs of the response tokens."""
+    ids = torch.tensor([[*sample.prompt_ids, *sample.response_ids]])
+    logits = model(ids, use_cache=False).logits[0, len(sample.prompt_ids) - 1 : -1].float() / temperature
+    return logits.log_softmax(-1).gather(-1, ids[0, len(sample.prompt_ids) :, None])[:, 0]
+
+
+def owpo_loss(model: torch.nn.Module, samples: list[Sample]) -> torch.Tensor:
+    """Negated OWPO objective, mean over the unmasked response tokens."""
+    total, tokens = torch.zeros(()), 0
+    for sample in samples:
+        if sample.masked:
+            continue
+        logp, advantage = sequence_logp(model, sample), sample.advantage
+        ratio = (logp - sample.old_logp).exp()
+        surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
+        if sample.active:
+            delta = (1 if advantage > 0 else -1) * (logp.detach() - sample.ref_logp)
+            surrogate = (-delta).exp().clamp(0.8, 1.2) * surrogate
+        total, tokens = total - surrogate.sum(), tokens + len(logp)
+    return total / tokens
+
+
+def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup: int) -> dict:
+    """{"losses", "grad_norms", "weights" (HF name -> tensor), "logp" of the first batch before training}."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
+    decayed = [param for param in model.parameters() if param.dim() > 1]
+    plain = [param for param in model.parameters() if param.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-5)
+    with torch.no_grad():
+        logp = [sequence_logp(model, sample) for sample in batches[0]]
+    losses, norms = [], []
+    for update, samples in enumerate(batches):
+        optimizer.zero_grad()
+        loss = owpo_loss(model, samples)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (update + 1) / warmup)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return {"losses": losses, "grad_norms": norms, "weights": model.state_dict(), "logp": logp}

@@ -1,0 +1,110 @@
+"""Tiny models, samples and multi-rank launches that the tests of several rooms share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from owpo_megatron.config import Config
+from owpo_megatron.types import Sample
+
+TESTS = Path(__file__).parent
+
+
+def make_hf_model(
+    out: Path, family: str = "qwen3", tied: bool = False, vocab_size: int = 96, seed: int = 0, **fields: Any
+) -> Path:
+    """A random fp32 model of ~60 k parameters as an HF folder (no tokenizer); every weight random, norms included."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+
+    kinds = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
+    shape: dict[str, Any] = dict(
+        vocab_size=vocab_size,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+    )
+    if family != "qwen2":
+        shape["head_dim"] = 16  # not hidden_size / heads
+    config = kinds[family](**(shape | fields))
+    model = AutoModelForCausalLM.from_config(config).float()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            centre = 1.0 if "norm" in name else 0.0
+            param.copy_(centre + 0.15 * torch.randn(param.shape, generator=generator))
+    model.save_pretrained(out)
+    return out
+
+
+def make_config(model: Path, **sections: Any) -> Config:
+    """A small run's config; keyword sections are merged over these."""
+    raw: dict[str, Any] = dict(
+        model={"path": str(model)},
+        data={"source": "task:cipher"},
+        rollout={"prompts_per_step": 4, "group_size": 4, "max_response_tokens": 8},
+        optimizer={"steps": 6, "updates_per_step": 2, "lr": 1e-3, "warmup_steps": 2, "eps": 1e-5, "tokens_per_microbatch": 24},
+        reference={"every": 2},
+    )
+    for name, value in sections.items():
+        raw[name] = raw.get(name, {}) | value if isinstance(value, dict) else value
+    return Config.build(raw)
+
+
+def random_samples(seed: int, count: int = 8, vocab_size: int = 96, logps: bool = True) -> list[Sample]:
+    """Samples of unequal lengths with non-uniform advantages, some inactive, one masked, old and reference given."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=generator))
+
+    samples = []
+    for index in range(count):
+        length = integer(2, 9)
+        old = -4.5 + 0.3 * torch.randn(length, generator=generator)
+        ref = old + 0.2 * torch.randn(length, generator=generator)
+        samples.append(
+            Sample(
+                prompt_ids=tuple(integer(0, vocab_size) for _ in range(integer(1, 7))),
+                response_ids=tuple(integer(0, vocab_size) for _ in range(length)),
+                advantage=float(torch.randn(1, generator=generator)),
+                active=index % 3 != 2,
+                behaviour_logp=tuple(old.tolist()),
+                old_logp=old if logps else None,
+                ref_logp=ref if logps else None,
+                masked=index == 5,
+            )
+        )
+    return samples
+
+
+def run_ranks(worker: Path, nproc: int, *args: object, timeout: float = 60) -> list[dict[str, Any]]:
+    """Run a worker script under torchrun; returns the JSON objects that it printed as `RESULT {...}` lines."""
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    command += [str(worker), *map(str, args)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, f"{worker.name} on {nproc} ranks:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    return [json.loads(line.removeprefix("RESULT ")) for line in lines]
+
+
+def report(topology: Any, **values: Any) -> None:
+    """Print one RESULT line from global rank 0."""
+    if topology.is_main:
+        print("RESULT " + json.dumps(values), flush=True)
