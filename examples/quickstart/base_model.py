@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from owpo_megatron.data.problem import Problem
 from owpo_megatron.data.tasks import Task, get_task
@@ -213,6 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = WarmUp(**{**asdict(RECIPES[options.task]), "seed": options.seed})
     out = options.out or Path("cache/quickstart") / options.task
     try:
+        disable_progress_bar()  # transformers' own, while it saves
         with _progress_bar(settings.task) as progress:
             folder = make_base_model(settings, options.cache, progress)
         with _appearing_at_once(out) as draft:
@@ -230,8 +232,12 @@ def _progress_bar(task: str) -> Iterator[Callable[[int, int, float], None]]:
 
     columns = (TextColumn("warm-up on {task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, TimeElapsedColumn()) as bar:
-        row = bar.add_task(task, total=None, note="")
-        yield lambda done, total, loss: bar.update(row, completed=done, total=total, note=f"loss {loss:.3f}")
+        row = bar.add_task(task, total=None, visible=False, note="")  # unseen where the cache has the model
+
+        def update(done: int, total: int, loss: float) -> None:
+            bar.update(row, completed=done, total=total, visible=True, note=f"loss {loss:.3f}")
+
+        yield update
 
 
 if __name__ == "__main__":

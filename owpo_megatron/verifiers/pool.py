@@ -30,6 +30,7 @@ from owpo_megatron.verifiers.rules import Rule
 
 STARTUP_TIMEOUT = 120.0  # seconds for a worker to import its rules, on a machine that is busy
 MAX_FAILED_STARTS = 3  # in a row, after which the pool gives up
+STOP_GRACE = 1.0  # seconds for a worker to exit by itself once its socket is closed
 RECEIVE_BYTES = 65536
 
 
@@ -75,8 +76,12 @@ class VerifierPool:
         waiting = deque(enumerate(items))
         unfinished = len(items)
         for place, worker in enumerate(self._workers):
-            if worker.job is not None:  # the previous call was interrupted; its reply must not be taken for one of ours
+            if worker.job is not None or worker.process.poll() is not None:
+                # Died meanwhile, or the previous call was interrupted: its reply must not be taken for one of ours.
+                worker.process.kill()
                 self._replace(place)
+            elif not worker.ready:  # nobody read its reply since it was started
+                worker.since = time.monotonic()
         while unfinished:
             for place, worker in enumerate(self._workers):
                 if worker.idle and waiting:
@@ -125,13 +130,14 @@ class VerifierPool:
         if worker.failed:
             return "crashed"
         if not worker.idle and time.monotonic() >= worker.since + self._limit(worker):
+            worker.process.kill()
             worker.failed = True
             return "timeout"
         return None
 
     def _replace(self, place: int) -> None:
         worker = self._workers[place]
-        status = worker.stop(grace=0.0)
+        status = worker.stop(grace=STOP_GRACE)
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
@@ -156,13 +162,14 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
             )
+        self.socket.sendall(hello)  # fits the socket's buffer: imports begin now, not with the first item
         self.socket.setblocking(False)
         self.ready = False  # its rules are imported
         self.failed = False  # it is dead, or shall be
         self.job: int | None = None  # index of its item
         self.since = time.monotonic()  # start of its item, or of itself
         self.replies: deque[VerdictReason] = deque()
-        self._outgoing = memoryview(hello)
+        self._outgoing = memoryview(b"")
         self._incoming = bytearray()
 
     @property
@@ -211,7 +218,9 @@ class _Worker:
 
 def _stop_all(workers: list[_Worker]) -> None:
     for worker in workers:
-        worker.stop(grace=1.0 if worker.idle else 0.0)
+        if not worker.idle:
+            worker.process.kill()
+        worker.stop(grace=STOP_GRACE)
 
 
 def _environment() -> dict[str, str]:

@@ -1,0 +1,108 @@
+"""Generated tasks: the same on every machine, divided cleanly, demonstrated as documented."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from owpo_megatron.data.tasks import TASKS, Cipher, Countdown, get_task
+from owpo_megatron.data.tasks.base import split_of
+from owpo_megatron.errors import UserError
+from owpo_megatron.types import GradingItem
+from owpo_megatron.verifiers.rules import TRIVIAL_RULES
+
+
+def test_first_problems_are_pinned():
+    """A change of these is a change of the task: every published curve and every cached base model becomes void."""
+    cipher = TASKS["cipher"].problems("train")[0]
+    assert (cipher.id, cipher.text, cipher.answer) == ("cipher/train/0", "ks4sc=", "ar9ru")
+    countdown = TASKS["countdown"].problems("train")[0]
+    assert (countdown.text, countdown.answer) == ("6,3,4=18:", "6,3,4=18")
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_equal_calls_give_equal_problems_and_demonstrations(name):
+    task = TASKS[name]
+    problems = task.problems("train")
+    assert problems == type(task)().problems("train")
+    first = [task.demonstrate(problem, random.Random(3)) for problem in problems[:50]]
+    assert first == [task.demonstrate(problem, random.Random(3)) for problem in problems[:50]]
+    assert len({problem.id for problem in problems}) == len(problems)
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_train_and_test_share_no_problem(name):
+    def content(problem):
+        numbers, _, target = problem.answer.partition("=")
+        return (*sorted(numbers), target) if name == "countdown" else problem.text
+
+    def contents(split):
+        return {content(problem) for problem in TASKS[name].problems(split)}
+
+    train, test = contents("train"), contents("test")
+    assert test and not train & test
+
+
+def test_an_order_of_the_numbers_cannot_cross_the_divide():
+    """2,3,7=13 has six orders; all of them are in one split."""
+    splits = [
+        split
+        for split in ("train", "test")
+        for problem in Countdown().problems(split)
+        if re.fullmatch(r"[237],[237],[237]=13:", problem.text) and len(set(problem.text[:5:2])) == 3
+    ]
+    assert len(splits) == 6 and len(set(splits)) == 1
+
+
+def test_split_of_is_the_crc32_of_the_key():
+    """By hand: crc32(b"123456789") = 0xCBF43926 = 3421780262, the check value of the standard; 2 modulo 10."""
+    assert split_of("123456789") == "train"
+    assert sum(split_of(str(key)) == "test" for key in range(10_000)) == pytest.approx(1000, abs=100)
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_texts_stay_in_the_alphabet_and_answers_fit(name):
+    task, rng = TASKS[name], random.Random(0)
+    assert len(set(task.alphabet)) == len(task.alphabet)
+    for problem in task.problems("test"):
+        response = task.demonstrate(problem, rng)
+        assert set(problem.text + response) <= set(task.alphabet)
+        assert len(response) + 1 <= task.max_response_tokens
+        assert problem.domain == name and name in TRIVIAL_RULES
+
+
+def test_the_cipher_is_a_substitution_and_its_habit_is_always_wrong():
+    task = Cipher()
+    symbols = task.alphabet.removesuffix("=")
+    assert sorted(task.decode(symbols)) == sorted(symbols)
+    always_errs = Cipher(lowest_error=1.0, highest_error=1.0)
+    never_errs = Cipher(lowest_error=0.0, highest_error=0.0)
+    for problem in task.problems("test")[:100]:
+        wrong = always_errs.demonstrate(problem, random.Random(0))
+        assert all(given != right for given, right in zip(wrong, problem.answer, strict=True))
+        assert never_errs.demonstrate(problem, random.Random(0)) == problem.answer
+
+
+def test_the_demonstrator_errs_as_often_as_documented():
+    """The rates are uniform on [0.05, 0.65], so 35 symbols in 100 are wrong on average."""
+    task, rng = Cipher(), random.Random(0)
+    pairs = [
+        pair
+        for problem in task.problems("train")
+        for pair in zip(task.demonstrate(problem, rng), problem.answer, strict=True)
+    ]
+    assert sum(given != right for given, right in pairs) / len(pairs) == pytest.approx(0.35, abs=0.02)
+
+
+def test_countdown_is_demonstrated_right():
+    task, rng = Countdown(), random.Random(0)
+    for problem in task.problems("test"):
+        item = GradingItem(task.demonstrate(problem, rng), problem.answer)
+        assert TRIVIAL_RULES["countdown"](item) == "ok"
+
+
+def test_unknown_task():
+    with pytest.raises(UserError, match="task:sudoku: no such task; known: cipher, countdown"):
+        get_task("sudoku")

@@ -1,0 +1,42 @@
+"""Rules that misbehave as the response says; imported by the pool's workers by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+
+def obey(item):
+    """`ok`, or what the response orders."""
+    match item.response.split():
+        case ["sleep", seconds]:
+            time.sleep(float(seconds))
+        case ["hang"]:  # in C code that holds the interpreter's lock: no signal handler of Python would run
+            pow(7, 10**10, 3 ** (2 * 10**7))
+        case ["raise"]:
+            raise RecursionError("deep")
+        case ["exit"]:
+            sys.exit(0)
+        case ["die"]:
+            os._exit(7)
+        case ["kill"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case ["eat"]:
+            blocks = []
+            while True:
+                blocks.append(bytes(2**28))
+        case ["eat-in-one"]:
+            sys.stdout.write(str(len("x" * 2**40)))
+        case ["print"]:
+            print("noise " * 100_000)
+        case ["pid"]:
+            return str(os.getpid())
+        case ["wrong"]:
+            return "wrong"
+    return "ok"
+
+
+def unimportable(item):
+    return "ok"
