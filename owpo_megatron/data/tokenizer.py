@@ -118,10 +118,12 @@ def make_character_tokenizer(alphabet: str, vocab_size: int | None = None) -> Pr
 def make_byte_tokenizer(vocab_size: int | None = None) -> PreTrainedTokenizerFast:
     """One token a byte of UTF-8, for any text; eos and pad are ids 0 and 1, byte b has one of the ids 2 to 257.
 
+    As with every Hugging Face tokenizer, a text that spells a special token (`<pad>`) gets its id.
+
     Args:
         vocab_size: as in `make_character_tokenizer`.
     """
-    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.pre_tokenizers import ByteLevel  # type: ignore[import-untyped]
 
     return _without_merges([EOS, PAD, *sorted(ByteLevel.alphabet())], vocab_size, byte_level=True)
 
@@ -133,7 +135,7 @@ def padded_vocab_size(tokenizer: PreTrainedTokenizerFast, multiple: int = 16) ->
 
 def _without_merges(tokens: list[str], vocab_size: int | None, byte_level: bool) -> PreTrainedTokenizerFast:
     """BPE without merges takes a text apart into its characters (or bytes), whatever they are."""
-    from tokenizers import Tokenizer as Backend
+    from tokenizers import Tokenizer as Backend  # type: ignore[import-untyped]
     from tokenizers import decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
