@@ -18,16 +18,23 @@ from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
 
 
-def run_trainer(config: Config, arguments: Sequence[str] = (), fresh: bool = False, keep_config: bool = True) -> bool:
+def run_trainer(
+    config: Config,
+    arguments: Sequence[str] = (),
+    fresh: bool = False,
+    keep_config: bool = True,
+    module: str = "owpo_megatron.trainer.main",
+) -> bool:
     """Run the trainer on this machine's ranks, or in this process where torchrun started it.
 
     Returns:
         True when it came to its end, False when it was stopped on request and can go on.
 
     Args:
-        arguments: of owpo_megatron.trainer.main, besides --config.
+        arguments: of the trainer, besides --config.
         fresh: move an existing run folder aside first.
         keep_config: this configuration becomes the run folder's config.yaml.
+        module: the trainer, as `python -m` takes it.
 
     Raises:
         UserError: preflight found a mistake, or another process works in this run folder.
@@ -38,7 +45,7 @@ def run_trainer(config: Config, arguments: Sequence[str] = (), fresh: bool = Fal
 
     preflight(config)
     if "RANK" in os.environ:
-        _run_this_rank(config, arguments, fresh)
+        _run_this_rank(config, arguments, fresh, module)
         return True
     if fresh:
         move_aside(config.run_dir)
@@ -52,6 +59,7 @@ def run_trainer(config: Config, arguments: Sequence[str] = (), fresh: bool = Fal
             ["--config", str(resolved), *arguments],
             config.parallel.world_size,
             config.run_dir / "logs",
+            module,
             notify=lambda text: err.print(text, markup=False),
         )
     if outcome.code:
@@ -105,14 +113,14 @@ def _flat(node: dict[str, object], prefix: str = "") -> Iterator[tuple[str, obje
             yield f"{prefix}{name}", value
 
 
-def _run_this_rank(config: Config, arguments: Sequence[str], fresh: bool) -> None:
+def _run_this_rank(config: Config, arguments: Sequence[str], fresh: bool, module: str) -> None:
     if fresh:
         raise UserError("--fresh", True, "torchrun's ranks would race for the folder: move it aside by hand")
     rank = int(os.environ["RANK"])
     name = "config.yaml" if rank == 0 else f"logs/config_rank_{rank}.yaml"
     config.save(config.run_dir / name)
-    sys.argv = ["owpo_megatron.trainer.main", "--config", str(config.run_dir / name), *arguments]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    sys.argv = [module, "--config", str(config.run_dir / name), *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @contextmanager

@@ -26,7 +26,6 @@ import psutil
 
 from owpo_megatron.launch.machine import gpu_names
 
-TRAINER = "owpo_megatron.trainer.main"
 _MISTAKE = "error: "  # how an error file of a user's mistake begins (trainer/main.py)
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 _SHUTDOWN_SECONDS = 20  # between torchrun's request to end and its kill, once a rank has failed
@@ -50,7 +49,7 @@ def run_ranks(
     arguments: Sequence[str],
     world_size: int,
     logs: Path,
-    module: str = TRAINER,
+    module: str,
     notify: Callable[[str], None] = print,
 ) -> Outcome:
     """Run `module` with these arguments on every rank, until all have ended.

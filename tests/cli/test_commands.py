@@ -1,0 +1,100 @@
+"""The command line as users know it: a command or option that appears or goes must be changed here, too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from owpo_megatron import __version__
+from owpo_megatron.cli.main import app, main
+
+COMMANDS = {
+    "quickstart": ["-c", "--config", "FIELD=VALUE"],
+    "train": ["-c", "--config", "--fresh", "FIELD=VALUE"],
+    "eval": ["-c", "--config", "--checkpoint", "FIELD=VALUE"],
+    "report": ["--figures", "--no-figures", "RUN_DIR..."],
+    "serve": ["--device", "--dtype", "--host", "--log", "--port", "--python", "--tp", "MODEL_DIR", "NAME=VALUE"],
+    "doctor": ["-c", "--config", "--json", "FIELD=VALUE"],
+    "bench swap": ["-c", "--config", "--json", "--repeats", "FIELD=VALUE"],
+}
+
+
+def commands(group: click.Command, prefix: str = "") -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
+    for name, command in getattr(group, "commands", {}).items():
+        nested = commands(command, f"{prefix}{name} ")
+        found |= nested or {prefix + name: command}
+    return found
+
+
+def names(command: click.Command) -> list[str]:
+    out: list[str] = []
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            out.append(str(parameter.metavar))
+        else:
+            out += [*parameter.opts, *parameter.secondary_opts]
+    return sorted(out)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["owpo", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_commands_and_options_are_these() -> None:
+    found = {name: names(command) for name, command in commands(typer.main.get_command(app)).items()}
+    assert found == {name: sorted(options) for name, options in COMMANDS.items()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, *command.split(), "--help") == 0
+    assert "Usage: owpo " + command in capsys.readouterr().out
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "-c", "missing.yaml"], "error: config = missing.yaml: no such file"),
+        (["report", "nowhere"], "error: run folder = nowhere: has no metrics.jsonl"),
+        (["serve", "nowhere"], "error: "),
+        (["serve", "nowhere", "max_total_tokens"], "error: argument = max_total_tokens: write it as NAME=VALUE"),
+        (["eval", "-c", "config.yaml", "--checkpoint", "nowhere"], "error: --checkpoint = nowhere: no such folder"),
+        (
+            ["train", "-c", "config.yaml", "rollout.group_siez=2"],
+            "error: rollout.group_siez = 2: unknown field; did you",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text("model: {path: m}\ndata: {source: 'task:cipher'}\n")
+    assert run(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(said)
+    assert captured.err.count("\n") == 1
+
+
+def test_an_unknown_option_is_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "train", "--no-such-option") == 2

@@ -1,0 +1,100 @@
+"""What is found before anything starts. The engine's own interpreter is looked at in tests/rollout."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from owpo_megatron.config import Config
+from owpo_megatron.errors import UserError
+from owpo_megatron.launch import preflight as room
+from owpo_megatron.launch.preflight import preflight
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A configuration with nothing wrong: an engine that runs already, a model of 4 heads and 6 layers."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"num_attention_heads": 4, "num_hidden_layers": 6}))
+    return {
+        "runs_dir": str(tmp_path / "runs"),
+        "model": {"path": str(model)},
+        "data": {"source": "task:cipher"},
+        "rollout": {"prompts_per_step": 16},
+        "engine": {"urls": ["http://127.0.0.1:1"]},
+    }
+
+
+def mistake(raw: dict[str, Any], **changes: dict[str, Any]) -> UserError:
+    for section, fields in changes.items():
+        raw[section] = {**raw.get(section, {}), **fields}
+    with pytest.raises(UserError) as caught:
+        preflight(Config.build(raw))
+    return caught.value
+
+
+def test_nothing_wrong(raw: dict[str, Any]) -> None:
+    preflight(Config.build(raw | {"parallel": {"tp": 2, "pp": 3}}))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("model", "path", "no/such/folder"),
+        ("data", "source", "task:chess"),
+        ("data", "source", "problems.csv"),
+        ("data", "source", "missing.jsonl"),
+        ("data", "eval_source", "missing.parquet"),
+        ("reference", "path", "no/such/folder"),
+        ("rollout", "replay", "no/such/folder"),
+        ("engine", "device", "cuda"),
+        ("engine", "urls", ["127.0.0.1:30000"]),
+        ("megatron", "fp8", "hybrid"),
+        ("parallel", "tp", 3),
+        ("parallel", "pp", 4),
+    ],
+)
+def test_the_field_at_fault_is_named(raw: dict[str, Any], section: str, field: str, value: Any) -> None:
+    error = mistake(raw, **{section: {field: value}})
+    wanted = "data.source" if value == "task:chess" else f"{section}.{field}"
+    assert error.field == wanted
+    assert str(value if not isinstance(value, list) else value[0]) in str(error)
+    assert error.remedy
+
+
+def test_the_remedy_lists_the_divisors(raw: dict[str, Any]) -> None:
+    error = mistake(raw, parallel={"tp": 3})
+    assert str(error) == "parallel.tp = 3: use a divisor of the model's 4 attention heads: 1, 2, 4"
+
+
+def test_an_empty_model_folder(raw: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "empty" in mistake(raw, model={"path": str(tmp_path / "empty")}).remedy
+
+
+def test_a_port_in_use(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the port's check: an engine of our own needs SGLang's environment."""
+    monkeypatch.setattr(room, "check_surroundings", lambda *_: None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert mistake(raw, engine={"urls": [], "port": port}).field == "engine.port"
+    preflight(Config.build(raw))
+
+
+def test_a_run_name_stays_inside_runs_dir(raw: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="plain folder name"):
+        preflight(Config.build(raw | {"name": "../elsewhere"}))
+
+
+def test_a_runs_dir_that_is_a_file(raw: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="runs_dir"):
+        preflight(Config.build(raw | {"runs_dir": str(tmp_path / "file")}))

@@ -1,0 +1,154 @@
+"""The layers of the package, held by walking every import with ast. docs/rooms.md says why they are as they are."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "owpo_megatron"
+
+BASE = {"types", "config", "errors"}
+PURE = {"algorithms", "kernels", "verifiers", "data"}
+TRAINER_SIDE = {"parallel", "convert"}
+POLICY_SIDE = {"policy", "sync"}
+EVERY_ROOM = BASE | PURE | TRAINER_SIDE | POLICY_SIDE | {"rollout", "trainer", "launch", "report", "cli"}
+
+# Room -> the rooms that it may import. A room that is not listed here fails the test: give it a place first.
+MAY_IMPORT = {
+    "types": set(),
+    "errors": set(),
+    "config": {"errors"},
+    "algorithms": BASE,
+    "kernels": BASE,
+    "verifiers": BASE,
+    "data": BASE | {"verifiers"},  # a generated task writes its answers as its rule reads them
+    "parallel": BASE | {"algorithms", "kernels", "convert"},
+    "convert": BASE,
+    "rollout": BASE,
+    "policy": BASE | PURE | TRAINER_SIDE,
+    "sync": BASE | {"rollout"},
+    "trainer": BASE | {"algorithms"},
+    "launch": EVERY_ROOM - {"trainer", "cli"},
+    "report": BASE,
+    "cli": EVERY_ROOM,
+    "sglang_cpu": set(),  # a distribution of its own, in the engine's environment
+}
+
+# Modules with rules of their own.
+MAY_IMPORT_MODULE = {
+    "trainer.build": EVERY_ROOM - {"cli", "report", "launch"},  # the composition root
+    "trainer.loop": {"types", "algorithms"},  # Algorithm 1, and nothing else
+}
+
+# Outside package -> the rooms that may import it. What is not listed is free.
+OUTSIDE = {
+    "megatron": {"parallel"},
+    "transformer_engine": {"parallel", "kernels"},
+    "apex": {"parallel"},
+    "httpx": {"rollout", "sync", "launch", "cli"},
+    "requests": set(),
+    "sglang": {"sglang_cpu"},
+    "ray": set(),
+    "nemo_run": {"launch"},
+    "matplotlib": {"report"},
+    "typer": {"cli"},
+}
+
+# Rooms that are torch and nothing distributed: process groups are handed down, or not needed.
+NO_PROCESS_GROUPS = {"types", "config", "errors", "algorithms", "verifiers", "data", "report", "cli"}
+
+
+def imports_of(source: str, module: str) -> Iterator[tuple[str, int]]:
+    """(absolute dotted name, line) of every import, inside functions and type checks too."""
+    package = module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base] if base else parents)
+            for alias in node.names:
+                yield f"{base}.{alias.name}", node.lineno
+
+
+def room_of(dotted: str) -> str | None:
+    """`owpo_megatron.parallel.cpu.install` -> parallel; None outside the package and for the package itself."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "owpo_megatron" and len(parts) > 1 else None
+
+
+def violations(source: str, module: str) -> list[str]:
+    """What this module imports and may not, as `module:line imports name`."""
+    room = room_of(module)
+    assert room is not None
+    if room not in MAY_IMPORT:
+        return [f"{module}: the room {room} has no place in MAY_IMPORT"]
+    allowed = MAY_IMPORT_MODULE.get(module.removeprefix("owpo_megatron."), MAY_IMPORT[room]) | {room}
+    found = []
+    for name, line in imports_of(source, module):
+        target, top = room_of(name), name.split(".")[0]
+        is_ours = target in EVERY_ROOM | {"sglang_cpu"}
+        if (
+            (is_ours and target not in allowed)
+            or (top in OUTSIDE and room not in OUTSIDE[top])
+            or (name.startswith("torch.distributed") and room in NO_PROCESS_GROUPS)
+        ):
+            found.append(f"{module}:{line} imports {name}")
+    return found
+
+
+def modules() -> list[tuple[str, Path]]:
+    out = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        if len(parts) > 1 and "build" not in parts:
+            out.append((".".join(parts), file))
+    return out
+
+
+def test_every_import_keeps_to_the_layers() -> None:
+    """Static imports only: importlib.import_module with a computed name is not seen."""
+    found = [problem for module, file in modules() for problem in violations(file.read_text(), module)]
+    assert found == []
+
+
+def test_every_room_is_walked() -> None:
+    rooms = {room_of(module) for module, _ in modules()}
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))} <= rooms
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("owpo_megatron.algorithms.owpo", "import megatron.core"),
+        ("owpo_megatron.algorithms.owpo", "import torch.distributed as dist"),
+        ("owpo_megatron.trainer.loop", "from owpo_megatron.parallel import cpu"),
+        ("owpo_megatron.rollout.client", "from owpo_megatron.convert.rules import x"),
+        ("owpo_megatron.convert.rules", "from ..rollout import client"),
+        ("owpo_megatron.policy.policy", "def f():\n    from megatron.core import parallel_state"),
+        ("owpo_megatron.attic.old", "import json"),
+    ],
+)
+def test_the_walk_sees_a_breach(module: str, line: str) -> None:
+    assert len(violations(line, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("owpo_megatron.parallel.schedule", "from megatron.core import parallel_state"),
+        ("owpo_megatron.trainer.build", "from owpo_megatron.parallel.topology import Topology"),
+        ("owpo_megatron.config", "from owpo_megatron.errors import UserError"),
+    ],
+)
+def test_the_walk_lets_the_rest_pass(module: str, line: str) -> None:
+    assert violations(line, module) == []

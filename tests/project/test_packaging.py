@@ -1,0 +1,70 @@
+"""setup.py, requirements/ and the Makefile agree with each other and with what is installed. Builds nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+
+
+def pins(file: str) -> list[Requirement]:
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements" / file).read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_every_requirement_is_pinned_within_its_bounds(python: str) -> None:
+    env = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
+    chosen = {}
+    for pin in pins("trainer-cpu.txt"):
+        if pin.marker is None or pin.marker.evaluate(env):
+            assert pin.name.lower() not in chosen, f"{pin.name} is pinned twice for Python {python}"
+            chosen[pin.name.lower()] = str(pin.specifier).removeprefix("==")
+    for text in metadata.requires("owpo_megatron") or []:
+        wanted = Requirement(text)
+        extra = wanted.marker is not None and not wanted.marker.evaluate({**env, "extra": "dev"})
+        if extra or wanted.name == "torch":  # torch: its CPU build, by the Makefile
+            continue
+        assert wanted.specifier.contains(chosen[wanted.name.lower()]), wanted
+
+
+def test_installed_packages_are_the_pinned_ones() -> None:
+    wrong = {}
+    for pin in pins("trainer-cpu.txt"):
+        if pin.marker is None or pin.marker.evaluate():
+            have = metadata.version(pin.name)
+            if not pin.specifier.contains(have, prereleases=True):
+                wrong[pin.name] = have
+    assert wrong == {}
+
+
+def test_torch_is_a_cpu_build_of_the_pinned_version() -> None:
+    """On a machine with the CUDA build, where the tests run too, only the version counts."""
+    import torch
+
+    wanted = re.search(r'"torch==([\d.]+)"', (ROOT / "setup.py").read_text())
+    assert wanted is not None
+    assert torch.__version__.partition("+")[0] == wanted.group(1)
+    if not torch.cuda.is_available():
+        assert torch.version.cuda is None
+
+
+def test_make_alone_lists_its_targets() -> None:
+    shown = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    listed = re.findall(r"^  (\w+)  ", shown, re.MULTILINE)
+    assert listed == ["help", "setup", "quickstart", "test", "check", "clean"]
+
+
+def test_make_env_refuses_what_it_does_not_know() -> None:
+    done = subprocess.run([str(ROOT / "tools" / "make_env.sh"), "other"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage:")
