@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from owpo_megatron.config import Config
 from owpo_megatron.data.tasks import get_task
@@ -32,44 +30,20 @@ def needs_own_engine(config: Config) -> bool:
 
 
 def _model(config: Config) -> None:
-    _model_folder("model.path", config.model.path)
+    _hf_files("model.path", config.model.path)
     if config.reference.path is not None:
-        _model_folder("reference.path", config.reference.path)
+        _hf_files("reference.path", config.reference.path)
 
 
-def _model_folder(field: str, path: Path) -> None:
+def _hf_files(field: str, path: Path) -> Path:
+    """The folder with config.json: an HF checkpoint itself, or hf/ inside a converted one."""
     if not path.is_dir():
-        raise UserError(
-            field, path, "no such folder; give an HF checkpoint folder (for the small model: owpo quickstart)"
-        )
-    if not any(path.iterdir()):
-        raise UserError(field, path, "the folder is empty; give one that holds a checkpoint")
-
-
-def _shape(config: Config) -> None:
-    """Model dimensions that parallelism divides. The GPU-side rules of megatron-core are its own."""
-    facts = _hf_config(config.model.path)
-    par = config.parallel
-    divided = [
-        ("parallel.tp", par.tp, "num_attention_heads", "attention heads"),
-        ("parallel.pp", par.pp, "num_hidden_layers", "layers"),
-    ]
-    for field, parts, key, what in divided:
-        count = facts.get(key)
-        if isinstance(count, int) and count % parts:
-            fitting = [str(part) for part in range(1, count + 1) if count % part == 0]
-            raise UserError(field, parts, f"use a divisor of the model's {count} {what}: {', '.join(fitting)}")
-
-
-def _hf_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        return {}  # a megatron checkpoint: its own metadata is checked where it is loaded
-    try:
-        facts = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(str(file), "(not JSON)", f"cannot be read: {error}") from error
-    return facts if isinstance(facts, dict) else {}
+        remedy = "no such folder; give an HF folder or a converted megatron folder (a small model: owpo quickstart)"
+        raise UserError(field, path, remedy)
+    for folder in (path, path / "hf"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(field, path, "has neither config.json (HF) nor hf/config.json (converted)")
 
 
 def _data(config: Config) -> None:
@@ -115,8 +89,9 @@ def _engine(config: Config) -> None:
             raise UserError("engine.urls", url, "write whole URLs, e.g. http://127.0.0.1:30000")
     if not needs_own_engine(config):
         return
-    check_surroundings(config.engine, config.model.path)
-    server_arguments(config.engine, config.model.path, config.model.dtype, config.sglang)
+    files = _hf_files("model.path", config.model.path)
+    check_surroundings(config.engine, files)
+    server_arguments(config.engine, files, config.model.dtype, config.sglang)
     if config.engine.port:
         _port_free(config.engine.host, config.engine.port)
 
@@ -141,4 +116,4 @@ def _run_dir(config: Config) -> None:
         raise UserError("runs_dir", config.runs_dir, f"{place} is not a folder that can be written to")
 
 
-CHECKS: tuple[Callable[[Config], None], ...] = (_model, _shape, _data, _devices, _engine, _run_dir)
+CHECKS: tuple[Callable[[Config], None], ...] = (_model, _data, _devices, _engine, _run_dir)

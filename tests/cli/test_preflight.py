@@ -1,8 +1,10 @@
-"""What is found before anything starts. The engine's own interpreter is looked at in tests/rollout."""
+"""What is found before anything starts.
+
+The engine's own interpreter is looked at in tests/rollout, the model's shape by the trainer.
+"""
 
 from __future__ import annotations
 
-import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,11 @@ from owpo_megatron.launch.preflight import preflight
 
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A configuration with nothing wrong: an engine that runs already, a model of 4 heads and 6 layers."""
+    """A configuration with nothing wrong, and an engine that runs already."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     model = tmp_path / "model"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"num_attention_heads": 4, "num_hidden_layers": 6}))
+    (model / "config.json").write_text("{}")
     return {
         "runs_dir": str(tmp_path / "runs"),
         "model": {"path": str(model)},
@@ -56,8 +58,6 @@ def test_nothing_wrong(raw: dict[str, Any]) -> None:
         ("engine", "device", "cuda"),
         ("engine", "urls", ["127.0.0.1:30000"]),
         ("megatron", "fp8", "hybrid"),
-        ("parallel", "tp", 3),
-        ("parallel", "pp", 4),
     ],
 )
 def test_the_field_at_fault_is_named(raw: dict[str, Any], section: str, field: str, value: Any) -> None:
@@ -68,14 +68,15 @@ def test_the_field_at_fault_is_named(raw: dict[str, Any], section: str, field: s
     assert error.remedy
 
 
-def test_the_remedy_lists_the_divisors(raw: dict[str, Any]) -> None:
-    error = mistake(raw, parallel={"tp": 3})
-    assert str(error) == "parallel.tp = 3: use a divisor of the model's 4 attention heads: 1, 2, 4"
-
-
 def test_an_empty_model_folder(raw: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "empty" in mistake(raw, model={"path": str(tmp_path / "empty")}).remedy
+    assert "neither config.json" in mistake(raw, model={"path": str(tmp_path / "empty")}).remedy
+
+
+def test_a_converted_model_has_its_hf_files_inside(raw: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "megatron" / "hf").mkdir(parents=True)
+    (tmp_path / "megatron" / "hf" / "config.json").write_text("{}")
+    preflight(Config.build(raw | {"model": {"path": str(tmp_path / "megatron")}}))
 
 
 def test_a_port_in_use(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
