@@ -1,1 +1,1 @@
-"""Everything that touches megatron-core: topology, the CPU seam, the model, packing, schedules, optimizer, checkpoints."""
+"""Everything that touches megatron-core: topology, CPU seam, model, packing, schedules, optimizer, checkpoints."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -17,6 +19,8 @@ from owpo_megatron.parallel.slots import ParameterSlots
 
 # Saved once for all ranks and readable at another data-parallel size ("fully_sharded_model_space" is broken in 0.16.1).
 _OPTIMIZER_FORMAT = "fully_reshardable"
+# What an optimizer keeps in its parameter groups besides settings; FusedAdam counts its steps there.
+_GROUP_STATE = ("params", "step")
 
 
 @cpu.scoped
@@ -54,9 +58,15 @@ def load_training_state(
     slots: ParameterSlots,
     aliased: bool,
 ) -> None:
-    """Restore what `save_training_state` wrote, bit for bit. `aliased`: the reference was the policy. Collective."""
+    """Restore what `save_training_state` wrote, bit for bit. `aliased`: the reference was the policy. Collective.
+
+    Of the optimizer's and the scheduler's settings (learning rate, weight decay, betas ...) those of this run's config
+    hold, not the saved ones; how many updates were made is restored.
+    """
     metadata = _metadata()
-    if not aliased:
+    if aliased:
+        slots.swap()  # a reference of its own, from `reference.path`, may have been loaded at the start
+    else:
         # The parameters serve as landing place; the policy is loaded into them next.
         _load_model(path, chunks, "reference.", metadata)
         slots.load_reference()
@@ -67,7 +77,10 @@ def load_training_state(
     }
     loaded = dist_checkpointing.load(state, str(path))
     _fill_chunks(chunks, loaded, "model.")
+    settings = [{key: group[key] for key in group if key not in _GROUP_STATE} for group in optimizer.param_groups]
     optimizer.load_state_dict(loaded["optimizer"])
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
     scheduler.load_state_dict(loaded["scheduler"])
 
 
@@ -84,6 +97,9 @@ def load_weights(path: Path, chunks: list[Any]) -> None:
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
+    # megatron hands the results of the writing through a queue in a spawned manager process, which an asynchronous save
+    # needs and this one does not: starting it and importing torch in it takes seconds, and it imports `__main__` again.
+    filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
     metadata = {key: value for key, value in _metadata().items() if key != "dp_cp_group"}
     dist_checkpointing.save(state, str(path), content_metadata=metadata)
 

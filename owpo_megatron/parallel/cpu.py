@@ -1,13 +1,14 @@
 """The one seam that lets the stock megatron-core run on a CPU with gloo.
 
-megatron-core 0.16.1 names "cuda" literally in a few places. Where there is no CUDA, `install()` does three things, once:
+megatron-core 0.16.1 names "cuda" literally in a few places. Where there is no CUDA, `install()` does two things, once:
 
 1. `torch.cuda.current_device` and `torch.cuda.synchronize` mean the CPU;
 2. the name `torch` inside megatron's schedules is a proxy whose `zeros` ignores device="cuda"
-   (`total_num_tokens` in the three forward_backward functions);
-3. the torch AdamW fall-back of the distributed optimizer (no Transformer Engine, no apex) saves and loads its state
-   correctly: megatron copies every state key, `step` included, and shares one `step` tensor among all parameters, so
-   that Adam would count n_params steps an update after a resume.
+   (`total_num_tokens` in the three forward_backward functions).
+
+Where there is neither Transformer Engine nor apex, on any device, it also mends how the distributed optimizer saves and
+loads the state of torch's AdamW, its fall-back: megatron copies every state key, `step` included, and shares one `step`
+tensor among all parameters, so that Adam would count n_params steps an update after a resume.
 
 `scope()` is a TorchFunctionMode for the few calls that need more (model construction, optimizer construction and step,
 checkpoint save and load). It is not a global mode: that would cost about 2x a tiny step and is not active inside
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from megatron.core.optimizer import distrib_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.pipeline_parallel import schedules
 from torch.overrides import TorchFunctionMode
@@ -95,13 +97,14 @@ def scoped(function: Any) -> Any:
 
 @functools.cache
 def install() -> None:
-    """Install the seam in this process; nothing where CUDA is. Call before any model is built."""
+    """Install the seam in this process. Call before any model is built."""
+    if not distrib_optimizer.HAVE_APEX_OR_TE:
+        _repair_torch_adamw_state()
     if not on_cpu():
         return
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda *args, **kwargs: None  # type: ignore[assignment]
     schedules.torch = _TorchWithoutCudaZeros()
-    _repair_torch_adamw_state()
 
 
 def _repair_torch_adamw_state() -> None:

@@ -31,7 +31,7 @@ def wrap_ddp(chunks: list[PolicyModel], config: TransformerConfig) -> list[Distr
 def make_optimizer(
     chunks: list[DistributedDataParallel], config: OptimizerConfig, dtype: torch.dtype
 ) -> MegatronOptimizer:
-    """AdamW with fp32 masters, sharded over data-parallel ranks. Call after the weights are loaded: masters copy them."""
+    """AdamW with fp32 masters, sharded over data-parallel ranks. Call once the weights are there: masters copy them."""
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -66,6 +66,8 @@ def make_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig) -> Opt
         end_wd=config.weight_decay,
         wd_incr_steps=1,
         wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,  # after a resume, too, the config says what the learning rate is
     )
 
 

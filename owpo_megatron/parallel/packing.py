@@ -47,10 +47,8 @@ def plan_microbatches(
     for index in order:
         dp_rank = load.index(min(load))
         load[dp_rank] += lengths[index]
-        for slot, free in enumerate(room[dp_rank]):
-            if lengths[index] <= free:
-                break
-        else:
+        slot = next((slot for slot, free in enumerate(room[dp_rank]) if lengths[index] <= free), None)
+        if slot is None:
             slot = len(plan[dp_rank])
             plan[dp_rank].append([])
             room[dp_rank].append(max_tokens)
@@ -65,6 +63,7 @@ def plan_microbatches(
 
 def packed_length(sample: Sample) -> int:
     """Tokens that a sample takes in a pack: all but its last, which is only a target."""
+    assert sample.prompt_ids, "the first response token needs a position to be predicted from"
     return len(sample.prompt_ids) + len(sample.response_ids) - 1
 
 

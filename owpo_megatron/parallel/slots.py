@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -39,6 +40,7 @@ class ParameterSlots:
         self._layout = _Layout(chunks, optimizer)
         self._resident = placement == "resident"
         self.aliased = True
+        self.shows_policy = True  # False inside `showing_reference`
         self._policy = _Slot(self._layout, self._layout.current_buffers())
         self._spare: _Slot | None = None  # resident: the reference when not aliased
         self._host: list[torch.Tensor] | None = None  # offloaded: the reference when not aliased
@@ -50,28 +52,31 @@ class ParameterSlots:
     @torch.no_grad()
     def before_step(self) -> None:
         """Call right before optimizer.step: after it, the step cannot touch the reference."""
+        assert self.shows_policy, "an optimizer step while the parameters are the reference's"
         if not self.aliased:
             return
         self.aliased = False
         if not self._resident:
             self._host = [_to_host(data) for data in self._policy.buffers]
             return
-        target = self._spare or _Slot(self._layout, [torch.empty_like(data) for data in self._policy.buffers])
+        # Zeros, as in megatron's own: the gaps between parameters are hashed with them.
+        target = self._spare or _Slot(self._layout, [torch.zeros_like(data) for data in self._policy.buffers])
         self._policy, self._spare = target, self._policy
         target.own()
         target.show()
 
     @contextlib.contextmanager
     def showing_reference(self) -> Iterator[None]:
-        """Inside, forward passes compute the reference; no backward, no optimizer step."""
-        if self.aliased:
-            yield
-            return
-        self._reference().show()
+        """Inside, forward passes compute the reference; no backward, no optimizer step, no weights for engines."""
+        assert self.shows_policy, "the reference is shown already"
+        self.shows_policy = False
         try:
+            if not self.aliased:
+                self._reference().show()
             yield
         finally:
             self._policy.show()
+            self.shows_policy = True
 
     @torch.no_grad()
     def load_reference(self) -> None:
@@ -149,7 +154,7 @@ class _Slot:
                 view.copy_(shard)
             shard.data = view
 
-    def _optimizer_shards(self, optimizer) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
+    def _optimizer_shards(self, optimizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
         """(the optimizer's tensor, this slot's view of it, whether its value is the only copy: no separate master)."""
         bucket_views = {id(bucket): view for bucket, view in self._buckets}
         for model_groups, shard_groups, carried in (

@@ -31,7 +31,7 @@ try:
 except ImportError:
     HAVE_TRANSFORMER_ENGINE = False
 
-# Fields of TransformerConfig that the trainer relies on; the raw `megatron:` block may not change them.
+# Fields of TransformerConfig that the trainer relies on.
 _SETTLED: dict[str, Any] = dict(
     hidden_dropout=0.0,  # log-probs of one token must not depend on a mask
     attention_dropout=0.0,
@@ -99,13 +99,9 @@ def transformer_config(
     """megatron's config of an HF model.
 
     Raises:
-        UserError: the raw `megatron:` block names an unknown field or one that the trainer settles itself.
+        UserError: the raw `megatron:` block names an unknown field or one that the trainer settles itself, or asks for
+            what megatron-core refuses.
     """
-    for name, value in raw.items():
-        if name in _SETTLED:
-            raise UserError(f"megatron.{name}", value, f"the trainer needs {_SETTLED[name]}; leave it out")
-        if name not in TransformerConfig.__dataclass_fields__:
-            raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
     fields: dict[str, Any] = dict(
         num_layers=hf.num_layers,
         hidden_size=hf.hidden_size,
@@ -140,7 +136,15 @@ def transformer_config(
             persist_layer_norm=False,
             apply_rope_fusion=False,
         )
-    return TransformerConfig(**(fields | raw))
+    for name, value in raw.items():
+        if name in fields:
+            raise UserError(f"megatron.{name}", value, f"the trainer sets it to {fields[name]}; leave it out")
+        if name not in TransformerConfig.__dataclass_fields__:
+            raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
+    try:
+        return TransformerConfig(**fields, **raw)
+    except (ValueError, AssertionError) as error:
+        raise UserError("megatron", raw, f"megatron-core refuses this combination: {error}") from error
 
 
 def layer_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:

@@ -1,4 +1,4 @@
-"""The policy: a sharded megatron model that gives log-probs, takes optimizer steps and names its weights for engines."""
+"""The policy: a sharded megatron model that gives log-probs, takes optimizer steps and names weights for engines."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ class MegatronPolicy:
             sums["loss_sum"] = out.loss_sum.detach().double().cpu()
             sums["loss_count"] = out.num_tokens.detach().double().cpu()
             sums["entropy_sum"] = entropy_T.detach()[batch.mask_T].double().sum().cpu()
+            assert batch.behaviour_logp_T is not None
             gap_T = (batch.old_logp_T - batch.behaviour_logp_T).abs()
             sums["mismatch_sum"] = gap_T[batch.mask_T].double().sum().cpu()
             return out.loss_sum, out.num_tokens, sums
@@ -104,6 +105,7 @@ class MegatronPolicy:
     # ------------------------------------------------------------------------------------------ weights
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(HF name, full tensor) on global rank 0, in a fixed order; other ranks exhaust an empty iterator."""
+        assert self.slots.shows_policy, "engines must never get the reference's weights"
         seen: set[str] = set()
         for name, shards in gathered_weights(self._chunks, self.topology):
             for hf_name, tensor in to_hf(self.hf, name, shards):
