@@ -46,7 +46,8 @@ class CheckpointFolder:
         """Add the trainer's state and the manifest, rename into place, remove the oldest beyond `keep`."""
         scratch = self._scratch(step)
         (scratch / _TRAINER).write_text(json.dumps(trainer_state, indent=1))
-        manifest = {str(file.relative_to(scratch)): _sha256(file) for file in sorted(scratch.rglob("*")) if file.is_file()}
+        files = sorted(file for file in scratch.rglob("*") if file.is_file())
+        manifest = {str(file.relative_to(scratch)): _sha256(file) for file in files}
         (scratch / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         for file in scratch.rglob("*"):
             if file.is_file():
@@ -75,8 +76,19 @@ class CheckpointFolder:
             if verify_manifest(folder):
                 return folder / _STATE, json.loads((folder / _TRAINER).read_text())
         if steps:
-            raise UserError("checkpoints", self._root, "every checkpoint here is damaged; move the folder away to restart")
+            remedy = "every checkpoint here is damaged; move the folder away to start over"
+            raise UserError("checkpoints", self._root, remedy)
         return None
+
+    def read(self, folder: Path) -> tuple[Path, dict[str, Any]]:
+        """The same of one given folder.
+
+        Raises:
+            UserError: it is not a whole checkpoint.
+        """
+        if not (folder / _MANIFEST).is_file() or not verify_manifest(folder):
+            raise UserError("--checkpoint", folder, "not a whole checkpoint; give a step_... folder of a run")
+        return folder / _STATE, json.loads((folder / _TRAINER).read_text())
 
     def _scratch(self, step: int) -> Path:
         return self._root / f".writing_{step:06d}"

@@ -59,8 +59,8 @@ class Loop:
         """Train to the end, or to the end of the step in which a stop is requested; returns the steps done."""
         step = self.restore()  # or 0, with the reference being the initial policy (line 2)
         self.sync.push(self.policy.named_weights(), version=step)
-        if step == 0 and self.evaluate_due(0):
-            self.evaluate(0)
+        if self.evaluate_due(step):
+            self.evaluate(step)
         saved = step
         while step < self.steps and not self.stop_requested():
             with self.step_log(step) as log:

@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="owpo_megatron.trainer.main", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="resolved YAML configuration of the run")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the newest checkpoint (or the model)")
+    parser.add_argument("--checkpoint", type=Path, help="with --eval-only: this step_... folder")
     args = parser.parse_args(argv)
     rank = int(os.environ.get("RANK", "0"))
     config = Config.load(args.config)
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         from owpo_megatron.trainer.build import evaluate_run, train_run
 
         if args.eval_only:
-            evaluate_run(config)
+            evaluate_run(config, args.checkpoint)
         else:
             train_run(config)
     except UserError as error:

@@ -102,7 +102,7 @@ class RolloutCollector:
         wanted = self._config.prompts_per_step
         kept: list[Group] = []
         seen: list[Group] = []
-        for round_index in range(self._config.max_rounds if self._dynamic else 1):
+        for rounds in range(1, 1 + (self._config.max_rounds if self._dynamic else 1)):
             fresh = self._generate(self._how_many(wanted, len(kept), len(seen)), log)
             seen.extend(fresh)
             kept.extend(group for group in fresh if not self._dynamic or self._is_mixed(group))
@@ -111,7 +111,7 @@ class RolloutCollector:
         rollouts = [rollout for group in seen for rollout in group.rollouts]
         self._record(step, rollouts)
         kept = kept[:wanted]
-        return kept, self._facts(seen, kept, rounds=round_index + 1)
+        return kept, self._facts(seen, kept, rounds=rounds)
 
     def _how_many(self, wanted: int, kept: int, seen: int) -> int:
         """Prompts of the next round: what is missing, scaled by the share of groups kept so far."""

@@ -1,0 +1,301 @@
+"""The composition root: the only place that knows every room. Builds a run's parts and gives them to the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.algorithms import make_objective
+from owpo_megatron.config import Config
+from owpo_megatron.convert import HFWriter, check_parallel, hf_shapes, read_hf_config
+from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
+from owpo_megatron.parallel.loading import hf_folder
+from owpo_megatron.parallel.topology import Topology, close_topology, init_topology
+from owpo_megatron.policy import MegatronPolicy, SlotReference
+from owpo_megatron.rollout import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
+from owpo_megatron.sync import make_sync
+from owpo_megatron.trainer.batches import BatchBuilder
+from owpo_megatron.trainer.checkpoints import CheckpointFolder
+from owpo_megatron.trainer.console import RunConsole
+from owpo_megatron.trainer.evaluate import Evaluator
+from owpo_megatron.trainer.loop import Loop
+from owpo_megatron.trainer.main_rank import MainRank, RankedSync
+from owpo_megatron.trainer.metrics import MetricsFile, silent_step
+from owpo_megatron.trainer.rollouts import RolloutCollector
+from owpo_megatron.trainer.stage import StagePlan, due_every
+from owpo_megatron.trainer.stop import StopSignal
+from owpo_megatron.trainer.summary import write_summary
+from owpo_megatron.types import Prompt, Rollout
+from owpo_megatron.verifiers import make_verifier
+
+
+def train_run(config: Config) -> None:
+    """Train (or go on training) the run that the configuration describes; every rank calls it."""
+    with contextlib.ExitStack() as stack:
+        run = Run(config, stack)
+        stop = StopSignal(run.topology.any)
+        loop = run.loop(stop)
+        with run.console.live() if run.console else contextlib.nullcontext():
+            steps = loop.run()
+        if steps == config.optimizer.steps:
+            run.finish()
+
+
+def evaluate_run(config: Config, checkpoint: Path | None = None) -> None:
+    """Evaluate a checkpoint (default: the run's newest, else the model); scores go to eval/ and the screen."""
+    with contextlib.ExitStack() as stack:
+        run = Run(config, stack, evaluation_only=True)
+        step = run.restore(checkpoint)
+        run.sync.push(run.policy.named_weights(), version=step)
+        scores = run.main.run(lambda: run.evaluator.run(f"step_{step:06d}_eval"))
+        if run.console:
+            run.console.evaluation(step, scores)
+            out = config.run_dir / "eval" / f"step_{step:06d}_eval.json"
+            out.write_text(json.dumps(scores, indent=1) + "\n")
+            run.console.say(f"scores and responses: {out.parent}")
+
+
+class Run:
+    """The parts of a run on this rank. Engine, verifier and files are global rank 0's alone.
+
+    Args:
+        stack: what has to be closed is entered here.
+        evaluation_only: an engine is needed even where rollouts are replayed, and nothing is written but eval/.
+    """
+
+    def __init__(self, config: Config, stack: contextlib.ExitStack, evaluation_only: bool = False):
+        self.config = config
+        self.evaluation_only = evaluation_only
+        self.plan = StagePlan.of(config)
+        self.model_files = hf_folder(config.model.path)
+        hf = read_hf_config(self.model_files)
+        check_parallel(hf, config.parallel)
+        self.topology = topology = init_topology(config.parallel, config.seed)
+        stack.callback(close_topology)
+        self.console = RunConsole(config.optimizer.steps) if topology.is_main else None
+        self.tokenizer = load_tokenizer(self.model_files) if topology.is_main else None
+        self.train_prompts, self.test_prompts = self._prompts() if topology.is_main else ([], [])
+        engine_start = self._start_engine(stack)
+        self.say(_headline(config, sum(_numel(shape) for shape in hf_shapes(hf).values()), topology))
+        self.policy = MegatronPolicy(config, hf, config.model.path, topology)
+        self.reference = SlotReference(self.policy, loaded=config.reference.path is not None)
+        self.objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
+        self.engine, self.fleet = engine_start.result() if engine_start else (None, None)
+        self.sync = RankedSync(self._sync_of_main(stack))
+        self.main = MainRank(topology.is_main, topology.broadcast, self._push_again)
+        self.collector = self._collector(stack)
+        self.evaluator = self._evaluator()
+        self.metrics = MetricsFile(config.run_dir / "metrics.jsonl", self._on_line) if topology.is_main else None
+        self.checkpoints = CheckpointFolder(config.run_dir / "checkpoints", config.checkpoint.keep)
+
+    def loop(self, stop: StopSignal) -> Loop:
+        config = self.config
+        steps = config.optimizer.steps
+        return Loop(
+            steps=steps,
+            policy=self.policy,
+            reference=self.reference,
+            objective=self.objective,
+            rollouts=self.collector,
+            batches=BatchBuilder(config, self.plan),
+            sync=self.sync,
+            swap_due=self.plan.swap_due,
+            evaluate_due=self._evaluation_due,
+            checkpoint_due=lambda done: due_every(config.checkpoint.every, done, at_end=True, steps=steps),
+            evaluate=self.evaluate,
+            save=self.save,
+            restore=self.restore,
+            step_log=self.metrics.step if self.metrics else silent_step,
+            stop_requested=stop.requested,
+        )
+
+    # ------------------------------------------------------------------------------------------ verbs of the loop
+    def evaluate(self, step: int) -> None:
+        """Once a step: an evaluation that stands in metrics.jsonl is not made again after a resume."""
+
+        def work() -> None:
+            assert self.metrics and self.console
+            if not self.metrics.has_evaluation(step):
+                scores = self.evaluator.run(f"step_{step:06d}")
+                self.metrics.append({"step": step, "eval": scores})
+                self.console.evaluation(step, scores)
+
+        self.main.run(work)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint; it counts from the moment its folder is renamed into place."""
+        if self.topology.is_main:
+            self.checkpoints.start(step)
+        self.topology.barrier()
+        self.policy.save(self.checkpoints.state_path(step))
+        state = {"step": step, "reference": self.reference.state_dict()}
+        if self.topology.is_main:
+            self.checkpoints.finish(step, state | {"rollouts": self.collector.state_dict()})
+        self.topology.barrier()
+
+    def restore(self, checkpoint: Path | None = None) -> int:
+        """Take over the newest whole checkpoint, or the given one; returns its step, 0 where there is none."""
+        found = None
+        if self.topology.is_main:
+            found = self.checkpoints.read(checkpoint) if checkpoint else self.checkpoints.newest()
+        found = self.topology.broadcast(found)
+        step = 0
+        if found is not None:
+            state_path, state = found
+            step = state["step"]
+            self.policy.restore(state_path, state["reference"]["is_policy"])
+            self.reference.load_state_dict(state["reference"])
+            if self.topology.is_main:
+                self.collector.load_state_dict(state["rollouts"])
+            self.say(f"resumed at step {step} from {state_path.parent}, reference {self.reference.version.ref_id}")
+        if self.metrics and not self.evaluation_only:
+            self.metrics.drop_after(step)
+        return step
+
+    def finish(self) -> None:
+        """After the last step: the HF folder and the summary."""
+        config = self.config
+        if config.checkpoint.export_hf:
+            self._export(config.run_dir / "hf")
+        swaps = self.reference.version.ref_id
+        if self.console:
+            engine = {"name": "sglang", "version": self.fleet.clients[0].server_version()} if self.fleet else {}
+            write_summary(config, engine, self.reference.version, swaps)
+            self.console.say(f"done: {config.run_dir} ({swaps} swaps of the reference)")
+
+    def say(self, text: str) -> None:
+        if self.console:
+            self.console.say(text)
+
+    # ------------------------------------------------------------------------------------------ building
+    def _prompts(self) -> tuple[list[Prompt], list[Prompt]]:
+        assert self.tokenizer
+        train, report = load_prompts(self.config.data, self.tokenizer)
+        self.say(str(report))
+        if not (self._evaluation_wanted() or self.evaluation_only):
+            return train, []
+        test, report = load_prompts(self.config.data, self.tokenizer, "test", self.config.eval.limit)
+        self.say(f"held out: {report}")
+        return train, test
+
+    def _start_engine(self, stack: contextlib.ExitStack) -> Future | None:
+        """Global rank 0's engine, started while all ranks build the model: (RolloutEngine, Fleet or None)."""
+        if not self.topology.is_main:
+            return None
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        if self.config.rollout.replay and not self.evaluation_only:
+            return pool.submit(lambda: (RecordedEngine(self.config.rollout.replay), None))
+        if not self.config.engine.urls:
+            self.say("starting the SGLang server; meanwhile the model is built")
+        return pool.submit(self._start_fleet, stack)
+
+    def _start_fleet(self, stack: contextlib.ExitStack) -> tuple[Fleet, Fleet]:
+        # Every weight comes by the first push; SGLang need not read the checkpoint.
+        raw = {"load_format": "dummy"} | self.config.sglang
+        fleet = start_fleet(
+            self.config.engine, self.model_files, self.config.model.dtype, raw, self.config.run_dir / "logs"
+        )
+        stack.callback(fleet.close)
+        return fleet, fleet
+
+    def _sync_of_main(self, stack: contextlib.ExitStack) -> Any:
+        if not self.topology.is_main:
+            return None
+        clients = self.fleet.clients if self.fleet else []
+        sync = make_sync(self.config.sync, clients, self.config.run_dir / "sync")
+        stack.callback(sync.close)
+        return sync
+
+    def _push_again(self) -> None:
+        self.sync.push(self.policy.named_weights(), self.sync.version)
+
+    def _collector(self, stack: contextlib.ExitStack) -> RolloutCollector:
+        config, verifier, stream = self.config, None, None
+        if self.topology.is_main:
+            domains = {prompt.domain for prompt in (*self.train_prompts, *self.test_prompts)}
+            verifier = make_verifier(config.verifier, domains)
+            stack.callback(verifier.close)
+            stream = ShuffledStream(self.train_prompts, config.seed)
+            if self.fleet:
+                self.fleet.on_restart = self.main.push_again
+        return RolloutCollector(
+            config,
+            self.main,
+            self.engine,
+            verifier,
+            stream,
+            decode=self.tokenizer.decode if self.tokenizer else _nothing_to_decode,
+            stop_token_ids=self.tokenizer.eos_ids if self.tokenizer else (),
+            dynamic_sampling=self.objective.dynamic_sampling,
+            record=self._record,
+            progress=self.console.working if self.console else None,
+        )
+
+    def _evaluator(self) -> Evaluator | None:
+        if not (self.topology.is_main and self.test_prompts):
+            return None
+        return Evaluator(
+            self.config.eval,
+            self.test_prompts,
+            self.config.rollout.max_response_tokens,
+            self.tokenizer.eos_ids,
+            self.engine,
+            self.collector.grade,
+            self.config.seed,
+            self.config.run_dir / "eval",
+            self.console.working,
+        )
+
+    def _evaluation_wanted(self) -> bool:
+        wants = self.config.eval
+        return wants.before or wants.after or wants.every > 0
+
+    def _evaluation_due(self, done: int) -> bool:
+        wants = self.config.eval
+        if done == 0:
+            return wants.before
+        return due_every(wants.every, done, at_end=wants.after, steps=self.config.optimizer.steps)
+
+    def _record(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        if self.config.rollout.save and not self.config.rollout.replay:
+            save_rollouts(rollouts_path(self.config.run_dir / "rollouts", step + 1), rollouts)
+
+    def _on_line(self, line: dict[str, Any]) -> None:
+        assert self.console
+        self.console.step(line)
+
+    def _export(self, folder: Path) -> None:
+        if self.topology.is_main:
+            with HFWriter(folder, self.model_files, self.policy.hf, overwrite=True) as writer:
+                for name, tensor in self.policy.named_weights():
+                    writer.add(name, tensor)
+        else:
+            for _ in self.policy.named_weights():
+                pass
+
+
+def _headline(config: Config, parameters: int, topology: Topology) -> str:
+    par = config.parallel
+    return (
+        f"[bold]{config.name}[/bold]: {config.algorithm.name}, {parameters / 1e6:.3g} M parameters in "
+        f"{config.model.dtype}, tp {par.tp} pp {par.pp} dp {par.dp}, process {os.getpid()} and "
+        f"{topology.world_size - 1} more"
+    )
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _nothing_to_decode(ids: Sequence[int]) -> str:
+    raise AssertionError("only global rank 0 decodes responses")
+
+

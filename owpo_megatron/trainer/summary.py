@@ -1,0 +1,36 @@
+"""summary.json: what a finished run came to, read off its metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.config import Config
+from owpo_megatron.types import ReferenceVersion
+
+
+def write_summary(config: Config, engine: dict[str, Any], reference: ReferenceVersion, swaps: int) -> dict[str, Any]:
+    """Write and return the summary; an evaluation that was not made leaves its fields out."""
+    lines = [json.loads(text) for text in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    evals = {line["step"]: line["eval"] for line in lines if "eval" in line}
+    steps = [line for line in lines if "seconds" in line]
+    summary: dict[str, Any] = {"name": config.name, "algorithm": config.algorithm.name, "steps": config.optimizer.steps}
+    for when, step in (("before", 0), ("after", config.optimizer.steps)):
+        for name, value in evals.get(step, {}).items():
+            if name.startswith("pass@"):
+                summary[f"pass_at_{name.removeprefix('pass@')}_{when}"] = value
+    summary |= {
+        "swaps": swaps,
+        "reference": {"ref_id": reference.ref_id, "source_step": reference.source_step, "reason": reference.reason},
+        "parallel": {name: getattr(config.parallel, name) for name in ("tp", "pp", "dp", "sp")},
+        "engine": engine,
+        "seconds": round(sum(line["seconds"]["total"] for line in steps), 2),
+        "tokens": sum(int(line.get("tokens", 0)) for line in steps),
+        "mismatch_max": max((line["mismatch"] for line in steps if "mismatch" in line), default=None),
+    }
+    scratch = config.run_dir / "summary.json.tmp"
+    scratch.write_text(json.dumps(summary, indent=1) + "\n")
+    os.replace(scratch, config.run_dir / "summary.json")
+    return summary
