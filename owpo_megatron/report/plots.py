@@ -49,16 +49,12 @@ def learning(run: RunMetrics) -> Figure:
     for name, color in zip(scores, (style.MAIN, style.WARM, style.SECOND, style.PLUM), strict=False):
         series = run.eval_column(name)
         _line(eval_axis, series, color, width=1.8, label=name, marker="o")
-        for step, value in list(series)[:: max(1, len(series.steps) - 1)]:
+        for index, side in {0: "left", len(series.steps) - 1: "right"}.items():
+            at = (series.steps[index], series.values[index])
+            label = f"{series.values[index]:.0%}"
             eval_axis.annotate(
-                f"{value:.0%}",
-                (step, value),
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color=color,
-            )
+                label, at, xytext=(0, 6), textcoords="offset points", ha=side, fontsize=8, color=color
+            )  # fmt: skip
     if scores:
         eval_axis.set_ylim(0, min(1.08, max(max(run.eval_column(name).values) for name in scores) * 1.25 + 0.02))
         style.mark_swaps(eval_axis, run.swaps())

@@ -66,7 +66,7 @@ def _from_summary(run: RunMetrics) -> dict[str, str]:
     if isinstance(engine, dict):
         facts["engine"] = f"{engine.get('name', '?')} {engine.get('version', '')}".strip()
     if isinstance(run.summary.get("seconds"), (int, float)):
-        facts["wall time"] = _duration(run.summary["seconds"])
+        facts["training"] = _duration(run.summary["seconds"])
     return facts
 
 
