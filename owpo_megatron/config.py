@@ -21,6 +21,24 @@ AlgorithmName = Literal[
 ]
 
 
+HF_FILES = "hf"  # inside a converted megatron folder: config.json, tokenizer and the like of the HF folder it came from
+
+
+def hf_folder(path: Path, field: str = "model.path") -> Path:
+    """The folder with config.json and tokenizer that belongs to a model path: itself, or hf/ inside a converted one.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if not path.is_dir():
+        remedy = "no such folder; give an HF folder or a converted megatron folder (a small model: owpo quickstart)"
+        raise UserError(field, path, remedy)
+    for folder in (path, path / HF_FILES):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(field, path, f"has neither config.json (HF) nor {HF_FILES}/config.json (converted)")
+
+
 class Section(BaseModel):
     """A block of the file: strict, frozen, its fields documented below each."""
 
@@ -29,7 +47,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     path: Path
-    """HF checkpoint folder, or a megatron checkpoint made by tools/convert_hf_to_megatron.py."""
+    """HF checkpoint folder, or a megatron folder made by tools/convert_hf_to_megatron.py."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and activations of the policy; masters and gradients stay float32."""
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from owpo_megatron.config import Config
+from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data.tasks import get_task
 from owpo_megatron.errors import UserError
 from owpo_megatron.launch.machine import gpu_names
@@ -30,20 +30,9 @@ def needs_own_engine(config: Config) -> bool:
 
 
 def _model(config: Config) -> None:
-    _hf_files("model.path", config.model.path)
+    hf_folder(config.model.path)
     if config.reference.path is not None:
-        _hf_files("reference.path", config.reference.path)
-
-
-def _hf_files(field: str, path: Path) -> Path:
-    """The folder with config.json: an HF checkpoint itself, or hf/ inside a converted one."""
-    if not path.is_dir():
-        remedy = "no such folder; give an HF folder or a converted megatron folder (a small model: owpo quickstart)"
-        raise UserError(field, path, remedy)
-    for folder in (path, path / "hf"):
-        if (folder / "config.json").is_file():
-            return folder
-    raise UserError(field, path, "has neither config.json (HF) nor hf/config.json (converted)")
+        hf_folder(config.reference.path, "reference.path")
 
 
 def _data(config: Config) -> None:
@@ -89,7 +78,7 @@ def _engine(config: Config) -> None:
             raise UserError("engine.urls", url, "write whole URLs, e.g. http://127.0.0.1:30000")
     if not needs_own_engine(config):
         return
-    files = _hf_files("model.path", config.model.path)
+    files = hf_folder(config.model.path)
     check_surroundings(config.engine, files)
     server_arguments(config.engine, files, config.model.dtype, config.sglang)
     if config.engine.port:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from owpo_megatron.algorithms import make_objective
-from owpo_megatron.config import Config
+from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.convert import HFWriter, check_parallel, hf_shapes, read_hf_config
 from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
-from owpo_megatron.parallel.loading import hf_folder
 from owpo_megatron.parallel.topology import Topology, close_topology, init_topology
 from owpo_megatron.policy import MegatronPolicy, SlotReference
 from owpo_megatron.rollout import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
@@ -187,7 +186,8 @@ class Run:
         """Global rank 0's engine, started while all ranks build the model: (RolloutEngine, Fleet or None)."""
         if not self.topology.is_main:
             return None
-        pool = stack.enter_context(ThreadPoolExecutor(1))
+        pool = ThreadPoolExecutor(1)
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a mistake elsewhere need not wait for it
         if self.config.rollout.replay and not self.evaluation_only:
             return pool.submit(lambda: (RecordedEngine(self.config.rollout.replay), None))
         if not self.config.engine.urls:

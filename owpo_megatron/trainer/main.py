@@ -1,7 +1,4 @@
-"""One rank of a run: `torchrun -m owpo_megatron.trainer.main --config FILE` (the `owpo` command starts it).
-
-Heavy imports stand inside `main`: megatron's checkpoint writer spawns a helper that imports this module again.
-"""
+"""One rank of a run: `torchrun -m owpo_megatron.trainer.main --config FILE` (the `owpo` command starts it)."""
 
 from __future__ import annotations
 
