@@ -88,6 +88,17 @@ def random_samples(seed: int, count: int = 8, vocab_size: int = 96, logps: bool 
     return samples
 
 
+def build_policy(config: Config) -> Any:
+    """The policy of a config in this process, which is one rank of `config.parallel` (a world of one under pytest)."""
+    from owpo_megatron.convert import read_hf_config
+    from owpo_megatron.parallel.loading import hf_folder
+    from owpo_megatron.parallel.topology import init_topology
+    from owpo_megatron.policy import MegatronPolicy
+
+    topology = init_topology(config.parallel, config.seed)
+    return MegatronPolicy(config, read_hf_config(hf_folder(config.model.path)), config.model.path, topology)
+
+
 def run_ranks(worker: Path, nproc: int, *args: object, timeout: float = 60) -> list[dict[str, Any]]:
     """Run a worker script under torchrun; returns the JSON objects that it printed as `RESULT {...}` lines."""
     env = os.environ | {

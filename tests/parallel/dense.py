@@ -38,7 +38,8 @@ def owpo_loss(model: torch.nn.Module, samples: list[Sample]) -> torch.Tensor:
 
 
 def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup: int) -> dict:
-    """{"losses", "grad_norms", "weights" (HF name -> tensor), "logp" of the first batch before training}."""
+    """{"losses", "grad_norms", "logp" of the first batch before training, "names" that a checkpoint holds,
+    "start" and "weights" (HF name -> tensor, before and after)}."""
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
     decayed = [param for param in model.parameters() if param.dim() > 1]
     plain = [param for param in model.parameters() if param.dim() <= 1]
@@ -46,6 +47,8 @@ def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup:
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-5)
     with torch.no_grad():
         logp = [sequence_logp(model, sample) for sample in batches[0]]
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names = [name for name in start if not (name == "lm_head.weight" and model.config.tie_word_embeddings)]
     losses, norms = [], []
     for update, samples in enumerate(batches):
         optimizer.zero_grad()
@@ -56,4 +59,5 @@ def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup:
             group["lr"] = lr * min(1.0, (update + 1) / warmup)
         optimizer.step()
         losses.append(float(loss.detach()))
-    return {"losses": losses, "grad_norms": norms, "weights": model.state_dict(), "logp": logp}
+    weights = model.state_dict()
+    return {"losses": losses, "grad_norms": norms, "logp": logp, "names": names, "start": start, "weights": weights}
