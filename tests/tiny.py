@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from owpo_megatron.config import Config
+from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.types import Sample
 
 TESTS = Path(__file__).parent
@@ -91,7 +91,6 @@ def random_samples(seed: int, count: int = 8, vocab_size: int = 96, logps: bool 
 def build_policy(config: Config) -> Any:
     """The policy of a config in this process, which is one rank of `config.parallel` (a world of one under pytest)."""
     from owpo_megatron.convert import read_hf_config
-    from owpo_megatron.parallel.loading import hf_folder
     from owpo_megatron.parallel.topology import init_topology
     from owpo_megatron.policy import MegatronPolicy
 
