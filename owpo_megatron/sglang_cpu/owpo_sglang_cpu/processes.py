@@ -1,0 +1,27 @@
+"""How the server's processes come to life: forked after the imports instead of each importing everything again.
+
+SGLang spawns its scheduler and detokenizer because a CUDA context does not survive a fork. There is none on a CPU, and
+the imports are nearly all of a server's start-up: forking halves the start and shares the modules' memory.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any
+
+
+def register() -> None:
+    """Entry point of `sglang.srt.plugins`: runs before the server starts its processes."""
+    import torch
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    if not torch.cuda.is_available():
+        HookRegistry.register("sglang.srt.entrypoints.engine._set_envs_and_config", _fork, HookType.AFTER)
+
+
+def _fork(result: Any, server_args: Any) -> None:
+    import psutil
+
+    # A fork copies only the calling thread: what others (an OpenMP pool's too) hold stays locked in the child for ever.
+    if psutil.Process().num_threads() == 1:
+        multiprocessing.set_start_method("fork", force=True)
