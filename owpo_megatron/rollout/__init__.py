@@ -1,0 +1,20 @@
+"""Rollouts from SGLang servers: client, supervision, the fleet behind one face, and recordings of them."""
+
+from owpo_megatron.rollout.client import EngineClient, EngineGone
+from owpo_megatron.rollout.fleet import Engine, Fleet, UrlEngine, start_fleet
+from owpo_megatron.rollout.recorded import RecordedEngine, load_rollouts, rollouts_path, save_rollouts
+from owpo_megatron.rollout.server import Server
+
+__all__ = [
+    "Engine",
+    "EngineClient",
+    "EngineGone",
+    "Fleet",
+    "RecordedEngine",
+    "Server",
+    "UrlEngine",
+    "load_rollouts",
+    "rollouts_path",
+    "save_rollouts",
+    "start_fleet",
+]

@@ -1,0 +1,152 @@
+"""The command line and the surroundings of an `sglang.launch_server`, from the configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import owpo_megatron
+from owpo_megatron.config import EngineConfig
+from owpo_megatron.errors import UserError
+
+# Set by `engine` and `model` of the configuration, or by the server's supervision.
+OWNED = {
+    "model_path": "model.path",
+    "dtype": "model.dtype",
+    "device": "engine.device",
+    "host": "engine.host",
+    "port": "engine.port",
+    "tp": "engine.tp",
+    "tp_size": "engine.tp",
+    "tensor_parallel_size": "engine.tp",
+    "served_model_name": None,
+    "weight_version": None,
+}
+# torchrun's variables would make the engine's own process group join the trainer's.
+TRAINER_VARIABLES = {
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS"),
+}
+# Below this size of the weights one thread is faster than any synchronisation of several.
+ONE_THREAD_BYTES = 200 << 20
+
+
+def find_python(config: EngineConfig) -> Path:
+    """The interpreter of SGLang's environment: the configured one, .venv-engine beside the project, or this one."""
+    if config.python is not None:
+        # absolute, not resolved: a virtual environment's python is a link, and only its own path finds its packages
+        return config.python.absolute()
+    beside = Path(owpo_megatron.__file__).resolve().parents[1] / ".venv-engine" / "bin" / "python"
+    return beside if beside.exists() else Path(sys.executable)
+
+
+def find_device(config: EngineConfig) -> str:
+    """The device, "cpu" or "cuda"; "auto" looks for NVIDIA's device files, since asking torch costs its import."""
+    if config.device != "auto":
+        return config.device
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    visible = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    return "cuda" if visible and not hidden else "cpu"
+
+
+def check_surroundings(config: EngineConfig, model_path: Path) -> None:
+    """Find a user's mistakes before anything starts.
+
+    Raises:
+        UserError: the interpreter is missing or has no SGLang (or not the CPU plug-in), or the model is missing.
+    """
+    python = find_python(config)
+    if not os.access(python, os.X_OK):
+        raise UserError("engine.python", python, "no such interpreter; run `make setup`, or give that of an SGLang")
+    packages = ["sglang"] + (["owpo-sglang-cpu"] if find_device(config) == "cpu" else [])
+    code = "import importlib.metadata, sys\nfor name in sys.argv[1:]: importlib.metadata.version(name)"
+    found = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
+    if found.returncode:
+        missing = "owpo-sglang-cpu" if "owpo-sglang-cpu" in found.stderr else "sglang"
+        remedy = {
+            "sglang": "has no sglang; run `make setup`, or give the interpreter of an environment that has it",
+            "owpo-sglang-cpu": f"lacks SGLang's CPU plug-in; run {python} -m pip install --no-deps "
+            "./owpo_megatron/sglang_cpu",
+        }
+        raise UserError("engine.python", python, remedy[missing])
+    if not (model_path / "config.json").is_file():
+        raise UserError("model.path", model_path, "no HF checkpoint there; give a folder with a config.json")
+
+
+def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of SGLang by name; `raw` (the config's `sglang` block) has the last word.
+
+    Raises:
+        UserError: `raw` sets an argument that has a field of its own in the configuration.
+    """
+    for name in raw:
+        owner = OWNED.get(name.replace("-", "_"), name)
+        if owner is None:
+            raise UserError(f"sglang.{name}", raw[name], "the run sets this one itself; leave it out")
+        if owner != name:
+            raise UserError(f"sglang.{name}", raw[name], f"set {owner} instead")
+    arguments: dict[str, Any] = {
+        "model_path": str(model_path.absolute()),
+        "dtype": dtype,
+        "device": find_device(config),
+        "host": config.host,
+        "tp_size": config.tp,
+        # Seeds of single requests are ignored without it.
+        "enable_deterministic_inference": True,
+        # Only token ids cross this seam.
+        "skip_tokenizer_init": True,
+        "weight_version": "0",
+        "max_running_requests": config.concurrency,
+    }
+    if arguments["device"] == "cpu":
+        arguments |= {
+            "attention_backend": "torch_native",
+            "sampling_backend": "pytorch",
+            "disable_overlap_schedule": True,
+            # An idle scheduler would keep a core busy that the trainer needs.
+            "sleep_on_idle": True,
+            "skip_server_warmup": True,
+            # An upper bound; max_total_tokens is what sizes the cache.
+            "mem_fraction_static": 0.5,
+            "max_total_tokens": 32768,
+        }
+    return arguments | {name.replace("-", "_"): value for name, value in raw.items()}
+
+
+def command_line(python: Path, arguments: Mapping[str, Any]) -> list[str]:
+    """`{"max_total_tokens": 8192, "sleep_on_idle": True}` as a command; False and None leave an argument out."""
+    command = [str(python), "-m", "sglang.launch_server"]
+    for name, value in arguments.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            command.append(flag)
+        elif isinstance(value, dict):
+            command += [flag, json.dumps(value)]
+        elif isinstance(value, list):
+            command += [flag, *map(str, value)]
+        elif value is not None and value is not False:
+            command += [flag, str(value)]
+    return command
+
+
+def environment(config: EngineConfig, model_path: Path) -> dict[str, str]:
+    """The variables of the server's process."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in TRAINER_VARIABLES and not name.startswith("TORCHELASTIC_")
+    }
+    if find_device(config) == "cpu":
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        threads = max(1, len(cores) // config.tp)
+        size = sum(path.stat().st_size for path in model_path.glob("*.safetensors"))
+        env["OMP_NUM_THREADS"] = "1" if size < ONE_THREAD_BYTES else str(threads)
+        if config.tp > 1:
+            shares = [cores[rank * threads % len(cores) :][:threads] for rank in range(config.tp)]
+            env["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
+    return env

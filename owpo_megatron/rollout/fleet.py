@@ -1,0 +1,258 @@
+"""The rollout engine: one or several servers behind one face, with recovery of those that die or hang.
+
+Who waits for whom in `generate`:
+
+    calling thread                       worker threads (a few an engine)
+    deals samples into posts  --->       take a post, POST /generate, hand the outcome over
+    collects outcomes, progress  <---    ... until no post is left, or their engine is gone
+    restarts a lost engine, has its weights pushed (`on_restart`), starts workers for it again
+
+Restart and push happen in the calling thread, since a push may be collective over trainer ranks. A lost post is drawn
+again with the same seeds, so that it gives the same tokens.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from owpo_megatron.config import EngineConfig
+from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.rollout.client import EngineClient, EngineGone
+from owpo_megatron.rollout.server import Server
+from owpo_megatron.types import Progress, Rollout, SampleRequest, Sampling
+
+# A post returns when its longest sample ends. Short samples travel together, which saves most of a small model's time;
+# long ones travel alone, so that none waits for another.
+TOKENS_A_POST = 4096
+SAMPLES_A_POST = 64
+
+
+class Engine(Protocol):
+    """A server as the fleet sees it."""
+
+    client: EngineClient
+
+    def restart(self) -> None:
+        """Make it answer again; raises EngineError when that fails."""
+
+    def stop(self) -> None:
+        """Make its pending requests fail soon."""
+
+    def close(self) -> None: ...
+
+
+class UrlEngine:
+    """A server that somebody else runs: lost, it is waited for; started again by whoever runs it, it gets weights."""
+
+    def __init__(self, url: str, config: EngineConfig):
+        self.client = EngineClient(url, config.request_timeout)
+        self._patience = config.startup_timeout
+
+    def restart(self) -> None:
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                self.client.model_info(timeout=5.0)
+                break
+            except EngineGone:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+        self.client.connect(self.client.url)
+
+    def stop(self) -> None:
+        pass  # not ours; its connections are given up by their time-outs
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class Fleet:
+    """Implements RolloutEngine over `engines`, all of which must serve the same weights.
+
+    Args:
+        engines: running servers.
+        config: concurrency, max_restarts (for each engine, over the fleet's life).
+        on_restart: called without arguments, in the thread that called `generate` or `revive`, after a lost engine
+            answers again with its initial weights; must push the current weights to it (pushing to all is fine).
+    """
+
+    def __init__(self, engines: Sequence[Engine], config: EngineConfig, on_restart: Callable[[], None] | None = None):
+        assert engines
+        self.engines = list(engines)
+        self.on_restart = on_restart
+        self._config = config
+        self._restarts = [0] * len(engines)
+        self._version: int | None = None
+
+    @property
+    def clients(self) -> list[EngineClient]:
+        return [engine.client for engine in self.engines]
+
+    def weight_versions(self) -> list[int]:
+        """The weight version that each engine reports."""
+        versions = [client.weight_version() for client in self.clients]
+        self._version = max(versions)
+        return versions
+
+    def revive(self) -> int:
+        """Restart engines that do not answer, and have their weights pushed; returns how many there were."""
+        lost: dict[int, EngineGone] = {}
+        for index, client in enumerate(self.clients):
+            try:
+                client.model_info(timeout=30.0)
+            except EngineGone as error:
+                lost[index] = error
+        for index, cause in lost.items():
+            self._restart(index, cause, needed=self._version if self.on_restart is None else None)
+        return len(lost)
+
+    def generate(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, progress: Progress | None = None
+    ) -> list[Rollout]:
+        """Draw one response a request, in submission order.
+
+        Raises:
+            EngineError: an engine refused a request, stayed dead after `max_restarts` restarts, or serves other weights
+                than the rest.
+        """
+        if not requests:
+            return []
+        self.revive()
+        versions = self.weight_versions()
+        if len(set(versions)) > 1:
+            raise EngineError(f"engines serve different weight versions {versions}; push the weights to all of them")
+        return _Generation(self, requests, sampling, progress).run()
+
+    def close(self) -> None:
+        for engine in self.engines:
+            engine.close()
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _restart(self, index: int, error: EngineGone, needed: int | None) -> None:
+        """Bring an engine back; its weights must then be of version `needed`, where that is known."""
+        engine = self.engines[index]
+        if self._restarts[index] >= self._config.max_restarts:
+            raise EngineError(
+                f"engine {index} was lost again after {self._restarts[index]} restarts (engine.max_restarts): {error}"
+            ) from error
+        self._restarts[index] += 1
+        engine.restart()
+        if self.on_restart is not None:
+            self.on_restart()
+        version = engine.client.weight_version()
+        if needed is not None and version != needed:
+            raise EngineError(
+                f"engine {index} was restarted and has weights of version {version}, but {needed} is current; "
+                "on_restart must push them"
+            )
+
+
+class _Generation:
+    """One call of `Fleet.generate`."""
+
+    def __init__(self, fleet: Fleet, requests: Sequence[SampleRequest], sampling: Sampling, progress: Progress | None):
+        self.fleet, self.requests, self.sampling, self.progress = fleet, requests, sampling, progress
+        self.samples_a_post = samples_a_post(len(requests), len(fleet.engines), sampling)
+        self.posts = deque(range(0, len(requests), self.samples_a_post))  # each by its first sample
+        share = fleet._config.concurrency // len(fleet.engines)
+        self.workers_an_engine = max(1, share // self.samples_a_post)
+        self.workers = [0] * len(fleet.engines)
+        self.lost: dict[int, EngineGone] = {}
+        # (engine, first sample of the post or None at a worker's end, what came of it)
+        self.outcomes: queue.SimpleQueue[tuple[int, int | None, list[Rollout] | Exception | None]] = queue.SimpleQueue()
+
+    def run(self) -> list[Rollout]:
+        rollouts: list[Rollout | None] = [None] * len(self.requests)
+        done = 0
+        try:
+            for engine in range(len(self.workers)):
+                self._start_workers(engine)
+            while done < len(self.requests):
+                engine, first, outcome = self.outcomes.get()
+                if isinstance(outcome, list):
+                    assert first is not None
+                    rollouts[first : first + len(outcome)] = outcome
+                    done += len(outcome)
+                    if self.progress is not None:
+                        self.progress(done, len(self.requests))
+                    continue
+                self.workers[engine] -= 1
+                if isinstance(outcome, EngineGone):
+                    assert first is not None
+                    self.posts.appendleft(first)
+                    self.lost[engine] = outcome
+                    self.fleet.engines[engine].stop()
+                elif outcome is not None:
+                    raise outcome
+                if engine in self.lost and self.workers[engine] == 0:
+                    self.fleet._restart(engine, self.lost.pop(engine), needed=self.fleet._version)
+                    self._start_workers(engine)
+        finally:
+            self.posts.clear()  # workers of an interrupted call end after their present post
+        return rollouts  # type: ignore[return-value]
+
+    def _start_workers(self, engine: int) -> None:
+        count = min(self.workers_an_engine, len(self.posts))
+        self.workers[engine] += count
+        for _ in range(count):
+            threading.Thread(target=self._work, args=(engine,), daemon=True).start()
+
+    def _work(self, engine: int) -> None:
+        client = self.fleet.engines[engine].client
+        while True:
+            try:
+                first = self.posts.popleft()
+            except IndexError:
+                self.outcomes.put((engine, None, None))
+                return
+            try:
+                outcome = client.generate(self.requests[first : first + self.samples_a_post], self.sampling)
+            except Exception as error:
+                self.outcomes.put((engine, first, error))
+                return
+            self.outcomes.put((engine, first, outcome))
+
+
+def samples_a_post(num_samples: int, num_engines: int, sampling: Sampling) -> int:
+    """How many samples travel in one POST."""
+    by_tokens = max(1, TOKENS_A_POST // sampling.max_tokens)
+    return min(SAMPLES_A_POST, by_tokens, -(-num_samples // num_engines))
+
+
+def start_fleet(
+    config: EngineConfig,
+    model_path: Path,
+    dtype: str,
+    raw: Mapping[str, Any],
+    log_dir: Path,
+    on_restart: Callable[[], None] | None = None,
+) -> Fleet:
+    """The configured engines: those of `config.urls`, or one server of our own that logs to log_dir/engine_0.log.
+
+    Raises:
+        UserError: a URL does not answer, or interpreter, SGLang, model or port are not usable.
+        EngineError: our own server does not start.
+    """
+    if config.urls:
+        engines = [UrlEngine(url, config) for url in config.urls]
+        for engine in engines:
+            try:
+                engine.client.model_info(timeout=30.0)
+            except EngineError as error:
+                raise UserError("engine.urls", engine.client.url, f"no SGLang server answers: {error}") from error
+        return Fleet(engines, config, on_restart)
+    server = Server(config, model_path, dtype, raw, log_dir / "engine_0.log")
+    server.start()
+    return Fleet([server], config, on_restart)

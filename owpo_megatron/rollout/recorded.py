@@ -1,0 +1,119 @@
+"""Rollouts on disk: one JSON object a line, one file a step; and an engine that replays a folder of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.types import Progress, Prompt, Rollout, SampleRequest, Sampling
+
+
+def rollouts_path(folder: Path, step: int) -> Path:
+    """The file of a step.
+
+    Example:
+        >>> rollouts_path(Path("runs/a/rollouts"), 12).name
+        'step_000012.jsonl'
+    """
+    return folder / f"step_{step:06d}.jsonl"
+
+
+def save_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
+    """Write a file whole or not at all; log-probs keep every bit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        for rollout in rollouts:
+            file.write(json.dumps(asdict(rollout), ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def load_rollouts(path: Path) -> list[Rollout]:
+    """Read what `save_rollouts` wrote.
+
+    Raises:
+        UserError: a line is not a rollout.
+    """
+    with open(path, "rb") as file:
+        return [_parse(line, f"{path}:{number}") for number, line in enumerate(file, 1)]
+
+
+def _parse(line: bytes, where: str) -> Rollout:
+    try:
+        fields: dict[str, Any] = json.loads(line)
+        prompt = fields.pop("prompt")
+        prompt["token_ids"] = tuple(prompt["token_ids"])
+        fields["response_ids"] = tuple(fields["response_ids"])
+        fields["behaviour_logp"] = tuple(fields["behaviour_logp"])
+        return Rollout(prompt=Prompt(**prompt), **fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(where, line[:60].decode(errors="replace"), f"not a saved rollout ({error})") from error
+
+
+class RecordedEngine:
+    """A RolloutEngine that gives back saved rollouts; a request finds its own by prompt id and seed.
+
+    Args:
+        folder: step_*.jsonl files of a run. They are indexed once; responses are read when asked for.
+
+    Raises:
+        UserError: the folder holds no rollouts.
+    """
+
+    def __init__(self, folder: Path):
+        self._index: dict[tuple[str, int], tuple[Path, int]] = {}
+        for path in sorted(folder.glob("step_*.jsonl")):
+            with open(path, "rb") as file:
+                offset = 0
+                for number, line in enumerate(file, 1):
+                    rollout = _parse(line, f"{path}:{number}")
+                    self._index[rollout.prompt.id, rollout.seed] = (path, offset)
+                    offset += len(line)
+        if not self._index:
+            raise UserError("rollout.replay", folder, "no step_*.jsonl there; give the rollouts/ folder of a run")
+        self._folder = folder
+
+    def generate(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, progress: Progress | None = None
+    ) -> list[Rollout]:
+        """The saved response of each request; `sampling` is the recorded run's business.
+
+        Raises:
+            EngineError: a request was never recorded, or was recorded for other prompt tokens.
+        """
+        rollouts = []
+        for done, request in enumerate(requests, 1):
+            rollouts.append(self._read(request))
+            if progress is not None:
+                progress(done, len(requests))
+        return rollouts
+
+    def _read(self, request: SampleRequest) -> Rollout:
+        found = self._index.get((request.prompt.id, request.seed))
+        if found is None:
+            raise EngineError(
+                f"{self._folder} has no rollout of prompt {request.prompt.id} with seed {request.seed}: replay needs "
+                "the recorded run's data, seed and rollout sizes"
+            )
+        path, offset = found
+        with open(path, "rb") as file:
+            file.seek(offset)
+            rollout = _parse(file.readline(), str(path))
+        if rollout.prompt.token_ids != request.prompt.token_ids:
+            raise EngineError(
+                f"prompt {request.prompt.id} has other tokens than in {path}: replay needs the recorded run's "
+                "tokenizer and template"
+            )
+        return rollout
+
+    def weight_versions(self) -> list[int]:
+        """None: no weights are served."""
+        return []
+
+    def close(self) -> None:
+        pass

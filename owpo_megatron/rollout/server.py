@@ -1,0 +1,153 @@
+"""An SGLang server of our own: started, watched, restarted and stopped with the run."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.config import EngineConfig
+from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.rollout import supervise
+from owpo_megatron.rollout.client import EngineClient, EngineGone
+from owpo_megatron.rollout.command import check_surroundings, command_line, environment, find_python, server_arguments
+
+PORT_TRIES = 3
+POLL_SECONDS = 0.1
+TAIL_LINES = 20
+
+
+class Server:
+    """One `sglang.launch_server` process group, logging to a file; it dies with this process, however that ends.
+
+    Args:
+        config: the `engine` section.
+        model_path: HF checkpoint folder.
+        dtype: "float32" or "bfloat16".
+        raw: server arguments of the `sglang` section.
+        log_path: the server's output; appended to.
+
+    Raises:
+        UserError: interpreter, SGLang, model or port are not usable; nothing was started.
+    """
+
+    def __init__(self, config: EngineConfig, model_path: Path, dtype: str, raw: Mapping[str, Any], log_path: Path):
+        check_surroundings(config, model_path)
+        self._arguments = server_arguments(config, model_path, dtype, raw)
+        self._config = config
+        self._model_path = model_path
+        self._process: subprocess.Popen[bytes] | None = None
+        self._name = ""
+        self.log_path = log_path
+        self.client = EngineClient("http://not-started", config.request_timeout)
+        if config.port and not _is_free(config.host, config.port):
+            raise UserError("engine.port", config.port, "in use; choose another one, or 0 for a free one")
+
+    def start(self) -> None:
+        """Return when the server answers.
+
+        Raises:
+            EngineError: it died or did not answer within `startup_timeout`; the message ends with its last log lines.
+        """
+        for tries_left in reversed(range(PORT_TRIES)):
+            port = self._config.port or _free_port(self._config.host)
+            try:
+                self._launch(port)
+                self._wait_until_ready()
+                break
+            except BaseException as error:
+                self.stop()
+                # between our choice of a free port and the server's bind another process may have taken it
+                lost_port = isinstance(error, EngineError) and re.search(r"(?i)address already in use", str(error))
+                if self._config.port or not lost_port or not tries_left:
+                    raise
+        self.client.freeze_gc()
+
+    def restart(self) -> None:
+        """Kill what is left and start again, on a port of its own; the client follows. Raises as `start` does."""
+        self.stop()
+        self.start()
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """Kill the process group and wait for its end."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        self.stop()
+        self.client.close()
+
+    def log_tail(self) -> str:
+        """The last lines of the log, without progress bars."""
+        with open(self.log_path, "rb") as file:
+            file.seek(max(0, self.log_path.stat().st_size - 20_000))
+            text = file.read().decode(errors="replace")
+        lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
+        return "\n".join([line for line in lines if line][-TAIL_LINES:])
+
+    def _launch(self, port: int) -> None:
+        # the name tells our server from a stranger who answers on the same port
+        self._name = f"owpo-{uuid.uuid4().hex[:12]}"
+        arguments = {**self._arguments, "port": port, "served_model_name": self._name}
+        command = command_line(find_python(self._config), arguments)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log_path, "ab") as log:
+            log.write((" ".join(command) + "\n").encode())
+            log.flush()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", supervise.__file__, *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(self._config, self._model_path),
+                start_new_session=True,
+            )
+        host = "127.0.0.1" if self._config.host == "0.0.0.0" else self._config.host
+        self.client.connect(f"http://{host}:{port}")
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + self._config.startup_timeout
+        while time.monotonic() < deadline:
+            status = self._process.poll()
+            if status is not None:
+                raise self._failure(f"ended with status {status} before it answered")
+            try:
+                if self.client.model_info(timeout=5.0)["served_model_name"] == self._name:
+                    return
+            except EngineGone:
+                pass  # not listening yet
+            time.sleep(POLL_SECONDS)
+        raise self._failure(f"did not answer within engine.startup_timeout = {self._config.startup_timeout:g} s")
+
+    def _failure(self, what: str) -> EngineError:
+        return EngineError(f"SGLang {what}; the end of {self.log_path}:\n{self.log_tail()}")
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        # as uvicorn binds: connections of an earlier server that linger do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

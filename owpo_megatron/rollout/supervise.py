@@ -1,0 +1,79 @@
+"""Runs a command in a process group of its own and kills the group when standard input ends.
+
+    python supervise.py COMMAND ARGUMENT...
+
+The parent holds the other end of standard input: however it ends, even by SIGKILL, the pipe closes. (PR_SET_PDEATHSIG
+in the command itself would be tied to the parent's starting *thread* and would miss the command's own children.) The
+command's temporary files go to a folder that is removed afterwards. Standard library only; exits as the command does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
+
+
+def _die_with_parent() -> None:
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _kill(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # everyone has gone already
+
+
+def _reap() -> None:
+    """Wait for the orphans that fell to us; a container's first process may not do it."""
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        pass  # none is left
+
+
+def main(command: list[str]) -> int:
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    temporary = tempfile.mkdtemp(prefix="owpo-engine-")
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": temporary},
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+
+        def watch() -> None:
+            sys.stdin.buffer.read()
+            _kill(child.pid)
+
+        threading.Thread(target=watch, daemon=True).start()
+        status = child.wait()
+        _kill(child.pid)
+        _reap()
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    # os._exit: the watcher thread still holds standard input
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(status)

@@ -1,0 +1,39 @@
+"""Fixtures of several rooms; what starts a server skips, with a reason, where SGLang's environment is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny import make_hf_model
+
+from owpo_megatron.config import EngineConfig
+from owpo_megatron.rollout import Fleet, start_fleet
+
+ENGINE_PYTHON = Path(__file__).resolve().parents[1] / ".venv-engine" / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def engine_python() -> Path:
+    """The interpreter of SGLang's environment."""
+    if not ENGINE_PYTHON.exists():
+        pytest.skip(f"no {ENGINE_PYTHON}; run `make setup`")
+    return ENGINE_PYTHON
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An HF folder of a random Qwen3 with 96 tokens, of which 2 ends a response."""
+    return make_hf_model(tmp_path_factory.mktemp("models") / "qwen3", eos_token_id=2)
+
+
+@pytest.fixture(scope="session")
+def engine(engine_python: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One real SGLang server on the CPU, serving `tiny_model`'s architecture, for the whole session.
+
+    Tests push weights to it (model.state_dict() of a model of the same shape): say which before you compare.
+    """
+    config = EngineConfig(python=engine_python, device="cpu", max_restarts=10)
+    with start_fleet(config, tiny_model, "float32", {}, tmp_path_factory.mktemp("engine")) as fleet:
+        yield fleet

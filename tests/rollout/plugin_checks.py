@@ -1,0 +1,129 @@
+"""Runs in SGLang's environment: computes what test_cpu_plugin.py asserts on, and prints it as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import sglang.srt.layers.sampler as sampler
+import sglang.srt.mem_cache.pool_host.common as pool_host
+import torch
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+
+from owpo_sglang_cpu import attention, sampling, symbols
+
+
+def murmur3_x86_32(data: bytes) -> int:
+    """MurmurHash3 of a multiple of four bytes with seed 0, one block at a time (Appleby's smhasher)."""
+    h = 0
+    for start in range(0, len(data), 4):
+        k = int.from_bytes(data[start : start + 4], "little") * 0xCC9E2D51 & 0xFFFFFFFF
+        k = (k << 15 | k >> 17) & 0xFFFFFFFF
+        h ^= k * 0x1B873593 & 0xFFFFFFFF
+        h = (h << 13 | h >> 19) & 0xFFFFFFFF
+        h = (h * 5 + 0xE6546B64) & 0xFFFFFFFF
+    h ^= len(data)
+    h = (h ^ h >> 16) * 0x85EBCA6B & 0xFFFFFFFF
+    h = (h ^ h >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
+    return h ^ h >> 16
+
+
+def hashes() -> dict[str, Any]:
+    seeds = [0, 1, 77, 2**32 + 5, 2**63 - 1]
+    positions = [0, 3, 1000, 2, 2**31]
+    rows = sampling.row_states(np.array(seeds, np.uint64), np.array(positions, np.uint32))
+    ours = sampling.hash_columns(rows, 7).tolist()
+    theirs = [
+        [murmur3_x86_32(s.to_bytes(8, "little") + p.to_bytes(4, "little") + c.to_bytes(4, "little")) for c in range(7)]
+        for s, p in zip(seeds, positions, strict=True)
+    ]
+    return {"published": murmur3_x86_32(b"test"), "ours": ours, "theirs": theirs}
+
+
+def draws_of_stock() -> dict[str, Any]:
+    """SGLang's own draw, uncompiled, with its CUDA-only hash computed by the scalar reference above."""
+
+    def scalar_hash(seed: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        rows = []
+        for s, p in zip(seed.tolist(), positions.tolist(), strict=True):
+            head = s.to_bytes(8, "little") + p.to_bytes(4, "little")
+            rows.append([murmur3_x86_32(head + c.to_bytes(4, "little")) for c in columns.tolist()])
+        return torch.tensor(rows, dtype=torch.uint32)
+
+    torch.manual_seed(0)
+    logprobs = (2 * torch.randn(200, 33)).log_softmax(-1)
+    logprobs[:, 5] = -torch.inf
+    seeds, positions = torch.randint(0, 2**62, (200,)), torch.randint(0, 4096, (200,))
+    sampler.murmur_hash32 = scalar_hash
+    stock = sampler.multinomial_with_seed._torchdynamo_orig_callable(logprobs, seeds, positions)
+    ours = sampling.multinomial_with_seed(logprobs, seeds, positions)
+    rows = [slice(row, row + 1) for row in range(200)]
+    one_by_one = [sampling.multinomial_with_seed(logprobs[r], seeds[r], positions[r]).item() for r in rows]
+    return {"stock": stock.view(-1).tolist(), "ours": ours.view(-1).tolist(), "one_by_one": one_by_one}
+
+
+def distribution() -> dict[str, Any]:
+    """How often each of 8 tokens is drawn: over 20000 seeds at one position, and over 20000 positions of one seed."""
+    torch.manual_seed(1)
+    logprobs = torch.randn(8).log_softmax(-1)
+    many, numbers = logprobs.expand(20000, 8), torch.arange(20000)
+    over_seeds = sampling.multinomial_with_seed(many, numbers, torch.full_like(numbers, 17))
+    over_positions = sampling.multinomial_with_seed(many, torch.full_like(numbers, 1234567), numbers)
+    counts = [draws.view(-1).bincount(minlength=8).tolist() for draws in (over_seeds, over_positions)]
+    return {"probabilities": logprobs.exp().tolist(), "counts": counts}
+
+
+def attention_differences() -> dict[str, float]:
+    """Largest difference between the batched attention and the loop that it replaces."""
+    torch.manual_seed(2)
+    heads, kv_heads, size, slots = 4, 2, 16, 600
+    k_cache, v_cache = torch.randn(slots, kv_heads, size), torch.randn(slots, kv_heads, size)
+    req_to_token = torch.randperm(slots)[:560].view(8, 70).to(torch.int32)
+    requests = torch.tensor([6, 0, 3, 5, 1])
+    all_lens, prefix = torch.tensor([70, 1, 33, 9, 20]), torch.tensor([60, 0, 0, 8, 0])
+    strangers = torch.ones(slots, dtype=torch.bool)
+    for request, length in zip(requests.tolist(), all_lens.tolist(), strict=True):
+        strangers[req_to_token[request, :length].long()] = False
+    k_cache[strangers] = v_cache[strangers] = torch.nan
+    backend = TorchNativeAttnBackend
+    loop_decode, loop_extend = backend._run_sdpa_forward_decode, backend._run_sdpa_forward_extend
+    attention.install(backend)
+    result = {}
+    for budget in (1 << 22, 64):  # one slice, and several
+        attention.MAX_GATHERED_TOKENS = attention.MAX_MASK_ELEMENTS = budget
+        query = torch.randn(5, heads, size)
+        cache = (k_cache, v_cache, req_to_token, requests, all_lens)
+        options = {"scaling": 0.3, "enable_gqa": True}
+        expected = loop_decode(backend, query, torch.empty_like(query), *cache, **options)
+        got = backend._run_sdpa_forward_decode(None, query, torch.empty_like(query), *cache, **options)
+        result[f"decode/{budget}"] = (got - expected).abs().max().item()
+    for budget in (1 << 22, 3000):
+        attention.MAX_MASK_ELEMENTS = budget
+        query = torch.randn(int((all_lens - prefix).sum()), heads, size)
+        arguments = (*cache, prefix, all_lens - prefix)
+        options = {"scaling": 0.3, "enable_gqa": True, "causal": True}
+        expected = loop_extend(backend, query, torch.empty_like(query), *arguments, **options)
+        got = backend._run_sdpa_forward_extend(None, query, torch.empty_like(query), *arguments, **options)
+        result[f"extend/{budget}"] = (got - expected).abs().max().item()
+    return result
+
+
+def problems_after_a_move() -> list[str]:
+    """What the check says of another version, a name that is gone and a function with other parameters."""
+    symbols.SGLANG_VERSION = "0.0.1"
+    del pool_host._cuda_host_register
+    sampler.multinomial_with_seed = lambda logprobs, seed: None
+    return symbols.problems()
+
+
+if __name__ == "__main__":
+    report = {
+        "problems": symbols.problems(),
+        "hashes": hashes(),
+        "draws": draws_of_stock(),
+        "distribution": distribution(),
+        "attention": attention_differences(),
+        "problems_after_a_move": problems_after_a_move(),
+    }
+    print("\n" + json.dumps(report))
