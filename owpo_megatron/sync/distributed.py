@@ -1,0 +1,125 @@
+"""Weights by broadcast in a process group of this process (rank 0) and the engines' ranks; gloo or NCCL."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import accumulate
+from urllib.parse import urlsplit
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, _new_process_group_helper, _world
+
+from owpo_megatron.errors import EngineError
+from owpo_megatron.sync.push import Bucket, WeightEngine, on_all
+
+TIMEOUT = timedelta(seconds=300)
+
+
+class DistributedTransport:
+    """The group is made at the first push and again when an engine was restarted; it stands beside the trainer's groups
+    and does not need them.
+
+    Args:
+        backend: "nccl" for weights on a GPU, "gloo" for weights on the host; None: by the first tensor's device.
+    """
+
+    def __init__(self, backend: str | None = None):
+        self._backend = backend
+        self._group: dist.ProcessGroup | None = None
+        self._members: list[tuple[str, int]] = []
+        self._engines: list[WeightEngine] = []
+        self._name = ""
+
+    def begin(self, engines: Sequence[WeightEngine], version: int) -> None:
+        on_all(engines, lambda engine: engine.begin_update())
+
+    def send(self, engines: Sequence[WeightEngine], bucket: Bucket) -> None:
+        members = [(engine.url, engine.incarnation) for engine in engines]
+        if self._group is None or members != self._members:
+            self.close()
+            self._open(engines, self._backend or ("nccl" if bucket[0][1].is_cuda else "gloo"))
+            self._members = members
+        names = [name for name, _ in bucket]
+        dtypes = [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket]
+        shapes = [list(tensor.shape) for _, tensor in bucket]
+        flat = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for _, tensor in bucket])
+        try:
+            self._together(
+                engines,
+                lambda engine: engine.update_from_distributed(names, dtypes, shapes, self._name),
+                lambda: dist.broadcast(flat, src=0, group=self._group),
+            )
+        except EngineError:
+            self.close()  # a group that lost a member is of no more use
+            raise
+
+    def end(self, engines: Sequence[WeightEngine]) -> None:
+        on_all(engines, lambda engine: engine.end_update())
+
+    def close(self) -> None:
+        """Leave the group; engines that are gone have left it already."""
+        if self._group is None:
+            return
+        for engine in self._engines:
+            try:
+                engine.leave_group(self._name)
+            except EngineError:
+                continue
+        dist.destroy_process_group(self._group)
+        self._group = None
+
+    def _open(self, engines: Sequence[WeightEngine], backend: str) -> None:
+        self._engines, self._name = list(engines), f"owpo-{uuid.uuid4().hex[:8]}"
+        *offsets, world_size = accumulate((engine.tp_size for engine in engines), initial=1)
+        # A store made directly: `rendezvous` under torchrun would hand out the launcher's own store.
+        store = dist.TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        offset_of = dict(zip(map(id, engines), offsets, strict=True))
+
+        def join(engine: WeightEngine) -> None:
+            host, offset = address_seen_from(engine.url), offset_of[id(engine)]
+            engine.join_group(host, store.port, offset, world_size, self._name, backend)
+
+        def make() -> dist.ProcessGroup:
+            # as SGLang makes its side of the group: beside a default group, or without one
+            ours = PrefixStore(self._name, store)
+            name = GroupName(self._name)
+            group, _ = _new_process_group_helper(
+                world_size, 0, [], Backend(backend), ours, group_name=name, timeout=TIMEOUT
+            )
+            _world.pg_group_ranks[group] = {rank: rank for rank in range(world_size)}
+            return group
+
+        self._group = self._together(engines, join, make)
+
+    @staticmethod
+    def _together(
+        engines: Sequence[WeightEngine],
+        theirs: Callable[[WeightEngine], None],
+        ours: Callable[[], dist.ProcessGroup | None],
+    ) -> dist.ProcessGroup | None:
+        """Our side of a collective while the engines do theirs, each asked over HTTP."""
+        with ThreadPoolExecutor(len(engines)) as pool:
+            asked = [pool.submit(theirs, engine) for engine in engines]
+            try:
+                result = ours()
+            except RuntimeError as error:
+                for answer in asked:
+                    answer.result()  # the engine's own reason, where it has one
+                raise EngineError(f"the collective with {[e.url for e in engines]} failed: {error}") from error
+            for answer in asked:
+                answer.result()
+        return result
+
+
+def address_seen_from(url: str) -> str:
+    """The address of this machine that the engine at `url` can reach."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None, url
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((parts.hostname, parts.port or 80))  # sends nothing: it only picks the interface
+        return str(probe.getsockname()[0])
