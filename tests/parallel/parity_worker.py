@@ -1,6 +1,6 @@
 """Trains three updates of each requested case and prints how far it is from the dense oracle's file.
 
-    parity_worker.py CASES.json    [{"model": folder, "oracle": file, "layouts": [{"tp": 2}, ...]}, ...]
+parity_worker.py CASES.json  with  [{"model": folder, "oracle": file, "layouts": [{"tp": 2}, ...]}, ...]
 """
 
 from __future__ import annotations
