@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 FinishReason = Literal["stop", "length", "abort"]
+ReferenceReason = Literal["init", "interval", "best_of_stage", "loaded"]
 VerdictReason = Literal["ok", "wrong", "no_answer", "parse_failed", "timeout", "crashed", "too_long"]
 
 
@@ -110,7 +111,7 @@ class ReferenceVersion:
 
     ref_id: int
     source_step: int
-    reason: Literal["init", "interval", "best_of_stage", "loaded"]
+    reason: ReferenceReason
     hash: str  # of the reference's weights; "" until it is first asked for
 
 
@@ -244,7 +245,7 @@ class Reference(Protocol):
 
     version: ReferenceVersion
 
-    def swap(self, step: int, reason: str) -> None:
+    def swap(self, step: int, reason: ReferenceReason) -> None:
         """Hard swap: the reference becomes the current policy. Never between a forward and its backward."""
 
     def is_policy(self) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from owpo_megatron.policy.policy import MegatronPolicy
-from owpo_megatron.types import ReferenceVersion, Sample
+from owpo_megatron.types import ReferenceReason, ReferenceVersion, Sample
 
 
 class SlotReference:
@@ -22,7 +22,7 @@ class SlotReference:
         self._policy = policy
         self.version = ReferenceVersion(ref_id=0, source_step=0, reason="loaded" if loaded else "init", hash="")
 
-    def swap(self, step: int, reason: Literal["interval", "best_of_stage"]) -> None:
+    def swap(self, step: int, reason: ReferenceReason) -> None:
         """Hard swap: the reference becomes the policy as it is after `step` steps (Algorithm 1, line 16)."""
         self._policy.slots.swap()
         self.version = ReferenceVersion(self.version.ref_id + 1, step, reason, hash="")

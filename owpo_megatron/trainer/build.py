@@ -51,7 +51,7 @@ def evaluate_run(config: Config, checkpoint: Path | None = None) -> None:
         run = Run(config, stack, evaluation_only=True)
         step = run.restore(checkpoint)
         run.sync.push(run.policy.named_weights(), version=step)
-        scores = run.main.run(lambda: run.evaluator.run(f"step_{step:06d}_eval"))
+        scores = run.main.run(lambda: run.scores(f"step_{step:06d}_eval"))
         if run.console:
             run.console.evaluation(step, scores)
             out = config.run_dir / "eval" / f"step_{step:06d}_eval.json"
@@ -84,7 +84,8 @@ class Run:
         self.policy = MegatronPolicy(config, hf, config.model.path, topology)
         self.reference = SlotReference(self.policy, loaded=config.reference.path is not None)
         self.objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
-        self.engine, self.fleet = engine_start.result() if engine_start else (None, None)
+        self.engine: Fleet | RecordedEngine | None = engine_start.result() if engine_start else None
+        self.fleet = self.engine if isinstance(self.engine, Fleet) else None
         self.sync = RankedSync(self._sync_of_main(stack))
         self.main = MainRank(topology.is_main, topology.broadcast, self._push_again)
         self.collector = self._collector(stack)
@@ -120,11 +121,16 @@ class Run:
         def work() -> None:
             assert self.metrics and self.console
             if not self.metrics.has_evaluation(step):
-                scores = self.evaluator.run(f"step_{step:06d}")
+                scores = self.scores(f"step_{step:06d}")
                 self.metrics.append({"step": step, "eval": scores})
                 self.console.evaluation(step, scores)
 
         self.main.run(work)
+
+    def scores(self, name: str) -> dict[str, Any]:
+        """Evaluate the weights that the engine has, on rank 0."""
+        assert self.evaluator
+        return self.evaluator.run(name)
 
     def save(self, step: int) -> None:
         """Write a checkpoint; it counts from the moment its folder is renamed into place."""
@@ -183,25 +189,25 @@ class Run:
         return train, test
 
     def _start_engine(self, stack: contextlib.ExitStack) -> Future | None:
-        """Global rank 0's engine, started while all ranks build the model: (RolloutEngine, Fleet or None)."""
+        """Global rank 0's engine, started while all ranks build the model."""
         if not self.topology.is_main:
             return None
         pool = ThreadPoolExecutor(1)
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a mistake elsewhere need not wait for it
         if self.config.rollout.replay and not self.evaluation_only:
-            return pool.submit(lambda: (RecordedEngine(self.config.rollout.replay), None))
+            return pool.submit(RecordedEngine, self.config.rollout.replay)
         if not self.config.engine.urls:
             self.say("starting the SGLang server; meanwhile the model is built")
         return pool.submit(self._start_fleet, stack)
 
-    def _start_fleet(self, stack: contextlib.ExitStack) -> tuple[Fleet, Fleet]:
+    def _start_fleet(self, stack: contextlib.ExitStack) -> Fleet:
         # Every weight comes by the first push; SGLang need not read the checkpoint.
         raw = {"load_format": "dummy"} | self.config.sglang
         fleet = start_fleet(
             self.config.engine, self.model_files, self.config.model.dtype, raw, self.config.run_dir / "logs"
         )
         stack.callback(fleet.close)
-        return fleet, fleet
+        return fleet
 
     def _sync_of_main(self, stack: contextlib.ExitStack) -> Any:
         if not self.topology.is_main:
@@ -237,8 +243,9 @@ class Run:
         )
 
     def _evaluator(self) -> Evaluator | None:
-        if not (self.topology.is_main and self.test_prompts):
+        if not self.test_prompts:
             return None
+        assert self.tokenizer and self.engine and self.console
         return Evaluator(
             self.config.eval,
             self.test_prompts,

@@ -102,12 +102,12 @@ class RolloutCollector:
         wanted = self._config.prompts_per_step
         kept: list[Group] = []
         seen: list[Group] = []
-        for rounds in range(1, 1 + (self._config.max_rounds if self._dynamic else 1)):
+        rounds = 0
+        while len(kept) < wanted and rounds < (self._config.max_rounds if self._dynamic else 1):
+            rounds += 1
             fresh = self._generate(self._how_many(wanted, len(kept), len(seen)), log)
             seen.extend(fresh)
             kept.extend(group for group in fresh if not self._dynamic or self._is_mixed(group))
-            if len(kept) >= wanted:
-                break
         rollouts = [rollout for group in seen for rollout in group.rollouts]
         self._record(step, rollouts)
         kept = kept[:wanted]
@@ -122,7 +122,7 @@ class RolloutCollector:
     def _generate(self, count: int, log: StepLog) -> list[Group]:
         assert self._engine is not None and self._stream is not None
         size = self._config.group_size
-        requests = []
+        requests: list[SampleRequest] = []
         for prompt in self._stream.take(count):
             seeds = (sample_seed(self._seed, self._drawn, sibling) for sibling in range(size))
             requests.extend(SampleRequest(prompt, seed) for seed in seeds)
