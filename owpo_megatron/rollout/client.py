@@ -126,7 +126,9 @@ class EngineClient:
 
     def update_from_disk(self, path: str) -> None:
         """Load the safetensors files of a folder that the server sees under the same path."""
-        self._post("/update_weights_from_disk", {"model_path": path, **NO_FLUSH})
+        # without a format of its own, a server that was started with dummy weights would look for those
+        body = {"model_path": path, "load_format": "auto"}
+        self._post("/update_weights_from_disk", {**body, **NO_FLUSH})
 
     def update_from_distributed(
         self, names: list[str], dtypes: list[str], shapes: list[list[int]], group_name: str
@@ -169,7 +171,7 @@ class EngineClient:
         try:
             return response.json()
         except ValueError:
-            return response.text
+            return {"message": response.text}
 
 
 # The cache is flushed once, before an update, while the engine is paused.
