@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import subprocess
@@ -15,10 +16,13 @@ from typing import Any
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.rollout import supervise
-from owpo_megatron.rollout.client import EngineClient, EngineGone
+from owpo_megatron.rollout.client import EngineClient
 from owpo_megatron.rollout.command import check_surroundings, command_line, environment, find_python, server_arguments
 
 PORT_TRIES = 3
+# Below the range from which systems give ports to outgoing connections: a start takes seconds, and one of those may
+# take a port in between.
+PORTS = range(20000, 32000)
 POLL_SECONDS = 0.1
 TAIL_LINES = 20
 
@@ -44,6 +48,7 @@ class Server:
         self._model_path = model_path
         self._process: subprocess.Popen[bytes] | None = None
         self._name = ""
+        self._log_start = 0
         self.log_path = log_path
         self.client = EngineClient("http://not-started", config.request_timeout)
         if config.port and not _is_free(config.host, config.port):
@@ -61,12 +66,15 @@ class Server:
                 self._launch(port)
                 self._wait_until_ready()
                 break
-            except BaseException as error:
+            except EngineError as error:
                 self.stop()
-                # between our choice of a free port and the server's bind another process may have taken it
-                lost_port = isinstance(error, EngineError) and re.search(r"(?i)address already in use", str(error))
-                if self._config.port or not lost_port or not tries_left:
+                if not re.search(r"(?i)address already in use", self._log()):
                     raise
+                if self._config.port or not tries_left:
+                    raise EngineError(f"port {port} was taken by another process while SGLang started") from error
+            except BaseException:
+                self.stop()
+                raise
         self.client.freeze_gc()
 
     def restart(self) -> None:
@@ -91,11 +99,14 @@ class Server:
 
     def log_tail(self) -> str:
         """The last lines of the log, without progress bars."""
-        with open(self.log_path, "rb") as file:
-            file.seek(max(0, self.log_path.stat().st_size - 20_000))
-            text = file.read().decode(errors="replace")
-        lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
+        lines = [line.rsplit("\r", 1)[-1].rstrip() for line in self._log().split("\n")]
         return "\n".join([line for line in lines if line][-TAIL_LINES:])
+
+    def _log(self) -> str:
+        """What the present process, or the last one, has written."""
+        with open(self.log_path, "rb") as file:
+            file.seek(self._log_start)
+            return file.read().decode(errors="replace")
 
     def _launch(self, port: int) -> None:
         # the name tells our server from a stranger who answers on the same port
@@ -104,6 +115,7 @@ class Server:
         command = command_line(find_python(self._config), arguments)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log_path, "ab") as log:
+            self._log_start = log.tell()
             log.write((" ".join(command) + "\n").encode())
             log.flush()
             self._process = subprocess.Popen(
@@ -125,10 +137,10 @@ class Server:
             if status is not None:
                 raise self._failure(f"ended with status {status} before it answered")
             try:
-                if self.client.model_info(timeout=5.0)["served_model_name"] == self._name:
+                if self.client.model_info(timeout=5.0).get("served_model_name") == self._name:
                     return
-            except EngineGone:
-                pass  # not listening yet
+            except EngineError:
+                pass  # not listening yet, or a stranger answers
             time.sleep(POLL_SECONDS)
         raise self._failure(f"did not answer within engine.startup_timeout = {self._config.startup_timeout:g} s")
 
@@ -148,6 +160,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    for port in random.sample(PORTS, 100):
+        if _is_free(host, port):
+            return port
+    raise EngineError(f"no free port found between {PORTS.start} and {PORTS.stop}; set engine.port")

@@ -11,7 +11,7 @@ import sglang.srt.mem_cache.pool_host.common as pool_host
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-from owpo_sglang_cpu import attention, sampling, symbols
+from owpo_sglang_cpu import attention, invariance, sampling, symbols
 
 
 def murmur3_x86_32(data: bytes) -> int:
@@ -90,23 +90,52 @@ def attention_differences() -> dict[str, float]:
     loop_decode, loop_extend = backend._run_sdpa_forward_decode, backend._run_sdpa_forward_extend
     attention.install(backend)
     result = {}
-    for budget in (1 << 22, 64):  # one slice, and several
-        attention.MAX_GATHERED_TOKENS = attention.MAX_MASK_ELEMENTS = budget
+    for budget in (1 << 16, 64):  # one slice, and several
+        attention.MAX_GATHERED_TOKENS = budget
         query = torch.randn(5, heads, size)
         cache = (k_cache, v_cache, req_to_token, requests, all_lens)
         options = {"scaling": 0.3, "enable_gqa": True}
         expected = loop_decode(backend, query, torch.empty_like(query), *cache, **options)
         got = backend._run_sdpa_forward_decode(None, query, torch.empty_like(query), *cache, **options)
         result[f"decode/{budget}"] = (got - expected).abs().max().item()
-    for budget in (1 << 22, 3000):
-        attention.MAX_MASK_ELEMENTS = budget
+    for gathered, budget in ((1 << 16, 1 << 22), (100, 1 << 22), (1 << 16, 1000)):  # one pass, slices, blocks of rows
+        attention.MAX_GATHERED_TOKENS, attention.MAX_MASK_ELEMENTS = gathered, budget
         query = torch.randn(int((all_lens - prefix).sum()), heads, size)
         arguments = (*cache, prefix, all_lens - prefix)
         options = {"scaling": 0.3, "enable_gqa": True, "causal": True}
         expected = loop_extend(backend, query, torch.empty_like(query), *arguments, **options)
         got = backend._run_sdpa_forward_extend(None, query, torch.empty_like(query), *arguments, **options)
-        result[f"extend/{budget}"] = (got - expected).abs().max().item()
+        result[f"extend/{gathered}/{budget}"] = (got - expected).abs().max().item()
     return result
+
+
+def invariance_failures() -> list[str]:
+    """Products and attention whose rows have other bits in a smaller batch, or that are wrong."""
+    torch.manual_seed(3)
+    failures = []
+    for inner, outer in ((48, 72), (80, 48), (896, 130)):
+        a, b, bias = torch.randn(200, inner), torch.randn(outer, inner), torch.randn(outer)
+        exact = a.double() @ b.double().t() + bias
+        whole = torch.nn.functional.linear(a, b, bias)
+        if (whole - exact).abs().max() > 1e-3:
+            failures.append(f"product {inner}x{outer} is wrong")
+        for first, rows in ((0, 1), (7, 1), (3, 5), (30, 16), (100, 17), (60, 128)):
+            part = torch.nn.functional.linear(a[first : first + rows], b, bias)
+            if not torch.equal(part, whole[first : first + rows]):
+                failures.append(f"product {inner}x{outer}, {rows} rows from {first}")
+    k_cache, v_cache, query = torch.randn(900, 2, 12), torch.randn(900, 2, 12), torch.randn(6, 4, 12)
+    req_to_token, requests = torch.randperm(900).view(6, 150), torch.arange(6)
+    lens, one = torch.tensor([1, 7, 16, 33, 64, 150]), torch.ones(6, dtype=torch.long)
+    options = {"scaling": None, "enable_gqa": True}
+    attention.MAX_GATHERED_TOKENS, attention.MAX_MASK_ELEMENTS = 1 << 16, 1 << 22
+    cache = (k_cache, v_cache, req_to_token)
+    whole = attention._attend(query, torch.empty_like(query), *cache, requests, lens, lens - 1, one, **options)
+    for r in (slice(row, row + 1) for row in range(6)):
+        arguments = (requests[r], lens[r], lens[r] - 1, one[r])
+        part = attention._attend(query[r], torch.empty_like(query[r]), *cache, *arguments, **options)
+        if not torch.equal(part, whole[r]):
+            failures.append(f"attention over {lens[r].item()} tokens")
+    return failures
 
 
 def problems_after_a_move() -> list[str]:
@@ -124,6 +153,7 @@ if __name__ == "__main__":
         "draws": draws_of_stock(),
         "distribution": distribution(),
         "attention": attention_differences(),
+        "not_invariant": (invariance.enable(), invariance_failures())[1],
         "problems_after_a_move": problems_after_a_move(),
     }
     print("\n" + json.dumps(report))

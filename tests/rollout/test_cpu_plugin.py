@@ -75,7 +75,15 @@ def test_draws_are_distributed_as_the_softmax(report: dict[str, Any]) -> None:
 
 
 def test_batched_attention_equals_sglangs_loop(report: dict[str, Any]) -> None:
-    """Decode and extend, grouped heads, cached prefixes, NaN in the slots of other sequences, one slice and several."""
-    assert set(report["attention"]) == {"decode/4194304", "decode/64", "extend/4194304", "extend/3000"}
+    """Decode and extend, grouped heads, cached prefixes, NaN in other sequences' slots, one pass and several."""
+    assert len(report["attention"]) == 5
     for case, difference in report["attention"].items():
         assert difference < 1e-6, case
+
+
+def test_rows_have_the_same_bits_in_every_batch(report: dict[str, Any]) -> None:
+    """Matrix products in deterministic mode, and attention, over sizes of the batch and places in it.
+
+    Not covered: this is measured on the CPU at hand; another BLAS kernel could break it there.
+    """
+    assert report["not_invariant"] == []

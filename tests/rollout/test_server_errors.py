@@ -16,6 +16,7 @@ import pytest
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.rollout import Server, start_fleet, supervise
+from owpo_megatron.rollout import server as server_module
 
 
 def test_missing_interpreter(tiny_model: Path, tmp_path: Path) -> None:
@@ -55,11 +56,12 @@ def test_url_without_a_server(tiny_model: Path, tmp_path: Path) -> None:
 def test_server_that_is_not_ready_in_time(engine_python: Path, tiny_model: Path, tmp_path: Path) -> None:
     """Within its timeout and a moment, with the log's end, and nothing left running."""
     config = EngineConfig(python=engine_python, device="cpu", startup_timeout=1.0)
+    before = set(psutil.Process().children(recursive=True))
     began = time.monotonic()
     with pytest.raises(EngineError, match=r"(?s)engine.startup_timeout = 1 s.*engine_0.log:\n.*launch_server"):
         start_fleet(config, tiny_model, "float32", {}, tmp_path)
     assert time.monotonic() - began < 5.0
-    assert not [process for process in psutil.Process().children(recursive=True) if process.is_running()]
+    assert not set(psutil.Process().children(recursive=True)) - before
 
 
 @pytest.mark.server
@@ -70,6 +72,31 @@ def test_server_that_dies_at_its_start_says_why(engine_python: Path, tiny_model:
     with pytest.raises(EngineError, match=r"(?s)ended with status 2.*unrecognized arguments: --no-such-thing 1"):
         server.start()
     assert not server.is_running()
+
+
+@pytest.mark.server
+def test_port_that_is_taken_during_the_start_is_given_up(
+    engine_python: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger listens on the first port chosen and answers nonsense there; the second is used."""
+    stranger = subprocess.Popen(
+        [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert stranger.stdout is not None
+        taken = int(stranger.stdout.readline().split(" port ")[1].split()[0])
+        ports = iter([taken, server_module._free_port("127.0.0.1")])
+        monkeypatch.setattr(server_module, "_free_port", lambda host: next(ports))
+        config = EngineConfig(python=engine_python, device="cpu")
+        with start_fleet(config, tiny_model, "float32", {}, tmp_path) as fleet:
+            assert fleet.weight_versions() == [0]
+            assert not fleet.clients[0].url.endswith(f":{taken}")
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
 def test_supervised_command_dies_with_a_killed_parent(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Attention over whole batches: SGLang's torch_native backend loops over the sequences, which a small model feels.
 
 Both functions take the place of methods of TorchNativeAttnBackend, with the same arguments. Sequences are padded to the
-longest of their slice, gathered from the paged cache and attended in one call. What this does not cover (sliding
-windows, cross-attention, encoders, very long prompts) goes to the loop that they replace.
+longest of their slice, gathered from the paged cache and attended in one call, in float64: rounding the result once
+hides the order of its sums, so that a sequence gets the same bits whatever it is batched and padded with. What this
+does not cover (sliding windows, cross-attention, encoders) goes to the loop that they replace.
 
 Legend: B sequences, Q query tokens of a sequence, S cached tokens of a sequence, T query tokens of the batch,
     N slots of the cache, H query heads, K key-value heads, D head size.
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-# Elements gathered or masked at a time; 16 MiB of fp32 mask, and few hundred MiB of keys for a large model.
+# Bounds of what one pass holds: gathered tokens (B * S), and elements of the mask (B * Q * S; 32 MiB in float64).
 MAX_GATHERED_TOKENS = 1 << 16
 MAX_MASK_ELEMENTS = 1 << 22
 
@@ -44,24 +45,12 @@ def _decode_or(loop: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
         is_cross_attn: bool = False,
         sliding_window_size: int | None = None,
     ) -> torch.Tensor:
+        cache = (k_cache, v_cache, req_to_token, req_pool_indices, seq_lens)
         if encoder_lens is not None or is_cross_attn or sliding_window_size is not None:
-            return loop(
-                self, query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens, encoder_lens,
-                scaling, enable_gqa, causal, is_cross_attn, sliding_window_size,
-            )  # fmt: skip
-        for first, last, longest in _slices(seq_lens.tolist(), MAX_GATHERED_TOKENS):
-            lens = seq_lens[first:last]
-            valid = torch.arange(longest, device=lens.device) < lens[:, None]  # [B, S]
-            slots = _slots(req_to_token, req_pool_indices[first:last], valid)
-            output[first:last] = scaled_dot_product_attention(
-                query[first:last, :, None],
-                k_cache[slots].transpose(1, 2).to(query.dtype),
-                v_cache[slots].transpose(1, 2).to(query.dtype),
-                attn_mask=valid[:, None, None],
-                enable_gqa=enable_gqa,
-                scale=scaling,
-            ).squeeze(2)
-        return output
+            options = (encoder_lens, scaling, enable_gqa, causal, is_cross_attn, sliding_window_size)
+            return loop(self, query, output, *cache, *options)
+        one = torch.ones_like(seq_lens)
+        return _attend(query, output, *cache, seq_lens - 1, one, scaling, enable_gqa)
 
     return decode
 
@@ -85,42 +74,54 @@ def _extend_or(loop: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
         is_cross_attn: bool = False,
         sliding_window_size: int | None = None,
     ) -> torch.Tensor:
-        new_lens = extend_seq_lens.tolist()
-        all_lens = seq_lens.tolist()
-        # A mask of [Q, S] for long prompts would cost more than the loop's causal kernel.
-        too_long = max(new_lens) * max(all_lens) > MAX_MASK_ELEMENTS
-        if encoder_lens is not None or is_cross_attn or sliding_window_size is not None or not causal or too_long:
-            return loop(
-                self, query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens, extend_prefix_lens,
-                extend_seq_lens, encoder_lens, scaling, enable_gqa, causal, is_cross_attn, sliding_window_size,
-            )  # fmt: skip
-        start = 0
-        cost = [all_len * max(1, new_len) for all_len, new_len in zip(all_lens, new_lens, strict=True)]
-        for first, last, _ in _slices(cost, MAX_MASK_ELEMENTS):
-            count = sum(new_lens[first:last])
-            longest_new, longest = max(new_lens[first:last]), max(all_lens[first:last])
-            lens, prefix, new = seq_lens[first:last], extend_prefix_lens[first:last], extend_seq_lens[first:last]
-            row = torch.arange(longest_new, device=lens.device)
-            column = torch.arange(longest, device=lens.device)
-            is_token = row < new[:, None]  # [B, Q]
-            valid = column < lens[:, None]  # [B, S]
-            padded = query.new_zeros(last - first, longest_new, *query.shape[1:])  # [B, Q, H, D]
-            padded[is_token] = query[start : start + count]
-            mask = (column <= (prefix[:, None] + row)[:, :, None]) & valid[:, None]  # [B, Q, S]
-            slots = _slots(req_to_token, req_pool_indices[first:last], valid)
+        cache = (k_cache, v_cache, req_to_token, req_pool_indices, seq_lens)
+        if encoder_lens is not None or is_cross_attn or sliding_window_size is not None or not causal:
+            options = (encoder_lens, scaling, enable_gqa, causal, is_cross_attn, sliding_window_size)
+            return loop(self, query, output, *cache, extend_prefix_lens, extend_seq_lens, *options)
+        return _attend(query, output, *cache, extend_prefix_lens, extend_seq_lens, scaling, enable_gqa)
+
+    return extend
+
+
+def _attend(
+    query: torch.Tensor,
+    output: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    req_to_token: torch.Tensor,
+    requests: torch.Tensor,
+    all_lens: torch.Tensor,
+    prefix_lens: torch.Tensor,
+    new_lens: torch.Tensor,
+    scaling: float | None,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """Causal attention of each sequence's new tokens to its cached ones, themselves included; fills `output`."""
+    starts = new_lens.cumsum(0) - new_lens  # [B], in query
+    for first, last, longest in _slices(all_lens.tolist(), MAX_GATHERED_TOKENS):
+        part = slice(first, last)
+        column = torch.arange(longest, device=query.device)
+        valid = column < all_lens[part, None]  # [B, S]
+        slots = _slots(req_to_token, requests[part], valid)
+        keys = k_cache[slots].transpose(1, 2).double()  # [B, K, S, D]
+        values = v_cache[slots].transpose(1, 2).double()
+        most_rows = int(new_lens[part].max())
+        step = max(1, MAX_MASK_ELEMENTS // valid.numel())
+        for row_start in range(0, most_rows, step):
+            row = torch.arange(row_start, min(row_start + step, most_rows), device=query.device)
+            is_token = row < new_lens[part, None]  # [B, Q]
+            token = (starts[part, None] + row).clamp_(max=len(query) - 1)  # [B, Q], in query
+            seen = (column <= (prefix_lens[part, None] + row)[:, :, None]) & valid[:, None]  # [B, Q, S]
             attended = scaled_dot_product_attention(
-                padded.transpose(1, 2),
-                k_cache[slots].transpose(1, 2).to(query.dtype),
-                v_cache[slots].transpose(1, 2).to(query.dtype),
-                attn_mask=mask[:, None],
+                query[token].transpose(1, 2).double(),
+                keys,
+                values,
+                attn_mask=seen[:, None],
                 enable_gqa=enable_gqa,
                 scale=scaling,
             )
-            output[start : start + count] = attended.transpose(1, 2)[is_token]
-            start += count
-        return output
-
-    return extend
+            output[token[is_token]] = attended.transpose(1, 2)[is_token].to(output.dtype)
+    return output
 
 
 def _slots(req_to_token: torch.Tensor, requests: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

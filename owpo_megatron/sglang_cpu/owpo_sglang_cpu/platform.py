@@ -55,11 +55,11 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         import sglang.srt.mem_cache.pool_host.common as pool_host
         from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-        from owpo_sglang_cpu import attention
+        from owpo_sglang_cpu import attention, invariance
         from owpo_sglang_cpu.sampling import multinomial_with_seed
 
         attention.install(TorchNativeAttnBackend)
-        batch_invariant_ops.enable_batch_invariant_mode = _nothing
+        batch_invariant_ops.enable_batch_invariant_mode = invariance.enable
         sampler.multinomial_with_seed = multinomial_with_seed
         # --enable-return-routed-experts pins its host buffer with cudaHostRegister
         pool_host._cuda_host_register = _nothing
