@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from owpo_megatron.config import Config, hf_folder
@@ -47,13 +48,13 @@ def make_hf_model(
     return out
 
 
-def make_config(model: Path, **sections: Any) -> Config:
+def make_config(model: Path, /, **sections: Any) -> Config:
     """A small run's config; keyword sections are merged over these."""
     raw: dict[str, Any] = dict(
         model={"path": str(model)},
         data={"source": "task:cipher"},
         rollout={"prompts_per_step": 4, "group_size": 4, "max_response_tokens": 8},
-        optimizer={"steps": 6, "updates_per_step": 2, "lr": 1e-3, "warmup_steps": 2, "eps": 1e-5, "tokens_per_microbatch": 24},
+        optimizer=dict(steps=6, updates_per_step=2, lr=1e-3, warmup_steps=2, eps=1e-5, tokens_per_microbatch=24),
         reference={"every": 2},
     )
     for name, value in sections.items():
@@ -88,13 +89,16 @@ def random_samples(seed: int, count: int = 8, vocab_size: int = 96, logps: bool 
     return samples
 
 
-def build_policy(config: Config) -> Any:
-    """The policy of a config in this process, which is one rank of `config.parallel` (a world of one under pytest)."""
+def build_policy(config: Config, topology: Any = None) -> Any:
+    """The policy of a config in this process, which is one rank of `config.parallel` (a world of one under pytest).
+
+    Several policies of one layout should share a topology: every gloo group brings threads of its own.
+    """
     from owpo_megatron.convert import read_hf_config
     from owpo_megatron.parallel.topology import init_topology
     from owpo_megatron.policy import MegatronPolicy
 
-    topology = init_topology(config.parallel, config.seed)
+    topology = topology or init_topology(config.parallel, config.seed)
     return MegatronPolicy(config, read_hf_config(hf_folder(config.model.path)), config.model.path, topology)
 
 
@@ -108,9 +112,17 @@ def run_ranks(worker: Path, nproc: int, *args: object, timeout: float = 60) -> l
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
     command += [str(worker), *map(str, args)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, f"{worker.name} on {nproc} ranks:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        for rank in psutil.Process(process.pid).children(recursive=True):  # each leads a session of its own
+            rank.kill()
+        process.kill()
+        stdout, stderr = process.communicate()
+        stderr += f"\nno end after {timeout} s"
+    assert process.returncode == 0, f"{worker.name} on {nproc} ranks:\n{stdout[-3000:]}\n{stderr[-6000:]}"
+    lines = [line for line in stdout.splitlines() if line.startswith("RESULT ")]
     return [json.loads(line.removeprefix("RESULT ")) for line in lines]
 
 

@@ -1,0 +1,218 @@
+"""Hard swaps of the reference at one layout and dtype a case; prints what held on every rank.
+
+swap_worker.py MODEL OTHER_MODEL CASES   with CASES a JSON list of {"parallel": {...}, "dtype": ..., "placement": ...}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+SWAPS_AFTER = {1, 2, 4}  # updates; twice in a row at 1 and 2
+UPDATES = 5
+
+Build = Callable[..., Any]  # build(section={field: value}, ...) -> a policy of the case's config with these changes
+
+
+class CopyingRun:
+    """The same run without slots at work: the reference is a third model that weights are copied into at a swap.
+
+    Its optimizer steps in place: a copy of the reference is taken at the start, so that no slot ever changes hands.
+    """
+
+    def __init__(self, build: Build):
+        self.policy, self.holder = build(), build()
+        self.policy.slots.load_reference()
+
+    def swap(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            for to, of in zip(parameters(self.holder), parameters(self.policy), strict=True):
+                to.copy_(of)
+
+
+def parameters(policy: Any) -> list[Any]:
+    return [param for chunk in policy._chunks for param in chunk.parameters()]
+
+
+def gradients(policy: Any) -> list[Any]:
+    return [buffer.grad_data for chunk in policy._chunks for buffer in chunk.buffers]
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    import torch
+
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def copies(tensors: Any) -> list[Any]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def follow_a_run(build: Build, placement: str) -> dict[str, bool]:
+    """Several updates with swaps against the copying run, bit for bit."""
+    from tiny import random_samples
+
+    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.policy import SlotReference
+
+    probe = random_samples(50, logps=False)
+    copying = CopyingRun(build)
+    policy = build(reference={"placement": placement})
+    reference = SlotReference(policy)
+    held: dict[str, bool] = {}
+
+    def note(name: str, value: bool) -> None:
+        held[name] = held.get(name, True) and bool(value)
+
+    note("starts as the policy", reference.is_policy() and same(reference.logprobs(probe), policy.logprobs(probe)))
+    for update in range(1, UPDATES + 1):
+        before = copying.holder.logprobs(probe)
+        digest = policy.slots.digest()
+        samples = [replace(sample, ref_logp=None) for sample in random_samples(update)]
+        of_reference, of_copy = reference.logprobs(samples), copying.holder.logprobs(samples)
+        note("reference log-probs", same(of_reference, of_copy))
+        annotated = [replace(s, ref_logp=logp) for s, logp in zip(samples, of_reference, strict=True)]
+        sums = policy.update(annotated, make_objective("owpo"))
+        sums_of_copying = copying.policy.update(annotated, make_objective("owpo"))
+        note("metrics", sums == sums_of_copying)
+        note("policy weights", same(parameters(policy), parameters(copying.policy)))
+        note("reference stays after an update", not reference.is_policy() and policy.slots.digest() == digest)
+        note("reference log-probs after an update", same(reference.logprobs(probe), before))
+        note("policy shown after its reference", same(parameters(policy), parameters(copying.policy)))
+        note("named weights", same_weights(policy, copying.policy))
+        if update in SWAPS_AFTER:
+            reference.swap(update, "interval")
+            copying.swap()
+            note("is the policy after a swap", reference.is_policy())
+            note("its log-probs after a swap", same(reference.logprobs(probe), policy.logprobs(probe)))
+            note("version", (reference.version.source_step, reference.version.reason) == (update, "interval"))
+    note("counted swaps", reference.version.ref_id == len(SWAPS_AFTER))
+    return held
+
+
+def same_weights(ours: Any, theirs: Any) -> bool:
+    """HF names and tensors, compared on global rank 0; collective."""
+    import torch
+
+    pairs = zip(list(ours.named_weights()), list(theirs.named_weights()), strict=True)
+    return all(name == other and torch.equal(a, b) for (name, a), (other, b) in pairs)
+
+
+def weights_of_one(build: Build) -> dict[str, bool]:
+    """Right after a swap OWPO is DAPO bit for bit, whether the reference's pass was spent or not."""
+    from tiny import random_samples
+
+    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.policy import SlotReference
+
+    runs = {name: build() for name in ("spent", "not spent", "dapo")}
+    references = {name: SlotReference(policy) for name, policy in runs.items()}
+    for name, policy in runs.items():
+        policy.update(random_samples(1), make_objective("owpo"))
+        references[name].swap(1, "interval")
+    samples = random_samples(2, logps=False)
+    spent = [replace(s, ref_logp=v) for s, v in zip(samples, references["spent"].logprobs(samples), strict=True)]
+    not_spent = [replace(sample, ref_is_old=True) for sample in samples]
+    held = {}
+    sums = {
+        "spent": runs["spent"].update(spent, make_objective("owpo")),
+        "not spent": runs["not spent"].update(not_spent, make_objective("owpo")),
+        "dapo": runs["dapo"].update(samples, make_objective("dapo")),
+    }
+    for name in ("spent", "not spent"):
+        ours = sums[name]
+        held[f"w is 1 ({name})"] = ours["w_sum"] == ours["loss_count"]
+        held[f"loss of DAPO ({name})"] = all(ours[key] == sums["dapo"][key] for key in ("loss_sum", "grad_norm"))
+        held[f"gradient of DAPO ({name})"] = same(gradients(runs[name]), gradients(runs["dapo"]))
+        held[f"weights of DAPO ({name})"] = same(parameters(runs[name]), parameters(runs["dapo"]))
+    held["there is a gradient"] = sums["dapo"]["grad_norm"] > 0
+    again = runs["not spent"].update(random_samples(3), make_objective("owpo"))
+    held["later w is not 1"] = again["w_sum"] != again["loss_count"]
+    return held
+
+
+def loaded_reference(build: Build, other: Path) -> dict[str, bool]:
+    """`reference.path`: another model's weights until the first swap."""
+    from tiny import random_samples
+
+    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.policy import SlotReference
+
+    probe = random_samples(50, logps=False)
+    plain, teacher = build(), build(model={"path": other})
+    of_teacher = teacher.logprobs(probe)
+    held = {}
+    for placement in ("resident", "offloaded"):
+        policy = build(reference={"path": other, "placement": placement})
+        reference = SlotReference(policy, loaded=True)
+        alone = build()
+        held[f"{placement}: not the policy"] = not reference.is_policy() and reference.version.reason == "loaded"
+        held[f"{placement}: log-probs"] = same(reference.logprobs(probe), of_teacher)
+        held[f"{placement}: policy"] = same(policy.logprobs(probe), plain.logprobs(probe))
+        for update in range(2):
+            policy.update(random_samples(update), make_objective("owpo"))
+            alone.update(random_samples(update), make_objective("owpo"))
+        held[f"{placement}: updates"] = same(parameters(policy), parameters(alone))
+        held[f"{placement}: stays"] = same(reference.logprobs(probe), of_teacher)
+        reference.swap(2, "interval")
+        held[f"{placement}: swap"] = same(reference.logprobs(probe), policy.logprobs(probe))
+    return held
+
+
+def refusals(build: Build) -> dict[str, bool]:
+    """What may not happen while the parameters are the reference's."""
+    from tiny import random_samples
+
+    from owpo_megatron.algorithms import make_objective
+
+    policy = build()
+    policy.update(random_samples(1), make_objective("owpo"))
+    held = {}
+    for name, act in {
+        "an update": lambda: policy.update(random_samples(2), make_objective("owpo")),
+        "weights for engines": lambda: list(policy.named_weights()),
+    }.items():
+        before = copies(parameters(policy))
+        with policy.slots.showing_reference():
+            try:
+                act()
+                held[f"{name} while the reference is shown"] = False
+            except AssertionError:
+                held[f"{name} while the reference is shown"] = True
+        held[f"{name}: policy intact"] = same(parameters(policy), before)
+    return held
+
+
+def main() -> None:
+    from tiny import build_policy, make_config, report
+
+    from owpo_megatron.parallel.topology import close_topology, init_topology
+
+    model, other, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    for case in cases:
+        sections = {"parallel": case["parallel"], "optimizer": {"tokens_per_microbatch": 48}}
+        config = make_config(model, **sections, model={"dtype": case["dtype"]})
+        topology = init_topology(config.parallel, config.seed)
+
+        def build(config: Any = config, topology: Any = topology, **changes: dict[str, Any]) -> Any:
+            sections = {name: getattr(config, name).model_copy(update=fields) for name, fields in changes.items()}
+            return build_policy(config.model_copy(update=sections), topology)
+
+        held = follow_a_run(build, case["placement"])
+        if case["placement"] == "resident":
+            held |= weights_of_one(build)
+        if case.get("loaded"):
+            held |= loaded_reference(build, other) | refusals(build)
+        everywhere = topology.all_gather(held)
+        report(topology, case=case, held={name: all(rank[name] for rank in everywhere) for name in held})
+    close_topology()
+
+
+if __name__ == "__main__":
+    main()

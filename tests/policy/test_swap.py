@@ -1,0 +1,50 @@
+"""Hard swaps of the reference without a copy, against runs that copy: the same bits.
+
+Covered: data, tensor and interleaved pipeline parallelism over two ranks, fp32 and bf16, resident and offloaded.
+Not covered: CUDA, overlapped gathers of parameters, experts. That no gradient flows through w: algorithms' tests.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_hf_model, run_ranks
+
+# "loaded": also starting with another model's weights as the reference, and what is refused.
+CASES: list[dict[str, Any]] = [
+    {"parallel": {"dp": 2}, "dtype": "float32", "placement": "resident", "loaded": True},
+    {"parallel": {"dp": 2}, "dtype": "bfloat16", "placement": "resident"},
+    {"parallel": {"tp": 2}, "dtype": "float32", "placement": "resident"},
+    {"parallel": {"tp": 2}, "dtype": "bfloat16", "placement": "resident", "loaded": True},
+    {"parallel": {"pp": 2, "vpp": 2}, "dtype": "float32", "placement": "resident"},
+    {"parallel": {"dp": 2}, "dtype": "float32", "placement": "offloaded"},
+    {"parallel": {"tp": 2}, "dtype": "bfloat16", "placement": "offloaded"},
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What held in each case, on both ranks; one launch for all."""
+    root = tmp_path_factory.mktemp("swap")
+    model = make_hf_model(root / "model", vocab_size=97, tied=True)
+    other = make_hf_model(root / "other", vocab_size=97, tied=True, seed=1)
+    worker = Path(__file__).with_name("swap_worker.py")
+    return run_ranks(worker, 2, model, other, json.dumps(CASES), timeout=150)
+
+
+def name_of(case: dict[str, Any]) -> str:
+    layout = "x".join(f"{axis}{size}" for axis, size in case["parallel"].items())
+    return f"{layout}-{case['dtype']}-{case['placement']}"
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[name_of(case) for case in CASES])
+def test_swap(index: int, results: list[dict[str, Any]]) -> None:
+    """Every comparison is bitwise and its name says what is compared; see swap_worker.py."""
+    found = results[index]
+    assert found["case"] == CASES[index]
+    assert len(found["held"]) > 10
+    assert [name for name, held in found["held"].items() if not held] == []
