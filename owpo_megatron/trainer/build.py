@@ -23,13 +23,13 @@ from owpo_megatron.trainer.checkpoints import CheckpointFolder
 from owpo_megatron.trainer.console import RunConsole
 from owpo_megatron.trainer.evaluate import Evaluator
 from owpo_megatron.trainer.loop import Loop
-from owpo_megatron.trainer.main_rank import MainRank, RankedSync
+from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.metrics import MetricsFile, silent_step
 from owpo_megatron.trainer.rollouts import RolloutCollector
 from owpo_megatron.trainer.stage import StagePlan, due_every
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.summary import write_summary
-from owpo_megatron.types import Prompt, Rollout
+from owpo_megatron.types import Prompt, Rollout, WeightSync
 from owpo_megatron.verifiers import make_verifier
 
 
@@ -50,7 +50,7 @@ def evaluate_run(config: Config, checkpoint: Path | None = None) -> None:
     with contextlib.ExitStack() as stack:
         run = Run(config, stack, evaluation_only=True)
         step = run.restore(checkpoint)
-        run.sync.push(run.policy.named_weights(), version=step)
+        run.main.push(step)
         scores = run.main.run(lambda: run.scores(f"step_{step:06d}_eval"))
         if run.console:
             run.console.evaluation(step, scores)
@@ -86,8 +86,8 @@ class Run:
         self.objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
         self.engine: Fleet | RecordedEngine | None = engine_start.result() if engine_start else None
         self.fleet = self.engine if isinstance(self.engine, Fleet) else None
-        self.sync = RankedSync(self._sync_of_main(stack))
-        self.main = MainRank(topology.is_main, topology.broadcast, self._push_again)
+        revive = self.fleet.revive if self.fleet else _nothing_to_revive
+        self.main = MainRank(topology.broadcast, self.policy.named_weights, self._sync(stack), revive)
         self.collector = self._collector(stack)
         self.evaluator = self._evaluator()
         self.metrics = MetricsFile(config.run_dir / "metrics.jsonl", self._on_line) if topology.is_main else None
@@ -103,7 +103,7 @@ class Run:
             objective=self.objective,
             rollouts=self.collector,
             batches=BatchBuilder(config, self.plan),
-            sync=self.sync,
+            push_weights=self.main.push,
             swap_due=self.plan.swap_due,
             evaluate_due=self._evaluation_due,
             checkpoint_due=lambda done: due_every(config.checkpoint.every, done, at_end=True, steps=steps),
@@ -209,16 +209,13 @@ class Run:
         stack.callback(fleet.close)
         return fleet
 
-    def _sync_of_main(self, stack: contextlib.ExitStack) -> Any:
+    def _sync(self, stack: contextlib.ExitStack) -> WeightSync | None:
         if not self.topology.is_main:
             return None
         clients = self.fleet.clients if self.fleet else []
         sync = make_sync(self.config.sync, clients, self.config.run_dir / "sync")
         stack.callback(sync.close)
         return sync
-
-    def _push_again(self) -> None:
-        self.sync.push(self.policy.named_weights(), self.sync.version)
 
     def _collector(self, stack: contextlib.ExitStack) -> RolloutCollector:
         config, verifier, stream = self.config, None, None
@@ -300,6 +297,10 @@ def _numel(shape: tuple[int, ...]) -> int:
     for size in shape:
         count *= size
     return count
+
+
+def _nothing_to_revive() -> int:
+    return 0
 
 
 def _nothing_to_decode(ids: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from owpo_megatron.types import Group, Objective, Policy, Reference, Sample, TrainBatch, WeightSync
+from owpo_megatron.types import Group, Objective, Policy, Reference, Sample, TrainBatch
 
 
 class Rollouts(Protocol):
@@ -45,7 +45,7 @@ class Loop:
     objective: Objective
     rollouts: Rollouts
     batches: Batches
-    sync: WeightSync
+    push_weights: Callable[[int], None]
     swap_due: Callable[[int], bool]
     evaluate_due: Callable[[int], bool]
     checkpoint_due: Callable[[int], bool]
@@ -58,7 +58,7 @@ class Loop:
     def run(self) -> int:
         """Train to the end, or to the end of the step in which a stop is requested; returns the steps done."""
         step = self.restore()  # or 0, with the reference being the initial policy (line 2)
-        self.sync.push(self.policy.named_weights(), version=step)
+        self.push_weights(step)
         if self.evaluate_due(step):
             self.evaluate(step)
         saved = step
@@ -74,7 +74,7 @@ class Loop:
                     with log.timed("swap"):
                         self.reference.swap(step, "interval")  # lines 15-16
                 with log.timed("sync"):
-                    self.sync.push(self.policy.named_weights(), version=step)
+                    self.push_weights(step)
                 if self.checkpoint_due(step):
                     with log.timed("checkpoint"):
                         self.save(step)

@@ -1,40 +1,52 @@
 """Work that only global rank 0 does (engines, verifiers, disk) while the other ranks stand by for it.
 
-    rank 0                      other ranks
-    run(work): work()           run(work): wait for a message
-      engine died, restarted      "weights" -> take part in pushing the weights again, wait on
-      -> push_again()             "done"    -> return the same result as rank 0
-    send "done", return
+    rank 0                            other ranks
+    run(work): work()                 run(work): wait for a message
+      needs weights in the engines,     "weights" -> walk through their share of the weights, wait on
+      as often as it takes
+    send "done", return                 "done"    -> return the same result as rank 0
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 
+from owpo_megatron.errors import EngineError
 from owpo_megatron.types import WeightSync
 
 T = TypeVar("T")
 
 
 class MainRank:
-    """Runs work on rank 0 and gives its result to all ranks; lets rank 0 ask for the weights in the middle.
+    """Runs work on rank 0, gives its result to all ranks, and brings the policy's weights to rank 0's engines.
 
     Args:
         broadcast: gives rank 0's object to all ranks (collective).
-        push: pushes the current weights to the engines (collective).
+        weights: (HF name, full tensor) on rank 0, complete only when every rank walks through it (collective).
+        sync: rank 0's way to its engines; None on the other ranks.
+        revive: restarts engines that do not answer, calling `push_again` for each; returns how many there were.
     """
 
-    def __init__(self, is_main: bool, broadcast: Callable[[Any], Any], push: Callable[[], None]):
-        self.is_main = is_main
+    def __init__(
+        self,
+        broadcast: Callable[[Any], Any],
+        weights: Callable[[], Iterable[tuple[str, torch.Tensor]]],
+        sync: WeightSync | None,
+        revive: Callable[[], int],
+    ):
         self._broadcast = broadcast
-        self._push = push
+        self._weights = weights
+        self._sync = sync
+        self._revive = revive
+        self._version = -1
 
     def run(self, work: Callable[[], T]) -> T:
         """`work()` of rank 0, on every rank. An exception there ends rank 0, and with it the job."""
-        if self.is_main:
+        if self._sync is not None:
             result = work()
             self._broadcast(("done", result))
             return result
@@ -42,30 +54,30 @@ class MainRank:
             message, result = self._broadcast(None)
             if message == "done":
                 return result
-            self._push()
+            _walk_through(self._weights())
+
+    def push(self, version: int) -> None:
+        """Carry the policy's weights to every engine; one that is lost on the way is restarted and gets them, once."""
+        self._version = version
+        self.run(self._push_with_revival)
 
     def push_again(self) -> None:
-        """On rank 0, inside `run`: an engine lost its weights; every rank takes part in pushing them."""
-        assert self.is_main
+        """On rank 0, inside `run`: the weights of the last `push` once more; every rank takes part."""
+        assert self._sync is not None
         self._broadcast(("weights", None))
-        self._push()
+        weights = iter(self._weights())
+        try:
+            self._sync.push(weights, self._version)
+        finally:
+            _walk_through(weights)  # what an error left over: the other ranks are in the middle of it
+
+    def _push_with_revival(self) -> None:
+        try:
+            self.push_again()
+        except EngineError:
+            if not self._revive():
+                self.push_again()
 
 
-class RankedSync:
-    """The WeightSync of all ranks around that of rank 0: the others only walk through their share of the weights."""
-
-    def __init__(self, on_main: WeightSync | None):
-        self._on_main = on_main
-        self.version = -1
-
-    def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        if self._on_main is None:
-            for _ in weights:
-                pass
-        else:
-            self._on_main.push(weights, version)
-        self.version = version
-
-    def close(self) -> None:
-        if self._on_main is not None:
-            self._on_main.close()
+def _walk_through(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    deque(weights, maxlen=0)
