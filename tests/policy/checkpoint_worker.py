@@ -1,0 +1,157 @@
+"""Saves runs in the middle, or goes on from what another process saved, and compares every bit.
+
+checkpoint_worker.py save|load MODEL OTHER_MODEL FOLDER CASES
+
+CASES is a JSON list of {"parallel": {...}, "dtype": ..., "aliased": bool, "loaded": bool}
+    aliased: the reference is the policy at the save
+    loaded: the run began with OTHER_MODEL as its reference
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+SAVED_AFTER, MORE = 3, 2  # updates
+
+
+def start(case: dict[str, Any], model: Path, other: Path) -> tuple[Any, Any]:
+    """(policy, reference) of a case at its beginning."""
+    from tiny import build_policy, make_config
+
+    from owpo_megatron.policy import SlotReference
+
+    sections: dict[str, Any] = {
+        "parallel": case["parallel"],
+        "model": {"dtype": case["dtype"]},
+        "reference": {"path": str(other) if case["loaded"] else None},
+        "optimizer": {"warmup_steps": 4, "tokens_per_microbatch": 48},
+    }
+    policy = build_policy(make_config(model, **sections))
+    return policy, SlotReference(policy, loaded=case["loaded"])
+
+
+def update(policy: Any, reference: Any, number: int) -> dict[str, Any]:
+    """One OWPO update whose reference log-probs come from the reference."""
+    from tiny import random_samples
+
+    from owpo_megatron.algorithms import make_objective
+
+    samples = random_samples(number)
+    logps = reference.logprobs(samples)
+    annotated = [replace(sample, ref_logp=logp) for sample, logp in zip(samples, logps, strict=True)]
+    return policy.update(annotated, make_objective("owpo"))
+
+
+def snapshot(policy: Any, reference: Any) -> dict[str, Any]:
+    """Everything that a resumed run must have, of this rank."""
+    from tiny import random_samples
+
+    from owpo_megatron.parallel.optimizer import distributed_optimizers
+
+    probe = random_samples(50, logps=False)
+    adam = [
+        (state["step"].clone(), state["exp_avg"].clone(), state["exp_avg_sq"].clone(), param.detach().clone())
+        for one in distributed_optimizers(policy._optimizer)
+        for param, state in one.optimizer.state.items()
+    ]
+    return {
+        "parameters": [param.detach().clone() for chunk in policy._chunks for param in chunk.parameters()],
+        "optimizer": adam,
+        "lr": [group["lr"] for group in policy._optimizer.param_groups],
+        "updates": policy._scheduler.num_steps,
+        "log-probs": policy.logprobs(probe),
+        "reference log-probs": reference.logprobs(probe),
+        "reference": reference.state_dict(),
+        "weights": [(name, tensor.clone()) for name, tensor in policy.named_weights()],
+    }
+
+
+def equal(ours: Any, theirs: Any) -> bool:
+    """Bit for bit, through lists, tuples and dicts."""
+    import torch
+
+    if isinstance(ours, torch.Tensor):
+        return torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(equal(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, list | tuple):
+        return len(ours) == len(theirs) and all(equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    return bool(ours == theirs)
+
+
+def save(policy: Any, reference: Any, case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    import torch
+
+    topology = policy.topology
+    for number in range(1, SAVED_AFTER + 1):
+        update(policy, reference, number)
+        if number == (SAVED_AFTER if case["aliased"] else 1):
+            reference.swap(number, "interval")
+    if topology.is_main:
+        (folder / "state").mkdir(parents=True)
+    topology.barrier()
+    begin = time.perf_counter()
+    policy.save(folder / "state")
+    seconds = time.perf_counter() - begin
+    helpers = multiprocessing.active_children()
+    expected = {"saved": snapshot(policy, reference)}
+    expected["sums"] = [update(policy, reference, SAVED_AFTER + more) for more in range(1, MORE + 1)]
+    torch.save(expected | {"end": snapshot(policy, reference)}, folder / f"rank_{topology.rank}.pt")
+    return {
+        "aliased": expected["saved"]["reference"]["is_policy"] == case["aliased"],
+        "seconds": seconds,
+        "no helper is left behind": not helpers,
+    }
+
+
+def load(policy: Any, reference: Any, case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    import torch
+
+    expected = torch.load(folder / f"rank_{policy.topology.rank}.pt")
+    begin = time.perf_counter()
+    policy.restore(folder / "state", case["aliased"])
+    seconds = time.perf_counter() - begin
+    reference.load_state_dict(expected["saved"]["reference"])
+    found = snapshot(policy, reference)
+    held = {f"saved {name}": equal(found[name], value) for name, value in expected["saved"].items()}
+    steps = [state[0] for state in found["optimizer"]]
+    held["Adam's count"] = all(float(step) == SAVED_AFTER for step in steps)
+    sums = [update(policy, reference, SAVED_AFTER + more) for more in range(1, MORE + 1)]
+    held["sums of later updates"] = equal(sums, expected["sums"])
+    found = snapshot(policy, reference)
+    return (
+        held
+        | {f"final {name}": equal(found[name], value) for name, value in expected["end"].items()}
+        | {"seconds": seconds}
+    )
+
+
+def main() -> None:
+    from tiny import report
+
+    from owpo_megatron.parallel.topology import close_topology
+
+    mode, model, other, root = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+    for index, case in enumerate(json.loads(sys.argv[5])):
+        policy, reference = start(case, model, other)
+        folder = root / str(index)
+        held = (save if mode == "save" else load)(policy, reference, case, folder)
+        everywhere = policy.topology.all_gather(held)
+        seconds = max(rank.pop("seconds") for rank in everywhere)
+        report(
+            policy.topology,
+            case=case,
+            seconds=seconds,
+            held={name: all(rank[name] for rank in everywhere) for name in everywhere[0]},
+        )
+    close_topology()
+
+
+if __name__ == "__main__":
+    main()
