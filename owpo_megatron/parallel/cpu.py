@@ -1,10 +1,11 @@
 """The one seam that lets the stock megatron-core run on a CPU with gloo.
 
-megatron-core 0.16.1 names "cuda" literally in a few places. Where there is no CUDA, `install()` does two things, once:
+megatron-core 0.16.1 names "cuda" literally in a few places. Where there is no CUDA, `install()` does three things, once:
 
 1. `torch.cuda.current_device` and `torch.cuda.synchronize` mean the CPU;
 2. the name `torch` inside megatron's schedules is a proxy whose `zeros` ignores device="cuda"
-   (`total_num_tokens` in the three forward_backward functions).
+   (`total_num_tokens` in the three forward_backward functions);
+3. recomputation of activations finds no CUDA random state that it would have to save.
 
 Where there is neither Transformer Engine nor apex, on any device, it also mends how the distributed optimizer saves and
 loads the state of torch's AdamW, its fall-back: megatron copies every state key, `step` included, and shares one `step`
@@ -26,6 +27,7 @@ import torch
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.pipeline_parallel import schedules
+from megatron.core.tensor_parallel import random as megatron_random
 from torch.overrides import TorchFunctionMode
 
 
@@ -105,6 +107,8 @@ def install() -> None:
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda *args, **kwargs: None  # type: ignore[assignment]
     schedules.torch = _TorchWithoutCudaZeros()
+    megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.empty(0)
+    megatron_random._set_cuda_rng_state = lambda *args, **kwargs: None
 
 
 def _repair_torch_adamw_state() -> None:

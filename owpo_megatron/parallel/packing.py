@@ -7,13 +7,13 @@ that a log-prob pass and an update over the same samples see identical microbatc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from owpo_megatron.types import Sample, TokenBatch
+from owpo_megatron.types import LogpMode, Sample, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,15 @@ def build_microbatch(
 
 
 def token_batch(samples: Sequence[Sample], microbatch: Microbatch, logp_T: torch.Tensor) -> TokenBatch:
-    """The objective's inputs for a microbatch.
+    """The objective's inputs for a microbatch, given the current policy's log-probs [T] of it."""
+    return token_batch_of(samples, microbatch)(logp_T)
+
+
+def token_batch_of(samples: Sequence[Sample], microbatch: Microbatch) -> Callable[[torch.Tensor], TokenBatch]:
+    """`token_batch` for log-probs that come later: what does not depend on them is packed once.
 
     Where a pass was not spent its values are the current policy's own, detached: the old policy of a single update,
     and the reference that has the old policy's weights.
-
-    Args:
-        logp_T: [T] the current policy's log-probs of this microbatch.
     """
     mask_T = microbatch.mask_T[0]
     chosen = [samples[index] for index in microbatch.sample_indices]
@@ -136,19 +138,30 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch, logp_T: torch
         known = [torch.zeros(len(s.response_ids)) if row is None else row for row, s in zip(rows, chosen, strict=True)]
         return scatter(torch.cat(known) if known else torch.zeros(0))
 
-    current_T = logp_T.detach().float() * mask_T
+    def one_mode(modes: list[LogpMode]) -> LogpMode:
+        assert len(set(modes)) <= 1, f"one pass gives log-probs of one mode, not {sorted(set(modes))}"
+        return modes[0] if modes else "exact"
+
     spent_old = all(sample.old_logp is not None for sample in chosen)
     assert spent_old or all(sample.old_logp is None for sample in chosen), "an old pass is of all samples or none"
-    old_T = per_token([sample.old_logp for sample in chosen]) if spent_old else current_T
+    given_old_T = per_token([sample.old_logp for sample in chosen]) if spent_old else None
+    given_ref_T = per_token([sample.ref_logp for sample in chosen])
     is_old_T = per_sample([sample.ref_is_old for sample in chosen], torch.bool)
-    ref_T = torch.where(is_old_T, old_T, per_token([sample.ref_logp for sample in chosen]))
-    return TokenBatch(
-        old_logp_T=old_T,
-        ref_logp_T=ref_T,
+    batch = TokenBatch(
+        old_logp_T=given_ref_T,  # replaced below
+        ref_logp_T=given_ref_T,
         advantage_T=per_sample([sample.advantage for sample in chosen], torch.float32),
         active_T=per_sample([sample.active for sample in chosen], torch.bool),
         mask_T=mask_T & ~per_sample([sample.masked for sample in chosen], torch.bool),
         sample_T=per_sample(list(range(len(chosen))), torch.int64),
         num_samples=len(chosen),
         behaviour_logp_T=scatter(torch.tensor([logp for sample in chosen for logp in sample.behaviour_logp])),
+        old_mode=one_mode([sample.old_mode for sample in chosen if sample.old_logp is not None]),
+        ref_mode=one_mode([sample.ref_mode for sample in chosen if sample.ref_logp is not None]),
     )
+
+    def batch_at(logp_T: torch.Tensor) -> TokenBatch:
+        old_T = given_old_T if given_old_T is not None else logp_T.detach().float() * mask_T
+        return replace(batch, old_logp_T=old_T, ref_logp_T=torch.where(is_old_T, old_T, given_ref_T))
+
+    return batch_at

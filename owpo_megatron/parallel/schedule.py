@@ -4,42 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from owpo_megatron.kernels import LogProbs, PolicyHeadOut
+from owpo_megatron.kernels.policy_head import BatchOf
 from owpo_megatron.parallel.packing import Microbatch
+from owpo_megatron.parallel.transformer import PolicyModel
+from owpo_megatron.types import Objective
 
-# (logp_T, entropy_T, microbatch) -> (loss sum, token count, anything to collect)
-LossFunction = Callable[[torch.Tensor, torch.Tensor, Microbatch], tuple[torch.Tensor, torch.Tensor, Any]]
+Collected = TypeVar("Collected")
 
 
 def forward_backward(
-    chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch], loss: LossFunction
-) -> list[Any]:
+    chunks: list[DistributedDataParallel],
+    microbatches: Sequence[Microbatch],
+    objective: Objective,
+    batch_of: Callable[[Microbatch], BatchOf],
+    collect: Callable[[PolicyHeadOut], Collected],
+) -> list[Collected]:
     """Accumulate gradients of sum(loss) / sum(count over all ranks) in main_grad.
 
-    Returns what `loss` collected of each microbatch, on the last pipeline stage (empty elsewhere).
+    Returns what `collect` makes of each microbatch, on the last pipeline stage (empty elsewhere).
     """
 
-    def loss_func(microbatch: Microbatch, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        loss_sum, num_tokens, collected = loss(output[0], output[1], microbatch)
-        return loss_sum, num_tokens.int(), collected
+    def loss(
+        microbatch: Microbatch, model: PolicyModel, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        out = model.policy_head(hidden, microbatch.target_T[0], microbatch.mask_T[0], batch_of(microbatch), objective)
+        return out.loss_sum, out.num_tokens.int(), collect(out)
 
-    return _run(chunks, microbatches, loss_func, forward_only=False)
+    return _run(chunks, microbatches, loss, forward_only=False)
 
 
 @torch.no_grad()
 def forward_logprobs(
     chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch]
-) -> list[tuple[Microbatch, torch.Tensor]]:
-    """(microbatch, logp_T) of each, on the last pipeline stage (empty elsewhere)."""
+) -> list[tuple[Microbatch, LogProbs]]:
+    """(microbatch, its log-probs) of each, on the last pipeline stage (empty elsewhere)."""
 
-    def collect(microbatch: Microbatch, output: torch.Tensor, non_loss_data: bool) -> Any:
+    def collect(microbatch: Microbatch, model: PolicyModel, hidden: torch.Tensor, non_loss_data: bool) -> Any:
         assert non_loss_data
-        return microbatch, output[0].detach()
+        return microbatch, model.logprobs(hidden, microbatch.target_T[0], microbatch.mask_T[0])
 
     return _run(chunks, microbatches, collect, forward_only=True)
 
@@ -52,15 +61,8 @@ def _run(
 ) -> list[Any]:
     def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
         microbatch = next(iterator)
-        output = model(
-            microbatch.token_T,
-            microbatch.position_T,
-            None,
-            labels=microbatch.target_T,
-            loss_mask=microbatch.mask_T,
-            packed_seq_params=microbatch.packed_seq_params,
-        )
-        return output, partial(finish, microbatch)
+        hidden = model(microbatch.token_T, microbatch.position_T, None, packed_seq_params=microbatch.packed_seq_params)
+        return hidden, partial(finish, microbatch, model.module)
 
     iterators = [iter(microbatches) for _ in chunks]
     return get_forward_backward_func()(

@@ -1,4 +1,4 @@
-"""The policy network: megatron-core's GPTModel, stopped at the hidden states, with our log-prob head on top."""
+"""The policy network: megatron-core's GPTModel, stopped at the hidden states, with our head on top."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from owpo_megatron.config import ParallelConfig
 from owpo_megatron.convert import HFModel, padded_vocab_size
 from owpo_megatron.errors import UserError
-from owpo_megatron.kernels import vocab_parallel_logprob
+from owpo_megatron.kernels import LogProbs, PolicyHeadOut, logprob, policy_head
+from owpo_megatron.kernels.policy_head import BatchOf
 from owpo_megatron.parallel import cpu
 from owpo_megatron.parallel.attention import PackedCoreAttention
+from owpo_megatron.types import Objective
 
 try:
     import transformer_engine  # noqa: F401
@@ -60,37 +62,54 @@ class RMSNorm(torch.nn.Module):
 
 
 class PolicyModel(GPTModel):
-    """One pipeline chunk. The last one returns [2, T]: log-prob of the target and entropy, both fp32.
-
-    `labels` carries the targets [1, T] and `loss_mask` the rows [1, T] that are wanted; other rows are zero.
-    """
+    """One pipeline chunk, which ends at the hidden states; the last one has the head's two passes as methods."""
 
     def __init__(self, *args: Any, temperature: float, true_vocab_size: int, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.temperature = temperature
         self.true_vocab_size = true_vocab_size
 
-    def _postprocess(
-        self, hidden_states: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor, **_: Any
-    ) -> torch.Tensor:
-        if not self.post_process:
-            return hidden_states
-        tied = self.share_embeddings_and_output_weights
-        weight_VH = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+    def _postprocess(self, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
+        return hidden_states
+
+    def logprobs(self, hidden: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor) -> LogProbs:
+        """Log-probs of the targets without gradients; rows out of the mask are zero."""
+        return logprob(
+            self._whole(hidden), self._head_weight(), target_T, row_mask_T=row_mask_T, **self._head_options()
+        )
+
+    def policy_head(
+        self,
+        hidden: torch.Tensor,
+        target_T: torch.Tensor,
+        row_mask_T: torch.Tensor,
+        batch_of: BatchOf,
+        objective: Objective,
+    ) -> PolicyHeadOut:
+        """The objective's loss. The head's weight gradient is in main_grad when this returns."""
+        return policy_head(
+            self._whole(hidden), self._head_weight(), target_T, batch_of, objective,
+            row_mask_T=row_mask_T, **self._head_options(),
+        )  # fmt: skip
+
+    def _whole(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[T, H] on every tensor-parallel rank; the backward reduces the ranks' partial gradients."""
         if self.config.sequence_parallel:
-            hidden_T1H = gather_from_sequence_parallel_region(hidden_states)  # backward: reduce-scatter of dh
+            hidden_T1H = gather_from_sequence_parallel_region(hidden)  # backward: reduce-scatter of dh
         else:
-            hidden_T1H = copy_to_tensor_model_parallel_region(hidden_states)  # backward: all-reduce of dh
-        logp_T, entropy_T = vocab_parallel_logprob(
-            hidden_T1H.squeeze(1),
-            weight_VH,
-            labels[0],
+            hidden_T1H = copy_to_tensor_model_parallel_region(hidden)  # backward: all-reduce of dh
+        return hidden_T1H.squeeze(1)
+
+    def _head_weight(self) -> torch.Tensor:
+        tied = self.share_embeddings_and_output_weights
+        return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+
+    def _head_options(self) -> dict[str, Any]:
+        return dict(
             temperature=self.temperature,
             vocab_size=self.true_vocab_size,
             group=self.pg_collection.tp if self.config.tensor_model_parallel_size > 1 else None,
-            row_mask_T=loss_mask[0],
         )
-        return torch.stack([logp_T, entropy_T])
 
 
 def transformer_config(
