@@ -139,8 +139,9 @@ class Run:
         self.topology.barrier()
         self.policy.save(self.checkpoints.state_path(step))
         state = {"step": step, "reference": self.reference.state_dict()}
-        if self.topology.is_main:
-            self.checkpoints.finish(step, state | {"rollouts": self.collector.state_dict()})
+        if self.metrics:
+            state |= {"rollouts": self.collector.state_dict(), "line": self.metrics.under_way()}
+            self.checkpoints.finish(step, state)
         self.topology.barrier()
 
     def restore(self, checkpoint: Path | None = None) -> int:
@@ -149,17 +150,17 @@ class Run:
         if self.topology.is_main:
             found = self.checkpoints.read(checkpoint) if checkpoint else self.checkpoints.newest()
         found = self.topology.broadcast(found)
-        step = 0
+        step, line = 0, None
         if found is not None:
             state_path, state = found
-            step = state["step"]
+            step, line = state["step"], state["line"]
             self.policy.restore(state_path, state["reference"]["is_policy"])
             self.reference.load_state_dict(state["reference"])
             if self.topology.is_main:
                 self.collector.load_state_dict(state["rollouts"])
             self.say(f"resumed at step {step} from {state_path.parent}, reference {self.reference.version.ref_id}")
         if self.metrics and not self.evaluation_only:
-            self.metrics.drop_after(step)
+            self.metrics.drop_after(step, line)
         return step
 
     def finish(self) -> None:

@@ -91,17 +91,28 @@ class MetricsFile:
     def __init__(self, path: Path, on_line: Callable[[dict[str, Any]], None]):
         self._path = path
         self._on_line = on_line
+        self._open: StepLine | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def drop_after(self, step: int) -> None:
-        """Keep the lines of steps up to `step` (and a half-written last line never)."""
-        if not self._path.exists():
-            return
-        kept = []
-        for text in self._path.read_text().splitlines():
+    def under_way(self) -> dict[str, Any] | None:
+        """The line of the step that has not ended, as it stands: a checkpoint keeps it, see `drop_after`."""
+        return self._open.as_dict() if self._open else None
+
+    def drop_after(self, step: int, line: dict[str, Any] | None = None) -> None:
+        """Keep the lines of steps up to `step` (and a half-written last line never).
+
+        Args:
+            line: `under_way` of the checkpoint of that step; written where the run was killed before it was.
+        """
+        kept, has_line = [], line is None
+        for text in self._path.read_text().splitlines() if self._path.exists() else []:
             with contextlib.suppress(json.JSONDecodeError):  # the line that a killed run was writing
-                if json.loads(text)["step"] <= step:
+                known = json.loads(text)
+                if known["step"] <= step:
                     kept.append(text)
+                    has_line = has_line or (known["step"] == step and "eval" not in known)
+        if not has_line:
+            kept.append(json.dumps(line))
         scratch = self._path.with_suffix(".tmp")
         scratch.write_text("".join(text + "\n" for text in kept))
         os.replace(scratch, self._path)
@@ -121,8 +132,9 @@ class MetricsFile:
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[StepLine]:
         """A line that is written when the step ends without an error."""
-        line = StepLine(step)
+        self._open = line = StepLine(step)
         yield line
+        self._open = None
         self.append(line.as_dict())
 
 
