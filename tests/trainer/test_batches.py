@@ -71,7 +71,7 @@ def test_a_group_of_failures_alone_takes_no_part() -> None:
 
 
 def test_the_most_telling_samples_stay_active_and_ties_go_to_the_earlier() -> None:
-    """Step 2 of a stage of 4 steps: n_act = 2 of 4; |A| is largest for the only right one, then sibling 0 of the tie."""
+    """Step 2 of a stage of 4: n_act = 2. |A| is largest for the only right one, then sibling 0 of the tie."""
     batch = batch_of(config_of(), [group("wrong", "wrong", "ok", "wrong")], step=2)
     assert batch.n_active == 2
     assert [sample.active for sample in batch.samples] == [True, False, True, False]

@@ -1,0 +1,129 @@
+"""One step's line, metrics.jsonl over a resume, and summary.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_config
+
+from owpo_megatron.trainer.metrics import MetricsFile, StepLine
+from owpo_megatron.trainer.summary import write_summary
+from owpo_megatron.types import ReferenceVersion
+
+
+def sums(**values: Any) -> dict[str, Any]:
+    return {"grad_norm": 1.0, "lr": 1e-3, "loss_sum": 0.0, "loss_count": 1.0, "tokens": 1.0} | values
+
+
+def test_means_are_over_the_tokens_of_all_updates_not_over_updates() -> None:
+    line = StepLine(4)
+    line.add_update(sums(loss_sum=30.0, loss_count=10.0, w_sum=9.0, tokens=10.0, grad_norm=2.0, lr=1.0))
+    line.add_update(sums(loss_sum=2.0, loss_count=2.0, w_sum=3.0, tokens=2.0, grad_norm=4.0, lr=0.5))
+    found = line.as_dict()
+    assert found["step"] == 5 and found["updates"] == 2
+    assert found["loss"] == 32 / 12 and found["w_mean"] == 1.0 and found["tokens"] == 12
+    assert found["grad_norm"] == 3.0 and found["lr"] == 0.5
+
+
+def test_a_mean_over_nothing_is_left_out() -> None:
+    line = StepLine(0)
+    line.add_update(sums(kl_ref_sum=0.0, ref_tokens=0.0, w_at_low=0.0, active_tokens=0.0))
+    assert not {"kl_ref", "abs_delta", "case_1", "w_at_low"} & line.as_dict().keys()
+    assert not {"loss", "grad_norm", "lr", "tokens"} & StepLine(0).as_dict().keys()
+
+
+def test_histograms_add_up_bin_by_bin() -> None:
+    line = StepLine(0)
+    line.add_update(sums(delta_hist=[1.0, 2.0]))
+    line.add_update(sums(delta_hist=[10.0, 20.0]))
+    assert line.as_dict()["delta_hist"] == [11.0, 22.0]
+
+
+def test_phases_that_run_twice_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 5.0, 9.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    line = StepLine(0)
+    for _ in range(2):
+        with line.timed("update"):
+            pass
+    assert line.as_dict()["seconds"] == {"update": 6.0, "total": 10.0}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> MetricsFile:
+    return MetricsFile(tmp_path / "metrics.jsonl", lambda line: None)
+
+
+def written(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resume_drops_later_lines_and_a_half_written_one(file: MetricsFile, tmp_path: Path) -> None:
+    for line in ({"step": 0, "eval": {}}, {"step": 1}, {"step": 2}, {"step": 2, "eval": {}}, {"step": 3}):
+        file.append(line)
+    with (tmp_path / "metrics.jsonl").open("a") as raw:
+        raw.write('{"step": 1, "rew')
+    file.drop_after(2)
+    assert written(tmp_path) == [{"step": 0, "eval": {}}, {"step": 1}, {"step": 2}, {"step": 2, "eval": {}}]
+    assert file.has_evaluation(2) and not file.has_evaluation(1)
+    file.append({"step": 3})
+    assert written(tmp_path)[-1] == {"step": 3}
+
+
+def test_a_line_that_only_the_checkpoint_has_is_put_back(file: MetricsFile, tmp_path: Path) -> None:
+    """Killed after the checkpoint of a step and before its line."""
+    file.append({"step": 0, "eval": {}})
+    with pytest.raises(RuntimeError), file.step(0) as line:
+        line.add(reward_mean=0.5)
+        kept = file.under_way()
+        raise RuntimeError("killed here")
+    assert written(tmp_path) == [{"step": 0, "eval": {}}]
+    file.drop_after(1, kept)
+    assert [line["step"] for line in written(tmp_path)] == [0, 1] and written(tmp_path)[1]["reward_mean"] == 0.5
+    file.drop_after(1, kept)
+    assert len(written(tmp_path)) == 2, "it stands once"
+
+
+def test_a_line_is_told_and_written_when_its_step_ends(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    file = MetricsFile(tmp_path / "metrics.jsonl", told.append)
+    with file.step(0) as line:
+        line.add(ref_id=1)
+        assert told == [] and file.under_way()["ref_id"] == 1
+    assert told == written(tmp_path) and told[0]["step"] == 1
+    assert file.under_way() is None
+
+
+def test_summary_of_a_run(tmp_path: Path) -> None:
+    config = make_config(
+        Path("m"), name="r", runs_dir=str(tmp_path), optimizer={"steps": 2, "updates_per_step": 1}, parallel={"tp": 2}
+    )
+    config.run_dir.mkdir()
+    lines: list[dict[str, Any]] = [
+        {"step": 0, "eval": {"pass@1": 0.25, "pass@8": 0.5, "problems": 4}},
+        {"step": 1, "mismatch": 1e-6, "tokens": 10.0, "seconds": {"total": 1.5}},
+        {"step": 1, "eval": {"pass@1": 0.3, "pass@8": 0.6, "problems": 4}},
+        {"step": 2, "mismatch": 3e-6, "tokens": 20.0, "seconds": {"total": 2.0}},
+        {"step": 2, "eval": {"pass@1": 0.75, "pass@8": 1.0, "problems": 4}},
+    ]
+    (config.run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_summary(config, {"name": "sglang", "version": "1"}, ReferenceVersion(1, 2, "interval", "h"), swaps=1)
+    assert json.loads((config.run_dir / "summary.json").read_text()) == {
+        "name": "r", "algorithm": "owpo", "steps": 2,
+        "pass_at_1_before": 0.25, "pass_at_8_before": 0.5, "pass_at_1_after": 0.75, "pass_at_8_after": 1.0,
+        "swaps": 1, "reference": {"ref_id": 1, "source_step": 2, "reason": "interval"},
+        "parallel": {"tp": 2, "pp": 1, "dp": 1, "sp": False}, "engine": {"name": "sglang", "version": "1"},
+        "seconds": 3.5, "tokens": 30, "mismatch_max": 3e-6,
+    }  # fmt: skip
+
+
+def test_a_run_without_evaluation_or_update_has_a_summary(tmp_path: Path) -> None:
+    config = make_config(Path("m"), name="r", runs_dir=str(tmp_path))
+    config.run_dir.mkdir()
+    (config.run_dir / "metrics.jsonl").write_text('{"step": 1, "seconds": {"total": 1.0}}\n')
+    summary = write_summary(config, {}, ReferenceVersion(0, 0, "init", ""), swaps=0)
+    assert summary["mismatch_max"] is None and summary["tokens"] == 0
+    assert not [name for name in summary if name.startswith("pass_at")]
