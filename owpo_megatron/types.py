@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "abort"]
 ReferenceReason = Literal["init", "interval", "best_of_stage", "loaded"]
+LogpMode = Literal["exact", "fp8_refined", "fp8_raw"]
+"""How the head computed log-probs: see kernels/logprobs.py. No ratio is formed of fp8_raw ones."""
 VerdictReason = Literal["ok", "wrong", "no_answer", "parse_failed", "timeout", "crashed", "too_long"]
 
 
@@ -80,6 +82,7 @@ class GradingItem:
     answer: str
     domain: str = "default"
     truncated: bool = False  # the response hit the token limit
+    form: Literal["response", "answer"] = "response"  # "answer": already extracted by the caller
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ class Sample:
     ref_logp: torch.Tensor | None = None  # [L] fp32; None: not needed, or equal to old (see `ref_is_old`)
     ref_is_old: bool = False  # the reference has the weights of the old policy: the ratio is exactly 1
     masked: bool = False  # out of the loss (its verification failed): its tokens count nowhere
+    old_mode: LogpMode = "exact"  # how the trainer computed old_logp and ref_logp
+    ref_mode: LogpMode = "exact"
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,8 @@ class TokenBatch:
     sample_T: torch.Tensor  # int64, index of the token's sample inside this microbatch, 0..S-1
     num_samples: int  # S, samples in this microbatch
     behaviour_logp_T: torch.Tensor | None = None  # sampling policy, as the engine reported it
+    old_mode: LogpMode = "exact"
+    ref_mode: LogpMode = "exact"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,30 @@
-"""The LM head: log-probs and entropies of chosen tokens, without ever holding the logits of all of them."""
+"""The LM head: log-probs, entropies, losses and their gradients, without ever holding the logits of all tokens."""
 
-from owpo_megatron.kernels.head import vocab_parallel_logprob
+from owpo_megatron.kernels.fp8 import Fp8Weight
+from owpo_megatron.kernels.logprob import logprob
+from owpo_megatron.kernels.logprobs import (
+    ComparableLogProbs,
+    ExactLogProbs,
+    LogProbs,
+    RawLogProbs,
+    RefinedLogProbs,
+    check_comparable,
+)
+from owpo_megatron.kernels.objective import GradientObjective, logp_gradient
+from owpo_megatron.kernels.policy_head import HeadRows, PolicyHeadOut, policy_head
 
-__all__ = ["vocab_parallel_logprob"]
+__all__ = [
+    "ComparableLogProbs",
+    "ExactLogProbs",
+    "Fp8Weight",
+    "GradientObjective",
+    "HeadRows",
+    "LogProbs",
+    "PolicyHeadOut",
+    "RawLogProbs",
+    "RefinedLogProbs",
+    "check_comparable",
+    "logp_gradient",
+    "logprob",
+    "policy_head",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ import torch
 
 from owpo_megatron.config import Config
 from owpo_megatron.convert import HFModel, to_hf
+from owpo_megatron.kernels import PolicyHeadOut
 from owpo_megatron.parallel import checkpoint, cpu
 from owpo_megatron.parallel.loading import load_model_weights
 from owpo_megatron.parallel.optimizer import make_optimizer, make_scheduler, wrap_ddp
-from owpo_megatron.parallel.packing import Microbatch, build_microbatch, packed_length, plan_microbatches, token_batch
+from owpo_megatron.parallel.packing import (
+    Microbatch,
+    build_microbatch,
+    packed_length,
+    plan_microbatches,
+    token_batch_of,
+)
 from owpo_megatron.parallel.schedule import forward_backward, forward_logprobs
 from owpo_megatron.parallel.slots import ParameterSlots
 from owpo_megatron.parallel.topology import Topology
@@ -60,8 +68,8 @@ class MegatronPolicy:
         starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
         flat = torch.zeros(starts[-1], device=cpu.device())
         if self.topology.is_last_stage:
-            for microbatch, logp_T in results:
-                known = logp_T[microbatch.mask_T[0]]
+            for microbatch, found in results:
+                known = found.logp_T[microbatch.mask_T[0]]
                 offset = 0
                 for index in microbatch.sample_indices:
                     flat[starts[index] : starts[index + 1]] = known[offset : offset + lengths[index]]
@@ -72,23 +80,27 @@ class MegatronPolicy:
     def update(self, samples: Sequence[Sample], objective: Objective) -> dict[str, Any]:
         """One optimizer step. Returns sums over the minibatch's tokens, and `grad_norm` and `lr`."""
 
-        def loss(logp_T: torch.Tensor, entropy_T: torch.Tensor, microbatch: Microbatch) -> tuple:
-            batch = token_batch(samples, microbatch, logp_T)
-            out = objective(logp_T, batch)
-            sums = {name: value.detach().double().cpu() for name, value in out.metrics.items()}
-            sums["loss_sum"] = out.loss_sum.detach().double().cpu()
-            sums["loss_count"] = out.num_tokens.detach().double().cpu()
-            sums["entropy_sum"] = entropy_T.detach()[batch.mask_T].double().sum().cpu()
+        def sums_of(out: PolicyHeadOut) -> dict[str, torch.Tensor]:
+            batch = out.batch
             assert batch.behaviour_logp_T is not None
             gap_T = (batch.old_logp_T - batch.behaviour_logp_T).abs()
-            sums["mismatch_sum"] = gap_T[batch.mask_T].double().sum().cpu()
-            return out.loss_sum, out.num_tokens, sums
+            sums = out.metrics | {
+                "loss_sum": out.loss_sum,
+                "loss_count": out.num_tokens,
+                "entropy_sum": out.entropy_T[batch.mask_T].double().sum(),
+                "mismatch_sum": gap_T[batch.mask_T].double().sum(),
+                "head_rows": torch.tensor(out.rows.forward),
+                "head_gradient_rows": torch.tensor(out.rows.gradient),
+            }
+            return {name: value.detach().double().cpu() for name, value in sums.items()}
 
         for chunk in self._chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
-        collected = forward_backward(self._chunks, self._microbatches(samples), loss)
+        collected = forward_backward(
+            self._chunks, self._microbatches(samples), objective, partial(token_batch_of, samples), sums_of
+        )
         self._scheduler.step(1)
         self.slots.before_step()
         with cpu.scope():

@@ -1,0 +1,75 @@
+"""What a log-prob pass gives, in types that say how exact it is, so that rounding never decides a ratio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from owpo_megatron.types import LogpMode
+
+COMPARABLE: frozenset[LogpMode] = frozenset({"exact", "fp8_refined"})
+"""Modes whose log-probs may stand in a ratio, with each other too."""
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """Log-probs of the targets, entropies and log-sum-exps; rows that were left out are zero.
+
+    Example:
+        >>> ExactLogProbs(torch.tensor([-1.0]), torch.tensor([0.5]), torch.tensor([9.0])).mode
+        'exact'
+    """
+
+    logp_T: torch.Tensor  # fp32 (fp64 for fp64 inputs)
+    entropy_T: torch.Tensor
+    lse_T: torch.Tensor  # of logits / temperature
+    mode: ClassVar[LogpMode]
+
+
+@dataclass(frozen=True)
+class ComparableLogProbs(LogProbs):
+    """Log-probs whose error is far below the log-ratios that the methods weigh."""
+
+    def log_ratio(self, other: ComparableLogProbs) -> torch.Tensor:
+        """log (p / p_other), [T].
+
+        Raises:
+            TypeError: `other` is raw FP8: its error (0.015 to 0.02 mean) is larger than most log-ratios.
+        """
+        if not isinstance(other, ComparableLogProbs):
+            raise TypeError(f"no ratio of {self.mode} and {other.mode} log-probs: use fp8_refined instead of fp8_raw")
+        return self.logp_T - other.logp_T
+
+
+@dataclass(frozen=True)
+class ExactLogProbs(ComparableLogProbs):
+    """Products of the inputs' dtype summed in float32 (float64), logits never rounded below that."""
+
+    mode: ClassVar[LogpMode] = "exact"
+
+
+@dataclass(frozen=True)
+class RefinedLogProbs(ComparableLogProbs):
+    """FP8 over the whole vocabulary, then target and best candidates again exactly."""
+
+    mode: ClassVar[LogpMode] = "fp8_refined"
+
+
+@dataclass(frozen=True)
+class RawLogProbs(LogProbs):
+    """FP8 alone. For monitoring: it has no `log_ratio`."""
+
+    mode: ClassVar[LogpMode] = "fp8_raw"
+
+
+def check_comparable(**modes: LogpMode) -> None:
+    """Refuse log-probs that may not stand in a ratio; for numbers that travelled without their type.
+
+    Raises:
+        TypeError: one of the modes is not comparable.
+    """
+    for name, mode in modes.items():
+        if mode not in COMPARABLE:
+            raise TypeError(f"{name} log-probs are {mode}: no ratio may be formed of them; use exact or fp8_refined")

@@ -1,0 +1,111 @@
+"""The head's arithmetic in plain torch: any device, any dtype; float64 is exact to its last digits.
+
+The reference for every other backend. It is also what a CPU trains with, so it makes few passes over the logits.
+Shapes: R rows that take part, C rows of a chunk, K kept rows of a chunk, H hidden, V columns on this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from owpo_megatron.kernels.backend import wide
+from owpo_megatron.kernels.shard import RowStats
+
+_CHUNK_BYTES = 32 << 20  # of logits. Larger chunks are not faster from about 100 rows on
+
+
+class TorchBackend:
+    """Implements Backend; operands below float32 are converted, since a CPU has no GEMM with a wider result.
+
+    Args:
+        weight_VH: this rank's rows of the output embedding without padding.
+    """
+
+    def __init__(self, weight_VH: torch.Tensor, inverse_temperature: float):
+        self._weight_VH = weight_VH.to(wide(weight_VH))
+        self._inverse_temperature = inverse_temperature
+
+    @staticmethod
+    def rows_for(weight_VH: torch.Tensor) -> int:
+        """Rows of a chunk for a vocabulary of this size, so that its logits take 32 MB (float32)."""
+        return max(_CHUNK_BYTES // (4 * max(weight_VH.shape[0], 1)), 16)
+
+    def chunk_rows(self) -> int:
+        return self.rows_for(self._weight_VH)
+
+    def chunks(
+        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
+    ) -> Iterator[TorchLogits]:
+        for chunk in slices:
+            logits_CV = torch.mm(h_RH[chunk].to(self._weight_VH.dtype), self._weight_VH.t())
+            if self._inverse_temperature != 1:
+                logits_CV.mul_(self._inverse_temperature)
+            yield TorchLogits(logits_CV, column_R[chunk], self._inverse_temperature, for_entropy_gradient)
+            del logits_CV  # else it would stay while the next one is made
+
+    def dgrad(self, dlogits_KV: torch.Tensor) -> torch.Tensor:
+        return torch.mm(dlogits_KV, self._weight_VH)
+
+    def add_wgrad(self, grad_VH: torch.Tensor, dlogits_KV: torch.Tensor, h_KH: torch.Tensor) -> None:
+        grad_VH.addmm_(dlogits_KV.t(), h_KH.to(dlogits_KV.dtype))
+
+
+class TorchLogits:
+    """Implements ChunkLogits. Keeps e^(z - max) after `stats`, and z - max where the entropy's gradient needs it."""
+
+    def __init__(
+        self, logits_CV: torch.Tensor, column_C: torch.Tensor, inverse_temperature: float, for_entropy_gradient: bool
+    ):
+        self._logits_CV: torch.Tensor | None = logits_CV
+        self._column_C = column_C
+        self._inverse_temperature = inverse_temperature
+        self._for_entropy_gradient = for_entropy_gradient
+        self._exp_CV = self._max_C = logits_CV  # set by `stats`
+
+    def stats(self) -> torch.Tensor:
+        logits_CV = self._logits_CV
+        assert logits_CV is not None
+        rows, columns = logits_CV.shape
+        out_4C = logits_CV.new_zeros(4, rows)
+        if columns == 0:
+            out_4C[0] = torch.finfo(logits_CV.dtype).min
+            self._max_C = out_4C[0]
+            return out_4C
+        out_4C[2] = logits_CV.gather(1, self._column_C.clamp(min=0)[:, None])[:, 0].masked_fill(self._column_C < 0, 0)
+        out_4C[0] = self._max_C = logits_CV.amax(dim=1)
+        shifted_CV = logits_CV.sub_(self._max_C[:, None])
+        self._exp_CV = shifted_CV.exp()
+        out_4C[1] = self._exp_CV.sum(dim=1)
+        # a batch of dot products: no third array of [C, V], and several times faster than multiply and sum
+        out_4C[3] = torch.bmm(self._exp_CV[:, None, :], shifted_CV[:, :, None])[:, 0, 0]
+        if not self._for_entropy_gradient:
+            self._logits_CV = None
+        return out_4C
+
+    def dlogits(
+        self, keep_K: torch.Tensor | None, stats: RowStats, dlogp_C: torch.Tensor, dentropy_C: torch.Tensor | None
+    ) -> torch.Tensor:
+        lse_K, max_K, dlogp_K, column_K, out_KV = (
+            value if keep_K is None else value[keep_K]
+            for value in (stats.lse_C, self._max_C, dlogp_C, self._column_C, self._exp_CV)
+        )
+        if out_KV.shape[1] == 0:
+            return out_KV
+        scale_K = self._inverse_temperature * (max_K - lse_K).exp()  # e^(z - max) times this is p over the temperature
+        if dentropy_C is None:
+            out_KV.mul_((-dlogp_K * scale_K)[:, None])
+        else:
+            assert self._logits_CV is not None, "chunks() was not told of the entropy's gradient"
+            shifted_KV = self._logits_CV if keep_K is None else self._logits_CV[keep_K]
+            entropy_K, dentropy_K = (
+                value if keep_K is None else value[keep_K] for value in (stats.entropy_C, dentropy_C)
+            )
+            # -p (dlogp + dentropy (log p + entropy)), with log p = (z - max) + (max - lse)
+            constant_K = dlogp_K + dentropy_K * (entropy_K + max_K - lse_K)
+            factor_KV = shifted_KV.mul_(dentropy_K[:, None]).add_(constant_K[:, None])
+            out_KV.mul_(factor_KV).mul_(-scale_K[:, None])
+        here_K = column_K >= 0
+        value_K = (dlogp_K * self._inverse_temperature).masked_fill(~here_K, 0)
+        return out_KV.scatter_add_(1, column_K.clamp(min=0)[:, None], value_K[:, None])

@@ -1,0 +1,70 @@
+"""The dense oracle of the head: log_softmax and autograd over everything, and inputs to compare on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from owpo_megatron.types import Objective, TokenBatch
+
+
+def make_inputs(
+    rows: int = 23, hidden: int = 8, vocab: int = 37, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(h, weight, target)."""
+    generator = torch.Generator().manual_seed(seed)
+    h_TH = torch.randn(rows, hidden, generator=generator, dtype=torch.float64).to(dtype)
+    weight_VH = torch.randn(vocab, hidden, generator=generator, dtype=torch.float64).to(dtype)
+    return h_TH, weight_VH, torch.randint(0, vocab, (rows,), generator=generator)
+
+
+def make_batch(logp_T: torch.Tensor, mask_T: torch.Tensor | None = None, seed: int = 1) -> TokenBatch:
+    """Samples of unequal lengths; advantages of both signs and some zeros; ratios on both sides of the clip range."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = len(logp_T)
+
+    def noise() -> torch.Tensor:
+        return torch.randn(rows, generator=generator, dtype=torch.float64)
+
+    sample_T = (torch.arange(rows) ** 2 // (3 * rows)).clamp(max=5)
+    advantage_T = noise() * (torch.rand(rows, generator=generator) > 0.25)
+    return TokenBatch(
+        old_logp_T=logp_T.detach().double() + 0.15 * noise(),
+        ref_logp_T=logp_T.detach().double() + 0.3 * noise(),
+        advantage_T=advantage_T,
+        active_T=torch.rand(rows, generator=generator) < 0.6,
+        mask_T=torch.rand(rows, generator=generator) < 0.85 if mask_T is None else mask_T,
+        sample_T=sample_T,
+        num_samples=6,
+    )
+
+
+def dense_logp(
+    h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor, temperature: float = 1.0,
+    vocab_size: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """(logp, entropy) with all logits."""
+    log_softmax = torch.log_softmax(h_TH.double() @ weight_VH.double()[:vocab_size].t() / temperature, dim=1)
+    return log_softmax.gather(1, target_T[:, None])[:, 0], -(log_softmax.exp() * log_softmax).sum(1)
+
+
+def dense(
+    h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor, batch: TokenBatch, objective: Objective,
+    entropy_bonus: float = 0.0, upstream: float = 1.0, **options: Any,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Loss, log-probs, entropies and both gradients in float64."""
+    h_TH, weight_VH = (value.double().clone().requires_grad_() for value in (h_TH, weight_VH))
+    logp_T, entropy_T = dense_logp(h_TH, weight_VH, target_T, **options)
+    loss = objective(logp_T, batch).loss_sum - entropy_bonus * entropy_T[batch.mask_T].sum()
+    dh, dweight = torch.autograd.grad(upstream * loss, (h_TH, weight_VH))
+    found = {"loss": loss, "logp": logp_T, "entropy": entropy_T, "dh": dh, "dweight": dweight}
+    return {name: value.detach() for name, value in found.items()}
+
+
+def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-12) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            actual[name].double(), value, rtol=tolerance, atol=tolerance,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )  # fmt: skip
