@@ -5,7 +5,7 @@ from owpo_megatron.convert.hf_model import HFModel, check_parallel, padded_vocab
 from owpo_megatron.convert.reader import HFReader
 from owpo_megatron.convert.rules import Family, Part, Rule
 from owpo_megatron.convert.weights import check_weights, hf_shapes, to_hf, to_megatron
-from owpo_megatron.convert.writer import HFWriter
+from owpo_megatron.convert.writer import HFWriter, carry_files
 
 __all__ = [
     "FAMILIES",
@@ -16,6 +16,7 @@ __all__ = [
     "HFWriter",
     "Part",
     "Rule",
+    "carry_files",
     "check_parallel",
     "check_weights",
     "hf_shapes",

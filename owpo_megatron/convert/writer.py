@@ -27,6 +27,14 @@ _CARRIED = (
 )
 
 
+def carry_files(template: Path, folder: Path) -> None:
+    """Copy what stands beside the weights of an HF folder: config, tokenizer, generation config, chat template."""
+    for pattern in _CARRIED:
+        for file in template.glob(pattern):
+            if file.is_file():
+                shutil.copy(file, folder / file.name)
+
+
 class HFWriter:
     """A context manager that takes tensors one by one; the folder appears complete, or not at all.
 
@@ -109,10 +117,7 @@ class HFWriter:
         assert not missing, f"{len(missing)} tensors never came: {', '.join(missing[:8])}"
         self._flush()
         self._name_shards()
-        for pattern in _CARRIED:
-            for file in self._template.glob(pattern):
-                if file.is_file():
-                    shutil.copy(file, self._partial / file.name)
+        carry_files(self._template, self._partial)
         self._set_dtype()
         self._replace_folder()
 

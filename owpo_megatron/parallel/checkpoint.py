@@ -16,6 +16,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from owpo_megatron.parallel import cpu
 from owpo_megatron.parallel.slots import ParameterSlots
+from owpo_megatron.parallel.stored import StoredState
 
 # Saved once for all ranks and readable at another data-parallel size ("fully_sharded_model_space" is broken in 0.16.1).
 _OPTIMIZER_FORMAT = "fully_reshardable"
@@ -92,8 +93,25 @@ def save_weights(path: Path, chunks: list[Any]) -> None:
 
 @cpu.scoped
 def load_weights(path: Path, chunks: list[Any]) -> None:
-    """Read the weights of a folder written by `save_weights` or `save_training_state`. Collective."""
-    _load_model(path, chunks, "model.", _metadata())
+    """Read the weights of a folder written by `save_weights` or `save_training_state`; dtypes may differ. Collective.
+
+    Raises:
+        UserError: the folder is not whole, or holds another model.
+    """
+    metadata = _metadata()
+    model = _bare(chunks[0])
+    StoredState(path).check_fits(
+        _model_state(chunks, "model.", metadata),
+        "model.",
+        model.true_vocab_size,
+        model.share_embeddings_and_output_weights,
+    )
+    _load_model(path, chunks, "model.", metadata)
+
+
+def stored_dtype(path: Path) -> torch.dtype:
+    """The dtype of the weights that `load_weights` would read. Raises UserError where the folder is not whole."""
+    return StoredState(path).dtype("model.embedding.word_embeddings.weight")
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

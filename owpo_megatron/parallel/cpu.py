@@ -1,6 +1,6 @@
 """The one seam that lets the stock megatron-core run on a CPU with gloo.
 
-megatron-core 0.16.1 names "cuda" literally in a few places. Where there is no CUDA, `install()` does three things, once:
+megatron-core 0.16.1 names "cuda" literally in a few places. Where there is no CUDA, `install()` does three things:
 
 1. `torch.cuda.current_device` and `torch.cuda.synchronize` mean the CPU;
 2. the name `torch` inside megatron's schedules is a proxy whose `zeros` ignores device="cuda"
