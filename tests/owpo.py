@@ -104,6 +104,12 @@ class Owpo:
                 pass
         self.process.wait()
 
+    def kill_family(self) -> None:
+        """SIGKILL to processes that outlived the command."""
+        for process in self.family.values():
+            if process.is_running():
+                process.kill()
+
     def signal(self, number: signal.Signals) -> None:
         self.tree()
         self.process.send_signal(number)
