@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,3 +20,12 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="W
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def this_command() -> str:
+    """What a person types to run `owpo` again from here: plain `owpo` where the shell finds this one."""
+    here = Path(sys.argv[0])
+    found = shutil.which("owpo")
+    if here.name != "owpo" or (found and Path(found).samefile(here)):
+        return "owpo"
+    return os.path.relpath(here)

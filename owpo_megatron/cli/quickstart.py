@@ -13,12 +13,13 @@ import typer
 from rich.markup import escape
 
 import owpo_megatron
-from owpo_megatron.cli.options import Overrides, out
+from owpo_megatron.cli.options import Overrides, out, this_command
 from owpo_megatron.cli.running import move_aside, run_trainer
 from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
 
-EXAMPLE = Path(owpo_megatron.__file__).resolve().parents[1] / "examples" / "quickstart"
+PROJECT = Path(owpo_megatron.__file__).resolve().parents[1]
+EXAMPLE, TOOLS = PROJECT / "examples" / "quickstart", PROJECT / "tools"
 
 
 def quickstart(
@@ -30,46 +31,74 @@ def quickstart(
 ) -> None:
     """Train a small model from start to end on this machine, and show what it learned.
 
-    Makes a base model (kept for the next time), trains it with OWPO on a generated task with a real SGLang server,
-    evaluates before and after. A finished quickstart is moved aside, an interrupted one goes on.
+    Makes a base model (kept for the next time), converts it to megatron, trains it with OWPO on a generated task with a
+    real SGLang server, evaluates before and after, draws the figures. A finished quickstart is moved aside, an
+    interrupted one goes on.
     """
     started = time.monotonic()
     if not EXAMPLE.is_dir():
         raise UserError("examples/quickstart", EXAMPLE, "not beside the package; run it from a clone of the project")
     file = config or EXAMPLE / "config.yaml"
     settings = Config.load(file, overrides or [])
+    if not settings.data.source.startswith("task:"):
+        remedy = "the quickstart knows base models for `task:` sources only"
+        raise UserError("data.source", settings.data.source, remedy)
     if (settings.run_dir / "summary.json").is_file():
         move_aside(settings.run_dir)
-    _ensure_base_model(settings)
+    base, converted = settings.model.path, settings.run_dir / "base_megatron"
+    task = settings.data.source.removeprefix("task:")
+    _say(1, f"a base model for the task {task}, warmed up on demonstrations ({base})")
+    _run(EXAMPLE / "base_model.py", "--task", task, "--out", str(base))
+    _say(2, f"converted to megatron ({converted})")
+    if not converted.is_dir():
+        converted.parent.mkdir(parents=True, exist_ok=True)
+        _run(TOOLS / "convert_hf_to_megatron.py", "--hf", str(base), "--out", str(converted))
+    par = settings.parallel
+    _say(3, "an SGLang server on this machine, its weights pushed by the trainer")
+    _say(
+        4, f"training with {settings.algorithm.name} on {par.world_size} ranks (tp {par.tp}, pp {par.pp}, dp {par.dp})"
+    )
+    _say(5, f"Pass@k on held-out problems, before and after ({settings.eval.samples} samples each)")
+    settings = Config.load(file, [*(overrides or []), f"model.path={converted}"])
     if run_trainer(settings):
+        _say(6, f"figures and the result as a Hugging Face folder ({settings.run_dir / 'hf'})")
+        _report(settings)
         _show(settings, file, time.monotonic() - started)
 
 
-def _ensure_base_model(settings: Config) -> None:
-    """In a process of its own: this one stays light, and the model is made the same way as by hand."""
-    if not settings.data.source.startswith("task:"):
-        raise UserError(
-            "data.source", settings.data.source, "the quickstart knows base models for `task:` sources only"
-        )
-    task = settings.data.source.removeprefix("task:")
-    command = [sys.executable, str(EXAMPLE / "base_model.py"), "--task", task, "--out", str(settings.model.path)]
-    code = subprocess.run(command).returncode
+def _say(number: int, text: str) -> None:
+    out.print(f"[bold]{number}/6[/bold] {escape(text)}")
+
+
+def _run(script: Path, *arguments: str) -> None:
+    """In a process of its own: this one stays light, and things are made the same way as by hand."""
+    code = subprocess.run([sys.executable, str(script), *arguments]).returncode
     if code:
         raise typer.Exit(code)
+
+
+def _report(settings: Config) -> None:
+    from owpo_megatron.report.metrics import read_run
+    from owpo_megatron.report.page import write_page
+    from owpo_megatron.report.plots import write_figures
+
+    run, folder = read_run(settings.run_dir), settings.run_dir / "report"
+    write_page(run, write_figures(run, folder), folder / "index.html")
 
 
 def _show(settings: Config, file: Path, seconds: float) -> None:
     from owpo_megatron.report.metrics import read_run
     from owpo_megatron.report.table import summary_table
 
-    run_dir, recipe = escape(str(settings.run_dir)), escape(os.path.relpath(file))
+    run_dir, recipe, owpo = escape(str(settings.run_dir)), escape(os.path.relpath(file)), escape(this_command())
     out.print()
     out.print(summary_table([read_run(settings.run_dir)]))
     out.print(f"\n{seconds:.0f} seconds in all. Next:")
     for command, why in (
-        (f"owpo report {run_dir}", "figures and a page of this run"),
-        (f"owpo train -c {recipe} name=dapo algorithm.name=dapo", "the same without the reference"),
-        (f"owpo eval -c {run_dir}/config.yaml eval.samples=32", "evaluate what it learned once more"),
-        ("owpo doctor", "what this machine has"),
+        (f"xdg-open {run_dir}/report/index.html", "the figures on one page"),
+        (f"{owpo} train -c {recipe} name=dapo algorithm.name=dapo", "the same without the reference"),
+        (f"{owpo} eval -c {run_dir}/config.yaml eval.samples=32", "evaluate what it learned once more"),
+        (f"{owpo} quickstart -c {os.path.relpath(EXAMPLE / 'countdown.yaml')}", "arithmetic: harder and slower"),
+        (f"{owpo} doctor", "what this machine has"),
     ):
         out.print(f"  [bold]{command}[/bold]  [dim]{why}[/dim]")

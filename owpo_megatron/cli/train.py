@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from owpo_megatron.cli.options import ConfigFile, Overrides, out
+from owpo_megatron.cli.options import ConfigFile, Overrides, out, this_command
 from owpo_megatron.cli.running import run_trainer
 from owpo_megatron.config import Config
 
@@ -26,4 +26,4 @@ def train(
     """
     settings = Config.load(config, overrides or [])
     if run_trainer(settings, fresh=fresh):
-        out.print(f"figures and tables: [bold]owpo report {escape(str(settings.run_dir))}[/bold]")
+        out.print(f"figures and tables: [bold]{escape(this_command())} report {escape(str(settings.run_dir))}[/bold]")
