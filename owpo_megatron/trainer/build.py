@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -288,8 +287,7 @@ def _headline(config: Config, parameters: int, topology: Topology) -> str:
     par = config.parallel
     return (
         f"[bold]{config.name}[/bold]: {config.algorithm.name}, {parameters / 1e6:.3g} M parameters in "
-        f"{config.model.dtype}, tp {par.tp} pp {par.pp} dp {par.dp}, process {os.getpid()} and "
-        f"{topology.world_size - 1} more"
+        f"{config.model.dtype} on {topology.world_size} ranks (tp {par.tp}, pp {par.pp}, dp {par.dp})"
     )
 
 
