@@ -42,6 +42,7 @@ MAY_IMPORT = {
 MAY_IMPORT_MODULE = {
     "trainer.build": EVERY_ROOM - {"cli", "report", "launch"},  # the composition root
     "trainer.loop": {"types", "algorithms"},  # Algorithm 1, and nothing else
+    "trainer.bench_swap": BASE | TRAINER_SIDE,  # measures parallel's slots
 }
 
 # Outside package -> the rooms that may import it. What is not listed is free.
