@@ -102,7 +102,7 @@ def build_policy(config: Config, topology: Any = None) -> Any:
     return MegatronPolicy(config, read_hf_config(hf_folder(config.model.path)), config.model.path, topology)
 
 
-def run_ranks(worker: Path, nproc: int, *args: object, timeout: float = 60) -> list[dict[str, Any]]:
+def run_ranks(worker: Path, nproc: int, *args: object, timeout: float = 180) -> list[dict[str, Any]]:
     """Run a worker script under torchrun; returns the JSON objects that it printed as `RESULT {...}` lines."""
     env = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -123,6 +123,7 @@ def run_ranks(worker: Path, nproc: int, *args: object, timeout: float = 60) -> l
         stderr += f"\nno end after {timeout} s"
     assert process.returncode == 0, f"{worker.name} on {nproc} ranks:\n{stdout[-3000:]}\n{stderr[-6000:]}"
     lines = [line for line in stdout.splitlines() if line.startswith("RESULT ")]
+    print(*lines, sep="\n")  # figures for a reader: pytest -s
     return [json.loads(line.removeprefix("RESULT ")) for line in lines]
 
 
