@@ -166,12 +166,20 @@ class SyncConfig(Section):
     bucket_mb: int = Field(512, gt=0)
 
 
+VERIFIER_RULE = (
+    "^(auto|math|math_any_symbols|dapo|dapo_strict_box|gsm8k|multiple_choice|cipher|countdown"
+    r"|python:[\w.]+:\w+|https?://\S+)$"
+)
+
+
 class VerifierConfig(Section):
-    rule: Literal["auto", "math", "cipher", "countdown"] = "auto"
-    """`auto`: the task's own rule, `math` for files."""
+    rule: str = Field("auto", pattern=VERIFIER_RULE)
+    """`auto`: the task's own rule, `math` for files. Or `python:module:function`, or the URL of an endpoint."""
     workers: int = Field(2, gt=0)
-    timeout: float = Field(5.0, gt=0)
+    timeout: float = Field(4.0, gt=0)
     """Seconds from the start of grading one answer."""
+    memory_gb: float = Field(2.0, gt=0)
+    """Address space of a grading process."""
     mask_failures: bool = True
     """Time-outs and crashes leave the loss instead of counting as wrong."""
 

@@ -17,6 +17,7 @@ from owpo_megatron.cli.quickstart import quickstart
 from owpo_megatron.cli.report import report
 from owpo_megatron.cli.serve import serve
 from owpo_megatron.cli.train import train
+from owpo_megatron.cli.verify import verify
 from owpo_megatron.errors import EngineError, UserError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("quickstart")(quickstart)
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("verify")(verify)
 app.command("report")(report)
 app.command("serve")(serve)
 app.command("doctor")(doctor)

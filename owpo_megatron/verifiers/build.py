@@ -24,4 +24,4 @@ def make_verifier(config: VerifierConfig, domains: Iterable[str]) -> Verifier:
     rules = {domain: find_rule(name) for domain, name in names.items()}
     if all(name in TRIVIAL_RULES for name in names.values()):
         return DirectVerifier(rules)
-    return VerifierPool(rules, workers=config.workers, timeout=config.timeout)
+    return VerifierPool(rules, config.workers, config.timeout, memory_bytes=int(config.memory_gb * 2**30))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from owpo_megatron.types import GradingItem, Verdict
+from owpo_megatron.verifiers.grading import Grading
 from owpo_megatron.verifiers.rules import Rule
 
 
@@ -21,6 +22,13 @@ class DirectVerifier:
 
     def score(self, items: Sequence[GradingItem]) -> list[Verdict]:
         return [self._grade(item) for item in items]
+
+    def submit(self, items: Sequence[GradingItem]) -> Grading:
+        """As `VerifierPool.submit`; the verdicts are there at once."""
+        grading = Grading(len(items))
+        for index, item in enumerate(items):
+            grading.put(index, self._grade(item))
+        return grading
 
     def close(self) -> None:
         """Nothing to release."""

@@ -1,51 +1,233 @@
-r"""Find the final answer in a response: the last `\boxed{...}` or `Answer: ...` line, whichever comes later."""
+r"""Find the final answer in a response: last box, `Answer:` line or "the answer is" sentence, whichever comes later.
+
+A response with none of these forms has no answer: a number somewhere near the end is not one, or every text that
+happens to mention numbers would sometimes be right. All searches are linear in the response.
+"""
 
 from __future__ import annotations
 
 import re
 
-TAIL_CHARACTERS = 4000  # a final answer is looked for there only; the search is then linear in a short text
-_ANSWER_LINE = re.compile(r"(?:^|(?<=\W))answer\s*:[ \t*]*([^\n]+)", re.IGNORECASE)
-_BOX = r"\boxed"
+MAX_SEGMENT = 600  # characters after an answer marker that are looked at
+MAX_MARKERS = 40  # markers that are looked at, from the last one backwards
+WINDOW = 20_000  # characters from the end in which markers are looked for
+MAX_BOX = 4000  # characters of a box; a longer one counts as not closed
+MAX_BARE = 120  # characters of a response that is nothing but an answer
+_BOXES = (r"\boxed", r"\fbox")
+_TOKEN = re.compile(r"\\[A-Za-z]+|[0-9]+(?:\.[0-9]+)?|[A-Za-z]")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a character
+_TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id)\|>")
+_THINK_END, _THINK = "</think>", "<think>"
+
+# What may stand between boxes that together are one answer: `\boxed{1}, \boxed{2} and \boxed{3}`.
+_DELIMITERS = re.compile(r"\\[()\[\]]|\$|\\q?quad(?![a-z])|\\[,;:! ]|~|\\text\s*\{([^{}]*)\}|[{}]|\*\*")
+_ASSIGNED = re.compile(r"[A-Za-z](?:_\{?\w\}?)?\s*=\s*")
+_JOINT = re.compile(r"\s*(?:[,;&]|\b(?:and|or)\b)*\s*(?:and|or)?\s*", re.IGNORECASE)
+
+_MARKER = re.compile(r"(?<![a-z])(?:answers?|答案)(?![a-z])", re.IGNORECASE)
+_AFTER_MARKER = re.compile(
+    r"""(?:\s+(?:to|of|for)\s[^.:\n]{0,80}?)?      # the answer to the problem ...
+        [\s*_]*
+        (?:(?P<colon>[:：])|(?:is|are|equals|must\ be|should\ be|will\ be|是|为)(?![a-z])\s*[:：]?|=)
+        [ \t*_]*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_HEADING = re.compile(r"[ \t*_#:]*\n")
+_LINE_START = re.compile(r"(?:^|\n)[\s>#*_\-]*(?:(?:the|my|so|thus|final|correct)\s+){0,3}$", re.IGNORECASE)
+_MINERVA_END = re.compile(r"I hope (?:it|this) is correct", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?。](?=\s+(?:[A-Z]|\[|<|$)|\s*$|[*\"”']+\s*$)|。")
+_HASHES = re.compile(r"####[ \t]*([^\n#]+)$")  # GSM8K's form, as the last line
+_SENTENCE_BREAK = re.compile(r"[.!?]\s+")
+_CLAUSE = re.compile(r",?\s+(?:because|since|which|where|so that|due to|as (?:it|the|we))\b", re.IGNORECASE)
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_INNER_TEXT = re.compile(r"\\(?:text|mathrm|operatorname|mbox|textbf|begin|end)\s*\{[^{}]*\}")
+_COPULA = re.compile(r"\b(?:is|are|equals|equal to|be)\b\s*:?\s*", re.IGNORECASE)
+_VALUE = re.compile(r"\$[^$\n]+\$|\\\(.+?\\\)|-?(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
+_NUMERIC_WORDS = frozenset("pi sin cos tan cot sec csc ln log exp sqrt and or inf infinity oo mod cm mm km kg".split())
 
 
 def final_answer(response: str) -> str | None:
     r"""The answer's text, stripped, or None if the response has no final answer.
 
-    An unclosed last box is no answer: the response was cut or never finished it. Numbers in running text are none
-    either, or every text that happens to mention the number would be right.
+    Only what follows the reasoning (`</think>`) counts; an unfinished reasoning has no answer. An empty or unclosed last
+    box is no answer, whatever an earlier box says.
 
     Example:
         >>> final_answer(r"First \boxed{17}. No: \boxed{\frac{1}{2}}.")
         '\\frac{1}{2}'
         >>> final_answer("so\nAnswer: $34$")
         '$34$'
+        >>> final_answer("it could be 34") is None
+        True
     """
-    tail = response[-TAIL_CHARACTERS:]
-    box = tail.rfind(_BOX)
-    lines = list(_ANSWER_LINE.finditer(tail))
-    if lines and lines[-1].start() > box:
-        return lines[-1].group(1).strip() or None
-    return _braced(tail, box + len(_BOX)) if box >= 0 else None
+    text = _conclusion(response)
+    box = max(text.rfind(name) for name in _BOXES)
+    marked = _marked(text, box)
+    if marked is not None:
+        return marked or None
+    if box >= 0:
+        return _joined_boxes(text)
+    hashes = _HASHES.search(text, max(0, len(text) - MAX_BARE))
+    if hashes:
+        return _bare(hashes[1])
+    return _before_closing_formula(text) or _bare(text)
 
 
-def _braced(text: str, start: int) -> str | None:
-    """Content of the balanced braces that open at `start` (after spaces)."""
-    while start < len(text) and text[start] == " ":
-        start += 1
-    if start >= len(text) or text[start] != "{":
+def bare_response(response: str) -> str | None:
+    """The response if it is nothing but one mathematical expression, else None."""
+    return _bare(_conclusion(response))
+
+
+def closing_value(response: str) -> str | None:
+    """The last sentence behind the last answer marker if it is nothing but a value, else None.
+
+    For answers that cannot be read: `The answer is $garbled$. I hope. $42$` still claims 42.
+    """
+    text = _conclusion(response)
+    markers = [match for match in _MARKER.finditer(text, max(0, len(text) - MAX_SEGMENT))]
+    if not markers:
         return None
-    depth = 0
-    index = start
-    while index < len(text):
-        character = text[index]
-        if character == "\\":
-            index += 1  # an escaped brace is a character
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start + 1 : index].strip() or None
+    sentences = _SENTENCE_BREAK.split(text[markers[-1].end() :].strip())
+    return _bare(sentences[-1]) if len(sentences) > 1 else None
+
+
+def _conclusion(response: str) -> str:
+    turn = _TURN.search(response)
+    if turn:
+        response = response[: turn.start()]
+    text = response[response.rfind(_THINK_END) + len(_THINK_END) :] if _THINK_END in response else response
+    unfinished = text.find(_THINK)
+    return (text if unfinished < 0 else text[:unfinished]).rstrip()
+
+
+# ------------------------------------------------------------------------------------------------------- boxes
+def _joined_boxes(text: str) -> str | None:
+    """Content of the last box, joined with those before it if only separators stand between."""
+    contents: list[str] = []
+    start = end = len(text)
+    for _ in range(MAX_MARKERS):
+        box = max(text.rfind(name, 0, start) for name in _BOXES)
+        if box < 0:
+            break
+        content, stop = _braced(text, box)
+        if content is None:  # empty or unclosed
+            break
+        if contents and stop >= end:  # around the one just found: the outer box is the answer
+            contents[-1] = content
+        elif contents and not _is_joint(text[stop:start]):
+            break
+        elif not contents or contents[-1] != content:
+            contents.append(content)
+        start, end = box, stop
+    return ", ".join(reversed(contents)) or None
+
+
+def _is_joint(between: str) -> bool:
+    if len(between) > 80:
+        return False
+    plain = _DELIMITERS.sub(lambda match: match.group(1) or " ", between)
+    return _JOINT.fullmatch(_ASSIGNED.sub(" ", plain)) is not None
+
+
+def _braced(text: str, start: int) -> tuple[str | None, int]:
+    r"""(Content, end) of the box command at `start`; the content is None if it is empty or not closed.
+
+    `\boxed 5` holds the one token, as in TeX.
+    """
+    index = start + len(_BOXES[0] if text.startswith(_BOXES[0], start) else _BOXES[1])
+    while index < len(text) and text[index] in " \t\n":
         index += 1
+    if not text.startswith("{", index):
+        token = _TOKEN.match(text, index)
+        return (token.group(), token.end()) if token else (None, index)
+    depth = 0
+    for brace in _BRACE.finditer(text, index, min(len(text), index + MAX_BOX)):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+        if depth == 0:
+            return text[index + 1 : brace.start()].strip() or None, brace.end()
+    return None, len(text)
+
+
+# ------------------------------------------------------------------------------------------- lines and sentences
+def _marked(text: str, box: int) -> str | None:
+    """The answer after the last answer marker behind the last box; "" if that answer is empty, None without one."""
+    markers = list(_MARKER.finditer(text, max(0, box, len(text) - WINDOW)))
+    for match in reversed(markers[-MAX_MARKERS:]):
+        starts_line = bool(_LINE_START.search(text, max(0, match.start() - 80), match.start()))
+        after = _AFTER_MARKER.match(text, match.end()) or (starts_line and _HEADING.match(text, match.end()))
+        if not after:
+            continue
+        announced = after.re is _HEADING or bool(after["colon"])
+        strong = announced and starts_line
+        segment = _segment(text, after.end(), next_line=announced)
+        if strong and not segment:
+            return ""
+        answer = _value_of(segment, prose=not strong or box < 0)
+        if answer and (box < 0 or strong or not _words(answer)):
+            return answer
+        if strong:
+            return segment
     return None
+
+
+def _segment(text: str, start: int, next_line: bool) -> str:
+    """The rest of the sentence or line, or the next line that is not empty."""
+    window = text[start : start + MAX_SEGMENT]
+    stripped = window.lstrip()
+    if window[: len(window) - len(stripped)].count("\n") and not next_line:
+        return ""
+    for opening, closing in (("$$", "$$"), (r"\[", r"\]")):
+        if stripped.startswith(opening):
+            inside, closed, _ = stripped[2:].partition(closing)
+            return inside.strip() if closed else ""
+    line = stripped.partition("\n")[0]
+    for stop in (_SENTENCE_END, _MINERVA_END, _CLAUSE):
+        end = stop.search(line)
+        if end:
+            line = line[: end.start()]
+    return line.strip().strip("*_").strip()
+
+
+def _words(text: str) -> list[str]:
+    """Words of prose: letters outside commands, longer than a symbol, no functions or units."""
+    plain = _INNER_TEXT.sub(" ", text)
+    return [word for word in _WORD.findall(plain) if word.lower() not in _NUMERIC_WORDS]
+
+
+def _value_of(segment: str, prose: bool) -> str:
+    """The answer in a sentence's rest: all of it, or what stands after its last `is`, or its only value."""
+    if not segment:
+        return ""
+    copulas = list(_COPULA.finditer(segment))
+    if copulas and prose:
+        tail = segment[copulas[-1].end() :].strip()
+        return tail if tail and len(_words(tail)) <= 4 else _only_value(segment)
+    if len(_words(segment)) <= 4:
+        return segment
+    return _only_value(segment) if prose else segment
+
+
+def _only_value(sentence: str) -> str:
+    values = {match.group() for match in _VALUE.finditer(sentence)}
+    return values.pop() if len(values) == 1 else ""
+
+
+def _before_closing_formula(text: str) -> str | None:
+    """The only value of the sentence that Minerva's "I hope it is correct." closes."""
+    formulas = list(_MINERVA_END.finditer(text, max(0, len(text) - WINDOW)))
+    if not formulas:
+        return None
+    before = text[max(0, formulas[-1].start() - MAX_SEGMENT) : formulas[-1].start()].rstrip(" .")
+    ends = [match.end() for match in _SENTENCE_END.finditer(before)]
+    return _only_value(before[ends[-1] :] if ends else before) or None
+
+
+def _bare(text: str) -> str | None:
+    text = text.strip()
+    if not text or len(text) > MAX_BARE or "\n" in text or _words(text) or re.search(r"[?!]\s|\?$", text):
+        return None
+    if text[0] == "[" and text[-1] == "]" and text.count("$") == 2:
+        text = text[1:-1].strip()
+    if not re.search(r"[0-9]|\\[a-z]|[a-zA-Z]\s*$", text) or re.search(r"[0-9]\s+[0-9]+\s+[0-9]", text):
+        return None
+    return text

@@ -1,63 +1,98 @@
-"""The rule for mathematics: extract the final answer, compare strings, then expressions (math-verify)."""
+"""The rule for mathematics: extract the final answer, compare strings, then expressions."""
 
 from __future__ import annotations
 
-import logging
 import re
-
-from math_verify import parse, verify
+from dataclasses import dataclass
+from functools import lru_cache
 
 from owpo_megatron.types import GradingItem, VerdictReason
-from owpo_megatron.verifiers.extraction import final_answer
+from owpo_megatron.verifiers.extraction import closing_value, final_answer
+from owpo_megatron.verifiers.rational import compare
+from owpo_megatron.verifiers.surface import clean, string_form
 
-# It warns, once a process, that its own timeouts are off; the pool's deadline is on.
-for _module in ("math_verify.parser", "math_verify.grader"):
-    logging.getLogger(_module).setLevel(logging.ERROR)
-
-MAX_ANSWER_CHARACTERS = 500
-_INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
-_WRAPPERS = re.compile(r"\\(?:text|mathrm|mathbf|boxed)\{([^{}]*)\}")
-_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?:[^0-9]|$))")
-_DECORATION = str.maketrans("", "", "$ ")
+MAX_ANSWER = 20_000  # characters that are looked at; no answer is that long
+_SEPARATOR_WORDS = re.compile(r"\\q?quad(?![a-z])|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
+_SEPARATORS = re.compile(r"[,;\s]+")
 
 
-def grade_math(item: GradingItem) -> VerdictReason:
+@dataclass(frozen=True)
+class MathRule:
     """`ok` if the final answer equals the gold answer as a string or as an expression.
 
-    A truncated response counts like any other: what it says last is judged. May take long or much memory on a hostile
-    answer (its own timeouts are off, because the pool kills), so run it in a worker.
+    A truncated response counts like any other: what it says last is judged. The full rule may take long or much memory
+    on a hostile answer, so run it in a worker; `quick` is linear in the response and safe in any process.
+
+    Args:
+        strict: variables have names that matter; False: `f(x)` equals `f(y)`.
     """
+
+    strict: bool = True
+
+    def quick(self, item: GradingItem) -> VerdictReason | None:
+        """The verdict where strings and plain numbers decide it, else None."""
+        answer = _answer(item)
+        if answer is None:
+            return "no_answer"
+        return _by_strings(answer, item.answer)
+
+    def warm(self) -> None:
+        """Import sympy and go through the parser once, so that the first items do not pay for it."""
+        from owpo_megatron.verifiers.equivalence import equivalent
+
+        for answer, gold in ((r"\frac{1}{2}", "0.5"), ("x^{2}+2x+1", "(x+1)^2"), ("[0,1)", "(0,1)"), (r"\sqrt{2}", "y=2")):
+            equivalent(answer, gold)
+
+    def __call__(self, item: GradingItem) -> VerdictReason:
+        from owpo_megatron.verifiers.equivalence import equivalent, found_in_text, gold_text
+
+        answer = _answer(item)
+        if answer is None:
+            return "no_answer"
+
+        def judge(text: str) -> VerdictReason:
+            derived = item.form == "answer"
+            return _by_strings(text, item.answer) or equivalent(text, gold_text(item.answer), derived, self.strict)
+
+        verdict = judge(answer)
+        if verdict == "parse_failed":
+            later = closing_value(item.response)
+            if later is not None:
+                return judge(clean(later))
+        if verdict != "ok" and item.form == "answer" and final_answer(item.response) is None:
+            return "ok" if found_in_text(item.response, item.answer) else verdict
+        return verdict
+
+
+grade_math = MathRule()
+
+
+def _answer(item: GradingItem) -> str | None:
     answer = final_answer(item.response)
-    if answer is None:
-        return "no_answer"
-    if len(answer) > MAX_ANSWER_CHARACTERS:
+    if answer is None and item.form == "answer":
+        answer = item.response
+    return None if answer is None else clean(answer[: MAX_ANSWER + 1]) or None
+
+
+def _by_strings(answer: str, gold: str) -> VerdictReason | None:
+    cleaned, theirs, their_list = _gold_forms(gold)
+    if not theirs:
+        return "wrong"  # nothing equals an answer that is not there
+    if len(answer) > MAX_ANSWER:
         return "too_long"
-    given, gold = normalise(answer), normalise(item.answer)
-    if given == gold:
+    ours = string_form(answer)
+    if ours == theirs or answer == cleaned or _separated(answer) == their_list:
         return "ok"
-    if _INTEGER.fullmatch(given) and _INTEGER.fullmatch(gold):
-        return "ok" if int(given) == int(gold) else "wrong"
-    parsed = _expressions(answer)
-    if not parsed:
-        return "parse_failed"
-    return "ok" if verify(_expressions(item.answer), parsed, timeout_seconds=None) else "wrong"
+    same = compare(ours, theirs)
+    return None if same is None else "ok" if same else "wrong"
 
 
-def normalise(answer: str) -> str:
-    r"""Strip what carries no meaning in a short answer: spaces, $, \text, thousands commas, a final dot, emphasis.
-
-    In the manner of DAPO's string rule, without the parts of it that call different answers equal.
-
-    Example:
-        >>> normalise(r"**$1{,}234$.**"), normalise(r"\text{(A)}")
-        ('1234', '(A)')
-    """
-    text = answer.strip().strip("*").strip().removesuffix(".")
-    text = text.replace("\\!", "").replace("\\,", "").replace("{,}", ",").replace("\\left", "").replace("\\right", "")
-    text = _WRAPPERS.sub(r"\1", text).translate(_DECORATION)
-    return _THOUSANDS.sub("", text).removesuffix(".")
+@lru_cache(maxsize=4096)
+def _gold_forms(gold: str) -> tuple[str, str, str]:
+    cleaned = clean(gold)
+    return cleaned, string_form(cleaned), _separated(cleaned)
 
 
-def _expressions(answer: str) -> list[object]:
-    """math-verify's reading of one answer; in a box, so that all of it counts and not a number somewhere in it."""
-    return parse(f"\\boxed{{{answer.strip().strip('$')}}}", parsing_timeout=None)  # type: ignore[arg-type]
+def _separated(cleaned: str) -> str:
+    """A string form with one spelling of the separators of a list."""
+    return _SEPARATORS.sub(",", string_form(_SEPARATOR_WORDS.sub(";", re.sub(r"\\text\s*\{\s*(and|or)\s*\}", r" \1 ", cleaned))))

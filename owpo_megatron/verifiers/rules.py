@@ -1,32 +1,62 @@
 """The rules by name. A rule looks at one response and says why it is right or wrong; it may hang, eat memory or crash.
 
-A rule is a pure function. The trivial ones take time linear in a short response, so they are graded in process; the
-others go to worker processes that can be killed.
+A rule is a pure function. The trivial ones take time linear in the response, so they are graded in process; the others
+go to worker processes that can be killed, after a `quick` part that strings decide, where a rule has one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from owpo_megatron.errors import UserError
 from owpo_megatron.types import GradingItem, VerdictReason
 from owpo_megatron.verifiers.cipher import grade_cipher
 from owpo_megatron.verifiers.countdown import grade_countdown
+from owpo_megatron.verifiers.dapo import grade_dapo, grade_dapo_strict_box
+from owpo_megatron.verifiers.external import HttpRule, PythonRule
+from owpo_megatron.verifiers.gsm8k import grade_gsm8k
+from owpo_megatron.verifiers.math_answer import MathRule
+from owpo_megatron.verifiers.multiple_choice import grade_multiple_choice
 
 Rule = Callable[[GradingItem], VerdictReason]
 
-TRIVIAL_RULES: dict[str, Rule] = {"cipher": grade_cipher, "countdown": grade_countdown}
+TRIVIAL_RULES: dict[str, Rule] = {
+    "cipher": grade_cipher,
+    "countdown": grade_countdown,
+    "dapo": grade_dapo,
+    "dapo_strict_box": grade_dapo_strict_box,
+    "gsm8k": grade_gsm8k,
+    "multiple_choice": grade_multiple_choice,
+}
+HEAVY_RULES: dict[str, Rule] = {"math": MathRule(), "math_any_symbols": MathRule(strict=False)}
+TASK_RULES = ("cipher", "countdown")  # a domain of this name is the generated task
 
 
 def find_rule(name: str) -> Rule:
-    """The rule of this name; imports sympy only when it is the one for mathematics."""
+    """The rule of this name, `python:module:function`, or an http(s) URL. Imports sympy only in workers.
+
+    Raises:
+        UserError: there is no such rule, module or function.
+    """
     if name in TRIVIAL_RULES:
         return TRIVIAL_RULES[name]
-    assert name == "math", name
-    from owpo_megatron.verifiers.math_answer import grade_math
+    if name in HEAVY_RULES:
+        return HEAVY_RULES[name]
+    if name.startswith(("http://", "https://")):
+        return HttpRule(name)
+    kind, _, target = name.partition(":")
+    module, _, function = target.rpartition(":")
+    if kind == "python" and module and function:
+        return PythonRule(module, function).check()
+    known = ", ".join(["auto", *HEAVY_RULES, *TRIVIAL_RULES])
+    raise UserError("verifier.rule", name, f"use one of {known}, python:module:function, or an http(s) URL")
 
-    return grade_math
+
+def quick_part(rule: Rule) -> Callable[[GradingItem], VerdictReason | None] | None:
+    """What of a rule may run in the caller's process: all of a trivial one, the strings of `math`."""
+    return rule if rule in TRIVIAL_RULES.values() else getattr(rule, "quick", None)
 
 
 def rule_of_domain(domain: str) -> str:
     """The rule that grades a domain: a task's own, `math` for all else (files name domains as they like)."""
-    return domain if domain in TRIVIAL_RULES else "math"
+    return domain if domain in TASK_RULES else "math"

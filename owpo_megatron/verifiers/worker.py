@@ -22,6 +22,9 @@ def serve(connection: socket.socket) -> None:
     rules, kill_after, memory_bytes = read_frame(stream)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for rule in rules.values():
+        if hasattr(rule, "warm"):
+            rule.warm()
     connection.sendall(frame(READY))
     while (item := read_frame(stream)) is not None:
         # Should the parent die while a rule hangs, nobody is left to kill this process: the kernel's timer does,

@@ -16,9 +16,11 @@ COMMANDS = {
     "quickstart": ["-c", "--config", "FIELD=VALUE"],
     "train": ["-c", "--config", "--fresh", "FIELD=VALUE"],
     "eval": ["-c", "--config", "--checkpoint", "FIELD=VALUE"],
+    "verify": ["--golds", "--json", "--memory-gb", "--rule", "--timeout", "--workers", "CASES.jsonl"],
     "report": ["--figures", "--no-figures", "RUN_DIR..."],
     "serve": ["--device", "--dtype", "--host", "--log", "--port", "--python", "--tp", "MODEL_DIR", "NAME=VALUE"],
     "doctor": ["-c", "--config", "--json", "FIELD=VALUE"],
+    "bench verifier": ["--fuzz", "--json", "--seed", "--timeout", "--workers"],
     "bench swap": ["-c", "--config", "--json", "--repeats", "FIELD=VALUE"],
 }
 

@@ -1,0 +1,201 @@
+"""The thread that hands items to workers, watches their deadlines and replaces those that fail."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+
+from owpo_megatron.types import Verdict, VerdictReason
+from owpo_megatron.verifiers.process import Job, WorkerProcess
+
+STARTUP_TIMEOUT = 120.0  # seconds for a worker to import its rules, on a machine that is busy
+STARVED = 3  # times the deadline that a worker gets which the machine does not let run
+MAX_FAILED_STARTS = 3  # in a row, after which the pool gives up
+
+
+class Dispatcher:
+    """Owns the workers; all but `enqueue` and `close` runs in its thread.
+
+    Args:
+        hello: first frame of a worker: its rules and limits.
+        workers: processes that grade at the same time; one more stands by and takes the place of one that is killed.
+        timeout: seconds from the start of grading an item until its worker is killed; three times that for one which
+            wants to run and has had less than half of it in CPU time, because then the machine is at fault.
+        max_pending: items that wait or are being graded, beyond which `enqueue` blocks.
+    """
+
+    def __init__(self, hello: bytes, workers: int, timeout: float, max_pending: int):
+        self._hello = hello
+        self._timeout = timeout
+        self._max_pending = max_pending
+        self._changed = threading.Condition()  # guards what follows
+        self._waiting: deque[Job] = deque()
+        self._pending = 0
+        self._error: Exception | None = None
+        self._closing = False
+        self._wake_up, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._failed_starts = 0
+        self._spare: WorkerProcess | None = None
+        self._workers = [self._start() for _ in range(workers)]
+        self._thread = threading.Thread(target=self._run, name="verifier-pool", daemon=True)
+        self._thread.start()
+
+    def enqueue(self, job: Job) -> None:
+        """Let this item be graded; blocks while too many are pending.
+
+        Raises:
+            RuntimeError: the pool is closed, or its workers do not start.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending < self._max_pending or self._error is not None)
+            if self._error is not None:
+                raise self._error
+            self._pending += 1
+            self._waiting.append(job)
+            if len(self._waiting) == 1:
+                self._wake_up.send(b"!")
+
+    def close(self) -> None:
+        """End the workers and the thread; items without a verdict fail."""
+        with self._changed:
+            self._closing = True
+            if self._error is None:
+                self._wake_up.send(b"!")
+        self._thread.join()
+
+    def _run(self) -> None:
+        error: Exception = RuntimeError("this verifier pool is closed")
+        try:
+            while not self._closing:
+                self._hand_out()
+                for key, _ in self._selector.select(self._seconds_to_wait()):
+                    if key.data is None:
+                        self._woken.recv(4096)
+                    else:
+                        key.data.exchange()
+                self._collect()
+        except Exception as reason:  # the waiting callers must hear of it, whatever it is
+            error = reason
+        self._end(error)
+
+    def _hand_out(self) -> None:
+        for place, worker in enumerate(self._workers):
+            while worker.idle and (job := self._next_job()) is not None:
+                if worker.process.poll() is not None:  # it died with nothing to do: no item is to blame
+                    with self._changed:
+                        self._waiting.appendleft(job)
+                    self._replace(place)
+                    break
+                worker.begin(job)
+            if not worker.failed:
+                self._watch(worker)
+        if self._spare is None and all(worker.ready for worker in self._workers):
+            self._spare = self._start()
+
+    def _next_job(self) -> Job | None:
+        with self._changed:
+            while self._waiting:
+                job = self._waiting.popleft()
+                if not job.grading.cancelled:
+                    return job
+                self._settled()
+        return None
+
+    def _settled(self) -> None:
+        """One item less is pending; the lock is held."""
+        self._pending -= 1
+        self._changed.notify()
+
+    def _seconds_to_wait(self) -> float | None:
+        busy = [worker for worker in (*self._workers, self._spare) if worker is not None and not worker.idle]
+        if not busy:
+            return None
+        return max(0.0, min(worker.since + self._limit(worker) for worker in busy) - time.monotonic())
+
+    def _limit(self, worker: WorkerProcess) -> float:
+        return self._timeout * (1 + worker.extensions) if worker.ready else STARTUP_TIMEOUT
+
+    def _collect(self) -> None:
+        for place, worker in enumerate(self._workers):
+            reason = self._outcome(worker)
+            if worker.job is not None and reason is not None:
+                job, worker.job = worker.job, None
+                job.grading.put(job.index, Verdict(reason == "ok", reason, time.monotonic() - worker.since))
+                with self._changed:
+                    self._settled()
+            if worker.failed:
+                self._replace(place)
+        if self._spare is not None:
+            self._outcome(self._spare)
+            if self._spare.failed:
+                spare, self._spare = self._spare, None
+                self._discard(spare)
+
+    def _outcome(self, worker: WorkerProcess) -> VerdictReason | None:
+        """The reason for the worker's item, None while there is none; marks a worker that is late or dead."""
+        was_ready = worker.ready
+        reason = worker.reply()
+        if worker.ready and not was_ready:
+            self._failed_starts = 0
+        if reason is not None:
+            return reason
+        if worker.failed:
+            return "crashed"
+        if worker.idle or time.monotonic() < worker.since + self._limit(worker):
+            return None
+        if worker.ready and worker.extensions < STARVED - 1 and worker.starved(self._timeout / 2):
+            worker.extensions += 1
+            return None
+        worker.process.kill()
+        worker.failed = True
+        return "timeout"
+
+    def _start(self) -> WorkerProcess:
+        worker = WorkerProcess(self._hello)
+        self._selector.register(worker.socket, worker.interest, worker)
+        return worker
+
+    def _watch(self, worker: WorkerProcess) -> None:
+        if self._selector.get_key(worker.socket).events != worker.interest:
+            self._selector.modify(worker.socket, worker.interest, worker)
+
+    def _replace(self, place: int) -> None:
+        self._discard(self._workers[place])
+        self._workers[place], self._spare = self._spare or self._start(), None
+
+    def _discard(self, worker: WorkerProcess) -> None:
+        self._selector.unregister(worker.socket)
+        status = worker.stop()
+        if not worker.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILED_STARTS:
+                raise RuntimeError(
+                    f"verifier workers do not start (exit status {status}, {MAX_FAILED_STARTS} in a row); "
+                    "their own message stands above on stderr"
+                )
+
+    def _end(self, error: Exception) -> None:
+        with self._changed:
+            self._error = error
+            unfinished = {job.grading for job in self._waiting}
+            self._waiting.clear()
+            self._changed.notify_all()
+        for worker in (*self._workers, self._spare):
+            if worker is None:
+                continue
+            if worker.job is not None:
+                unfinished.add(worker.job.grading)
+            if not worker.idle:
+                worker.process.kill()
+            worker.stop()
+        for grading in unfinished:
+            grading.fail(error)
+        self._selector.close()
+        self._wake_up.close()
+        self._woken.close()

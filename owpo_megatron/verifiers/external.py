@@ -1,0 +1,86 @@
+"""Rules that are not ours: a Python function of the user's, or an HTTP endpoint. Both run in the pool's workers."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, get_args
+
+from owpo_megatron.errors import UserError
+from owpo_megatron.types import GradingItem, VerdictReason
+
+_REASONS = frozenset(get_args(VerdictReason))
+MAX_REPLY = 65536  # bytes of an endpoint's reply
+
+
+@dataclass(frozen=True)
+class PythonRule:
+    """`python:module:function`: called with (response, answer), returns a bool, or a reason code.
+
+    Raises:
+        UserError: (check) there is no such module or function.
+    """
+
+    module: str
+    function: str
+
+    def check(self) -> PythonRule:
+        _load(self.module, self.function)
+        return self
+
+    def warm(self) -> None:
+        _load(self.module, self.function)
+
+    def __call__(self, item: GradingItem) -> VerdictReason:
+        return _reason(_load(self.module, self.function)(item.response, item.answer), f"{self.module}:{self.function}")
+
+
+@dataclass(frozen=True)
+class HttpRule:
+    """POSTs the item as JSON {response, answer, domain, truncated, form} to a URL; expects {"correct": bool} back, and
+    optionally "reason". A refusal or an unreadable reply is `crashed`, so that it is masked and counted, not scored 0.
+
+    Args:
+        timeout: seconds of one request; the pool's deadline holds anyway.
+    """
+
+    url: str
+    timeout: float = 30.0
+
+    def __call__(self, item: GradingItem) -> VerdictReason:
+        body = json.dumps(asdict(item)).encode()
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                answer = json.loads(reply.read(MAX_REPLY))
+        except TimeoutError:
+            return "timeout"
+        except (urllib.error.URLError, ValueError, ConnectionError) as error:
+            raise RuntimeError(f"{self.url}: {error}") from error
+        if not isinstance(answer, dict):
+            raise TypeError(f"{self.url} replied {answer!r}, not an object with the field `correct`")
+        return _reason(answer.get("reason") or answer.get("correct"), self.url)
+
+
+def _reason(value: Any, source: str) -> VerdictReason:
+    if value is True or value is False:
+        return "ok" if value else "wrong"
+    if value in _REASONS:
+        return value
+    raise TypeError(f"{source} returned {value!r}; a rule returns True, False or one of {sorted(_REASONS)}")
+
+
+@lru_cache(maxsize=16)
+def _load(module: str, function: str) -> Callable[[str, str], Any]:
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError("verifier.rule", f"python:{module}:{function}", f"make it importable ({error})") from error
+    if not callable(found):
+        raise UserError("verifier.rule", f"python:{module}:{function}", "name a function of (response, answer)")
+    return found

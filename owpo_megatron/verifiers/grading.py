@@ -1,0 +1,62 @@
+"""The verdicts of items that are being graded: what `submit` returns."""
+
+from __future__ import annotations
+
+import threading
+
+from owpo_megatron.types import Verdict
+
+
+class Grading:
+    """Verdicts in submission order, some of which may not be there yet. Safe to use from any thread."""
+
+    def __init__(self, count: int):
+        self._verdicts: list[Verdict | None] = [None] * count
+        self._missing = count
+        self._error: Exception | None = None
+        self._changed = threading.Condition()
+        self.cancelled = False
+
+    @property
+    def finished(self) -> int:
+        """Verdicts that are there."""
+        return len(self._verdicts) - self._missing
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for all verdicts, at most that long; whether `result` will return at once."""
+        with self._changed:
+            return self._changed.wait_for(self.done, timeout)
+
+    def done(self) -> bool:
+        return self._missing == 0 or self._error is not None
+
+    def result(self, timeout: float | None = None) -> list[Verdict]:
+        """Wait for all verdicts.
+
+        Raises:
+            TimeoutError: not all are there after `timeout` seconds.
+            RuntimeError: the pool was closed meanwhile, or its workers do not start.
+        """
+        with self._changed:
+            if not self._changed.wait_for(self.done, timeout):
+                raise TimeoutError(f"{self._missing} of {len(self._verdicts)} answers are not graded yet")
+        if self._error is not None:
+            raise self._error
+        return [verdict for verdict in self._verdicts if verdict is not None]
+
+    def cancel(self) -> None:
+        """Items that have not begun will not be graded; `result` is not to be asked for any more."""
+        self.cancelled = True
+
+    def put(self, index: int, verdict: Verdict) -> None:
+        with self._changed:
+            assert self._verdicts[index] is None, "an item has one verdict"
+            self._verdicts[index] = verdict
+            self._missing -= 1
+            if not self._missing:
+                self._changed.notify_all()
+
+    def fail(self, error: Exception) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()

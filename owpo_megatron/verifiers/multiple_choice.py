@@ -1,0 +1,41 @@
+"""The rule for multiple choice (GPQA, MMLU-Pro): the letter of the final answer.
+
+Also takes MMLU-Pro's own form, `the answer is (B)`; a response that names several letters as its answer names none.
+"""
+
+from __future__ import annotations
+
+import re
+
+from owpo_megatron.types import GradingItem, VerdictReason
+from owpo_megatron.verifiers.extraction import final_answer
+from owpo_megatron.verifiers.surface import clean
+
+_WRAPPER = re.compile(r"\\(?:text[a-z]*|math[a-z]+|mbox)\s*\{([^{}]*)\}")
+_LETTER = re.compile(r"(?:option|choice)?\s*[(\[{]?\s*([A-Za-z])\s*[)\]}]?(?=\s*$|\s*[.:,)]|\s+[^\s])", re.IGNORECASE)
+_OTHERS = re.compile(r"(?:\bor\b|\band\b|[,/;&])\s*(?:option|choice)?\s*[(\[]?\s*([A-J])\b(?!')")
+_DENIAL = re.compile(r"\b(?:not|isn't|neither|none)\b", re.IGNORECASE)
+
+
+def grade_multiple_choice(item: GradingItem) -> VerdictReason:
+    """`ok` if the final answer names the gold letter and no other."""
+    answer = final_answer(item.response)
+    if answer is None and len(item.response.strip()) <= 4:
+        answer = item.response
+    if answer is None:
+        return "no_answer"
+    given, gold = _letter(answer), _letter(item.answer)
+    if given is None:
+        return "parse_failed"
+    return "ok" if given == gold else "wrong"
+
+
+def _letter(text: str) -> str | None:
+    text = _WRAPPER.sub(r"\1", clean(text[:500])).replace("\\ ", " ").strip().strip("*$ ")
+    match = _LETTER.match(text)
+    if match is None or _DENIAL.search(text) or _OTHERS.search(text, match.end()):
+        return None
+    bare = match.end() == len(text)
+    if not bare and text[0] not in "([{" and not text[match.end(1) : match.end(1) + 1].strip(" "):
+        return None if match.group(1).islower() or match.group(1) in "AI" else match.group(1)
+    return match.group(1).upper()
