@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from owpo_megatron.config import Config
-from owpo_megatron.errors import UserError
+from owpo_megatron.errors import EngineError, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,9 +37,13 @@ def main(argv: list[str] | None = None) -> int:
         if rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    except Exception:
-        error_file.write_text(traceback.format_exc())
+    except Exception as error:
+        reason, *details = str(error).splitlines() or [""]
+        # The launcher shows the last line: the reason, not the last line of an engine's log that comes with it.
+        error_file.write_text(f"{traceback.format_exc()}\n{type(error).__name__}: {reason}\n")
         traceback.print_exc()
+        if isinstance(error, EngineError) and details:
+            print("\n".join(details), flush=True)
         return 1
     return 0
 
