@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from owpo_megatron.cli.options import ConfigFile, JsonFile, Overrides, err, out
-from owpo_megatron.config import Config
+from owpo_megatron.cli.options import JsonFile, err, out
+from owpo_megatron.errors import UserError
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the stack on this machine.")
 
@@ -24,16 +24,20 @@ def _frame() -> None:
 
 @bench.command("swap")
 def swap(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Swaps that are timed.")] = 20,
+    params: Annotated[str, typer.Option(metavar="COUNT", help="Size of the random model, e.g. 50M or 1.5B.")] = "50M",
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the figures at the top.")] = "bfloat16",
+    rounds: Annotated[int, typer.Option(min=1, help="Swaps and copies that are timed; medians are given.")] = 20,
     json_file: JsonFile = None,
 ) -> None:
-    """Time the hard swap of the reference, and a copy of the same weights for comparison."""
-    settings = Config.load(config, overrides or [])
-    from owpo_megatron.trainer.bench_swap import measure
+    """Time the hard swap of the reference against a contiguous copy of the same bytes, in one run.
 
-    report_rows(measure(settings, repeats), json_file)
+    Example: owpo bench swap --params 50M --json swap.json
+    """
+    count = _count(params)
+    from owpo_megatron.trainer.bench_swap import bench_swap
+
+    figures = bench_swap(count, dtype, rounds)
+    report_rows(figures.pop("rows"), json_file, figures)
 
 
 @bench.command("verifier")
@@ -78,13 +82,25 @@ def head(
     report_rows(measure(problem, make_objective("owpo"), repeats=repeats), json_file)
 
 
-def report_rows(rows: Sequence[Mapping[str, Any]], json_file: Path | None) -> None:
-    """Print a benchmark's rows and write them with what they depend on."""
+def _count(text: str) -> int:
+    """50M -> 50000000."""
+    units = {"K": 10**3, "M": 10**6, "B": 10**9}
+    number, unit = (text[:-1], units[text[-1:].upper()]) if text[-1:].upper() in units else (text, 1)
+    try:
+        return int(float(number) * unit)
+    except ValueError as error:
+        raise UserError("--params", text, "write a number with K, M or B behind it, e.g. 50M") from error
+
+
+def report_rows(
+    rows: Sequence[Mapping[str, Any]], json_file: Path | None, figures: Mapping[str, Any] | None = None
+) -> None:
+    """Print a benchmark's rows and write them with what they depend on; `figures` stand at the top of the JSON."""
     from owpo_megatron.launch.machine import machine, versions
     from owpo_megatron.report.bench import BenchResult
 
     command = shlex.join(["owpo", *sys.argv[1:]])
-    result = BenchResult(machine(), versions(), command, rows)
+    result = BenchResult(machine(), versions(), command, rows, figures or {})
     out.print(result.table())
     if json_file is not None:
         result.write(json_file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,28 @@ class BenchResult:
     versions: Mapping[str, str]
     command: str
     rows: Sequence[Mapping[str, Any]]
+    figures: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the benchmark's few main figures, at the JSON's top level
 
     def write(self, file: Path) -> None:
         """Write the JSON at once or not at all."""
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_name(file.name + ".tmp")
-        scratch.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        head = asdict(self)
+        figures = head.pop("figures")
+        scratch.write_text(json.dumps(head | figures, indent=2) + "\n")
         os.replace(scratch, file)
 
     def table(self) -> Table:
-        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+        """A row a measurement; a column each where there are few with many figures."""
         names = list(dict.fromkeys(name for row in self.rows for name in row))
+        if len(self.rows) < 4 < len(names) // 2:
+            table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
+            for name in names:
+                table.add_row(name, *(_cell(row.get(name)) for row in self.rows))
+            return table
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
         for name in names:
             numeric = all(isinstance(row.get(name, 0), (int, float)) for row in self.rows)
             table.add_column(name, justify="right" if numeric else "left")
