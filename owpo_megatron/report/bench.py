@@ -27,7 +27,7 @@ class BenchResult:
     rows: Sequence[Mapping[str, Any]]
     figures: Mapping[str, Any] = field(
         default_factory=dict
-    )  # the benchmark's few main figures, at the JSON's top level
+    )  # its main figures, for the JSON's top level
 
     def write(self, file: Path) -> None:
         """Write the JSON at once or not at all."""

@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": ["--device", "--dtype", "--host", "--log", "--port", "--python", "--tp", "MODEL_DIR", "NAME=VALUE"],
     "doctor": ["-c", "--config", "--json", "FIELD=VALUE"],
     "bench verifier": ["--fuzz", "--json", "--seed", "--timeout", "--workers"],
+    "bench head": ["--device", "--hidden", "--json", "--repeats", "--threads", "--tokens", "--vocab"],
     "bench swap": ["--dtype", "--json", "--params", "--rounds"],
 }
 
