@@ -1,6 +1,7 @@
 """The LM head: log-probs, entropies, losses and their gradients, without ever holding the logits of all tokens."""
 
 from owpo_megatron.kernels.fp8 import Fp8Weight
+from owpo_megatron.kernels.guard import Fp8Error, guarded_mode
 from owpo_megatron.kernels.logprob import logprob
 from owpo_megatron.kernels.logprobs import (
     ComparableLogProbs,
@@ -16,6 +17,7 @@ from owpo_megatron.kernels.policy_head import HeadRows, PolicyHeadOut, policy_he
 __all__ = [
     "ComparableLogProbs",
     "ExactLogProbs",
+    "Fp8Error",
     "Fp8Weight",
     "GradientObjective",
     "HeadRows",
@@ -24,6 +26,7 @@ __all__ = [
     "RawLogProbs",
     "RefinedLogProbs",
     "check_comparable",
+    "guarded_mode",
     "logp_gradient",
     "logprob",
     "policy_head",

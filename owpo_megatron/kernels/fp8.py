@@ -63,14 +63,17 @@ class Fp8Backend:
     ) -> Iterator[TorchLogits]:
         assert not for_entropy_gradient, "no gradient goes through FP8 log-probs"
         for chunk in slices:
-            logits_CV = self._fp8_weight.logits(h_RH[chunk])
-            if self._refine and logits_CV.shape[1]:
-                best_CN = logits_CV.topk(min(CANDIDATES, logits_CV.shape[1]), dim=1).indices
-                column_CN = torch.cat([best_CN, column_R[chunk].clamp(min=0)[:, None]], dim=1)
-                logits_CV.scatter_(1, column_CN, exact_logits(h_RH[chunk], self._weight_VH, column_CN))
-            logits_CV.mul_(self._inverse_temperature)
-            yield TorchLogits(logits_CV, column_R[chunk], self._inverse_temperature, for_entropy_gradient=False)
-            del logits_CV
+            yield TorchLogits(
+                self._logits(h_RH[chunk], column_R[chunk]), column_R[chunk], self._inverse_temperature, False
+            )
+
+    def _logits(self, h_CH: torch.Tensor, column_C: torch.Tensor) -> torch.Tensor:
+        logits_CV = self._fp8_weight.logits(h_CH)
+        if self._refine and logits_CV.shape[1]:
+            best_CN = logits_CV.topk(min(CANDIDATES, logits_CV.shape[1]), dim=1).indices
+            column_CN = torch.cat([best_CN, column_C.clamp(min=0)[:, None]], dim=1)
+            logits_CV.scatter_(1, column_CN, exact_logits(h_CH, self._weight_VH, column_CN))
+        return logits_CV.mul_(self._inverse_temperature)
 
 
 def exact_logits(h_CH: torch.Tensor, weight_VH: torch.Tensor, column_CN: torch.Tensor) -> torch.Tensor:

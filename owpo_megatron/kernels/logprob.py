@@ -10,7 +10,7 @@ import torch.distributed as dist
 from owpo_megatron.kernels.backend import ForwardBackend, wide
 from owpo_megatron.kernels.fp8 import Fp8Weight
 from owpo_megatron.kernels.logprobs import ExactLogProbs, LogProbs, RawLogProbs, RefinedLogProbs
-from owpo_megatron.kernels.select import exact_backend, fp8_backend
+from owpo_megatron.kernels.select import BackendName, exact_backend, fp8_backend
 from owpo_megatron.kernels.shard import VocabShard
 from owpo_megatron.types import LogpMode
 
@@ -22,6 +22,7 @@ def logprob(
     h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor, *, mode: Literal["exact"] = ...,
     temperature: float = ..., vocab_size: int | None = ..., group: dist.ProcessGroup | None = ...,
     chunk_rows: int | None = ..., row_mask_T: torch.Tensor | None = ..., fp8_weight: Fp8Weight | None = ...,
+    backend_name: BackendName = ...,
 ) -> ExactLogProbs: ...  # fmt: skip
 
 
@@ -30,6 +31,7 @@ def logprob(
     h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor, *, mode: Literal["fp8_refined"],
     temperature: float = ..., vocab_size: int | None = ..., group: dist.ProcessGroup | None = ...,
     chunk_rows: int | None = ..., row_mask_T: torch.Tensor | None = ..., fp8_weight: Fp8Weight | None = ...,
+    backend_name: BackendName = ...,
 ) -> RefinedLogProbs: ...  # fmt: skip
 
 
@@ -38,6 +40,7 @@ def logprob(
     h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor, *, mode: LogpMode,
     temperature: float = ..., vocab_size: int | None = ..., group: dist.ProcessGroup | None = ...,
     chunk_rows: int | None = ..., row_mask_T: torch.Tensor | None = ..., fp8_weight: Fp8Weight | None = ...,
+    backend_name: BackendName = ...,
 ) -> LogProbs: ...  # fmt: skip
 
 
@@ -54,6 +57,7 @@ def logprob(
     chunk_rows: int | None = None,
     row_mask_T: torch.Tensor | None = None,
     fp8_weight: Fp8Weight | None = None,
+    backend_name: BackendName = "auto",
 ) -> LogProbs:
     """Log-prob of `target_T`, entropy and log-sum-exp of softmax(h weight^T / temperature).
 
@@ -68,6 +72,7 @@ def logprob(
         chunk_rows: rows whose logits exist at the same time; None: what suits the device.
         row_mask_T: bool; other rows are skipped and are zero in the result. Must be the same on every rank.
         fp8_weight: the quantised weight, for the FP8 modes; None: `weight_VH` is quantised anew.
+        backend_name: "torch" or "triton" instead of what suits the device.
 
     Returns:
         float32 results, or float64 for float64 inputs: the same on every rank of `group`, and the same bits as
@@ -76,9 +81,9 @@ def logprob(
     shard = VocabShard(weight_VH.shape[0], vocab_size, group)
     valid_VH = weight_VH[: shard.valid_rows]
     if mode == "exact":
-        backend: ForwardBackend = exact_backend(valid_VH, 1.0 / temperature)
+        backend: ForwardBackend = exact_backend(valid_VH, 1.0 / temperature, backend_name)
     else:
-        backend = fp8_backend(valid_VH, fp8_weight, 1.0 / temperature, refine=mode == "fp8_refined")
+        backend = fp8_backend(valid_VH, fp8_weight, 1.0 / temperature, mode == "fp8_refined", backend_name)
     rows_R = None if row_mask_T is None else row_mask_T.nonzero()[:, 0]
     h_RH, column_R = pick(h_TH, rows_R), shard.column(pick(target_T, rows_R))
     slices = row_slices(h_RH.shape[0], chunk_rows or backend.chunk_rows())

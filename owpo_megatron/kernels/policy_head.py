@@ -19,7 +19,7 @@ from owpo_megatron.kernels.backend import wide
 from owpo_megatron.kernels.logprob import pick, row_slices
 from owpo_megatron.kernels.logprobs import check_comparable
 from owpo_megatron.kernels.objective import logp_gradient
-from owpo_megatron.kernels.select import exact_backend
+from owpo_megatron.kernels.select import BackendName, exact_backend
 from owpo_megatron.kernels.shard import VocabShard
 from owpo_megatron.types import Objective, TokenBatch
 
@@ -65,11 +65,13 @@ def policy_head(
     entropy_bonus: float = 0.0,
     into_main_grad: bool = True,
     upstream: float = 1.0,
+    backend_name: BackendName = "auto",
 ) -> PolicyHeadOut:
     """The objective's loss on softmax(h weight^T / temperature), with the gradients of h and the weight.
 
     Args:
-        h_TH, weight_VH, target_T, temperature, vocab_size, group, chunk_rows, row_mask_T: as for `logprob`.
+        h_TH, weight_VH, target_T, temperature, vocab_size, group, chunk_rows, row_mask_T, backend_name: as for
+            `logprob`.
         batch: the objective's inputs, or a function that gives them for log-probs [T]. Its values must be the same on
             every rank of `group`: they decide which rows leave.
         objective: its loss must be a sum of terms that each depend on one token's log-prob.
@@ -94,7 +96,7 @@ def policy_head(
             h_TH, weight_VH, target_T, batch_of, objective, wanted, main_grad,
             inverse_temperature=1.0 / temperature, shard=VocabShard(weight_VH.shape[0], vocab_size, group),
             chunk_rows=chunk_rows, row_mask_T=row_mask_T, skip_zero_rows=skip_zero_rows, entropy_bonus=entropy_bonus,
-            scale=upstream if main_grad is not None else 1.0,
+            scale=upstream if main_grad is not None else 1.0, backend_name=backend_name,
         )  # fmt: skip
     if not any(wanted):
         return out
@@ -118,11 +120,12 @@ def _form(
     skip_zero_rows: bool,
     entropy_bonus: float,
     scale: float,
+    backend_name: BackendName,
 ) -> tuple[PolicyHeadOut, torch.Tensor | None, torch.Tensor | None]:
     """(out with a detached loss, dh, dweight); gradients times `scale`, None where not wanted or in main_grad."""
     want_h, want_weight = wanted
     valid = shard.valid_rows
-    backend = exact_backend(weight_VH[:valid], inverse_temperature)
+    backend = exact_backend(weight_VH[:valid], inverse_temperature, backend_name)
     rows_R = None if row_mask_T is None else row_mask_T.nonzero()[:, 0]
     h_RH, column_R = pick(h_TH, rows_R), shard.column(pick(target_T, rows_R))
     slices = row_slices(h_RH.shape[0], chunk_rows or backend.chunk_rows())

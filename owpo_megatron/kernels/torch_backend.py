@@ -39,11 +39,14 @@ class TorchBackend:
         self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
     ) -> Iterator[TorchLogits]:
         for chunk in slices:
-            logits_CV = torch.mm(h_RH[chunk].to(self._weight_VH.dtype), self._weight_VH.t())
-            if self._inverse_temperature != 1:
-                logits_CV.mul_(self._inverse_temperature)
-            yield TorchLogits(logits_CV, column_R[chunk], self._inverse_temperature, for_entropy_gradient)
-            del logits_CV  # else it would stay while the next one is made
+            # no name for the logits here: it would keep them alive beyond TorchLogits.stats
+            yield TorchLogits(
+                self._logits(h_RH[chunk]), column_R[chunk], self._inverse_temperature, for_entropy_gradient
+            )
+
+    def _logits(self, h_CH: torch.Tensor) -> torch.Tensor:
+        logits_CV = torch.mm(h_CH.to(self._weight_VH.dtype), self._weight_VH.t())
+        return logits_CV if self._inverse_temperature == 1 else logits_CV.mul_(self._inverse_temperature)
 
     def dgrad(self, dlogits_KV: torch.Tensor) -> torch.Tensor:
         return torch.mm(dlogits_KV, self._weight_VH)

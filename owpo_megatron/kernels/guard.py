@@ -1,0 +1,60 @@
+"""Whether FP8 log-probs are good enough for this model, asked of the model itself before they are used."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from owpo_megatron.kernels.logprob import logprob
+from owpo_megatron.types import LogpMode
+
+log = logging.getLogger(__name__)
+
+ROWS = 256
+MAX_MEAN, MAX_P99 = 5e-4, 1e-2  # of abs(logp - exact); w's window is +-0.2 and a small drift 0.002
+
+
+@dataclass(frozen=True)
+class Fp8Error:
+    """abs(logp - exact logp) of some rows."""
+
+    mean: float
+    p99: float
+    rows: int
+
+    @property
+    def acceptable(self) -> bool:
+        return self.mean <= MAX_MEAN and self.p99 <= MAX_P99
+
+
+def guarded_mode(
+    h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor | None = None,
+    **options: Any,
+) -> tuple[LogpMode, Fp8Error]:  # fmt: skip
+    """("fp8_refined", its error), or ("exact", ...) with a warning where the error on this model is too large.
+
+    Ask once at the start, with hidden states of real tokens: the first 256 rows of the mask are compared with the exact
+    path. `options` as for `logprob`. Every rank of the group decides alike, since log-probs are the same bits there.
+    """
+    rows_T = torch.ones_like(target_T, dtype=torch.bool) if row_mask_T is None else row_mask_T
+    chosen = rows_T.nonzero()[:ROWS, 0]
+    h_CH, target_C = h_TH[chosen], target_T[chosen]
+    exact = logprob(h_CH, weight_VH, target_C, mode="exact", **options)
+    refined = logprob(h_CH, weight_VH, target_C, mode="fp8_refined", **options)
+    gap_C = refined.log_ratio(exact).abs().double()
+    if len(chosen) == 0 or not gap_C.isfinite().all():
+        error = Fp8Error(float("nan"), float("nan"), len(chosen))
+    else:
+        error = Fp8Error(gap_C.mean().item(), gap_C.quantile(0.99).item(), len(chosen))
+    if error.acceptable:
+        log.info("FP8 log-probs: error %.1e mean, %.1e p99 over %d tokens", error.mean, error.p99, error.rows)
+        return "fp8_refined", error
+    log.warning(
+        "FP8 log-probs are NOT used: error %.1e mean (at most %.0e), %.1e p99 (at most %.0e) over %d tokens; "
+        "log-probs are computed exactly instead",
+        error.mean, MAX_MEAN, error.p99, MAX_P99, error.rows,
+    )  # fmt: skip
+    return "exact", error

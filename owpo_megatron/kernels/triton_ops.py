@@ -1,0 +1,229 @@
+"""Three Triton epilogues of the head's GEMM: softmax statistics, loss map, gradient of the logits.
+
+Every load is widened to float32 at once; nothing is rounded before it is stored. Each has a launcher that takes and
+gives torch tensors. They run on a GPU, and on a CPU under TRITON_INTERPRET=1, which checks logic and masking but
+neither races nor speed. Not run on a GPU yet.
+
+Shapes: C rows of a chunk, K kept rows, V columns on this rank, N tiles of columns, T tokens.
+"""
+
+# Triton reads the kernels' arguments without annotations.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+TILE = 128  # columns that one candidate stands for
+BLOCK = 2048  # columns of one program step of the gradient
+
+
+@triton.jit
+def _stats_kernel(
+    logits, column, out, best, best_column, rows, columns, stride, inverse_temperature, tiles,
+    WITH_CANDIDATES: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One row a program: online max m, s = sum e^(z - m), q = sum (z - m) e^(z - m), target; best of every tile."""
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(column + row)
+    m = -float("inf")
+    s = 0.0
+    q = 0.0
+    at_target = 0.0
+    for tile in range(0, tiles):
+        c = tile * TILE + tl.arange(0, TILE)
+        ok = c < columns
+        z = tl.load(logits + row * stride + c, mask=ok, other=-float("inf")).to(tl.float32) * inverse_temperature
+        top = tl.max(z, 0)
+        new = tl.maximum(m, top)
+        p = tl.exp(z - new)
+        # what was summed against the old maximum moves to the new one: e^(m - new), and (z - m) + (m - new)
+        shift = tl.where(m == -float("inf"), 0.0, m - new)
+        scale = tl.where(m == -float("inf"), 0.0, tl.exp(shift))
+        q = scale * (q + shift * s) + tl.sum(tl.where(ok, (z - new) * p, 0.0), 0)
+        s = s * scale + tl.sum(p, 0)
+        # `ok` too: a target on another rank is -1 and never here, padded lanes hold -inf and must not be read
+        at_target += tl.sum(tl.where((c == target) & ok, z, 0.0), 0)
+        m = new
+        if WITH_CANDIDATES:
+            tl.store(best + row * tiles + tile, top)
+            tl.store(best_column + row * tiles + tile, tile * TILE + tl.argmax(z, 0))
+    tl.store(out + row, m)
+    tl.store(out + rows + row, s)
+    tl.store(out + 2 * rows + row, at_target)
+    tl.store(out + 3 * rows + row, q)
+
+
+@triton.jit
+def _dlogits_kernel(
+    logits, out, keep, column, lse, entropy, dlogp, dentropy, columns, stride, out_stride, inverse_temperature,
+    WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One block of columns of one kept row a program."""
+    kept = tl.program_id(0).to(tl.int64)
+    row = tl.load(keep + kept).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ok = c < columns
+    z = tl.load(logits + row * stride + c, mask=ok, other=-float("inf")).to(tl.float32) * inverse_temperature
+    upstream = tl.load(dlogp + row)
+    log_p = z - tl.load(lse + row)
+    p = tl.exp(log_p)
+    gradient = tl.where((c == tl.load(column + row)) & ok, upstream, 0.0) - p * upstream
+    if WITH_ENTROPY:
+        towards = tl.where(ok, log_p, 0.0) + tl.load(entropy + row)
+        gradient -= p * tl.load(dentropy + row) * towards
+    tl.store(out + kept * out_stride + c, (gradient * inverse_temperature).to(out.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _gather_dot_kernel(
+    h, weight, column, out, hidden, columns_per_row, h_stride, weight_stride, BLOCK: tl.constexpr
+):  # fmt: skip
+    """One exact logit a program: h of a row times one row of the weight, products and sum in float32."""
+    row = tl.program_id(0).to(tl.int64)
+    which = tl.program_id(1)
+    c = tl.load(column + row * columns_per_row + which).to(tl.int64)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, hidden, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        ok = k < hidden
+        a = tl.load(h + row * h_stride + k, mask=ok, other=0.0).to(tl.float32)
+        b = tl.load(weight + c * weight_stride + k, mask=ok, other=0.0).to(tl.float32)
+        total += a * b
+    tl.store(out + row * columns_per_row + which, tl.sum(total, 0))
+
+
+@triton.jit
+def _loss_kernel(
+    logp, old, ref, advantage, active, mask, weight_per_token, loss, dlogp, sums, count,
+    clip_low, clip_high, weight_low, weight_high, beta, alpha,
+    SURROGATE: tl.constexpr, DEVIATION: tl.constexpr, HAS_REF: tl.constexpr, HAS_PENALTY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Per-token loss, its derivative and this program's partial sums, one pass; see LossMap for what is what."""
+    block = tl.program_id(0)
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    ok = i < count
+    current = tl.load(logp + i, mask=ok, other=0.0)
+    a = tl.load(advantage + i, mask=ok, other=0.0)
+    counted = tl.load(mask + i, mask=ok, other=0).to(tl.float32)
+    share = tl.load(weight_per_token + i, mask=ok, other=0.0) * counted
+    old_logp = tl.load(old + i, mask=ok, other=0.0)
+    ratio = tl.exp(current - old_logp)
+    sign = tl.where(a > 0, 1.0, tl.where(a < 0, -1.0, 0.0))
+    gap = current * 0.0
+    if HAS_REF:
+        gap = current - tl.load(ref + i, mask=ok, other=0.0)
+    if SURROGATE:
+        cut = ((ratio > 1 + clip_high) & (a > 0)) | ((ratio < 1 - clip_low) & (a < 0))
+        bounded = tl.minimum(tl.maximum(ratio, 1 - clip_low), 1 + clip_high)
+        value = tl.minimum(ratio * a, bounded * a)
+        push = tl.where(cut, 0.0, ratio * a)
+    else:
+        cut = (ratio > 1 + clip_high) | (ratio < 1 - clip_low)
+        push = tl.where(cut, 0.0, ratio * (alpha * a - gap))
+        value = push * current
+    w = current * 0.0 + 1.0
+    if DEVIATION != 0:
+        delta = sign * gap
+        if DEVIATION == 1:
+            log_w = -delta
+        elif DEVIATION == 2:
+            log_w = -tl.abs(delta)
+        elif DEVIATION == 3:
+            log_w = -tl.minimum(delta, 0.0)
+        else:
+            log_w = -tl.maximum(delta, 0.0)
+        bounded_w = tl.minimum(tl.maximum(tl.exp(log_w), weight_low), weight_high)
+        w = tl.where(tl.load(active + i, mask=ok, other=0) != 0, bounded_w, 1.0)
+    value = w * value
+    push = w * push
+    if HAS_PENALTY:  # not multiplied by a beta of 0: without a reference exp(-gap) may overflow
+        value -= beta * (tl.exp(-gap) + gap - 1)
+        push -= beta * (1 - tl.exp(-gap))
+    token_loss = tl.where(share > 0, -value * share, 0.0)
+    tl.store(loss + i, token_loss, mask=ok)
+    tl.store(dlogp + i, tl.where(share > 0, -push * share, 0.0), mask=ok)
+    out = sums + block * 6
+    tl.store(out + 0, tl.sum(token_loss, 0))
+    tl.store(out + 1, tl.sum(counted, 0))
+    tl.store(out + 2, tl.sum(ratio * counted, 0))
+    tl.store(out + 3, tl.sum(tl.where(cut, counted, 0.0), 0))
+    tl.store(out + 4, tl.sum(w * counted, 0))
+    tl.store(out + 5, tl.sum(gap * counted, 0))
+
+
+def row_stats(
+    logits_CV: torch.Tensor, column_C: torch.Tensor, inverse_temperature: float, candidates: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """([4, C] as VocabShard.combine takes it, best logit of every tile [C, N], its column [C, N])."""
+    rows, columns = logits_CV.shape
+    out_4C = torch.empty(4, rows, dtype=torch.float32, device=logits_CV.device)
+    tiles = triton.cdiv(columns, TILE)
+    best_CN = torch.empty(rows, tiles, dtype=torch.float32, device=logits_CV.device) if candidates else None
+    column_CN = torch.empty(rows, tiles, dtype=torch.int32, device=logits_CV.device) if candidates else None
+    if rows == 0:
+        return out_4C, best_CN, column_CN
+    if columns == 0:
+        out_4C.zero_()[0] = torch.finfo(torch.float32).min
+        return out_4C, best_CN, column_CN
+    _stats_kernel[(rows,)](
+        logits_CV, column_C, out_4C, best_CN if candidates else out_4C, column_CN if candidates else out_4C, rows,
+        columns, logits_CV.stride(0), inverse_temperature, tiles, WITH_CANDIDATES=candidates, TILE=TILE,
+    )  # fmt: skip
+    return out_4C, best_CN, column_CN
+
+
+def dlogits(
+    logits_CV: torch.Tensor,
+    keep_K: torch.Tensor,
+    column_C: torch.Tensor,
+    lse_C: torch.Tensor,
+    entropy_C: torch.Tensor,
+    dlogp_C: torch.Tensor,
+    dentropy_C: torch.Tensor | None,
+    inverse_temperature: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """[K, V] in `dtype`; see ChunkLogits.dlogits."""
+    kept, columns = len(keep_K), logits_CV.shape[1]
+    out_KV = torch.empty(kept, columns, dtype=dtype, device=logits_CV.device)
+    if kept and columns:
+        _dlogits_kernel[(kept, triton.cdiv(columns, BLOCK))](
+            logits_CV, out_KV, keep_K, column_C, lse_C, entropy_C, dlogp_C,
+            dlogp_C if dentropy_C is None else dentropy_C, columns, logits_CV.stride(0), out_KV.stride(0),
+            inverse_temperature, WITH_ENTROPY=dentropy_C is not None, BLOCK=BLOCK,
+        )  # fmt: skip
+    return out_KV
+
+
+def gather_dot(h_CH: torch.Tensor, weight_VH: torch.Tensor, column_CN: torch.Tensor) -> torch.Tensor:
+    """[C, N] products of each row with its own columns, in float32."""
+    rows, wanted = column_CN.shape
+    out_CN = torch.empty(rows, wanted, dtype=torch.float32, device=h_CH.device)
+    if out_CN.numel():
+        _gather_dot_kernel[(rows, wanted)](
+            h_CH, weight_VH, column_CN.contiguous(), out_CN, h_CH.shape[1], wanted, h_CH.stride(0),
+            weight_VH.stride(0), BLOCK=min(triton.next_power_of_2(h_CH.shape[1]), 1024),
+        )  # fmt: skip
+    return out_CN
+
+
+def loss_map(
+    inputs: Sequence[torch.Tensor], limits: Sequence[float], surrogate: bool, deviation: int, reference: bool,
+    penalty: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """(loss [T], d loss / d logp [T], partial sums [blocks, 6]); see LossMap, which names the arguments."""
+    logp_T = inputs[0]
+    loss_T, dlogp_T = torch.empty_like(logp_T), torch.empty_like(logp_T)
+    blocks = triton.cdiv(len(logp_T), 256)
+    sums_B6 = torch.zeros(blocks, 6, dtype=torch.float32, device=logp_T.device)
+    if blocks:
+        _loss_kernel[(blocks,)](
+            *inputs, loss_T, dlogp_T, sums_B6, len(logp_T), *limits, SURROGATE=surrogate, DEVIATION=deviation,
+            HAS_REF=reference, HAS_PENALTY=penalty, BLOCK=256,
+        )  # fmt: skip
+    return loss_T, dlogp_T, sums_B6
