@@ -32,11 +32,11 @@ def measure(workers: Sequence[int], timeout: float, seed: int, say: Report) -> l
             items = [_response(*make(draw), characters, draw) for _ in range(COUNTS[name])]
             say(f"{kind} answers, {name}: math-verify directly")
             row: dict[str, Any] = {"gold": kind, "length": name, "count": len(items)}
-            row["direct_per_s"] = len(items) / _seconds(lambda items=items: _direct(items))
+            row["direct_per_s"] = len(items) / _seconds(_direct, items)
             for number in workers:
                 say(f"{kind} answers, {name}: {number} workers")
                 pool = _warm_pool(number, timeout)
-                row[f"pool_{number}_per_s"] = len(items) / _seconds(lambda pool=pool, items=items: pool.score(items))
+                row[f"pool_{number}_per_s"] = len(items) / _seconds(pool.score, items)
                 pool.close()
             row["times_direct"] = row[f"pool_{workers[-1]}_per_s"] / row["direct_per_s"]
             rows.append(row)
@@ -81,7 +81,8 @@ def _with_hostile(workers: int, timeout: float, seed: int, say: Report) -> dict[
     pool.close()
     reasons = Counter(verdict.reason for verdict in verdicts)
     return {
-        "gold": "mixed", "length": "2k", "count": len(items), "hostile": hostile, "workers": workers, "seconds": seconds,
+        "gold": "mixed", "length": "2k",
+        "count": len(items), "hostile": hostile, "workers": workers, "seconds": seconds,
         "slowest_s": max(verdict.seconds for verdict in verdicts), "timeouts": reasons["timeout"],
         "crashed": reasons["crashed"], "peak_worker_mb": _peak_mb(),
     }  # fmt: skip
@@ -93,9 +94,9 @@ def _warm_pool(workers: int, timeout: float) -> VerifierPool:
     return pool
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[Sequence[GradingItem]], object], items: Sequence[GradingItem]) -> float:
     start = time.perf_counter()
-    work()
+    work(items)
     return time.perf_counter() - start
 
 
@@ -130,7 +131,7 @@ def _latex(draw: random.Random) -> tuple[str, str]:
 
 
 def _response(gold: str, answer: str, characters: int, draw: random.Random) -> GradingItem:
-    steps = []
+    steps: list[str] = []
     length = 0
     while length < characters - 60:
         a, b = draw.randrange(2, 999), draw.randrange(2, 999)
@@ -159,21 +160,37 @@ def _control(answer: str) -> GradingItem:
 _FRAGMENTS = (
     r"\boxed{", r"\boxed", "}", "{", r"\frac", r"\frac{1}{", r"\sqrt[", "]", r"\left(", r"\right)", "^{", "_", "^", "!",
     r"\sum_{i=1}^{n}", r"\int_0^1", r"\lim_{x\to 0}", r"\begin{pmatrix}", r"\end{pmatrix}", "&", r"\\", r"\text{", "$",
-    "$$", r"\(", r"\)", r"\[", r"\]", "Answer:", "answer is", "The final answer is ", "I hope it is correct.", "\n", " ",
-    "=", "<", r"\le", r"\cup", r"\infty", r"\pi", "i", "e", "x", "y", "f(x)", "0", "1", "7", "42", "-", "+", "/", "*", ",",
-    ";", ".", ":", "%", r"\%", r"\log_2", r"\sin", "(", ")", "[", "|", r"\{", r"\}", "<think>", "</think>", r"\pm", "10^9",
-    r"\binom{9}{", r"\pmod{", "and", "or", "#", "####", "\x00", "\u202e", "\u200b", "²", "４", "π", "答案", "\ud800", "1e9",
+    "$$", r"\(", r"\)", r"\[", r"\]", "Answer:", "answer is", "The final answer is ", "I hope it is correct.", "\n",
+    " ",
+    "=", "<", r"\le", r"\cup", r"\infty", r"\pi", "i", "e", "x", "y", "f(x)", "0", "1", "7", "42", "-", "+", "/",
+    "*", ",",
+    ";", ".", ":", "%", r"\%", r"\log_2", r"\sin", "(", ")", "[", "|", r"\{", r"\}", "<think>", "</think>", r"\pm",
+    "10^9",
+    r"\binom{9}{", r"\pmod{", "and", "or", "#", "####", "\x00", "\u202e", "\u200b", "²", "４", "π", "答案", "\ud800",
+    "1e9",
 )  # fmt: skip
+
+
+_NESTS = (
+    (r"\frac{", "}{2}"),
+    (r"\sqrt{", "}"),
+    ("(", ")"),
+    (r"\left[", r"\right]"),
+    ("{", "}"),
+    ("x^{", "}"),
+    ("-", ""),
+)
 
 
 def _fuzzed(draw: random.Random) -> GradingItem:
     shape = draw.randrange(4)
     if shape == 0:
-        text = "".join(chr(draw.choice((draw.randrange(128), draw.randrange(0x3000), draw.randrange(0x10FFFF)))) for _ in range(draw.randrange(200)))
+        planes = (0x80, 0x3000, 0x10FFFF)
+        text = "".join(chr(draw.randrange(draw.choice(planes))) for _ in range(draw.randrange(200)))
     elif shape == 1:
         text = "".join(draw.choice(_FRAGMENTS) for _ in range(draw.randrange(1, 60)))
     elif shape == 2:
-        opening, closing = draw.choice(((r"\frac{", "}{2}"), (r"\sqrt{", "}"), ("(", ")"), (r"\left[", r"\right]"), ("{", "}"), ("x^{", "}"), ("-", "")))
+        opening, closing = draw.choice(_NESTS)
         depth = draw.choice((2, 5, 20, 300, 5000))
         text = opening * depth + draw.choice(("42", "x", "")) + closing * draw.choice((depth, depth - 1, 0))
     else:

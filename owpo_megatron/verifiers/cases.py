@@ -46,7 +46,9 @@ def read_golds(path: Path, rule: str) -> list[Case]:
     for number, (fields, where) in enumerate(_lines(path)):
         gold = _text(fields, "answer", where)
         response = f"#### {gold}" if rule == "gsm8k" else f"Answer: {gold}" if rule == "dapo" else f"\\boxed{{{gold}}}"
-        cases.append(Case(str(fields.get("id", number)), GradingItem(response, gold, rule), True, path.stem, False, None))
+        cases.append(
+            Case(str(fields.get("id", number)), GradingItem(response, gold, rule), True, path.stem, False, None)
+        )
     return cases
 
 

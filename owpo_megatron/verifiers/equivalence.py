@@ -34,6 +34,8 @@ _NUMBERLIKE = re.compile(r"[-+]?[0-9.,][0-9.,]*(?: [0-9]{3})*[0-9.,]*\s*(?:\\?%)
 _ARITHMETIC = re.compile(r"[-+0-9.,/*^() ]*[0-9)][-+0-9.,/*^() %]*")
 _ARROW = re.compile(r"\\(?:to|mapsto|gets|implies|iff|(?:long|Long)?(?:left)?(?:right|Right)arrow)(?![A-Za-z])|[-=]>")
 _EQUALS = re.compile(r"(?<![\\<>!:=])=(?!=)")
+_LISTED = re.compile(r"[,;&]|\\\\|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
+_SET = re.compile(r"\[|\]|\\infty|\\cup")
 _APPROX = re.compile(r"\\approx(?:eq)?(?![A-Za-z])|\\simeq(?![A-Za-z])")
 _BASE = re.compile(r"([0-9A-F]+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{)?\s*([0-9]+|[a-z]+)\s*\}?\s*\}|([0-9]))")
 _BASE_NAMES = {
@@ -45,7 +47,7 @@ _MIXED = re.compile(
     r"\s*(\\?%|percent(?:age)?|pct)?"
 )
 _SPACED_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?: |\\,|\\ |~|,\s?\\!|\{,\}|,)[0-9]{3})+(?![0-9])")
-_ADJACENT = re.compile(r"[0-9](?:\s|\\[,;: ]|~|\\q?quad)+(?:\\frac|[0-9])")
+_ADJACENT = re.compile(r"(?<![_^0-9.])[0-9]+(?:\.[0-9]+)?(?:\s|\\[,;: ]|~|\\q?quad)+(?:\\frac|[0-9])")
 _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
 _SPAN = re.compile(r"\$[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+", re.DOTALL)
 _DOTS = re.compile(r"\\[lcvd]?dots[a-z]?(?![A-Za-z])|\.\.\.|…")
@@ -56,11 +58,16 @@ _DOUBT = re.compile(
     re.IGNORECASE,
 )
 _CHOICE = re.compile(r"(?:\\text[a-z]*\s*\{\s*)?\(([A-J])\)(?:\s*\}|(?=\s|\\ ))[\s.:]*(?:\\ |\\quad|~)*\s*(?![()])(.+)")
-_UNIT_WORDS = re.compile(r"(.*[0-9)}])\s+((?:[A-Za-z]+\s*){1,4})", re.DOTALL)
+_UNIT_WORDS = re.compile(
+    r"((?:[-+0-9.,/(){}^\s]|\\d?frac|\\sqrt|\\pi|\\cdot|\\times)*[0-9)}])\s+((?:[A-Za-z]{2,}\s*){1,4})"
+)
 _POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SCALED = re.compile(rf"(.*[0-9)}}])(?:\s|\\ |~)*(?:\\text[a-z]*\s*\{{)?\s*({'|'.join(_POWERS_OF_TEN)})\s*\}}?\s*(.*)", re.DOTALL)
+_SCALED = re.compile(
+    rf"(.*[0-9)}}])(?:\s|\\ |~)*(?:\\text[a-z]*\s*\{{)?\s*({'|'.join(_POWERS_OF_TEN)})\s*\}}?\s*(.*)", re.DOTALL
+)
 _NO_UNITS = frozenset(
-    "or and to plus minus times over mod percent percentage pct pi dozen squared cubed factorial less more than per".split()
+    "or and to plus minus times over mod percent percentage pct pi dozen squared cubed factorial less more than"
+    " per".split()
 )
 
 
@@ -85,7 +92,7 @@ def equivalent(answer: str, gold: str, derived: bool = False, strict: bool = Tru
         return "ok" if _equal(answer, gold, derived, strict) else "wrong"
     except Refused as refusal:
         return refusal.reason
-    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return "parse_failed"  # sympy raises what it likes on expressions that make no sense; the answer is at fault
 
 
@@ -129,7 +136,7 @@ def _scaled(text: str) -> str:
 def _unit_words(text: str) -> str:
     """Drop up to four words behind a number; words that count are kept."""
     match = _UNIT_WORDS.fullmatch(text)
-    if not match or _PROSE.search(match[1]) or any(word.lower() in _NO_UNITS for word in match[2].split()):
+    if not match or any(word.lower() in _NO_UNITS for word in match[2].split()):
         return text
     return match[1]
 
@@ -164,7 +171,7 @@ def _base(match: re.Match[str]) -> str:
 
 def _end_of_chain(answer: str, gold: str, derived: bool) -> str:
     """The last member of a chain of equalities whose numbers agree. Raises Refused where they contradict each other."""
-    if "=" not in answer or "," in answer or ";" in answer or r"\\" in answer:
+    if "=" not in answer or _LISTED.search(answer):
         return answer
     parts = [part.strip() for part in _EQUALS.split(answer)]
     if len(parts) < 2:
@@ -202,7 +209,8 @@ def _compare(answer: str, gold: str, strict: bool) -> bool:
         raise Refused("parse_failed")
     if not ours:
         raise Refused("parse_failed")
-    if not verify(list(golds), list(ours), strict=strict, timeout_seconds=None):
+    as_sets = _SET.search(gold) is not None  # `(1,2)` alone may be a point, so `1 < x < 2` does not equal it
+    if not verify(list(golds), list(ours), strict=strict, allow_set_relation_comp=as_sets, timeout_seconds=None):
         if not expressions and reference is not None:
             raise Refused("parse_failed")
         return False
@@ -239,8 +247,8 @@ def _readings(text: str) -> tuple[Any, ...]:
 def found_in_text(answer: str, gold: str) -> bool:
     r"""Whether math-verify's own extraction finds the gold answer in a text with prose around the answer.
 
-    For answers that a caller has extracted: whole sentences such as `Thus $x <= 2$ is our answer.` count as answers. Not
-    for what a policy wrote, because that extraction takes any trailing number.
+    For answers that a caller has extracted: sentences such as `Thus $x <= 2$ is our answer.` count as answers. Not for
+    what a policy wrote, because that extraction takes any trailing number.
     """
     if not _PROSE.search(_SPAN.sub(" ", answer)) or _MIXED.search(answer) or refuse_text(answer, gold):
         return False

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from owpo_megatron.verifiers.surface import visible
+
 MAX_SEGMENT = 600  # characters after an answer marker that are looked at
 MAX_MARKERS = 40  # markers that are looked at, from the last one backwards
 WINDOW = 20_000  # characters from the end in which markers are looked for
@@ -16,6 +18,8 @@ MAX_BARE = 120  # characters of a response that is nothing but an answer
 _BOXES = (r"\boxed", r"\fbox")
 _TOKEN = re.compile(r"\\[A-Za-z]+|[0-9]+(?:\.[0-9]+)?|[A-Za-z]")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a character
+_DENIED = re.compile(r"(?:\bnot|n't|never|instead of|rather than|\\neq?|≠|(?<![0-9\\])%)[\s$(\\]*$", re.IGNORECASE)
+_TAKEN_BACK = re.compile(r"[\s$)\\*]{0,6}(?:\?|(?:is|was|would be)\s+(?:not|wrong|incorrect|false)\b)", re.IGNORECASE)
 _TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id)\|>")
 _THINK_END, _THINK = "</think>", "<think>"
 
@@ -49,8 +53,8 @@ _NUMERIC_WORDS = frozenset("pi sin cos tan cot sec csc ln log exp sqrt and or in
 def final_answer(response: str) -> str | None:
     r"""The answer's text, stripped, or None if the response has no final answer.
 
-    Only what follows the reasoning (`</think>`) counts; an unfinished reasoning has no answer. An empty or unclosed last
-    box is no answer, whatever an earlier box says.
+    Only what follows the reasoning (`</think>`) counts; an unfinished reasoning has no answer. An empty or unclosed
+    last box is no answer, whatever an earlier box says.
 
     Example:
         >>> final_answer(r"First \boxed{17}. No: \boxed{\frac{1}{2}}.")
@@ -97,7 +101,7 @@ def _conclusion(response: str) -> str:
         response = response[: turn.start()]
     text = response[response.rfind(_THINK_END) + len(_THINK_END) :] if _THINK_END in response else response
     unfinished = text.find(_THINK)
-    return (text if unfinished < 0 else text[:unfinished]).rstrip()
+    return visible(text if unfinished < 0 else text[:unfinished]).rstrip()
 
 
 # ------------------------------------------------------------------------------------------------------- boxes
@@ -110,7 +114,7 @@ def _joined_boxes(text: str) -> str | None:
         if box < 0:
             break
         content, stop = _braced(text, box)
-        if content is None:  # empty or unclosed
+        if content is None or _is_taken_back(text, box, stop):  # empty, unclosed, or denied
             break
         if contents and stop >= end:  # around the one just found: the outer box is the answer
             contents[-1] = content
@@ -120,6 +124,11 @@ def _joined_boxes(text: str) -> str | None:
             contents.append(content)
         start, end = box, stop
     return ", ".join(reversed(contents)) or None
+
+
+def _is_taken_back(text: str, start: int, end: int) -> bool:
+    """`not \\boxed{42}`, `\\boxed{42} is wrong`, `\\boxed{42}?` and a box in a comment claim nothing."""
+    return bool(_DENIED.search(text, max(0, start - 40), start) or _TAKEN_BACK.match(text, end))
 
 
 def _is_joint(between: str) -> bool:
@@ -181,6 +190,9 @@ def _segment(text: str, start: int, next_line: bool) -> str:
             inside, closed, _ = stripped[2:].partition(closing)
             return inside.strip() if closed else ""
     line = stripped.partition("\n")[0]
+    question = _SENTENCE_END.search(line)
+    if question and question.group() == "?":
+        return ""
     for stop in (_SENTENCE_END, _MINERVA_END, _CLAUSE):
         end = stop.search(line)
         if end:

@@ -13,13 +13,15 @@ from typing import Any
 from owpo_megatron.types import VerdictReason
 
 MAX_CHARACTERS = 1000
-MAX_NESTING = 24
+MAX_NESTING = 12
+MAX_GOLD_NESTING = 16  # the parser's time doubles every few levels
 MAX_DIGITS = 100  # in one number
 MAX_COMMANDS = 120
 MAX_NODES = 600  # of an expression
 MAX_DIGITS_OF_VALUE = 3000  # of an exact integer power or factorial
 MAX_POLYNOMIAL_DEGREE = 24  # of a sum that is raised to a power, or of a function's power
 MAX_TERMS = 200  # of a finite sum or product
+MAX_POWERS = 40
 MAX_CELLS = 20  # ampersands in a determinant, which the parser evaluates
 _DETERMINANT = re.compile(r"[vV]matrix|\\det(?![A-Za-z])|\^\s*\{?\s*(?:-\s*1|[0-9]{2})")
 _BIG_OPERATORS = re.compile(r"\\(?:big(?:cup|cap|oplus|wedge|vee|sqcup)|iint|iiint|oint)(?![A-Za-z])")
@@ -34,7 +36,9 @@ def refuse_text(answer: str, gold: str) -> VerdictReason | None:
     """Why an answer is not even parsed, or None. Linear in the answer. What the gold answer has may stand."""
     if len(answer) > max(MAX_CHARACTERS, 2 * len(gold)):
         return "too_long"
-    if nesting(answer) > max(MAX_NESTING, nesting(gold)) or answer.count("^") > max(40, gold.count("^")):
+    if nesting(answer) > max(MAX_NESTING, min(nesting(gold), MAX_GOLD_NESTING)):
+        return "too_long"
+    if answer.count("^") > max(MAX_POWERS, gold.count("^")):
         return "too_long"
     if len(_COMMAND.findall(answer)) > max(MAX_COMMANDS, 2 * gold.count("\\")):
         return "too_long"
@@ -117,7 +121,7 @@ class _Cost:
         size = magnitude(exponent)
         if magnitude(node) > MAX_DIGITS_OF_VALUE:
             self.heavy.add("power")
-        if base.free_symbols and not exponent.free_symbols and 10**min(size, 9) > MAX_POLYNOMIAL_DEGREE:
+        if base.free_symbols and not exponent.free_symbols and 10 ** min(size, 9) > MAX_POLYNOMIAL_DEGREE:
             self.heavy.add("degree")
         numerator, denominator = exponent.as_numer_denom() if exponent.is_number else (exponent, exponent)
         if exponent.is_Rational and denominator.is_Integer and int(denominator) > 100:

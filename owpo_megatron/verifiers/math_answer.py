@@ -13,6 +13,8 @@ from owpo_megatron.verifiers.surface import clean, string_form
 
 MAX_ANSWER = 20_000  # characters that are looked at; no answer is that long
 _SEPARATOR_WORDS = re.compile(r"\\q?quad(?![a-z])|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
+_SEPARATOR_TEXT = re.compile(r"\\text\s*\{\s*(?:and|or)\s*\}")
+_WARM_UP = ((r"\frac{1}{2}", "0.5"), ("x^{2}+2x+1", "(x+1)^2"), ("[0,1)", "(0,1)"), (r"\sqrt{2}", "y=2"))
 _SEPARATORS = re.compile(r"[,;\s]+")
 
 
@@ -40,7 +42,7 @@ class MathRule:
         """Import sympy and go through the parser once, so that the first items do not pay for it."""
         from owpo_megatron.verifiers.equivalence import equivalent
 
-        for answer, gold in ((r"\frac{1}{2}", "0.5"), ("x^{2}+2x+1", "(x+1)^2"), ("[0,1)", "(0,1)"), (r"\sqrt{2}", "y=2")):
+        for answer, gold in _WARM_UP:
             equivalent(answer, gold)
 
     def __call__(self, item: GradingItem) -> VerdictReason:
@@ -59,7 +61,7 @@ class MathRule:
             later = closing_value(item.response)
             if later is not None:
                 return judge(clean(later))
-        if verdict != "ok" and item.form == "answer" and final_answer(item.response) is None:
+        if verdict != "ok" and item.form == "answer" and r"\boxed" not in item.response:
             return "ok" if found_in_text(item.response, item.answer) else verdict
         return verdict
 
@@ -95,4 +97,5 @@ def _gold_forms(gold: str) -> tuple[str, str, str]:
 
 def _separated(cleaned: str) -> str:
     """A string form with one spelling of the separators of a list."""
-    return _SEPARATORS.sub(",", string_form(_SEPARATOR_WORDS.sub(";", re.sub(r"\\text\s*\{\s*(and|or)\s*\}", r" \1 ", cleaned))))
+    plain = _SEPARATOR_TEXT.sub(";", cleaned)
+    return _SEPARATORS.sub(",", string_form(_SEPARATOR_WORDS.sub(";", plain)))

@@ -31,8 +31,8 @@ class VerifierPool:
     Args:
         rules: rule of each domain; importable functions or picklable objects, they travel by name.
         workers: processes, started here and replaced when they die.
-        timeout: seconds from the start of grading an item until its worker is killed (three times that on a machine that
-            is too busy to let it run).
+        timeout: seconds from the start of grading an item until its worker is killed (three times that on a machine
+            that is too busy to let it run).
         memory_bytes: address space of a worker; a rule that wants more is `crashed`.
         max_pending: items that wait or are being graded, beyond which `submit` blocks.
 

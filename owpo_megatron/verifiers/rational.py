@@ -1,4 +1,4 @@
-r"""Numbers that need no parser: integers, decimals, `a/b`, `\frac{a}{b}`, and tuples of them. The bulk of all answers."""
+r"""Numbers that need no parser: integers, decimals, `a/b`, `\frac{a}{b}`, and tuples of them: the bulk of answers."""
 
 from __future__ import annotations
 

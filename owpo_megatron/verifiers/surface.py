@@ -27,6 +27,12 @@ _EMPTY_TEXT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*\}")
 _INVISIBLE_COMMAND = re.compile(r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|label|tag\*?)\s*(?=\{)")
 _WHITE = re.compile(r"\\(?:textcolor\s*\{\s*white\s*\}|color\s*\{\s*white\s*\}\s*(?=\{))")
 _WHITE_REST = re.compile(r"\\color\s*\{?\s*white\s*\}?[^{}]*")
+_HIDDEN = (
+    re.compile(r"<!--(?:(?!-->).)*(?:-->|$)", re.DOTALL),
+    re.compile(r"<(\w+)[^<>]{0,200}display:\s*none[^<>]{0,200}>[^<]*</\1>"),
+    re.compile(r"\\iffalse\b(?:(?!\\fi\b).)*(?:\\fi\b|$)", re.DOTALL),
+    re.compile(r"\\begin\{comment\}(?:(?!\\end\{comment\}).)*(?:\\end\{comment\}|$)", re.DOTALL),
+)
 _COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{[^{}]*\}")
 _STYLE = re.compile(r"\\(?:displaystyle|textstyle|scriptstyle|tiny|small|large|Large|huge|bf|it|rm)(?![A-Za-z])\s*")
 _BOX = re.compile(r"\\f?boxed\s*(?=\{)|\\fbox\s*(?=\{)")
@@ -63,6 +69,16 @@ def clean(answer: str) -> str:
         if text == previous:
             break
     return _BOX.sub("", text)
+
+
+def visible(text: str) -> str:
+    r"""A response without what a reader would not see: comments, `\phantom`, white text, hidden elements."""
+    if "<!--" in text or "none" in text or r"\iffalse" in text or "{comment}" in text:
+        for hidden in _HIDDEN:
+            text = hidden.sub(" ", text)
+    if "phantom" in text or "white" in text:
+        text = _drop_argument(_WHITE, _drop_argument(_INVISIBLE_COMMAND, text))
+    return text
 
 
 def _ascii(text: str) -> str:

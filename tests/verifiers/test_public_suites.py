@@ -1,4 +1,4 @@
-"""The public suites, hostile answers and reward hacks of the data folder (OWPO_TEST_DATA), as `owpo verify` grades them.
+"""The public suites, hostile answers and reward hacks of the data folder (OWPO_TEST_DATA).
 
 Skipped where the folder is absent; the classes are covered without it in test_math_rule.py and test_limits.py.
 """

@@ -1,4 +1,4 @@
-"""The rules that need no parser: DAPO, GSM8K, multiple choice; and those that are not ours, in real worker processes."""
+"""The rules that need no parser: DAPO, GSM8K, multiple choice; and rules of the user's, in real processes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ def right(rule, response, answer):
 @pytest.mark.parametrize(
     ("response", "answer", "expected"),
     [
-        ("Answer: 42", "42", True), ("answer : 42", "42", True), ("Answer:\n42", "42", True), ("Answer: 41\nAnswer: 42", "42", True),
-        ("Answer: 42\nAnswer: 41", "42", False), ("Answer: 41, Answer: 42", "42", False), ("Answer: **42**", "42", False),
-        ("Answer: 42.", "42", False), ("Answer: 42.0", "42", False), ("Answer: 84/2", "42", False), ("Answer: 43 = 42", "42", True),
+        ("Answer: 42", "42", True), ("answer : 42", "42", True), ("Answer:\n42", "42", True),
+        ("Answer: 41\nAnswer: 42", "42", True),
+        ("Answer: 42\nAnswer: 41", "42", False), ("Answer: 41, Answer: 42", "42", False),
+        ("Answer: **42**", "42", False),
+        ("Answer: 42.", "42", False), ("Answer: 42.0", "42", False), ("Answer: 84/2", "42", False),
+        ("Answer: 43 = 42", "42", True),
         ("Answer: 42 degrees", "42", True), ("Answer: square42ways", "42", True), ("Answer: 4 2", "42", True),
         ("Answer: $42", "42", True), ("Answer: 1{,}234", "1234", True), ("Answer: 1,234", "1234", True),
-        (r"Answer: \text{10}", "10", True), (r"Answer: \sqrt3", r"\sqrt{3}", True), (r"Answer: \frac12", r"\frac{1}{2}", True),
+        (r"Answer: \text{10}", "10", True), (r"Answer: \sqrt3", r"\sqrt{3}", True),
+        (r"Answer: \frac12", r"\frac{1}{2}", True),
         ("Answer: 1/2", r"\frac{1}{2}", False), (r"\boxed{42}", "42", False), ("Answer: 42", r"\boxed{42}", True),
         ("答案: 42", "42", False), ("x" * 1000 + "\nAnswer: 42", "42", True), ("Answer: 42" + "x" * 300, "42", False),
     ],
@@ -46,8 +50,10 @@ def test_dapo_strict_box():
 @pytest.mark.parametrize(
     ("response", "answer", "expected"),
     [
-        ("6*7=42\n#### 42", "42", True), ("#### 1,234", "1234", True), ("#### $18.00", "18", True), ("#### 41\n#### 42", "42", True),
-        ("#### -3", "3", False), ("#### 42 apples", "42", True), ("The answer is 42.", "42", True), (r"\boxed{42}", "42", True),
+        ("6*7=42\n#### 42", "42", True), ("#### 1,234", "1234", True), ("#### $18.00", "18", True),
+        ("#### 41\n#### 42", "42", True),
+        ("#### -3", "3", False), ("#### 42 apples", "42", True), ("The answer is 42.", "42", True),
+        (r"\boxed{42}", "42", True),
         ("it is 42", "42", False), ("#### 41 or 42", "42", False), ("#### 1 2", "12", False), ("#### 1/2", "0.5", True),
         ("#### 1/0", "1", False), ("####", "42", False), ("#### 42", "6*7=42\n#### 42", True),
     ],
@@ -59,10 +65,13 @@ def test_gsm8k(response, answer, expected):
 @pytest.mark.parametrize(
     ("response", "answer", "expected"),
     [
-        ("The answer is (B).", "B", True), ("the answer is B", "B", True), ("Answer: B", "B", True), ("**Answer: (b)**", "B", True),
-        (r"\boxed{B}", "B", True), (r"\boxed{\text{(B)}}", "B", True), ("Answer: B) 42 apples", "B", True), ("B", "B", True),
+        ("The answer is (B).", "B", True), ("the answer is B", "B", True), ("Answer: B", "B", True),
+        ("**Answer: (b)**", "B", True),
+        (r"\boxed{B}", "B", True), (r"\boxed{\text{(B)}}", "B", True), ("Answer: B) 42 apples", "B", True),
+        ("B", "B", True),
         ("Answer: (B) the cat and A dog", "B", False), ("Answer: B or C", "B", False), ("Answer: B, C", "B", False),
-        ("The answer is not B.", "B", False), ("Answer: A", "B", False), ("I think B fits", "B", False), ("Answer: J", "(J)", True),
+        ("The answer is not B.", "B", False), ("Answer: A", "B", False), ("I think B fits", "B", False),
+        ("Answer: J", "(J)", True),
         ("Answer: A cat is in the box", "A", False), ("The answer is neither B nor C", "B", False), ("", "B", False),
     ],
 )  # fmt: skip
@@ -72,7 +81,9 @@ def test_multiple_choice(response, answer, expected):
 
 
 @pytest.mark.parametrize("name", TRIVIAL_RULES)
-@pytest.mark.parametrize("response", ["", "x" * 100_000, "\\boxed{" * 5000, "Answer:" * 5000, "\x00\ud800", "####" * 5000])
+@pytest.mark.parametrize(
+    "response", ["", "x" * 100_000, "\\boxed{" * 5000, "Answer:" * 5000, "\x00\ud800", "####" * 5000]
+)
 def test_trivial_rules_never_raise(name, response):
     answer = "1,2=3" if name == "countdown" else "42"
     assert find_rule(name)(GradingItem(response, answer)) in ("no_answer", "wrong", "parse_failed", "too_long")
@@ -87,7 +98,9 @@ def test_a_function_of_the_users():
     assert hostile_rules.same_length("a", "b")
 
 
-@pytest.mark.parametrize("name", ["maths", "python:nowhere:f", "python:json:nothing", "python:json", "python:json:__doc__", "ftp://x"])
+@pytest.mark.parametrize(
+    "name", ["maths", "python:nowhere:f", "python:json:nothing", "python:json", "python:json:__doc__", "ftp://x"]
+)
 def test_an_unknown_rule_is_the_users_mistake(name):
     with pytest.raises(UserError, match="verifier.rule"):
         find_rule(name)

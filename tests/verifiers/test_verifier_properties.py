@@ -21,7 +21,9 @@ from owpo_megatron.verifiers.surface import clean, string_form
 TEXT = st.one_of(
     st.text(max_size=200),
     st.lists(st.sampled_from(_FRAGMENTS), max_size=40).map("".join),
-    st.recursive(st.sampled_from(["1", "x", "42"]), lambda inner: inner.map(lambda text: f"\\frac{{{text}}}{{({text})}}")),
+    st.recursive(
+        st.sampled_from(["1", "x", "42"]), lambda inner: inner.map(lambda text: f"\\frac{{{text}}}{{({text})}}")
+    ),
 )
 NUMBER = st.integers(-(10**9), 10**9)
 FAST = settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.too_slow])

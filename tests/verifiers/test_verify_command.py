@@ -1,4 +1,4 @@
-"""`owpo verify` and `owpo bench verifier` from files to files. What the bench measures is in docs/benchmarks/verifier.md."""
+"""`owpo verify` and `owpo bench verifier` from files to files; figures are in docs/benchmarks/verifier.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ def test_a_verdict_a_line(tmp_path):
     cases, out = tmp_path / "cases.jsonl", tmp_path / "out" / "verdicts.jsonl"
     cases.write_text(
         lines(
-            {"id": "a", "gold": "42", "prediction": r"so \boxed{42}", "form": "response", "expected": True, "suite": "one"},
+            {
+                "id": "a",
+                "gold": "42",
+                "prediction": r"so \boxed{42}",
+                "form": "response",
+                "expected": True,
+                "suite": "one",
+            },
             {"id": "b", "gold": "42", "prediction": "it is 42", "form": "response", "expected": False, "suite": "two"},
             {"id": "c", "gold": "x+1", "prediction": "1+x", "form": "answer"},
             {"id": "d", "gold": "42", "prediction_expr": {"pre": r"\boxed{", "unit": "1+", "n": 9000, "post": "1}"}},
@@ -58,7 +65,10 @@ def test_other_rules_and_data_sets(tmp_path):
         ("[1]\n", "write one JSON object a line"),
         (lines({"gold": "1"}), "cases.jsonl:1 prediction = None"),
         (lines({"gold": 1, "prediction": "1"}), "cases.jsonl:1 gold = 1: give it as a string"),
-        ("\n" + lines({"gold": "1", "prediction": "1", "form": "x"}), "cases.jsonl:2 form = x: use `answer` or `response`"),
+        (
+            "\n" + lines({"gold": "1", "prediction": "1", "form": "x"}),
+            "cases.jsonl:2 form = x: use `answer` or `response`",
+        ),
     ],
 )
 def test_a_mistake_names_its_line(tmp_path, text, said):
