@@ -50,7 +50,7 @@ def run_trainer(
     if fresh:
         move_aside(config.run_dir)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one(config.run_dir):
+    with _only_one(config.run_dir) as lock:
         resolved = config.run_dir / "config.yaml" if keep_config else config.run_dir / "logs" / "config.yaml"
         if keep_config:
             _announce(config)
@@ -61,6 +61,7 @@ def run_trainer(
             config.run_dir / "logs",
             module,
             notify=lambda text: err.print(text, markup=False),
+            lock=lock,
         )
     if outcome.code:
         word = "error" if outcome.code == 2 else "failed"
@@ -124,12 +125,12 @@ def _run_this_rank(config: Config, arguments: Sequence[str], fresh: bool, module
 
 
 @contextmanager
-def _only_one(run_dir: Path) -> Iterator[None]:
-    """A lock that goes with the process, so that two runs never write into one folder."""
+def _only_one(run_dir: Path) -> Iterator[int]:
+    """A lock that goes with this process and the ranks it started, so that two runs never write into one folder."""
     with (run_dir / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             remedy = "another owpo command works in this folder: wait for it, or give this run another name=..."
             raise UserError("run folder", run_dir, remedy) from error
-        yield
+        yield file.fileno()

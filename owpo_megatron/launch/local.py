@@ -25,6 +25,7 @@ from types import FrameType
 import psutil
 
 from owpo_megatron.launch.machine import gpu_names
+from owpo_megatron.launch.rank import end_with_parent
 
 _MISTAKE = "error: "  # how an error file of a user's mistake begins (trainer/main.py)
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
@@ -51,6 +52,7 @@ def run_ranks(
     logs: Path,
     module: str,
     notify: Callable[[str], None] = print,
+    lock: int | None = None,
 ) -> Outcome:
     """Run `module` with these arguments on every rank, until all have ended.
 
@@ -59,6 +61,8 @@ def run_ranks(
     Args:
         logs: folder for the ranks' logs and error files; those of an earlier start are removed.
         notify: told what happens on a signal.
+        lock: file descriptor of the run folder's lock, held by the ranks' side as well: should this process be killed,
+            the folder stays locked until they have ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
     for pattern in ("error_rank_*.txt", "torchrun.log"):
@@ -71,6 +75,8 @@ def run_ranks(
             env=rank_environment(world_size),
             stderr=own_words,
             start_new_session=True,  # the terminal's Ctrl-C comes here alone, and is passed on below
+            preexec_fn=end_with_parent,  # no threads here that a fork could harm
+            pass_fds=() if lock is None else (lock,),
         )
         with _stops_passed_on(process, world_size, notify) as stop:
             code = process.wait()
@@ -186,13 +192,18 @@ def _why(code: int, world_size: int, logs: Path) -> Outcome:
 
 
 def _killed_rank(code: int, world_size: int, logs: Path) -> tuple[int, int] | None:
-    """(rank, signal) when the first rank to fail was ended by a signal: such a rank leaves no error file."""
+    """(rank, signal) when a rank was ended by a signal: it leaves no error file, and others fail because of it.
+
+    torchrun ends the rest with SIGTERM once one has failed, so that one counts only as the first failure.
+    """
     if world_size == 1:
         return (0, -code) if code < 0 else None
     text = (logs / "torchrun.log").read_text(errors="replace")
-    root = text.partition("Root Cause")[2]
-    found = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*-(\d+)", root, re.DOTALL)
-    return (int(found.group(1)), int(found.group(2))) if found else None
+    others, _, root = text.partition("Root Cause")
+    entry = re.compile(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+    ended = [(int(rank), -int(exit_code)) for rank, exit_code in entry.findall(root) + entry.findall(others)]
+    first, rest = ended[:1], [found for found in ended[1:] if found[1] != signal.SIGTERM]
+    return next((found for found in first + rest if found[1] > 0), None)
 
 
 def _log_of(rank: int, logs: Path) -> Path | None:

@@ -24,7 +24,7 @@ def main(logs: Path, module: str, arguments: list[str]) -> int:
     """Run `module` as `python -m` would, with these arguments; returns its exit code."""
     rank = int(os.environ.get("RANK", "0"))
     logs.mkdir(parents=True, exist_ok=True)
-    _end_with_parent()
+    end_with_parent()
     _write_streams_to(logs / f"rank_{rank}.log", streams=(2,) if rank == 0 else (1, 2))
     return _run(module, arguments, logs / f"error_rank_{rank}.txt")
 
@@ -50,7 +50,7 @@ def _write_streams_to(log: Path, streams: tuple[int, ...]) -> None:
     os.close(descriptor)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """On Linux: be told to stop when the launcher dies, so that no rank is left behind."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

@@ -147,7 +147,6 @@ def test_a_killed_rank_ends_the_job_with_one_line(long_recorded: dict[str, Any],
     assert owpo.survivors() == []
 
 
-@pytest.mark.xfail(strict=True, reason="torchrun is not told that the process that started it is gone")
 def test_ranks_end_with_their_launcher(long_recorded: dict[str, Any], tmp_path: Path) -> None:
     """Only the `owpo` process is killed: nothing goes on in a folder that another `owpo train` may take over."""
     run = Interrupted(long_recorded, tmp_path, "launcher_killed")
