@@ -8,6 +8,7 @@ export PYTHON TORCH_CPU_INDEX
 TRAINER := .venv/.made
 ENGINE := .venv-engine/.made
 BIN := .venv/bin
+TRITON := .venv/.triton
 # Several ranks share the machine's cores in the tests: one thread each.
 export OMP_NUM_THREADS ?= 1
 
@@ -32,8 +33,14 @@ $(ENGINE): requirements/engine-cpu.txt requirements/engine-cpu-nodeps.txt tools/
 quickstart: setup  ## train a small model from start to end on this machine, and show what it learned
 	@$(BIN)/owpo quickstart
 
-test: setup  ## every test
+test: setup $(TRITON)  ## every test
 	$(BIN)/python -m pytest -q --strict-markers --durations=15 --durations-min=2 $(PYTEST_ARGS)
+
+# 1 GB that only these tests need, in a folder that only they look into.
+$(TRITON): requirements/triton-test.txt $(TRAINER)
+	rm -rf .venv/triton
+	$(BIN)/python -m pip install --quiet --no-deps --target .venv/triton -r requirements/triton-test.txt
+	touch $@
 
 check: $(TRAINER)  ## ruff and mypy
 	$(BIN)/ruff check .

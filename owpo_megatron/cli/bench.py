@@ -62,14 +62,19 @@ def verifier(
 @bench.command("head")
 def head(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
-    tokens: Annotated[int, typer.Option(min=1, help="Rows of hidden states.")] = 4096,
-    hidden: Annotated[int, typer.Option(min=1, help="Hidden size.")] = 512,
-    vocab: Annotated[int, typer.Option(min=2, help="Vocabulary.")] = 32768,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Rows of hidden states. CPU: 4096; CUDA: a list of shapes.")
+    ] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Hidden size. CPU: 512.")] = None,
+    vocab: Annotated[int | None, typer.Option(min=2, help="Vocabulary. CPU: 32768.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median is given.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: every core.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Forward and backward of the LM head: ours against dense autograd and torch.compile, at 100/60/40 % of rows."""
+    """Forward and backward of the LM head, ours against others, with 100, 60 and 40 % of the rows having a gradient.
+
+    On a CPU: dense log_softmax with autograd, and torch.compile of it. On CUDA: every installed peer, and the GEMMs.
+    """
     import os
 
     import torch
@@ -77,8 +82,16 @@ def head(
     from owpo_megatron.algorithms import make_objective
     from owpo_megatron.kernels.bench import HeadProblem, measure
 
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device", device, "torch sees no CUDA device here; use --device cpu")
+        from owpo_megatron.kernels import bench_cuda
+
+        shapes = bench_cuda.SHAPES if tokens is None else ((tokens, hidden or 4096, vocab or 151936),)
+        report_rows(list(bench_cuda.measure(make_objective("owpo"), shapes)), json_file)
+        return
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    problem = HeadProblem.random(tokens, hidden, vocab, device)
+    problem = HeadProblem.random(tokens or 4096, hidden or 512, vocab or 32768)
     report_rows(measure(problem, make_objective("owpo"), repeats=repeats), json_file)
 
 

@@ -1,0 +1,49 @@
+"""What `owpo bench head` measures with: errors against float64, peak memory, densities. Not covered: its figures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from owpo_megatron.algorithms import make_objective
+from owpo_megatron.kernels.bench import ExactGradients, HeadProblem, dense, ours
+from owpo_megatron.kernels.memory import PeakMemory
+
+
+def test_errors_are_those_of_float32() -> None:
+    problem, objective = HeadProblem.random(300, 16, 500), make_objective("owpo")
+    exact = ExactGradients(problem)
+    for density in (1.0, 0.4):
+        given = problem.at_density(density)
+        assert int((given.batch.advantage_T != 0).sum()) == round(300 * density)
+        results = {"ours": ours(given, objective), "dense": dense(given, objective)}
+        for name, found in results.items():
+            assert 0 < exact.error(given, objective, found) < 1e-4, name
+        loss, dh, dweight = results["ours"]
+        assert exact.error(given, objective, (loss, 1.01 * dh, dweight)) > 1e-3
+        assert exact.error(given, objective, (loss, dh, 1.01 * dweight)) > 1e-3
+
+
+def test_peak_memory_sees_what_is_freed_again() -> None:
+    with PeakMemory(torch.device("cpu")) as memory:
+        torch.ones(16 << 20).sum()
+    if memory.extra_bytes is None:
+        pytest.skip("this system does not say the peak of resident memory")
+    assert 60 << 20 < memory.extra_bytes < 100 << 20
+    with PeakMemory(torch.device("cpu")) as nothing:
+        pass
+    assert nothing.extra_bytes is not None and nothing.extra_bytes < 8 << 20
+
+
+def test_less_memory_than_dense() -> None:
+    """The point of the head, at a size that tells: logits of 128 MB, of which ours holds a quarter at a time."""
+    problem, objective = HeadProblem.random(2048, 32, 16384), make_objective("owpo")
+    peaks = []
+    for run in (ours, dense):
+        run(problem, objective)
+        with PeakMemory(torch.device("cpu")) as memory:
+            run(problem, objective)
+        if memory.extra_bytes is None:
+            pytest.skip("this system does not say the peak of resident memory")
+        peaks.append(memory.extra_bytes)
+    assert peaks[0] < 0.35 * peaks[1], peaks
