@@ -13,7 +13,7 @@ from typing import Any
 from owpo_megatron.types import VerdictReason
 
 MAX_CHARACTERS = 1000
-MAX_NESTING = 12
+MAX_NESTING = 10
 MAX_GOLD_NESTING = 16  # the parser's time doubles every few levels
 MAX_DIGITS = 100  # in one number
 MAX_COMMANDS = 120
@@ -29,6 +29,7 @@ _COMMAND = re.compile(r"\\[A-Za-z]+")
 _LONG_NUMBER = re.compile(f"[0-9]{{{MAX_DIGITS + 1}}}")
 _FLOAT_EXPONENT = re.compile(r"[0-9.][eE][+-]?[0-9]{4}")
 _TOWER = re.compile(r"(?:\^|\*\*)[^,=]{0,40}(?:\^|\*\*)[^,=]{0,40}(?:\^|\*\*)")
+_OPENERS = re.compile(r"(?:\s*(?:\\left)?\s*[{(\[]){6}")
 _FACTORIALS = re.compile(r"!\s*\)?\s*!\s*\)?\s*!|[0-9]{5,}\s*\)*\s*!")
 
 
@@ -44,7 +45,7 @@ def refuse_text(answer: str, gold: str) -> VerdictReason | None:
         return "too_long"
     if _DETERMINANT.search(answer) and answer.count("&") > max(MAX_CELLS, gold.count("&")):
         return "too_long"
-    for pattern in (_LONG_NUMBER, _FLOAT_EXPONENT, _TOWER, _FACTORIALS, _BIG_OPERATORS):
+    for pattern in (_LONG_NUMBER, _FLOAT_EXPONENT, _TOWER, _FACTORIALS, _OPENERS, _BIG_OPERATORS):
         if pattern.search(answer) and not pattern.search(gold):
             return "parse_failed"
     return None

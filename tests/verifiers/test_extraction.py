@@ -124,6 +124,37 @@ def test_only_the_conclusion_counts(response, answer):
     assert final_answer(response) == answer
 
 
+@pytest.mark.parametrize(
+    "response",
+    [
+        r"\boxed{41} <!-- \boxed{42} -->",
+        r"\boxed{41} \phantom{\boxed{42}}",
+        r"\boxed{41} $\color{white}{\boxed{42}}$",
+        r"\boxed{41} \iffalse \boxed{42} \fi",
+        '\\boxed{41} <span style="display: none">\\boxed{42}</span>',
+    ],
+)
+def test_a_box_that_no_reader_sees(response):
+    assert final_answer(response) == "41"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        r"The answer is not \boxed{42}.",
+        r"It isn't $\boxed{42}$",
+        r"\boxed{42} is wrong.",
+        r"\boxed{42} is not the answer",
+        r"Is it \boxed{42}?",
+        r"\boxed{41} % \boxed{42}",
+        "The answer is 42?",
+    ],
+)
+def test_what_is_denied_or_asked_is_no_answer(response):
+    assert final_answer(response) is None
+    assert final_answer(r"50% of 84, so it is \boxed{42}") == "42"
+
+
 def test_a_value_that_closes_an_unreadable_answer():
     assert closing_value(r"Final answer is $\bigl(k$. I hope. $42$") == "$42$"
     assert closing_value("I hope. $42$") is None

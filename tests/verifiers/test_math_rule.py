@@ -47,6 +47,8 @@ def boxed(answer, gold):
         (r"\textcolor{red}{42}", "42"), (r"\mathbf{42}", "42"), (r"\boxed{42}", "42"), (r"x=\boxed{42}", "42"),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}"), (r"\frac{1}{0}", r"\frac{1}{0}"),
         ("42", r"thus \boxed{42}."), ("1,2", r"\boxed{1} and \boxed{2}"), ("10^{-7}", "0.0000001"),
+        (r"\log_2 8", "3"), (r"\sin^2 x", r"1-\cos^2 x"), (r"x=3 \text{ or } x=-3", "3,-3"),
+        (r"x \geq 1", r"[1,\infty)"),
     ],
 )  # fmt: skip
 def test_equal(answer, gold):
