@@ -33,12 +33,14 @@ class ParameterSlots:
 
     Args:
         placement: "resident" keeps the reference beside the policy; "offloaded" keeps it in host memory and brings it
-            to the device for `showing_reference` only, so that the first step after a swap copies it to the host.
+            to the device for `showing_reference` only, so that the first step after a swap copies it to the host;
+            "none" keeps no reference at all, for methods without one: it stays aliased, and no second slot is made.
     """
 
     def __init__(self, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, placement: str):
         self._layout = _Layout(chunks, optimizer)
         self._resident = placement == "resident"
+        self._kept = placement != "none"
         self.aliased = True
         self.shows_policy = True  # False inside `showing_reference`
         self._policy = _Slot(self._layout, self._layout.current_buffers())
@@ -53,7 +55,7 @@ class ParameterSlots:
     def before_step(self) -> None:
         """Call right before optimizer.step: after it, the step cannot touch the reference."""
         assert self.shows_policy, "an optimizer step while the parameters are the reference's"
-        if not self.aliased:
+        if not (self.aliased and self._kept):
             return
         self.aliased = False
         if not self._resident:

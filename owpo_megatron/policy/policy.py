@@ -37,9 +37,12 @@ class MegatronPolicy:
     Args:
         hf: what the model is.
         model_path: folder whose weights it starts from (HF, or megatron made by tools/convert_hf_to_megatron.py).
+        keeps_reference: False for a method without a reference, which then costs no memory.
     """
 
-    def __init__(self, config: Config, hf: HFModel, model_path: Path, topology: Topology):
+    def __init__(
+        self, config: Config, hf: HFModel, model_path: Path, topology: Topology, keeps_reference: bool = True
+    ):
         self.hf = hf
         self.topology = topology
         self._tokens_per_microbatch = config.optimizer.tokens_per_microbatch
@@ -47,11 +50,13 @@ class MegatronPolicy:
         megatron_config = transformer_config(hf, config.parallel, dtype, config.megatron)
         chunks = build_chunks(hf, megatron_config, config.rollout.temperature)
         self._chunks = wrap_ddp(chunks, megatron_config)
-        self.load_weights(config.reference.path or model_path)
+        own_reference = config.reference.path if keeps_reference else None
+        self.load_weights(own_reference or model_path)
         self._optimizer = make_optimizer(self._chunks, config.optimizer, dtype)
         self._scheduler = make_scheduler(self._optimizer, config.optimizer)
-        self.slots = ParameterSlots(self._chunks, self._optimizer, config.reference.placement)
-        if config.reference.path:
+        placement = config.reference.placement if keeps_reference else "none"
+        self.slots = ParameterSlots(self._chunks, self._optimizer, placement)
+        if own_reference:
             self.slots.load_reference()
             self.load_weights(model_path)
             self._optimizer.reload_model_params()

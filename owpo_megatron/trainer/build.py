@@ -69,7 +69,6 @@ class Run:
     def __init__(self, config: Config, stack: contextlib.ExitStack, evaluation_only: bool = False):
         self.config = config
         self.evaluation_only = evaluation_only
-        self.plan = StagePlan.of(config)
         self.model_files = hf_folder(config.model.path)
         hf = read_hf_config(self.model_files)
         check_parallel(hf, config.parallel)
@@ -80,9 +79,11 @@ class Run:
         self.train_prompts, self.test_prompts = self._prompts() if topology.is_main else ([], [])
         engine_start = self._start_engine(stack)
         self.say(_headline(config, sum(_numel(shape) for shape in hf_shapes(hf).values()), topology))
-        self.policy = MegatronPolicy(config, hf, config.model.path, topology)
-        self.reference = SlotReference(self.policy, loaded=config.reference.path is not None)
         self.objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
+        keeps_reference = self.objective.needs_reference != "none"
+        self.plan = StagePlan.of(config, keeps_reference)
+        self.policy = MegatronPolicy(config, hf, config.model.path, topology, keeps_reference)
+        self.reference = SlotReference(self.policy, loaded=keeps_reference and config.reference.path is not None)
         self.engine: Fleet | RecordedEngine | None = engine_start.result() if engine_start else None
         self.fleet = self.engine if isinstance(self.engine, Fleet) else None
         revive = self.fleet.revive if self.fleet else _nothing_to_revive

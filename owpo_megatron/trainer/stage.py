@@ -9,7 +9,7 @@ from owpo_megatron.config import Config
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage is the interval between two swaps; with a fixed reference it is the whole run.
+    """A stage is the interval between two swaps; with a fixed reference, or without one, it is the whole run.
 
     Example: 50 steps with a swap every 20 have the stages 0 (steps 0-19), 1 (20-39) and 2 (40-49).
     """
@@ -18,8 +18,8 @@ class StagePlan:
     every: int | None  # steps between swaps, None: never
 
     @classmethod
-    def of(cls, config: Config) -> StagePlan:
-        interval = config.reference.refresh == "interval"
+    def of(cls, config: Config, has_reference: bool = True) -> StagePlan:
+        interval = has_reference and config.reference.refresh == "interval"
         return cls(config.optimizer.steps, config.reference.every if interval else None)
 
     def stage(self, step: int) -> int:
