@@ -132,9 +132,10 @@ class ExactGradients:
 def measure(
     problem: HeadProblem, objective: Objective, densities: Sequence[float] = (1.0, 0.6, 0.4), repeats: int = 5
 ) -> list[dict[str, Any]]:
-    """Rows {impl, density, seconds, extra_peak_bytes, max_abs_error} of forward plus backward.
+    """Rows {impl, density, seconds, cpu_seconds, extra_peak_bytes, max_abs_error} of forward plus backward.
 
-    `seconds` is the median; the implementations take turns, so that other load on the machine falls on all of them.
+    Times are medians; the implementations take turns, so that other load on the machine falls on all of them.
+    `cpu_seconds`, of all threads, is what a busy machine hardly changes.
     `extra_peak_bytes` includes the two gradients that every implementation returns. `max_abs_error` is the largest of
     dh and dweight against float64 (see ExactGradients).
     """
@@ -157,11 +158,14 @@ def measure(
             del result
             found[name] = {"extra_peak_bytes": memory.extra_bytes, "max_abs_error": error}
         seconds: dict[str, list[float]] = {name: [] for name in impls}
+        cpu_seconds: dict[str, list[float]] = {name: [] for name in impls}
         for _ in range(repeats):
             for name, run in impls.items():
-                started = time.perf_counter()
+                started, cpu_started = time.perf_counter(), time.process_time()
                 run(given)
                 seconds[name].append(time.perf_counter() - started)
+                cpu_seconds[name].append(time.process_time() - cpu_started)
         for name in impls:
-            rows.append({"impl": name, "density": density, "seconds": statistics.median(seconds[name])} | found[name])
+            row: dict[str, Any] = {"impl": name, "density": density, "seconds": statistics.median(seconds[name])}
+            rows.append(row | {"cpu_seconds": statistics.median(cpu_seconds[name])} | found[name])
     return rows

@@ -36,7 +36,7 @@ class ComparableLogProbs(LogProbs):
         """log (p / p_other), [T].
 
         Raises:
-            TypeError: `other` is raw FP8: its error (0.015 to 0.02 mean) is larger than most log-ratios.
+            TypeError: `other` is raw FP8: its error (0.01 to 0.03 mean) is larger than most log-ratios.
         """
         if not isinstance(other, ComparableLogProbs):
             raise TypeError(f"no ratio of {self.mode} and {other.mode} log-probs: use fp8_refined instead of fp8_raw")
