@@ -14,7 +14,7 @@ from owpo_megatron.types import VerdictReason
 
 MAX_CHARACTERS = 1000
 MAX_NESTING = 10
-MAX_GOLD_NESTING = 16  # the parser's time doubles every few levels
+MAX_GOLD_NESTING = 14  # the parser's time doubles every few levels
 MAX_DIGITS = 100  # in one number
 MAX_COMMANDS = 120
 MAX_NODES = 600  # of an expression
@@ -35,6 +35,8 @@ _FACTORIALS = re.compile(r"!\s*\)?\s*!\s*\)?\s*!|[0-9]{5,}\s*\)*\s*!")
 
 def refuse_text(answer: str, gold: str) -> VerdictReason | None:
     """Why an answer is not even parsed, or None. Linear in the answer. What the gold answer has may stand."""
+    if _OPENERS.search(answer) or _OPENERS.search(gold) or nesting(gold) > MAX_GOLD_NESTING:
+        return "parse_failed"  # a gold answer like that is compared as a string only
     if len(answer) > max(MAX_CHARACTERS, 2 * len(gold)):
         return "too_long"
     if nesting(answer) > max(MAX_NESTING, min(nesting(gold), MAX_GOLD_NESTING)):
@@ -45,7 +47,7 @@ def refuse_text(answer: str, gold: str) -> VerdictReason | None:
         return "too_long"
     if _DETERMINANT.search(answer) and answer.count("&") > max(MAX_CELLS, gold.count("&")):
         return "too_long"
-    for pattern in (_LONG_NUMBER, _FLOAT_EXPONENT, _TOWER, _FACTORIALS, _OPENERS, _BIG_OPERATORS):
+    for pattern in (_LONG_NUMBER, _FLOAT_EXPONENT, _TOWER, _FACTORIALS, _BIG_OPERATORS):
         if pattern.search(answer) and not pattern.search(gold):
             return "parse_failed"
     return None

@@ -85,6 +85,7 @@ def test_a_missing_file(tmp_path):
 
 def test_the_bench_has_its_rows(tmp_path, monkeypatch):
     """Small counts; the figures mean nothing here."""
+    monkeypatch.setattr(bench, "WARM_UP", 2)
     monkeypatch.setattr(bench, "COUNTS", {"short": 4, "8k": 2, "32k": 2})
     monkeypatch.setattr(bench, "HOSTILE_ANSWERS", 20)
     out = tmp_path / "bench.json"
