@@ -40,9 +40,7 @@ class MegatronPolicy:
         keeps_reference: False for a method without a reference, which then costs no memory.
     """
 
-    def __init__(
-        self, config: Config, hf: HFModel, model_path: Path, topology: Topology, keeps_reference: bool = True
-    ):
+    def __init__(self, config: Config, hf: HFModel, model_path: Path, topology: Topology, keeps_reference: bool = True):
         self.hf = hf
         self.topology = topology
         self._tokens_per_microbatch = config.optimizer.tokens_per_microbatch

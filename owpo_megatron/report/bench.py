@@ -25,9 +25,7 @@ class BenchResult:
     versions: Mapping[str, str]
     command: str
     rows: Sequence[Mapping[str, Any]]
-    figures: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # its main figures, for the JSON's top level
+    figures: Mapping[str, Any] = field(default_factory=dict)  # its main figures, for the JSON's top level
 
     def write(self, file: Path) -> None:
         """Write the JSON at once or not at all."""

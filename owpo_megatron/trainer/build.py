@@ -305,5 +305,3 @@ def _nothing_to_revive() -> int:
 
 def _nothing_to_decode(ids: Sequence[int]) -> str:
     raise AssertionError("only global rank 0 decodes responses")
-
-

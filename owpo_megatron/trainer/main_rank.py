@@ -1,10 +1,10 @@
 """Work that only global rank 0 does (engines, verifiers, disk) while the other ranks stand by for it.
 
-    rank 0                            other ranks
-    run(work): work()                 run(work): wait for a message
-      needs weights in the engines,     "weights" -> walk through their share of the weights, wait on
-      as often as it takes
-    send "done", return                 "done"    -> return the same result as rank 0
+rank 0                            other ranks
+run(work): work()                 run(work): wait for a message
+  needs weights in the engines,     "weights" -> walk through their share of the weights, wait on
+  as often as it takes
+send "done", return                 "done"    -> return the same result as rank 0
 """
 
 from __future__ import annotations
