@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -65,8 +64,9 @@ class MegatronPolicy:
     # ------------------------------------------------------------------------------------------ passes
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """fp32 log-probs [L] of each sample's response tokens at the rollout temperature, on every rank's host."""
-        with self.evaluating():
-            results = forward_logprobs(self._chunks, self._microbatches(samples))
+        for chunk in self._chunks:
+            chunk.eval()
+        results = forward_logprobs(self._chunks, self._microbatches(samples))
         lengths = [len(sample.response_ids) for sample in samples]
         starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
         flat = torch.zeros(starts[-1], device=cpu.device())
@@ -110,12 +110,6 @@ class MegatronPolicy:
             _, grad_norm, _ = self._optimizer.step()
         metrics = self._summed(collected)
         return metrics | {"grad_norm": float(grad_norm), "lr": float(self._optimizer.param_groups[0]["lr"])}
-
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        for chunk in self._chunks:
-            chunk.eval()
-        yield
 
     # ------------------------------------------------------------------------------------------ weights
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
