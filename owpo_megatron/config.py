@@ -6,7 +6,6 @@ names the field, the value and the remedy. The resolved configuration is saved i
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +13,21 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from owpo_megatron.config_file import first_mistake, read_mapping
 from owpo_megatron.errors import UserError
 
 AlgorithmName = Literal[
     "owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel", "grpo", "dapo", "sym_dapo", "opd", "mopd"
 ]
+DYNAMIC_SAMPLING = ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel", "dapo", "sym_dapo")
+"""The methods that train on groups with unequal verdicts only."""
+METHODS_WITH = {
+    "weight_low": ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel"),
+    "weight_high": ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel"),
+    "beta": ("grpo", "sym_dapo"),
+    "alpha": ("mopd",),
+}
+"""Hyper-parameters that only some methods have."""
 
 
 HF_FILES = "hf"  # inside a converted megatron folder: config.json, tokenizer and the like of the HF folder it came from
@@ -54,7 +63,8 @@ class ModelConfig(Section):
 
 class DataConfig(Section):
     source: str
-    """`task:cipher`, `task:countdown`, or a .jsonl / .parquet file (DAPO-Math-17k's schema is understood)."""
+    """`task:cipher`, `task:countdown`, a .jsonl / .parquet file (DAPO-Math-17k's schema is understood), or
+    `hub:OWNER/NAME[@REVISION][:FILES]`, a data set of the Hugging Face hub (FILES is a pattern of its file names)."""
     eval_source: str | None = None
     """Held-out problems; for a `task:` the default is its own test split."""
     template: Literal["raw", "completion", "chat"] = "raw"
@@ -63,6 +73,27 @@ class DataConfig(Section):
     """Longer prompts are left out, and counted."""
     limit: int | None = Field(None, gt=0)
     """Use only the first problems of the source."""
+    leave_out: list[Literal["repeated", "contradictory", "lookalike", "long_answer", "contaminated"]] = [
+        "repeated",
+        "contradictory",
+    ]
+    """Training problems to leave out: `repeated` (same text and answer), `contradictory` (same text, another answer),
+    `lookalike` (the same letters and digits, another answer), `long_answer` (an integer of more than 15 digits, often
+    a rounded float), `contaminated` (stands in a set of `against`). docs/data.md"""
+    against: list[str] = []
+    """Evaluation sets (sources like the above) that `contaminated` looks at."""
+    overlap: float = Field(0.8, gt=0, le=1)
+    """Share of an evaluation problem's word sequences that a training problem must hold to count as contaminated."""
+
+    @model_validator(mode="after")
+    def _contamination_against_something(self) -> DataConfig:
+        if ("contaminated" in self.leave_out) != bool(self.against):
+            raise UserError(
+                "data.against",
+                self.against,
+                "`contaminated` in data.leave_out and sets in data.against go together; give both or neither",
+            )
+        return self
 
 
 class AlgorithmConfig(Section):
@@ -83,6 +114,17 @@ class AlgorithmConfig(Section):
     """Active samples of a group fall linearly from group_size to 1 within a stage; False: all stay active."""
     advantage_std: Literal["unbiased", "population"] = "unbiased"
     """Which standard deviation normalises a group's rewards."""
+    tis_cap: float | None = Field(None, ge=1)
+    """Truncated importance sampling: each token's loss times min(trainer's / engine's probability, this); None: off."""
+
+    @model_validator(mode="after")
+    def _has_its_hyper_parameters(self) -> AlgorithmConfig:
+        for name, methods in METHODS_WITH.items():
+            value = getattr(self, name)
+            if value is not None and self.name not in methods:
+                remedy = f"{self.name} has no {name}; leave it out, or use one of {', '.join(methods)}"
+                raise UserError(f"algorithm.{name}", value, remedy)
+        return self
 
     def overrides(self) -> dict[str, float]:
         """Hyper-parameters that were set, by the objective's own field names."""
@@ -96,11 +138,37 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, gt=0)
     max_response_tokens: int = Field(8192, gt=0)
     max_rounds: int = Field(4, ge=1)
-    """Generation rounds a step may take to fill its prompts with groups whose rewards differ."""
+    """Generation rounds a step may take to fill its prompts with groups whose verdicts differ."""
+    oversampling: float = Field(1.0, ge=1)
+    """Prompts drawn for each one that is missing: above 1, fewer rounds and more surplus groups (dropped)."""
+    overlong_tokens: int = Field(0, ge=0)
+    """DAPO's soft overlong punishment (paper of DAPO: 4096): the reward falls linearly over the last so many tokens
+    before max_response_tokens; 0: off."""
+    overlong_penalty: float = Field(1.0, gt=0)
+    """Reward taken from a response of max_response_tokens."""
+    mask_truncated: bool = False
+    """Responses cut off at max_response_tokens leave the loss and their group's statistics."""
     save: bool = True
     """Keep every step's rollouts in the run folder (rollouts/), where `rollout.replay` can read them."""
     replay: Path | None = None
     """Take rollouts from this folder instead of an engine (made by a run with `save`)."""
+
+    @model_validator(mode="after")
+    def _long_answers_one_way(self) -> RolloutConfig:
+        if self.overlong_tokens > self.max_response_tokens:
+            raise UserError(
+                "rollout.overlong_tokens",
+                self.overlong_tokens,
+                f"cannot exceed rollout.max_response_tokens = {self.max_response_tokens}",
+            )
+        if self.overlong_tokens and self.mask_truncated:
+            raise UserError(
+                "rollout.mask_truncated",
+                True,
+                "with overlong_tokens it would reward running into the limit: nearly too long is punished, too long "
+                "is not; use one of the two",
+            )
+        return self
 
 
 class OptimizerConfig(Section):
@@ -182,6 +250,9 @@ class VerifierConfig(Section):
     """Address space of a grading process."""
     mask_failures: bool = True
     """Time-outs and crashes leave the loss instead of counting as wrong."""
+    flip: float = Field(0.0, ge=0, lt=1)
+    """For research: each training reward is turned around with this probability. Which ones depends on the run's seed
+    and the sample's place in the stream only, so that methods with one seed meet the same noise. Never in evaluation."""
 
 
 class EvalConfig(Section):
@@ -248,33 +319,25 @@ class Config(Section):
             )
         if max(self.eval.pass_at) > self.eval.samples:
             raise UserError("eval.pass_at", self.eval.pass_at, f"cannot exceed eval.samples = {self.eval.samples}")
-        low, high = self.algorithm.weight_low, self.algorithm.weight_high
-        is_owpo = self.algorithm.name.startswith("owpo")
-        if not is_owpo and (low is not None or high is not None):
+        method = self.algorithm.name
+        if roll.oversampling > 1 and method not in DYNAMIC_SAMPLING:
             raise UserError(
-                "algorithm.weight_low/high", (low, high), f"{self.algorithm.name} has no weights; leave them out"
+                "rollout.oversampling", roll.oversampling, f"{method} keeps every group, none is replaced; leave it out"
+            )
+        if roll.overlong_tokens and method == "opd":
+            raise UserError(
+                "rollout.overlong_tokens", roll.overlong_tokens, "opd does not use rewards; leave it out, or use mopd"
             )
         return self
 
     @classmethod
     def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Config:
-        """Read a YAML file and apply `dotted.field=value` overrides (values are YAML).
+        """Read a YAML file (and what it includes) and apply `dotted.field=value` overrides (values are YAML).
 
         Raises:
             UserError: the file is missing or not YAML, or a field is unknown, ill-typed or contradictory.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError("config", path, "no such file; give an existing YAML file with -c")
-        try:
-            raw = yaml.safe_load(path.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise UserError("config", path, f"not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(raw, dict):
-            raise UserError("config", path, "must hold a mapping of sections, e.g. `model: {path: ...}`")
-        for override in overrides:
-            _apply_override(raw, override)
-        return cls.build(raw)
+        return cls.build(read_mapping(Path(path), overrides))
 
     @classmethod
     def build(cls, raw: dict[str, Any]) -> Config:
@@ -282,44 +345,9 @@ class Config(Section):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            raise _first_mistake(error) from error
+            raise first_mistake(error, Config) from error
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration, every default spelled out."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise UserError("override", override, "write it as dotted.field=value, e.g. parallel.tp=2")
-    *parents, leaf = dotted.split(".")
-    node = raw
-    for name in parents:
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict):
-            raise UserError(dotted, text, f"{name} is a value in the file, not a section")
-    node[leaf] = yaml.safe_load(text)
-
-
-def _first_mistake(error: ValidationError) -> UserError:
-    first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, UserError):
-        return cause
-    dotted = ".".join(str(part) for part in first["loc"]) or "config"
-    if first["type"] == "extra_forbidden":
-        return UserError(dotted, first["input"], "unknown field; " + _suggestion(first["loc"]))
-    if first["type"] == "missing":
-        return UserError(dotted, "(missing)", "required; add it to the config or pass it as an override")
-    return UserError(dotted, first["input"], first["msg"][0].lower() + first["msg"][1:])
-
-
-def _suggestion(loc: tuple[Any, ...]) -> str:
-    section: Any = Config
-    for name in loc[:-1]:
-        section = section.model_fields[name].annotation
-    known = list(section.model_fields)
-    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
