@@ -9,6 +9,7 @@ from typing import Any
 from owpo_megatron.config import Config
 from owpo_megatron.trainer.loop import StepLog
 from owpo_megatron.trainer.main_rank import MainRank
+from owpo_megatron.trainer.noise import RewardNoise
 from owpo_megatron.types import (
     GradingItem,
     Group,
@@ -56,6 +57,7 @@ class RolloutCollector:
         self._config = config.rollout
         self._seed = config.seed
         self._mask_failures = config.verifier.mask_failures
+        self._noise = RewardNoise(config.seed, config.verifier.flip)
         self._main = main
         self._engine = engine
         self._verifier = verifier
@@ -122,6 +124,7 @@ class RolloutCollector:
     def _generate(self, count: int, log: StepLog) -> list[Group]:
         assert self._engine is not None and self._stream is not None
         size = self._config.group_size
+        first_draw = self._drawn
         requests: list[SampleRequest] = []
         for prompt in self._stream.take(count):
             seeds = (sample_seed(self._seed, self._drawn, sibling) for sibling in range(size))
@@ -132,13 +135,13 @@ class RolloutCollector:
         with log.timed("verify"):
             verdicts = self.grade(rollouts)
         return [
-            Group(
-                rollouts=tuple(rollouts[start : start + size]),
-                verdicts=tuple(verdicts[start : start + size]),
-                rewards=tuple(float(verdict.correct) for verdict in verdicts[start : start + size]),
-            )
+            self._group(rollouts[start : start + size], verdicts[start : start + size], first_draw + start // size)
             for start in range(0, len(rollouts), size)
         ]
+
+    def _group(self, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict], draw: int) -> Group:
+        rewards = (self._noise.reward(verdict.correct, draw, index) for index, verdict in enumerate(verdicts))
+        return Group(tuple(rollouts), tuple(verdicts), tuple(rewards))
 
     def _is_mixed(self, group: Group) -> bool:
         pairs = zip(group.rewards, group.verdicts, strict=True)
@@ -162,4 +165,11 @@ class RolloutCollector:
             "tokens_generated": sum(len(rollout.response_ids) for rollout in rollouts),
             "policy_version": min(rollout.policy_version for rollout in rollouts),
             "verifier": dict(sorted(reasons.items())),
-        }
+        } | self._flipped(seen)
+
+    def _flipped(self, seen: list[Group]) -> dict[str, float]:
+        """The share of rewards that contradict their verdict; no field where none is meant to."""
+        if not self._noise.probability:
+            return {}
+        told = [pair for group in seen for pair in zip(group.rewards, group.verdicts, strict=True)]
+        return {"rewards_flipped": sum(reward != verdict.correct for reward, verdict in told) / len(told)}
