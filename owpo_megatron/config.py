@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -255,6 +255,26 @@ class VerifierConfig(Section):
     and the sample's place in the stream only, so that methods with one seed meet the same noise. Never in evaluation."""
 
 
+class SetConfig(Section):
+    """An evaluation set: a known one (`owpo eval --list`), or your own by `source`. None: as the known set has it."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    source: str | None = None
+    """A .jsonl, .parquet or .csv file, or `task:NAME` for a generated task's test split."""
+    samples: int | None = Field(None, gt=0)
+    temperature: float | None = Field(None, gt=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    limit: int | None = Field(None, gt=0)
+    pass_at: list[Annotated[int, Field(gt=0)]] | None = Field(None, min_length=1)
+    rule: str | None = Field(None, pattern=VERIFIER_RULE)
+    """The verifier's rule, as `verifier.rule`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_alone(cls, raw: Any) -> Any:
+        return {"name": raw} if isinstance(raw, str) else raw
+
+
 class EvalConfig(Section):
     every: int = Field(0, ge=0)
     """Steps between evaluations; 0: only before and after."""
@@ -266,6 +286,22 @@ class EvalConfig(Section):
     limit: int | None = Field(None, gt=0)
     """Problems used; None: all of the set."""
     pass_at: list[int] = [1, 8]
+    sets: list[SetConfig] = []
+    """Empty: the held-out problems of `data` with the fields above. Else these sets, each with fields of its own; a
+    plain name stands for {name: ...}."""
+    primary: str | None = None
+    """The set whose scores stand for an evaluation (curves, choice of the best checkpoint); None: the first of sets."""
+    data_dir: Path | None = None
+    """Folder with the files of named sets; None: the variable OWPO_EVAL_DATA, and what is not there comes from the hub."""
+
+    @model_validator(mode="after")
+    def _sets_are_told_apart(self) -> EvalConfig:
+        names = [one.name for one in self.sets]
+        if len(set(names)) < len(names):
+            raise UserError("eval.sets", ", ".join(names), "a set is named twice; give each a name of its own")
+        if self.primary is not None and self.primary not in names:
+            raise UserError("eval.primary", self.primary, f"must be one of eval.sets: {', '.join(names) or '(empty)'}")
+        return self
 
 
 class CheckpointConfig(Section):

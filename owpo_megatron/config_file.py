@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -84,7 +84,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 def _suggestion(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
     section: Any = root
     for name in loc[:-1]:
-        section = section.model_fields[name].annotation
+        if isinstance(name, str):  # a number is a place in a list of sections
+            section = section.model_fields[name].annotation
+            section = next(iter(get_args(section)), section)
     known = list(section.model_fields)
     close = difflib.get_close_matches(str(loc[-1]), known, n=1)
     return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
