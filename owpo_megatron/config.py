@@ -292,7 +292,7 @@ class EvalConfig(Section):
     primary: str | None = None
     """The set whose scores stand for an evaluation (curves, choice of the best checkpoint); None: the first of sets."""
     data_dir: Path | None = None
-    """Folder with the files of named sets; None: the variable OWPO_EVAL_DATA, and what is not there comes from the hub."""
+    """Folder with the files of known sets; None: that of the variable OWPO_DATA. What is not there comes from the hub."""
 
     @model_validator(mode="after")
     def _sets_are_told_apart(self) -> EvalConfig:
