@@ -196,10 +196,22 @@ class Objective(Protocol):
     def __call__(self, logp_T: torch.Tensor, batch: TokenBatch) -> ObjectiveOut: ...
 
 
+class Verdicts(Protocol):
+    """Verdicts of items that are being graded."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> list[Verdict]:
+        """Waits for all of them; in submission order."""
+
+
 class Verifier(Protocol):
     """Scores responses; never raises for a response's content, returns verdicts in submission order."""
 
     def score(self, items: Sequence[GradingItem]) -> list[Verdict]: ...
+
+    def submit(self, items: Sequence[GradingItem]) -> Verdicts:
+        """Begin to grade while the caller goes on, e.g. collects further responses."""
 
     def close(self) -> None: ...
 
@@ -220,13 +232,26 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int) -> None: ...
 
 
+class Finished(Protocol):
+    """Called with responses while others are still being drawn: those of the requests first, first + 1, ..."""
+
+    def __call__(self, first: int, rollouts: Sequence[Rollout]) -> None: ...
+
+
 class RolloutEngine(Protocol):
     """One or several inference servers behind one face. Used by global rank 0 only."""
 
     def generate(
-        self, requests: Sequence[SampleRequest], sampling: Sampling, progress: Progress | None = None
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[Rollout]:
-        """Draw one response a request, in submission order. Raises EngineError when an engine stays dead."""
+        """Draw one response a request, in submission order. Raises EngineError when an engine stays dead.
+
+        `finished` is called in the calling thread, exactly once for each request, in any order.
+        """
 
     def weight_versions(self) -> list[int]:
         """The weight version that each engine reports."""

@@ -15,6 +15,7 @@ import torch
 
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.types import (
+    Finished,
     GradingItem,
     Progress,
     Prompt,
@@ -26,6 +27,7 @@ from owpo_megatron.types import (
     Sampling,
     Verdict,
 )
+from owpo_megatron.verifiers.grading import Grading
 
 
 class FakeEngine:
@@ -41,10 +43,17 @@ class FakeEngine:
         self.calls: list[list[SampleRequest]] = []
 
     def generate(
-        self, requests: Sequence[SampleRequest], sampling: Sampling, progress: Progress | None = None
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[Rollout]:
         self.calls.append(list(requests))
-        return [self._draw(request, sampling) for request in requests]
+        rollouts = [self._draw(request, sampling) for request in requests]
+        for index in range(len(rollouts) if finished is not None else 0):
+            finished(index, rollouts[index : index + 1])
+        return rollouts
 
     def weight_versions(self) -> list[int]:
         return [self.version]
@@ -85,6 +94,12 @@ class FakeVerifier:
     def score(self, items: Sequence[GradingItem]) -> list[Verdict]:
         reasons = [self._reasons.get(item.response, "wrong") for item in items]
         return [Verdict(reason == "ok", reason) for reason in reasons]  # type: ignore[arg-type]
+
+    def submit(self, items: Sequence[GradingItem]) -> Grading:
+        grading = Grading(len(items))
+        for index, verdict in enumerate(self.score(items)):
+            grading.put(index, verdict)
+        return grading
 
     def close(self) -> None:
         self.closed = True

@@ -24,8 +24,9 @@ from typing import Any, Protocol
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.rollout.client import EngineClient, EngineGone
+from owpo_megatron.rollout.rendezvous import wait_for_engines
 from owpo_megatron.rollout.server import Server
-from owpo_megatron.types import Progress, Rollout, SampleRequest, Sampling
+from owpo_megatron.types import Finished, Progress, Rollout, SampleRequest, Sampling
 
 # A post returns when its longest sample ends. Short samples travel together, which saves most of a small model's time;
 # long ones travel alone, so that none waits for another.
@@ -50,8 +51,8 @@ class Engine(Protocol):
 class UrlEngine:
     """A server that somebody else runs: lost, it is waited for; started again by whoever runs it, it gets weights."""
 
-    def __init__(self, url: str, config: EngineConfig):
-        self.client = EngineClient(url, config.request_timeout)
+    def __init__(self, url: str, config: EngineConfig, key: str | None = None):
+        self.client = EngineClient(url, config.request_timeout, key)
         self._patience = config.startup_timeout
 
     def restart(self) -> None:
@@ -114,7 +115,11 @@ class Fleet:
         return len(lost)
 
     def generate(
-        self, requests: Sequence[SampleRequest], sampling: Sampling, progress: Progress | None = None
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[Rollout]:
         """Draw one response a request, in submission order.
 
@@ -128,7 +133,7 @@ class Fleet:
         versions = self.weight_versions()
         if len(set(versions)) > 1:
             raise EngineError(f"engines serve different weight versions {versions}; push the weights to all of them")
-        return _Generation(self, requests, sampling, progress).run()
+        return _Generation(self, requests, sampling, progress, finished).run()
 
     def close(self) -> None:
         for engine in self.engines:
@@ -162,8 +167,16 @@ class Fleet:
 class _Generation:
     """One call of `Fleet.generate`."""
 
-    def __init__(self, fleet: Fleet, requests: Sequence[SampleRequest], sampling: Sampling, progress: Progress | None):
+    def __init__(
+        self,
+        fleet: Fleet,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        progress: Progress | None,
+        finished: Finished | None,
+    ):
         self.fleet, self.requests, self.sampling, self.progress = fleet, requests, sampling, progress
+        self.finished = finished
         self.samples_a_post = samples_a_post(len(requests), len(fleet.engines), sampling)
         self.posts = deque(range(0, len(requests), self.samples_a_post))  # each by its first sample
         share = fleet._config.concurrency // len(fleet.engines)
@@ -185,6 +198,8 @@ class _Generation:
                     assert first is not None
                     rollouts[first : first + len(outcome)] = outcome
                     done += len(outcome)
+                    if self.finished is not None:
+                        self.finished(first, outcome)
                     if self.progress is not None:
                         self.progress(done, len(self.requests))
                     continue
@@ -239,12 +254,16 @@ def start_fleet(
     log_dir: Path,
     on_restart: Callable[[], None] | None = None,
 ) -> Fleet:
-    """The configured engines: those of `config.urls`, or one server of our own that logs to log_dir/engine_0.log.
+    """The configured engines: those of `config.urls`, those that announce themselves in `config.rendezvous`, or one
+    server of our own that logs to log_dir/engine_0.log.
 
     Raises:
         UserError: a URL does not answer, or interpreter, SGLang, model or port are not usable.
-        EngineError: our own server does not start.
+        EngineError: our own server, or one that was to announce itself, does not start.
     """
+    if config.rendezvous is not None:
+        found = wait_for_engines(config.rendezvous, config.announced, config.startup_timeout)
+        return Fleet([UrlEngine(engine.url, config, engine.key) for engine in found], config, on_restart)
     if config.urls:
         engines = [UrlEngine(url, config) for url in config.urls]
         for engine in engines:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from owpo_megatron.errors import EngineError, UserError
-from owpo_megatron.types import Progress, Prompt, Rollout, SampleRequest, Sampling
+from owpo_megatron.types import Finished, Progress, Prompt, Rollout, SampleRequest, Sampling
 
 
 def rollouts_path(folder: Path, step: int) -> Path:
@@ -79,7 +79,11 @@ class RecordedEngine:
         self._folder = folder
 
     def generate(
-        self, requests: Sequence[SampleRequest], sampling: Sampling, progress: Progress | None = None
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[Rollout]:
         """The saved response of each request; `sampling` is the recorded run's business.
 
@@ -89,6 +93,8 @@ class RecordedEngine:
         rollouts = []
         for done, request in enumerate(requests, 1):
             rollouts.append(self._read(request))
+            if finished is not None:
+                finished(done - 1, rollouts[-1:])
             if progress is not None:
                 progress(done, len(requests))
         return rollouts
