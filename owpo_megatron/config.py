@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from owpo_megatron.config_file import first_mistake, read_mapping
+from owpo_megatron.config_file import Section, first_mistake, read_mapping
+from owpo_megatron.config_launch import LaunchConfig
 from owpo_megatron.errors import UserError
 
 AlgorithmName = Literal[
@@ -46,12 +47,6 @@ def hf_folder(path: Path, field: str = "model.path") -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise UserError(field, path, f"has neither config.json (HF) nor {HF_FILES}/config.json (converted)")
-
-
-class Section(BaseModel):
-    """A block of the file: strict, frozen, its fields documented below each."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -204,6 +199,8 @@ class ParallelConfig(Section):
     """Virtual pipeline stages a rank (needs pp > 1)."""
     sp: bool = False
     """Sequence parallelism inside the tensor-parallel group (needs tp > 1)."""
+    ep: int = Field(1, gt=0)
+    """Expert parallelism: data-parallel ranks share out a layer's experts among them; must divide dp."""
 
     @property
     def world_size(self) -> int:
@@ -213,6 +210,10 @@ class ParallelConfig(Section):
 class EngineConfig(Section):
     urls: list[str] = []
     """Running SGLang servers to use; empty: the run starts its own and stops it."""
+    rendezvous: Path | None = None
+    """Folder where engines that others start announce themselves (`owpo serve --rendezvous`, `owpo launch`)."""
+    announced: int = Field(1, gt=0)
+    """Engines to wait for in `rendezvous`."""
     python: Path | None = None
     """Interpreter of SGLang's environment; None: .venv-engine beside the project, else this interpreter."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -309,6 +310,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; 0: only at the end."""
     keep: int = Field(2, gt=0)
     """Newest checkpoints that stay on disk."""
+    keep_best: bool = False
+    """Keep the weights with the best Pass@1 of the run's evaluations in best/ (any method)."""
     export_hf: bool = True
     """Write the final policy as an HF folder (hf/) too."""
 
@@ -331,6 +334,7 @@ class Config(Section):
     verifier: VerifierConfig = VerifierConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    launch: LaunchConfig = LaunchConfig()
     megatron: dict[str, Any] = {}
     """Raw fields of megatron-core's TransformerConfig."""
     sglang: dict[str, Any] = {}
@@ -345,6 +349,8 @@ class Config(Section):
         par, opt, roll = self.parallel, self.optimizer, self.rollout
         if par.sp and par.tp == 1:
             raise UserError("parallel.sp", True, "sequence parallelism needs parallel.tp > 1; set sp false or raise tp")
+        if par.dp % par.ep:
+            raise UserError("parallel.ep", par.ep, f"must divide parallel.dp = {par.dp}, whose ranks share the experts")
         if par.vpp and par.pp == 1:
             raise UserError("parallel.vpp", par.vpp, "virtual stages need parallel.pp > 1; leave vpp out")
         if roll.prompts_per_step % opt.updates_per_step:

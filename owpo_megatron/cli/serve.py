@@ -2,73 +2,151 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import signal
+import socket
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from rich.markup import escape
 
 from owpo_megatron.cli.options import err, out
-from owpo_megatron.config import Config
-from owpo_megatron.errors import UserError
+from owpo_megatron.config import Config, hf_folder
+from owpo_megatron.errors import EngineError, UserError
+
+if TYPE_CHECKING:
+    from owpo_megatron.rollout import Server
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="HF checkpoint folder.")],
-    arguments: Annotated[
+    words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME=VALUE", help="Arguments of SGLang itself, e.g. max_total_tokens=8192."),
+        typer.Argument(
+            metavar="[MODEL_DIR] NAME=VALUE",
+            help="HF checkpoint folder, unless -c names it; then arguments of SGLang, e.g. max_total_tokens=8192.",
+            show_default=False,
+        ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="Serve as the run of this file would.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 30000,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     tp: Annotated[int, typer.Option(help="Ranks that share the model.")] = 1,
     python: Annotated[Path | None, typer.Option(metavar="FILE", help="SGLang's python; else .venv-engine's.")] = None,
     log: Annotated[Path, typer.Option(metavar="FILE", help="Where the server's own output goes.")] = Path("engine.log"),
+    rendezvous: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Announce it here, with a key, for runs with engine.rendezvous=FOLDER."),
+    ] = None,
+    index: Annotated[int, typer.Option(min=0, help="With --rendezvous: its number, from 0.")] = 0,
+    restarts: Annotated[int, typer.Option(min=0, help="Start it again this many times when it ends by itself.")] = 0,
 ) -> None:
     """Start an engine for a model and keep it in the foreground, for runs with engine.urls=[URL].
 
-    Ctrl-C ends it. SGLang gets the arguments that a run would give it; NAME=VALUE changes or adds some.
+    Ctrl-C ends it. SGLang gets the arguments that a run would give it; NAME=VALUE changes or adds some. On another
+    machine than the run's: --host 0.0.0.0 --rendezvous FOLDER, a folder that both machines see.
 
     Example: owpo serve cache/quickstart/cipher --device cpu max_running_requests=64
     """
-    from owpo_megatron.rollout.server import Server
+    from owpo_megatron.rollout import Server
 
-    config = Config.build(
-        {
-            "model": {"path": model, "dtype": dtype},
-            "data": {"source": "-"},
-            "engine": {"host": host, "port": port, "device": device, "tp": tp, "python": python},
-            "sglang": dict(_argument(text) for text in arguments or []),
-        }
-    )
-    server = Server(config.engine, config.model.path, config.model.dtype, config.sglang, log)
-    stopped = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    out.print(f"starting SGLang for {escape(str(model))} (its output: {escape(str(log))}) ...")
+    words = list(words or [])
+    if config is None:
+        if not words or "=" in words[0] and not Path(words[0]).is_dir():
+            raise UserError("MODEL_DIR", " ".join(words[:1]) or "(missing)", "give an HF checkpoint folder, or -c FILE")
+        model = {"path": words.pop(0), "dtype": dtype}
+        engine = {"device": device, "tp": tp, "python": python}
+        settings = Config.build({"model": model, "data": {"source": "-"}, "engine": engine})
+    else:
+        settings = Config.load(config)
+    engine_settings = settings.engine.model_copy(update={"host": host, "port": port})
+    arguments = settings.sglang | dict(_argument(word) for word in words)
+    key = secrets.token_urlsafe(32) if rendezvous is not None else None
+    model_files = hf_folder(settings.model.path, "MODEL_DIR" if config is None else "model.path")
     try:
-        server.start()
-        url = server.client.url
-        out.print(f"serving at [bold]{url}[/bold] (a run uses it with engine.urls={escape(f'[{url}]')})")
-        while not stopped and server.is_running():
-            time.sleep(0.2)
-    finally:
-        server.close()
-    if not stopped:
-        err.print(f"[bold red]failed:[/bold red] the server ended; the end of {escape(str(log))}:", markup=True)
-        err.print(server.log_tail(), markup=False)
-        raise typer.Exit(1)
+        server = Server(engine_settings, model_files, settings.model.dtype, arguments, log, key)
+    except UserError as error:
+        if rendezvous is not None:
+            _announce_failure(rendezvous, index, str(error))
+        raise
+    out.print(f"starting SGLang for {escape(str(model_files))} (its output: {escape(str(log))}) ...")
+    _Service(server, host, rendezvous, index, key).run(restarts)
+
+
+class _Service:
+    """The engine in the foreground, announced while it answers."""
+
+    def __init__(self, server: Server, host: str, rendezvous: Path | None, index: int, key: str | None):
+        self._server, self._host, self._key = server, host, key
+        self._rendezvous, self._index = rendezvous, index
+        self._stopped = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def run(self, restarts: int) -> None:
+        """Until a signal, or until the engine has ended once more than `restarts` times."""
+        try:
+            for left in reversed(range(restarts + 1)):
+                self._server.restart()
+                self._say_where()
+                while not self._stopped and self._server.is_running():
+                    time.sleep(0.2)
+                if self._stopped:
+                    return
+                self._withdraw()
+                err.print("[bold red]the server ended;[/bold red] the last lines of its output:", markup=True)
+                err.print(self._server.log_tail(), markup=False)
+                if left:
+                    err.print(f"starting it again ({left} left)")
+            if self._rendezvous is not None:
+                _announce_failure(self._rendezvous, self._index, "it ended by itself; see its log")
+            raise typer.Exit(1)
+        except EngineError as error:
+            if self._rendezvous is not None:
+                _announce_failure(self._rendezvous, self._index, str(error).splitlines()[0])
+            raise
+        finally:
+            self._server.close()
+            if self._stopped:
+                self._withdraw()
+
+    def _say_where(self) -> None:
+        url = self._server.client.url
+        if self._rendezvous is None or self._key is None:
+            out.print(f"serving at [bold]{url}[/bold] (a run uses it with engine.urls={escape(f'[{url}]')})")
+            return
+        from owpo_megatron.rollout import Announcement, announce
+
+        if self._host == "0.0.0.0":
+            url = f"http://{socket.gethostname()}:{url.rpartition(':')[2]}"
+        announce(
+            self._rendezvous, self._index, Announcement(url, self._key, host=socket.gethostname(), pid=os.getpid())
+        )
+        where = escape(str(self._rendezvous))
+        out.print(f"serving at [bold]{url}[/bold], announced as engine {self._index} (engine.rendezvous={where})")
+
+    def _withdraw(self) -> None:
+        if self._rendezvous is not None:
+            from owpo_megatron.rollout import withdraw
+
+            withdraw(self._rendezvous, self._index)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopped = True
+
+
+def _announce_failure(folder: Path, index: int, reason: str) -> None:
+    from owpo_megatron.rollout import announce_failure
+
+    announce_failure(folder, index, reason)
 
 
 def _argument(text: str) -> tuple[str, Any]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 from owpo_megatron.config import Config, hf_folder
-from owpo_megatron.data.tasks import get_task
+from owpo_megatron.data import check_source
 from owpo_megatron.errors import UserError
 from owpo_megatron.launch.machine import gpu_names
 from owpo_megatron.rollout.command import check_surroundings, server_arguments
@@ -26,7 +25,7 @@ def preflight(config: Config) -> None:
 
 def needs_own_engine(config: Config) -> bool:
     """True when the run starts SGLang itself."""
-    return not config.engine.urls and config.rollout.replay is None
+    return not config.engine.urls and config.engine.rendezvous is None and config.rollout.replay is None
 
 
 def _model(config: Config) -> None:
@@ -36,23 +35,16 @@ def _model(config: Config) -> None:
 
 
 def _data(config: Config) -> None:
-    _source("data.source", config.data.source)
+    check_source(config.data.source)
     if config.data.eval_source is not None:
-        _source("data.eval_source", config.data.eval_source)
+        check_source(config.data.eval_source, "data.eval_source")
+    for source in config.data.against:
+        check_source(source, "data.against")
     replay = config.rollout.replay
     if replay is not None and not replay.is_dir():
         raise UserError(
             "rollout.replay", replay, "no such folder; give the rollouts/ folder of a run with rollout.save"
         )
-
-
-def _source(field: str, source: str) -> None:
-    if source.startswith("task:"):
-        get_task(source.removeprefix("task:"))
-    elif not source.endswith((".jsonl", ".parquet")):
-        raise UserError(field, source, "give `task:NAME`, a .jsonl file or a .parquet file")
-    elif not Path(source).is_file():
-        raise UserError(field, source, "no such file")
 
 
 def _devices(config: Config) -> None:
@@ -73,6 +65,8 @@ def _devices(config: Config) -> None:
 
 
 def _engine(config: Config) -> None:
+    if config.engine.urls and config.engine.rendezvous is not None:
+        raise UserError("engine.rendezvous", config.engine.rendezvous, "engine.urls names the engines: leave one out")
     for url in config.engine.urls:
         if not url.startswith(("http://", "https://")):
             raise UserError("engine.urls", url, "write whole URLs, e.g. http://127.0.0.1:30000")

@@ -3,9 +3,12 @@
 from owpo_megatron.rollout.client import EngineClient, EngineGone
 from owpo_megatron.rollout.fleet import Engine, Fleet, UrlEngine, start_fleet
 from owpo_megatron.rollout.recorded import RecordedEngine, load_rollouts, rollouts_path, save_rollouts
+from owpo_megatron.rollout.rendezvous import AnnouncedEngine, Announcement, announce, announce_failure, withdraw
 from owpo_megatron.rollout.server import Server
 
 __all__ = [
+    "AnnouncedEngine",
+    "Announcement",
     "Engine",
     "EngineClient",
     "EngineGone",
@@ -13,8 +16,11 @@ __all__ = [
     "RecordedEngine",
     "Server",
     "UrlEngine",
+    "announce",
+    "announce_failure",
     "load_rollouts",
     "rollouts_path",
     "save_rollouts",
     "start_fleet",
+    "withdraw",
 ]

@@ -32,14 +32,16 @@ class EngineClient:
     Args:
         url: http://host:port of the server.
         request_timeout: seconds without an answer after which a generation counts as hung.
+        key: the server's API key, for one that has one.
     """
 
-    def __init__(self, url: str, request_timeout: float = 600.0):
+    def __init__(self, url: str, request_timeout: float = 600.0, key: str | None = None):
         self.url = url.rstrip("/")
         self.incarnation = 0
         """Grows with every `connect`: a process group made with an earlier one is void."""
         self._request_timeout = request_timeout
         self._tp_size: int | None = None
+        self._headers = _headers(key)
         # No proxies of the environment: engines are on this machine or on this cluster.
         self._http = httpx.Client(
             timeout=httpx.Timeout(CONTROL_SECONDS, connect=10.0, pool=None),
@@ -47,9 +49,11 @@ class EngineClient:
             trust_env=False,
         )
 
-    def connect(self, url: str) -> None:
-        """Talk to another process from now on: the engine was restarted."""
+    def connect(self, url: str, key: str | None = None) -> None:
+        """Talk to another process from now on: the engine was restarted; without a key, it has the earlier one's."""
         self.url = url.rstrip("/")
+        if key is not None:
+            self._headers = _headers(key)
         self.incarnation += 1
         self._tp_size = None
 
@@ -157,7 +161,7 @@ class EngineClient:
                 method,
                 self.url + path,
                 content=None if body is None else json.dumps(body),
-                headers={"content-type": "application/json"},
+                headers=self._headers,
                 timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
             )
         except httpx.TimeoutException as error:
@@ -211,6 +215,10 @@ def to_rollout(request: SampleRequest, answer: dict[str, Any]) -> Rollout:
         finish_reason=meta["finish_reason"]["type"],
         seed=request.seed,
     )
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
 
 
 def _version(name: str) -> int:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.rollout.client import EngineClient, EngineGone
-from owpo_megatron.rollout.rendezvous import wait_for_engines
+from owpo_megatron.rollout.rendezvous import announced_engines
 from owpo_megatron.rollout.server import Server
 from owpo_megatron.types import Finished, Progress, Rollout, SampleRequest, Sampling
 
@@ -51,8 +51,8 @@ class Engine(Protocol):
 class UrlEngine:
     """A server that somebody else runs: lost, it is waited for; started again by whoever runs it, it gets weights."""
 
-    def __init__(self, url: str, config: EngineConfig, key: str | None = None):
-        self.client = EngineClient(url, config.request_timeout, key)
+    def __init__(self, url: str, config: EngineConfig):
+        self.client = EngineClient(url, config.request_timeout)
         self._patience = config.startup_timeout
 
     def restart(self) -> None:
@@ -262,8 +262,7 @@ def start_fleet(
         EngineError: our own server, or one that was to announce itself, does not start.
     """
     if config.rendezvous is not None:
-        found = wait_for_engines(config.rendezvous, config.announced, config.startup_timeout)
-        return Fleet([UrlEngine(engine.url, config, engine.key) for engine in found], config, on_restart)
+        return Fleet(announced_engines(config.rendezvous, config), config, on_restart)
     if config.urls:
         engines = [UrlEngine(url, config) for url in config.urls]
         for engine in engines:

@@ -18,6 +18,7 @@ from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.rollout import supervise
 from owpo_megatron.rollout.client import EngineClient
 from owpo_megatron.rollout.command import check_surroundings, command_line, environment, find_python, server_arguments
+from owpo_megatron.rollout.rendezvous import write_private
 
 PORT_TRIES = 3
 # Below the range from which systems give ports to outgoing connections: a start takes seconds, and one of those may
@@ -36,12 +37,21 @@ class Server:
         dtype: "float32" or "bfloat16".
         raw: server arguments of the `sglang` section.
         log_path: the server's output; appended to.
+        key: API key that every request must carry; it never stands in a command line, where any user could read it.
 
     Raises:
         UserError: interpreter, SGLang, model or port are not usable; nothing was started.
     """
 
-    def __init__(self, config: EngineConfig, model_path: Path, dtype: str, raw: Mapping[str, Any], log_path: Path):
+    def __init__(
+        self,
+        config: EngineConfig,
+        model_path: Path,
+        dtype: str,
+        raw: Mapping[str, Any],
+        log_path: Path,
+        key: str | None = None,
+    ):
         check_surroundings(config, model_path)
         self._arguments = server_arguments(config, model_path, dtype, raw)
         self._config = config
@@ -50,7 +60,12 @@ class Server:
         self._name = ""
         self._log_start = 0
         self.log_path = log_path
-        self.client = EngineClient("http://not-started", config.request_timeout)
+        self.client = EngineClient("http://not-started", config.request_timeout, key)
+        self._key_file: Path | None = None
+        if key is not None:
+            self._key_file = log_path.with_suffix(".key")
+            write_private(self._key_file, f"api-key: {key}\n")
+            self._arguments["config"] = str(self._key_file)
         if config.port and not _is_free(config.host, config.port):
             raise UserError("engine.port", config.port, "in use; choose another one, or 0 for a free one")
 
@@ -96,6 +111,8 @@ class Server:
     def close(self) -> None:
         self.stop()
         self.client.close()
+        if self._key_file is not None:
+            self._key_file.unlink(missing_ok=True)
 
     def log_tail(self) -> str:
         """The last lines of the log, without progress bars."""

@@ -32,11 +32,11 @@ from owpo_megatron.types import Prompt, Rollout, WeightSync
 from owpo_megatron.verifiers import make_verifier
 
 
-def train_run(config: Config) -> None:
-    """Train (or go on training) the run that the configuration describes; every rank calls it."""
+def train_run(config: Config, stop_file: Path | None = None) -> None:
+    """Train (or go on training) the run that the configuration describes, until its end or until `stop_file` exists."""
     with contextlib.ExitStack() as stack:
         run = Run(config, stack)
-        stop = StopSignal(run.topology.any)
+        stop = StopSignal(run.topology.any, stop_file if run.topology.is_main else None)
         loop = run.loop(stop)
         with run.console.live() if run.console else contextlib.nullcontext():
             steps = loop.run()
@@ -197,7 +197,9 @@ class Run:
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a mistake elsewhere need not wait for it
         if self.config.rollout.replay and not self.evaluation_only:
             return pool.submit(RecordedEngine, self.config.rollout.replay)
-        if not self.config.engine.urls:
+        if self.config.engine.rendezvous is not None:
+            self.say("waiting for the engines; meanwhile the model is built")
+        elif not self.config.engine.urls:
             self.say("starting the SGLang server; meanwhile the model is built")
         return pool.submit(self._start_fleet, stack)
 

@@ -16,12 +16,15 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0: done or stopped on request; 2: the user's mistake; 1: a failure, told in logs/error_rank_N.txt."""
     parser = argparse.ArgumentParser(prog="owpo_megatron.trainer.main", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="resolved YAML configuration of the run")
+    parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="changes for this attempt alone")
+    parser.add_argument("--logs", type=Path, help="folder for error_rank_N.txt; default: logs/ of the run folder")
+    parser.add_argument("--stop-file", type=Path, help="once it exists, the step is finished and saved")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the newest checkpoint (or the model)")
     parser.add_argument("--checkpoint", type=Path, help="with --eval-only: this step_... folder")
     args = parser.parse_args(argv)
     rank = int(os.environ.get("RANK", "0"))
-    config = Config.load(args.config)
-    logs = config.run_dir / "logs"
+    config = Config.load(args.config, args.overrides)
+    logs = args.logs or config.run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     error_file = logs / f"error_rank_{rank}.txt"
     error_file.unlink(missing_ok=True)
@@ -31,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.eval_only:
             evaluate_run(config, args.checkpoint)
         else:
-            train_run(config)
+            train_run(config, args.stop_file)
     except UserError as error:
         error_file.write_text(f"error: {error}\n")
         if rank == 0:

@@ -1,9 +1,10 @@
-"""A stop that loses nothing: SIGTERM and SIGINT let the step finish, save, and end with exit code 0."""
+"""A stop that loses nothing: SIGTERM, SIGINT and a stop file let the step finish, save, and end with exit code 0."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -14,10 +15,13 @@ class StopSignal:
 
     Args:
         any_rank: gives True on all ranks when the argument is True on one (collective).
+        file: its existence asks for a stop, too: a cluster's job script reaches ranks on other nodes by no signal
+            that torchrun would not answer by ending them. One rank looking is enough.
     """
 
-    def __init__(self, any_rank: Callable[[bool], bool]):
+    def __init__(self, any_rank: Callable[[bool], bool], file: Path | None = None):
         self._any_rank = any_rank
+        self._file = file
         self._told = False
         for number in _SIGNALS:
             signal.signal(number, self._note)
@@ -26,4 +30,4 @@ class StopSignal:
         self._told = True
 
     def requested(self) -> bool:
-        return self._any_rank(self._told)
+        return self._any_rank(self._told or (self._file is not None and self._file.exists()))
