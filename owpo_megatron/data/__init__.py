@@ -1,8 +1,18 @@
 """Prompt sources, tokenizers, templates and the seeded, resumable prompt stream."""
 
 from owpo_megatron.data.problem import Problem
-from owpo_megatron.data.sources import SourceReport, load_problems, load_prompts
+from owpo_megatron.data.sources import SourceReport, check_source, load_problems, load_prompts, read_problems
 from owpo_megatron.data.stream import ShuffledStream
 from owpo_megatron.data.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["Problem", "ShuffledStream", "SourceReport", "Tokenizer", "load_problems", "load_prompts", "load_tokenizer"]
+__all__ = [
+    "Problem",
+    "ShuffledStream",
+    "SourceReport",
+    "Tokenizer",
+    "check_source",
+    "load_problems",
+    "load_prompts",
+    "load_tokenizer",
+    "read_problems",
+]

@@ -1,26 +1,27 @@
-"""Where problems come from: a generated task, a JSON-lines file or a Parquet file.
+"""Where problems come from: a generated task, a JSON-lines or Parquet file, or a data set of the hub.
 
-Two record schemas are understood in files. Ours: `{problem, answer}` with optional `id` and `domain`; other fields are
-ignored. DAPO-Math-17k's: `{prompt: [{role, content}], reward_model: {ground_truth}, extra_info: {index}}`.
+What a record looks like is in records.py, which problems are left out and why in faults.py.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from owpo_megatron.config import DataConfig
+from owpo_megatron.data import hub
+from owpo_megatron.data.contamination import Contamination
+from owpo_megatron.data.faults import fold, leave_out
 from owpo_megatron.data.problem import Problem, Split
+from owpo_megatron.data.records import jsonl_records, parquet_records, problem_of
 from owpo_megatron.data.tasks import get_task
 from owpo_megatron.data.templates import apply_template
 from owpo_megatron.data.tokenizer import Tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import Prompt
 
-DEFAULT_DOMAIN = "math"  # of a record in a file that does not say
+LEFT_OUT = ("repeated", "contradictory")  # by default
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class SourceReport:
     read: int  # records in the source
     repeated: int = 0  # left out: the same problem with the same answer came before
     contradictory: int = 0  # left out: the problem also stands there with another answer
+    lookalike: int = 0  # left out: one with the same letters and digits has another answer
+    long_answer: int = 0  # left out: an integer of more than 15 digits
+    contaminated: int = 0  # left out: stands in an evaluation set
     too_long: int = 0  # left out: more tokens than data.max_prompt_tokens
     used: int = 0  # after all that and data.limit
     contradictory_ids: tuple[str, ...] = ()  # the first few
@@ -46,6 +50,9 @@ class SourceReport:
             for count, what in (
                 (self.repeated, "repeated"),
                 (self.contradictory, "with contradictory answers"),
+                (self.lookalike, "alike with contradictory answers"),
+                (self.long_answer, "with answers of over 15 digits"),
+                (self.contaminated, "of evaluation sets"),
                 (self.too_long, "too long"),
             )
             if count
@@ -74,7 +81,12 @@ def load_prompts(
             f"{config.source} has no test split; name a held-out file, or set eval.before, eval.after and eval.every "
             "to false, false and 0",
         )
-    problems, report = load_problems(source, split)
+    if split == "train":
+        problems, report = load_problems(
+            source, split, leaving_out=config.leave_out, against=config.against, overlap=config.overlap
+        )
+    else:
+        problems, report = load_problems(source, split)
     limit = config.limit if split == "train" else limit
     prompts: list[Prompt] = []
     too_long = 0
@@ -94,11 +106,21 @@ def load_prompts(
     return prompts, replace(report, too_long=too_long, used=len(prompts))
 
 
-def load_problems(source: str, split: Split = "train", limit: int | None = None) -> tuple[list[Problem], SourceReport]:
-    """The first `limit` problems of a source, in its order, without repeated and contradictory ones.
+def load_problems(
+    source: str,
+    split: Split = "train",
+    limit: int | None = None,
+    leaving_out: Collection[str] = LEFT_OUT,
+    against: Sequence[str] = (),
+    overlap: float = 0.8,
+) -> tuple[list[Problem], SourceReport]:
+    """The first `limit` problems of a source, in its order, without those of the kinds `leaving_out`.
 
     Args:
-        source: `task:NAME`, or the path of a .jsonl or .parquet file (which is one split, whatever `split` says).
+        source: `task:NAME`, `hub:OWNER/NAME...`, or the path of a .jsonl or .parquet file (the last two are one split,
+            whatever `split` says).
+        leaving_out: see `data.leave_out`. Contradictory problems go altogether: no response to one can be called right.
+        against, overlap: evaluation sets, and the shared part that counts, for `contaminated`.
 
     Raises:
         UserError: an unknown source or task, a missing or unreadable file, or a faulty record (named file:line).
@@ -106,123 +128,64 @@ def load_problems(source: str, split: Split = "train", limit: int | None = None)
     if source.startswith("task:"):
         problems = get_task(source.removeprefix("task:")).problems(split)[:limit]
         return problems, SourceReport(source, read=len(problems), used=len(problems))
+    index = None
+    if "contaminated" in leaving_out:
+        index = Contamination((problem for name in against for problem in read_problems(name, "data.against")), overlap)
+    if "repeated" in leaving_out:
+        folded = fold(read_problems(source))
+        problems, report = list(folded.problems), SourceReport(source, folded.read, folded.repeated)
+    else:
+        problems = list(read_problems(source))
+        report = SourceReport(source, len(problems))
+    kept, out = leave_out(tuple(problems), leaving_out, index)
+    if not report.read:
+        raise UserError("data.source", source, "holds no records")
+    if not kept:
+        raise UserError("data.leave_out", list(leaving_out), f"leaves nothing of {source}; see `owpo data check`")
+    counts = {kind: len(ids) for kind, ids in out.items()}
+    shown = tuple(out.get("contradictory", ())[:10])
+    return kept[:limit], replace(report, used=len(kept[:limit]), contradictory_ids=shown, **counts)
+
+
+def read_problems(source: str, field: str = "data.source") -> Iterator[Problem]:
+    """Every problem of a source, faulty ones included, one at a time.
+
+    Raises:
+        UserError: as for `load_problems`; `field` is named where the source itself is at fault.
+    """
+    if source.startswith("task:"):
+        yield from get_task(source.removeprefix("task:")).problems("train")
+        return
+    index = 0
+    for path in source_files(source, field):
+        for place, record in jsonl_records(path) if path.suffix == ".jsonl" else parquet_records(path):
+            yield problem_of(record, place, index)
+            index += 1
+
+
+def source_files(source: str, field: str = "data.source") -> list[Path]:
+    """The files of a source that is not a task; those of the hub are downloaded.
+
+    Raises:
+        UserError: an unknown kind of source, no such file, or the hub's troubles (hub.py).
+    """
+    if source.startswith(hub.PREFIX):
+        return hub.hub_files(source, field)
     path = Path(source)
     if path.suffix not in (".jsonl", ".parquet"):
-        raise UserError("data.source", source, "give `task:NAME`, a .jsonl file or a .parquet file")
+        raise UserError(field, source, "give `task:NAME`, a .jsonl file, a .parquet file or `hub:OWNER/NAME`")
     if not path.is_file():
-        raise UserError("data.source", source, "no such file")
-    records = _jsonl_records(path) if path.suffix == ".jsonl" else _parquet_records(path)
-    problems = [_problem(record, place, index) for index, (place, record) in enumerate(records)]
-    if not problems:
-        raise UserError("data.source", source, "holds no records")
-    kept, report = _without_repeats(problems, source)
-    kept = kept[:limit]
-    return kept, replace(report, used=len(kept))
+        raise UserError(field, source, "no such file")
+    return [path]
 
 
-def _jsonl_records(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                yield place, json.loads(line)
-            except ValueError as error:  # not JSON, or not UTF-8
-                shown = line.decode(errors="replace").strip()
-                raise UserError(place, _short(shown), f"is not JSON ({error}); one JSON object a line") from error
+def check_source(source: str, field: str = "data.source") -> None:
+    """Find a source that cannot be read before a run starts, which downloads a set of the hub.
 
-
-def _parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = {"id", "problem", "answer", "domain", "prompt", "reward_model", "extra_info"}
-    number = 0
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        known = [name for name in file.schema_arrow.names if name in columns]
-        for batch in file.iter_batches(batch_size=4096, columns=known):
-            for record in batch.to_pylist():
-                number += 1
-                yield f"{path}:{number}", record
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError("data.source", path, f"cannot be read as Parquet: {_short(str(error))}") from error
-
-
-def _problem(record: Any, place: str, index: int) -> Problem:
-    if not isinstance(record, dict):
-        raise UserError(place, _short(record), "must be an object with `problem` and `answer`")
-    domain = record.get("domain") or DEFAULT_DOMAIN
-    if "prompt" in record and "problem" not in record:
-        text = _prompt_text(record["prompt"], place)
-        answer = _field(record.get("reward_model"), "ground_truth", place, "reward_model.ground_truth")
-        extra = record.get("extra_info")
-        name = extra.get("index") if isinstance(extra, dict) else None
-    else:
-        text = _text(_field(record, "problem", place), place, "problem")
-        answer = _field(record, "answer", place)
-        name = record.get("id")
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        answer = str(answer)
-    return Problem(
-        id=str(index if name is None else name),
-        text=text,
-        answer=_text(answer, place, "answer"),
-        domain=_text(domain, place, "domain"),
-    )
-
-
-def _prompt_text(messages: Any, place: str) -> str:
-    """The one user message; the template of the run makes the dialogue, so a record's own system turn has no place."""
-    is_dialogue = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
-    if not is_dialogue or [message.get("role") for message in messages] != ["user"]:
-        raise UserError(f"{place} prompt", _short(messages), "must be a list of one {role: user, content: text}")
-    return _text(messages[0].get("content"), place, "prompt[0].content")
-
-
-def _field(record: Any, name: str, place: str, shown_name: str | None = None) -> Any:
-    shown_name = shown_name or name
-    if not isinstance(record, dict) or name not in record:
-        raise UserError(place, _short(record), f"lacks `{shown_name}`; add it")
-    return record[name]
-
-
-def _text(value: Any, place: str, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place} {name}", _short(value), "must be a text that is not empty")
-    return value
-
-
-def _without_repeats(problems: list[Problem], source: str) -> tuple[list[Problem], SourceReport]:
-    """Contradictory problems go altogether: no response to one can be called right.
-
-    Texts are the same if they differ in white space only. Looser rules catch more (without punctuation DAPO-Math-17k
-    has twice as many contradictions), but they also equate x + 1 with x - 1.
+    Raises:
+        UserError: as for `source_files`, or there is no such task.
     """
-    texts = ["".join(problem.text.split()) for problem in problems]
-    answers: dict[str, set[str]] = {}
-    for text, problem in zip(texts, problems, strict=True):
-        answers.setdefault(text, set()).add(problem.answer.strip())
-    kept: list[Problem] = []
-    contradictory: list[str] = []
-    seen: set[str] = set()
-    for text, problem in zip(texts, problems, strict=True):
-        if len(answers[text]) > 1:
-            contradictory.append(problem.id)
-        elif text not in seen:
-            seen.add(text)
-            kept.append(problem)
-    report = SourceReport(
-        source,
-        read=len(problems),
-        repeated=len(problems) - len(kept) - len(contradictory),
-        contradictory=len(contradictory),
-        contradictory_ids=tuple(contradictory[:10]),
-    )
-    return kept, report
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    if source.startswith("task:"):
+        get_task(source.removeprefix("task:"))
+    else:
+        source_files(source, field)

@@ -112,7 +112,7 @@ def test_bytes_that_are_no_text(tmp_path):
     ("name", "content", "message"),
     [
         ("missing.jsonl", None, "no such file"),
-        ("x.csv", b"a,b", "give `task:NAME`, a .jsonl file or a .parquet file"),
+        ("x.csv", b"a,b", "give `task:NAME`, a .jsonl file, a .parquet file or `hub:"),
         ("empty.jsonl", b"\n", "holds no records"),
         ("x.parquet", b"this is not Parquet", "cannot be read as Parquet"),
     ],
