@@ -1,0 +1,201 @@
+"""Methods x seeds x regimes on the same base, data order and rollout budget, and what sets them apart."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.algorithms import make_objective
+from owpo_megatron.experiments.lab import Entry, Lab, Regime, with_fields
+from owpo_megatron.experiments.outcome import Outcome, read_outcome
+from owpo_megatron.experiments.pool import Failure, Tell, run_all
+from owpo_megatron.experiments.spec import RunSpec
+from owpo_megatron.experiments.statistics import Estimate, estimate, paired_difference
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry in one regime with one seed.
+
+    `longer` is the same with the reference's steps on top, for an entry that did not use the trained reference: what it
+    would have come to with all the compute.
+    """
+
+    regime: str
+    entry: Entry
+    seed: int
+    run: RunSpec
+    longer: RunSpec | None
+
+
+def compare(lab: Lab, tell: Tell = lambda what, spec: None) -> tuple[dict[str, Any], list[Failure]]:
+    """Make the runs that are missing, then write table.json and curves.json; returns the table and what failed.
+
+    The table holds what is there: runs that failed are left out of it.
+    """
+    cells = plan(lab)
+    root = lab.folder / "runs"
+    failures = run_all(specs_of(cells), root, lab.workers, tell)
+    return write_table(lab, cells, root), failures
+
+
+def plan(lab: Lab) -> list[Cell]:
+    """Every cell, in the order in which its runs are made: by regime, by seed, methods in the file's order."""
+    return [
+        _cell(lab, name, regime, entry, seed)
+        for name, regime in lab.regimes.items()
+        for seed in lab.seeds
+        for entry in lab.methods
+    ]
+
+
+def specs_of(cells: list[Cell]) -> list[RunSpec]:
+    """The runs of the cells; the longer ones last, since only one column of the table needs them."""
+    return [cell.run for cell in cells] + [cell.longer for cell in cells if cell.longer]
+
+
+def _cell(lab: Lab, name: str, regime: Regime, entry: Entry, seed: int) -> Cell:
+    base = lab.base_run()
+    label = f"{name}-{entry.label}-s{seed}"
+    fields = {"seed": seed, "algorithm.name": entry.method, "checkpoint.export_hf": False}
+    config = with_fields(base, fields | regime.set | entry.set)
+    reference = _reference(lab, regime, seed)
+    takes_one = entry.reference == "trained" and make_objective(entry.method).needs_reference != "none"
+    if reference is not None and takes_one:
+        fixed = with_fields(config, {"reference.refresh": "fixed"} | entry.set)
+        return Cell(name, entry, seed, RunSpec(label, fixed, reference), None)
+    longer = None
+    if reference is not None:
+        steps = config.optimizer.steps + reference.config.optimizer.steps
+        longer = RunSpec(f"{label}-{steps}", with_fields(config, {"optimizer.steps": steps}))
+    return Cell(name, entry, seed, RunSpec(label, config), longer)
+
+
+def _reference(lab: Lab, regime: Regime, seed: int) -> RunSpec | None:
+    wanted = lab.reference
+    if wanted is None:
+        return None
+    own = {
+        "seed": seed + wanted.seed_offset,
+        "algorithm.name": wanted.method,
+        "optimizer.steps": wanted.steps,
+        "checkpoint.export_hf": True,
+    }
+    config = with_fields(lab.base_run(), own | wanted.set | regime.reference_set)
+    return RunSpec(f"reference-{wanted.method}-s{config.seed}", config)
+
+
+# ---------------------------------------------------------------------------------------------- the table
+def write_table(lab: Lab, cells: list[Cell], root: Path) -> dict[str, Any]:
+    """table.json and curves.json of the runs that are there; returns the table."""
+    outcomes = {
+        spec.key: read_outcome(spec.folder(root), lab.metric)
+        for cell in cells
+        for spec in (cell.run, cell.longer, cell.run.reference)
+        if spec is not None and spec.is_done(root)
+    }
+    regimes = {name: _regime_table(lab, [c for c in cells if c.regime == name], outcomes) for name in lab.regimes}
+    table = {
+        "name": lab.name,
+        "metric": lab.metric,
+        "against": lab.main_label,
+        "seeds": lab.seeds,
+        "steps": lab.base_run().optimizer.steps,
+        "reference": lab.reference.model_dump(mode="json") if lab.reference else None,
+        "regimes": regimes,
+    }
+    _write(lab.folder / "table.json", table)
+    _write(lab.folder / "curves.json", _curves(lab, cells, outcomes))
+    return table
+
+
+def _regime_table(lab: Lab, cells: list[Cell], outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    main = _Column(lab.main_label, cells, outcomes)
+    columns = [_Column(entry.label, cells, outcomes) for entry in lab.methods]
+    references = {
+        cell.seed: outcomes[cell.run.reference.key]
+        for cell in cells
+        if cell.run.reference is not None and cell.run.reference.key in outcomes
+    }
+    bases = [outcome.first for column in columns for outcome in column.runs.values()]
+    return {
+        "base": sum(bases) / len(bases) if bases else None,
+        "reference": _spread({seed: outcome.final for seed, outcome in references.items()}),
+        "entries": [column.row(main) for column in columns if column.runs],
+    }
+
+
+class _Column:
+    """The outcomes of one entry, by seed."""
+
+    def __init__(self, label: str, cells: list[Cell], outcomes: dict[str, Outcome]):
+        mine = [cell for cell in cells if cell.entry.label == label]
+        self.label = label
+        self.method = mine[0].entry.method
+        self.runs = {cell.seed: outcomes[cell.run.key] for cell in mine if cell.run.key in outcomes}
+        total: dict[int, tuple[float, int]] = {}  # score at equal total compute, token passes with the reference's
+        for cell in mine:
+            if cell.longer is not None and cell.longer.key in outcomes:
+                longer = outcomes[cell.longer.key]
+                total[cell.seed] = (longer.final, longer.token_passes)
+            elif cell.longer is None and cell.run.key in outcomes:
+                run, reference = outcomes[cell.run.key], cell.run.reference
+                spent = outcomes[reference.key].token_passes if reference and reference.key in outcomes else 0
+                total[cell.seed] = (run.final, run.token_passes + spent)
+        self.total_score = {seed: score for seed, (score, _) in total.items()}
+        self.total_passes = {seed: float(passes) for seed, (_, passes) in total.items()}
+
+    @property
+    def auc(self) -> dict[int, float]:
+        return {seed: run.auc for seed, run in self.runs.items()}
+
+    @property
+    def final(self) -> dict[int, float]:
+        return {seed: run.final for seed, run in self.runs.items()}
+
+    def row(self, main: _Column) -> dict[str, Any]:
+        """Its line of the table; `minus` holds the paired differences main - this one."""
+        row: dict[str, Any] = {"label": self.label, "method": self.method}
+        row |= {"final": _spread(self.final), "auc": _spread(self.auc)}
+        row |= {"equal_compute": _spread(self.total_score), "total_token_passes": _spread(self.total_passes)}
+        if main.label != self.label:
+            pairs = (("final", main.final, self.final), ("auc", main.auc, self.auc))
+            pairs = (*pairs, ("equal_compute", main.total_score, self.total_score))
+            row["minus"] = {name: _plain(paired_difference(ours, theirs)) for name, ours, theirs in pairs}
+        return row
+
+
+def _spread(values: dict[int, float]) -> dict[str, Any] | None:
+    """The values by seed and their mean with its interval; None of nothing."""
+    if not values:
+        return None
+    by_seed = {str(seed): value for seed, value in sorted(values.items())}
+    return {"seeds": by_seed} | asdict(estimate(list(values.values())))
+
+
+def _plain(found: Estimate | None) -> dict[str, Any] | None:
+    return asdict(found) if found else None
+
+
+def _curves(lab: Lab, cells: list[Cell], outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    """What the figures draw: by regime and entry, each seed's held-out curve and columns of its training."""
+    out: dict[str, Any] = {name: {} for name in lab.regimes}
+    for cell in cells:
+        outcome = outcomes.get(cell.run.key)
+        if outcome is not None:
+            training = {name: [round(value, 5) for value in values] for name, values in outcome.training.items()}
+            out[cell.regime].setdefault(cell.entry.label, {})[str(cell.seed)] = {
+                "curve": outcome.curve,
+                "training": training,
+            }
+    return out
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(".tmp")
+    scratch.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(scratch, file)

@@ -1,0 +1,81 @@
+"""What a finished run came to: its curve on held-out problems, the area below it, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.algorithms import make_objective
+from owpo_megatron.config import AlgorithmName
+from owpo_megatron.report.metrics import RunMetrics, read_run
+
+TRAINING_COLUMNS = ("reward_mean", "entropy", "grad_norm", "response_length", "w_mean", "kl_ref")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run in figures.
+
+    Example:
+        Outcome(curve=((0, 0.16), (15, 0.6), (30, 0.97)), auc=0.5825, token_passes=812_345, seconds=19.1, ...)
+    """
+
+    curve: tuple[tuple[int, float], ...]  # (step, score on held-out problems)
+    auc: float  # mean height of the curve: trapezoids between the evaluations, over all steps
+    token_passes: int  # response tokens through the model: see `token_passes`
+    seconds: float  # of the training steps
+    training: dict[str, list[float]]  # columns of metrics.jsonl, a value a step
+
+    @property
+    def first(self) -> float:
+        return self.curve[0][1]
+
+    @property
+    def final(self) -> float:
+        return self.curve[-1][1]
+
+    @property
+    def best(self) -> float:
+        return max(score for _, score in self.curve)
+
+
+def read_outcome(folder: Path, metric: str) -> Outcome:
+    """Of a finished run."""
+    run = read_run(folder)
+    curve = tuple((step, float(score)) for step, score in run.eval_column(metric))
+    training = {name: [float(value) for value in run.column(name).values] for name in TRAINING_COLUMNS}
+    seconds = sum(run.column("seconds.total").values)
+    return Outcome(curve, area(curve), token_passes(run), seconds, {name: v for name, v in training.items() if v})
+
+
+def area(curve: tuple[tuple[int, float], ...]) -> float:
+    """Mean height of a curve of straight lines between its points.
+
+    Example:
+        >>> area(((0, 0.0), (10, 1.0), (30, 1.0)))  # (10 * 0.5 + 20 * 1) / 30
+        0.8333333333333334
+    """
+    pairs = list(zip(curve, curve[1:], strict=False))
+    whole = sum((later - step) * (score + next_score) / 2 for (step, score), (later, next_score) in pairs)
+    return whole / (curve[-1][0] - curve[0][0])
+
+
+def token_passes(run: RunMetrics) -> int:
+    """Forward passes' worth of response tokens: 1 for a generated token, 3 for one of an update (forward and backward),
+    1 for the old policy's pass where a step has several updates, 1 for the reference's. Prompts are not counted."""
+    name: AlgorithmName = run.setting("algorithm.name")
+    objective = make_objective(name)
+    total = 0
+    for line in run.steps:
+        tokens = int(line.get("tokens", 0))
+        total += int(line["tokens_generated"]) + 3 * tokens
+        total += tokens if objective.needs_old and int(line.get("updates", 0)) > 1 else 0
+        total += _reference_tokens(objective.needs_reference, line, tokens)
+    return total
+
+
+def _reference_tokens(needs: str, line: dict[str, Any], tokens: int) -> int:
+    if needs == "none":
+        return 0
+    return int(line.get("active_tokens", tokens)) if needs == "active" else tokens

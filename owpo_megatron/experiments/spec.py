@@ -1,0 +1,75 @@
+"""A run before it is made: its configuration, the run its reference comes from, and a key that names its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from owpo_megatron.config import Config
+from owpo_megatron.experiments.lab import with_fields
+
+# Where a run is made and by which engine does not change what comes out.
+_NOT_IN_THE_KEY = ("name", "runs_dir", "engine", "sync")
+_HEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What has to be run once: two specs of one key are the same run, whatever their labels.
+
+    Args:
+        label: the readable part of the folder's name.
+        config: without name and place.
+        reference: its final policy becomes the reference of this run; None: as the configuration says.
+
+    Example:
+        RunSpec("owpo-s1", config, RunSpec("dapo-s1001", ...)).folder(Path("runs/lab/runs"))
+        # runs/lab/runs/owpo-s1-9f2c01ab34cd
+    """
+
+    label: str
+    config: Config
+    reference: RunSpec | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """12 hex digits of the configuration, the model's files and the reference's key."""
+        # Defaults are left out, so that a field that is new tomorrow leaves the runs of today where they are.
+        settings = self.config.model_dump(mode="json", exclude_defaults=True)
+        for name in _NOT_IN_THE_KEY:
+            settings.pop(name, None)
+        del settings["model"]["path"]
+        parts = [settings, model_digest(self.config.model.path), self.reference.key if self.reference else None]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}-{self.key}"
+
+    def folder(self, root: Path) -> Path:
+        return root / self.name
+
+    def is_done(self, root: Path) -> bool:
+        """True when the run came to its end: its summary is written last."""
+        return (self.folder(root) / "summary.json").is_file()
+
+    def placed(self, root: Path) -> Config:
+        """The configuration with its name and folder; the reference must be done."""
+        fields = {"name": self.name, "runs_dir": str(root)}
+        if self.reference:
+            fields["reference.path"] = str(self.reference.folder(root) / "hf")
+        return with_fields(self.config, fields)
+
+
+@cache
+def model_digest(folder: Path) -> str:
+    """Of the names and sizes of a model's files and the first megabyte of each."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(_HEAD_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""A process that makes run after run: imports and the engine are paid once, not by every run.
+
+    python -m owpo_megatron.experiments.worker LOGS_DIR
+
+    stdin                      stdout
+    a configuration (JSON) ->  {"ok": true} | {"ok": false, "reason": "...", "mistake": true|false}
+    ...
+    end of file            ->  the engine is stopped, the process ends
+
+The engine outlives the runs: weights come by push, so one engine serves every run of a model of its shape. A SIGTERM or
+SIGINT lets the run under way finish its step and save, and ends the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.config import Config, hf_folder
+from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.launch.local import run_ranks
+from owpo_megatron.launch.preflight import preflight
+from owpo_megatron.launch.rank import end_with_parent
+from owpo_megatron.rollout.server import Server
+
+STOPPED = "stopped on request"
+
+
+class SharedEngine:
+    """The worker's server, started for the first run and again for one of another model or other settings."""
+
+    def __init__(self, log: Path):
+        self._log = log
+        self._server: Server | None = None
+        self._serves: tuple[Any, ...] = ()
+
+    def url(self, config: Config) -> str:
+        """Of a running server that fits the run."""
+        files = hf_folder(config.model.path)
+        shape = (files / "config.json").read_text()
+        wanted = (shape, config.model.dtype, config.engine.model_dump_json(), json.dumps(config.sglang, sort_keys=True))
+        if self._server is None or wanted != self._serves or not self._server.is_running():
+            self.close()
+            raw = {"load_format": "dummy"} | config.sglang
+            self._server = Server(config.engine, files, config.model.dtype, raw, self._log)
+            self._server.start()
+            self._serves = wanted
+        return self._server.client.url
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+
+def make_run(config: Config, engine: SharedEngine) -> None:
+    """Make a run, or go on with it, in this process; with several ranks in processes of their own.
+
+    Raises:
+        UserError: the user's mistake.
+        EngineError, RuntimeError: it failed.
+    """
+    preflight(config)
+    logs = config.run_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    config.save(config.run_dir / "config.yaml")
+    if not config.engine.urls and config.rollout.replay is None:
+        served = config.engine.model_copy(update={"urls": [engine.url(config)]})
+        config = config.model_copy(update={"engine": served})
+    if config.parallel.world_size > 1:
+        file = logs / "config.yaml"
+        config.save(file)
+        outcome = run_ranks(["--config", str(file)], config.parallel.world_size, logs, "owpo_megatron.trainer.main")
+        if outcome.code:
+            raise RuntimeError(outcome.reason)
+        return
+    from owpo_megatron.trainer.build import train_run
+
+    with (logs / "rank_0.log").open("a") as log, contextlib.redirect_stdout(log):
+        train_run(config)
+
+
+def main(logs: Path) -> int:
+    end_with_parent()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what anything prints goes to the log, not between the answers
+    engine = SharedEngine(logs / f"engine_{os.getpid()}.log")
+    with contextlib.closing(engine):
+        for line in sys.stdin:
+            config = Config.build(json.loads(line))
+            answer = _answer(config, engine)
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+            if answer.get("reason") == STOPPED:
+                break
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)  # the run's own handlers went with it
+    return 0
+
+
+def _answer(config: Config, engine: SharedEngine) -> dict[str, Any]:
+    try:
+        make_run(config, engine)
+    except (UserError, EngineError) as error:
+        return {"ok": False, "reason": str(error).splitlines()[0], "mistake": isinstance(error, UserError)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"ok": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0], "mistake": False}
+    if not (config.run_dir / "summary.json").is_file():
+        return {"ok": False, "reason": STOPPED, "mistake": False}
+    return {"ok": True}
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
