@@ -182,11 +182,16 @@ class OptimizerConfig(Section):
 
 
 class ReferenceConfig(Section):
-    refresh: Literal["interval", "fixed"] = "interval"
-    """`interval`: hard swap every `every` steps (the ratchet); `fixed`: never."""
+    refresh: Literal["interval", "best_of_stage", "fixed"] = "interval"
+    """`interval`: hard swap to the policy every `every` steps (the ratchet); `best_of_stage`: then, but to the policy
+    with the best Pass@1 of the stage's evaluations (every `eval.every` steps and at its end); `fixed`: never."""
     every: int = Field(80, gt=0)
+    """Steps of a stage."""
+    restart_policy: bool = False
+    """best_of_stage: the next stage starts from its reference, with a fresh optimizer, instead of the last policy."""
     path: Path | None = None
-    """Start from these weights (HF folder of the policy's shape) instead of the initial policy."""
+    """Start from these weights of the policy's shape: an HF folder, a converted megatron folder, or a checkpoint
+    (checkpoints/step_N) or best/ of a run. None: the initial policy."""
     placement: Literal["resident", "offloaded"] = "resident"
     """`offloaded`: kept in host memory and streamed in for its pass; a swap then copies."""
 
@@ -359,6 +364,15 @@ class Config(Section):
                 opt.updates_per_step,
                 f"must divide rollout.prompts_per_step = {roll.prompts_per_step}, so that updates are equally large",
             )
+        if self.reference.refresh == "best_of_stage" and not 0 < self.eval.every <= self.reference.every:
+            raise UserError(
+                "eval.every",
+                self.eval.every,
+                "reference.refresh best_of_stage chooses among a stage's evaluations; set it between 1 and "
+                f"reference.every = {self.reference.every}",
+            )
+        if self.reference.restart_policy and self.reference.refresh != "best_of_stage":
+            raise UserError("reference.restart_policy", True, "goes with reference.refresh best_of_stage only")
         if max(self.eval.pass_at) > self.eval.samples:
             raise UserError("eval.pass_at", self.eval.pass_at, f"cannot exceed eval.samples = {self.eval.samples}")
         method = self.algorithm.name

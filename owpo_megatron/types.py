@@ -119,6 +119,14 @@ class ReferenceVersion:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """Weights that did best so far: the policy as it was after `step` steps, and its score."""
+
+    step: int
+    score: float
+
+
+@dataclass(frozen=True)
 class Sample:
     """One response with everything the objective needs; lists of L floats, or None where a pass was not spent."""
 
@@ -262,6 +270,10 @@ class RolloutEngine(Protocol):
 class Policy(Protocol):
     """The trained model, sharded over ranks. Every method is collective over all trainer ranks."""
 
+    @property
+    def logp_mode(self) -> LogpMode:
+        """How the last `logprobs` were computed."""
+
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """fp32 log-probs [L] of each sample's response tokens at the rollout temperature."""
 
@@ -277,8 +289,16 @@ class Reference(Protocol):
 
     version: ReferenceVersion
 
+    @property
+    def logp_mode(self) -> LogpMode:
+        """How the last `logprobs` were computed."""
+
     def swap(self, step: int, reason: ReferenceReason) -> None:
-        """Hard swap: the reference becomes the current policy. Never between a forward and its backward."""
+        """Hard swap: the reference becomes the current policy, or the best of the stage. Never between a forward and
+        its backward."""
+
+    def restart_policy(self) -> None:
+        """The policy goes on from the reference's weights, with a fresh optimizer."""
 
     def is_policy(self) -> bool:
         """True while the reference has bit for bit the policy's weights (right after a swap, before an update)."""

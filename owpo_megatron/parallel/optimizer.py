@@ -71,6 +71,20 @@ def make_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig) -> Opt
     )
 
 
+@torch.no_grad()
+def restart_optimizer(optimizer: MegatronOptimizer) -> None:
+    """As it was made: masters are the parameters' values, moments and step counts are zero."""
+    optimizer.reload_model_params()
+    for one in distributed_optimizers(optimizer):
+        for state in one.optimizer.state.values():
+            for name in ("exp_avg", "exp_avg_sq", "step"):
+                if name in state:
+                    state[name].zero_()
+        for group in one.param_groups:
+            if "step" in group:  # where FusedAdam counts
+                group["step"] = 0
+
+
 def distributed_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
     """The DistributedOptimizer instances inside megatron's (possibly chained) optimizer."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))

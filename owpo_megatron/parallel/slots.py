@@ -8,6 +8,9 @@ the 1/DP shard that the optimizer updates in place (bf16 has separate masters).
 What is touched of megatron-core: `param_data` of buffers and buckets (the optimizer's and the all-gather's target),
 `cached_param_buffer_shard_list` of bucket groups (views of the former), and the `.data` of the optimizer's shards.
 Not covered: overlap_param_gather, expert-parallel buffers of another dtype, FP8 parameters.
+
+Beside the two there may be one candidate, in host memory and in the slots' layout: the policy as it was at the best
+evaluation of a stage. Each rank keeps its own buffers, so that nothing is gathered to keep it or to swap to it.
 """
 
 from __future__ import annotations
@@ -46,10 +49,42 @@ class ParameterSlots:
         self._policy = _Slot(self._layout, self._layout.current_buffers())
         self._spare: _Slot | None = None  # resident: the reference when not aliased
         self._host: list[torch.Tensor] | None = None  # offloaded: the reference when not aliased
+        self._candidate: list[torch.Tensor] | None = None
 
     def swap(self) -> None:
         """The reference becomes the policy. Never between a forward and its backward."""
         self.aliased = True
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Copy the current parameters to host memory, as the candidate of a later `swap_to_candidate`."""
+        assert self.shows_policy
+        if self._candidate is None:
+            self._candidate = [_to_host(data) for data in self._policy.buffers]
+        else:
+            for to, of in zip(self._candidate, self._policy.buffers, strict=True):
+                to.copy_(of)
+
+    @torch.no_grad()
+    def swap_to_candidate(self) -> None:
+        """The reference becomes what `keep` copied; the policy goes on. Needs a new `keep` before the next time."""
+        assert self._candidate is not None and self.shows_policy
+        if self._resident:
+            self._spare = self._spare or _Slot(self._layout, [torch.empty_like(d) for d in self._policy.buffers])
+            for to, of in zip(self._spare.buffers, self._candidate, strict=True):
+                to.copy_(of)
+        else:
+            self._host, self._candidate = self._candidate, None
+        self.aliased = False
+
+    @torch.no_grad()
+    def copy_reference_to_policy(self) -> None:
+        """The policy's parameters become the reference's; the optimizer's masters are the caller's business."""
+        assert self.shows_policy
+        if not self.aliased:
+            for to, of in zip(self._policy.buffers, self._reference().buffers, strict=True):
+                to.copy_(of)
+            self.aliased = True
 
     @torch.no_grad()
     def before_step(self) -> None:

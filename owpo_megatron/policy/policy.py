@@ -14,7 +14,7 @@ from owpo_megatron.convert import HFModel, to_hf
 from owpo_megatron.kernels import PolicyHeadOut
 from owpo_megatron.parallel import checkpoint, cpu
 from owpo_megatron.parallel.loading import load_model_weights
-from owpo_megatron.parallel.optimizer import make_optimizer, make_scheduler, wrap_ddp
+from owpo_megatron.parallel.optimizer import make_optimizer, make_scheduler, restart_optimizer, wrap_ddp
 from owpo_megatron.parallel.packing import (
     Microbatch,
     build_microbatch,
@@ -121,6 +121,32 @@ class MegatronPolicy:
                 if hf_name not in seen:  # a tied embedding comes from the first and from the last stage
                     seen.add(hf_name)
                     yield hf_name, tensor
+
+    def restart_optimizer(self) -> None:
+        """Masters from the present parameters, no moments, and a learning rate that warms up again."""
+        restart_optimizer(self._optimizer)
+        self._scheduler.num_steps = 0
+
+    def save_weights(self, path: Path) -> None:
+        """The parameters alone, sharded, into the existing empty folder `path`."""
+        checkpoint.save_weights(path, self._chunks)
+
+    def load_state(self, path: Path) -> None:
+        """The parameters alone, from what `save_weights` or `save` wrote; the optimizer knows nothing of it."""
+        checkpoint.load_weights(path, self._chunks)
+
+    def restart_optimizer(self) -> None:
+        """Masters from the present parameters, no moments, and a learning rate that warms up again."""
+        restart_optimizer(self._optimizer)
+        self._scheduler.num_steps = 0
+
+    def save_weights(self, path: Path) -> None:
+        """The parameters alone, sharded, into the existing empty folder `path`."""
+        checkpoint.save_weights(path, self._chunks)
+
+    def load_state(self, path: Path) -> None:
+        """The parameters alone, from what `save_weights` or `save` wrote; the optimizer knows nothing of it."""
+        checkpoint.load_weights(path, self._chunks)
 
     def save(self, path: Path) -> None:
         checkpoint.save_training_state(path, self._chunks, self._optimizer, self._scheduler, self.slots)

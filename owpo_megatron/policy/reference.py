@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from owpo_megatron.policy.policy import MegatronPolicy
-from owpo_megatron.types import ReferenceReason, ReferenceVersion, Sample
+from owpo_megatron.types import Candidate, LogpMode, ReferenceReason, ReferenceVersion, Sample
 
 
 class SlotReference:
@@ -21,15 +22,48 @@ class SlotReference:
     def __init__(self, policy: MegatronPolicy, loaded: bool = False):
         self._policy = policy
         self.version = ReferenceVersion(ref_id=0, source_step=0, reason="loaded" if loaded else "init", hash="")
+        self.candidate: Candidate | None = None
+        """The best evaluated policy of the stage under way; its weights are in host memory."""
+
+    def keep(self, candidate: Candidate) -> None:
+        """The policy as it is now is the stage's best so far."""
+        self._policy.slots.keep()
+        self.candidate = candidate
 
     def swap(self, step: int, reason: ReferenceReason) -> None:
-        """Hard swap: the reference becomes the policy as it is after `step` steps (Algorithm 1, line 16)."""
-        self._policy.slots.swap()
-        self.version = ReferenceVersion(self.version.ref_id + 1, step, reason, hash="")
+        """Hard swap: the reference becomes the policy as it is after `step` steps (Algorithm 1, line 16).
+
+        With reason "best_of_stage" it becomes the candidate, and the next stage has none yet. Where the candidate is
+        the present policy nothing is copied.
+        """
+        source = step
+        if reason == "best_of_stage":
+            assert self.candidate is not None, "a stage ends with an evaluation"
+            source = self.candidate.step
+        if source == step:
+            self._policy.slots.swap()
+        else:
+            self._policy.slots.swap_to_candidate()
+        self.candidate = None
+        self.version = ReferenceVersion(self.version.ref_id + 1, source, reason, hash="")
+
+    def restart_policy(self) -> None:
+        """The policy goes on from the reference's weights, with an optimizer and a warm-up as at a run's start."""
+        self._policy.slots.copy_reference_to_policy()
+        self._policy.restart_optimizer()
+
+    def restore_candidate(self, candidate: Candidate, state: Path) -> None:
+        """Take a candidate up from disk. Call before the policy is restored: its parameters are the landing place."""
+        self._policy.load_state(state)
+        self.keep(candidate)
 
     def is_policy(self) -> bool:
         """True from a swap until the next update."""
         return self._policy.slots.aliased
+
+    @property
+    def logp_mode(self) -> LogpMode:
+        return self._policy.logp_mode
 
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         with self._policy.slots.showing_reference():

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from owpo_megatron.algorithms import make_objective
-from owpo_megatron.config import Config, hf_folder
-from owpo_megatron.convert import HFWriter, check_parallel, hf_shapes, read_hf_config
+from owpo_megatron.config import HF_FILES, Config, hf_folder
+from owpo_megatron.convert import HFWriter, carry_files, check_parallel, hf_shapes, read_hf_config
 from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
 from owpo_megatron.parallel.topology import Topology, close_topology, init_topology
 from owpo_megatron.policy import MegatronPolicy, SlotReference
 from owpo_megatron.rollout import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
 from owpo_megatron.sync import make_sync
 from owpo_megatron.trainer.batches import BatchBuilder
+from owpo_megatron.trainer.best import BestWeights
 from owpo_megatron.trainer.checkpoints import CheckpointFolder
 from owpo_megatron.trainer.console import RunConsole
 from owpo_megatron.trainer.evaluate import Evaluator
@@ -25,6 +26,7 @@ from owpo_megatron.trainer.loop import Loop
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.metrics import MetricsFile, silent_step
 from owpo_megatron.trainer.rollouts import RolloutCollector
+from owpo_megatron.trainer.saving import RunState
 from owpo_megatron.trainer.stage import StagePlan, due_every
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.summary import write_summary
@@ -48,7 +50,7 @@ def evaluate_run(config: Config, checkpoint: Path | None = None) -> None:
     """Evaluate a checkpoint (default: the run's newest, else the model); scores go to eval/ and the screen."""
     with contextlib.ExitStack() as stack:
         run = Run(config, stack, evaluation_only=True)
-        step = run.restore(checkpoint)
+        step = run.state.restore(checkpoint, to_evaluate=True)
         run.main.push(step)
         scores = run.main.run(lambda: run.scores(f"step_{step:06d}_eval"))
         if run.console:
@@ -91,7 +93,27 @@ class Run:
         self.collector = self._collector(stack)
         self.evaluator = self._evaluator()
         self.metrics = MetricsFile(config.run_dir / "metrics.jsonl", self._on_line) if topology.is_main else None
-        self.checkpoints = CheckpointFolder(config.run_dir / "checkpoints", config.checkpoint.keep)
+        checkpoints = CheckpointFolder(config.run_dir / "checkpoints", config.checkpoint.keep)
+        self.best = BestWeights(
+            config.run_dir,
+            topology,
+            self.policy.save_weights,
+            self._carry,
+            checkpoints,
+            of_run=config.checkpoint.keep_best,
+            stage=self.reference if self.plan.chooses_best else None,
+        )
+        self.state = RunState(
+            topology,
+            self.policy,
+            self.reference,
+            self.collector,
+            self.best,
+            self.metrics,
+            checkpoints,
+            self._carry,
+            self.say,
+        )
 
     def loop(self, stop: StopSignal) -> Loop:
         config = self.config
@@ -105,11 +127,12 @@ class Run:
             batches=BatchBuilder(config, self.plan),
             push_weights=self.main.push,
             swap_due=self.plan.swap_due,
+            restarts_policy=config.reference.restart_policy and self.plan.chooses_best,
             evaluate_due=self._evaluation_due,
             checkpoint_due=lambda done: due_every(config.checkpoint.every, done, at_end=True, steps=steps),
             evaluate=self.evaluate,
-            save=self.save,
-            restore=self.restore,
+            save=self.state.save,
+            restore=self.state.restore,
             step_log=self.metrics.step if self.metrics else silent_step,
             stop_requested=stop.requested,
         )
@@ -118,50 +141,21 @@ class Run:
     def evaluate(self, step: int) -> None:
         """Once a step: an evaluation that stands in metrics.jsonl is not made again after a resume."""
 
-        def work() -> None:
+        def work() -> dict[str, Any]:
             assert self.metrics and self.console
-            if not self.metrics.has_evaluation(step):
+            scores = self.metrics.evaluation(step)
+            if scores is None:
                 scores = self.scores(f"step_{step:06d}")
                 self.metrics.append({"step": step, "eval": scores})
                 self.console.evaluation(step, scores)
+            return scores
 
-        self.main.run(work)
+        self.best.consider(step, self.main.run(work))
 
     def scores(self, name: str) -> dict[str, Any]:
         """Evaluate the weights that the engine has, on rank 0."""
         assert self.evaluator
         return self.evaluator.run(name)
-
-    def save(self, step: int) -> None:
-        """Write a checkpoint; it counts from the moment its folder is renamed into place."""
-        if self.topology.is_main:
-            self.checkpoints.start(step)
-        self.topology.barrier()
-        self.policy.save(self.checkpoints.state_path(step))
-        state = {"step": step, "reference": self.reference.state_dict()}
-        if self.metrics:
-            state |= {"rollouts": self.collector.state_dict(), "line": self.metrics.under_way()}
-            self.checkpoints.finish(step, state)
-        self.topology.barrier()
-
-    def restore(self, checkpoint: Path | None = None) -> int:
-        """Take over the newest whole checkpoint, or the given one; returns its step, 0 where there is none."""
-        found = None
-        if self.topology.is_main:
-            found = self.checkpoints.read(checkpoint) if checkpoint else self.checkpoints.newest()
-        found = self.topology.broadcast(found)
-        step, line = 0, None
-        if found is not None:
-            state_path, state = found
-            step, line = state["step"], state["line"]
-            self.policy.restore(state_path, state["reference"]["is_policy"])
-            self.reference.load_state_dict(state["reference"])
-            if self.topology.is_main:
-                self.collector.load_state_dict(state["rollouts"])
-            self.say(f"resumed at step {step} from {state_path.parent}, reference {self.reference.version.ref_id}")
-        if self.metrics and not self.evaluation_only:
-            self.metrics.drop_after(step, line)
-        return step
 
     def finish(self) -> None:
         """After the last step: the HF folder and the summary."""
@@ -171,7 +165,7 @@ class Run:
         swaps = self.reference.version.ref_id
         if self.console:
             engine = {"name": "sglang", "version": self.fleet.clients[0].server_version()} if self.fleet else {}
-            write_summary(config, engine, self.reference.version, swaps)
+            write_summary(config, engine, self.reference.version, swaps, self.best.run)
             self.console.say(f"done: {config.run_dir} ({swaps} swaps of the reference)")
 
     def say(self, text: str) -> None:
@@ -266,7 +260,14 @@ class Run:
         wants = self.config.eval
         if done == 0:
             return wants.before
+        if self.plan.chooses_best and self.plan.swap_due(done):
+            return True
         return due_every(wants.every, done, at_end=wants.after, steps=self.config.optimizer.steps)
+
+    def _carry(self, folder: Path) -> None:
+        """hf/ beside state/: the folder is then a converted megatron folder."""
+        (folder / HF_FILES).mkdir()
+        carry_files(self.model_files, folder / HF_FILES)
 
     def _record(self, step: int, rollouts: Sequence[Rollout]) -> None:
         if self.config.rollout.save and not self.config.rollout.replay:

@@ -2,7 +2,8 @@
 
 step_000020/
     state/         policy, optimizer, scheduler and reference (sharded, torch_dist)
-    trainer.json   step, reference version, prompt stream
+    hf/            config.json, tokenizer and the like: with state/ it is a converted folder, as `model.path` takes it
+    trainer.json   step, reference version, prompt stream, best evaluations
     manifest.json  sha256 of every file; its presence says that the folder is whole
 
 There is no random state to save: nothing is dropped out, prompts come from (seed, epoch), samples from their own seeds.
@@ -19,7 +20,8 @@ from typing import Any
 
 from owpo_megatron.errors import UserError
 
-_STATE, _TRAINER, _MANIFEST = "state", "trainer.json", "manifest.json"
+STATE = "state"
+_TRAINER, _MANIFEST = "trainer.json", "manifest.json"
 
 
 class CheckpointFolder:
@@ -36,33 +38,28 @@ class CheckpointFolder:
         """An empty folder for the sharded state of a new checkpoint; `finish` makes it count."""
         scratch = self._scratch(step)
         shutil.rmtree(scratch, ignore_errors=True)
-        (scratch / _STATE).mkdir(parents=True)
-        return scratch / _STATE
+        (scratch / STATE).mkdir(parents=True)
+        return scratch / STATE
 
     def state_path(self, step: int) -> Path:
-        return self._scratch(step) / _STATE
+        return self._scratch(step) / STATE
 
     def finish(self, step: int, trainer_state: dict[str, Any]) -> Path:
         """Add the trainer's state and the manifest, rename into place, remove the oldest beyond `keep`."""
         scratch = self._scratch(step)
         (scratch / _TRAINER).write_text(json.dumps(trainer_state, indent=1))
-        files = sorted(file for file in scratch.rglob("*") if file.is_file())
-        manifest = {str(file.relative_to(scratch)): _sha256(file) for file in files}
-        (scratch / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for file in scratch.rglob("*"):
-            if file.is_file():
-                _fsync(file)
-        shutil.rmtree(self.path(step), ignore_errors=True)
-        os.replace(scratch, self.path(step))
-        _fsync(self._root)
+        seal(scratch, self.path(step))
         for old in self.steps()[: -self._keep]:
             shutil.rmtree(self.path(old))
         return self.path(step)
 
     def steps(self) -> list[int]:
         """Steps of the folders that have a manifest, oldest first."""
-        found = [path.parent.name for path in self._root.glob(f"step_*/{_MANIFEST}")]
-        return sorted(int(name.removeprefix("step_")) for name in found)
+        return sealed_steps(self._root)
+
+    def trainer_states(self) -> list[dict[str, Any]]:
+        """Of every checkpoint on disk, oldest first."""
+        return [json.loads((self.path(step) / _TRAINER).read_text()) for step in self.steps()]
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """(folder of the sharded state, trainer's state) of the newest checkpoint whose hashes are right, or None.
@@ -74,7 +71,7 @@ class CheckpointFolder:
         for step in reversed(steps):
             folder = self.path(step)
             if verify_manifest(folder):
-                return folder / _STATE, json.loads((folder / _TRAINER).read_text())
+                return folder / STATE, json.loads((folder / _TRAINER).read_text())
         if steps:
             remedy = "every checkpoint here is damaged; move the folder away to start over"
             raise UserError("checkpoints", self._root, remedy)
@@ -88,10 +85,29 @@ class CheckpointFolder:
         """
         if not (folder / _MANIFEST).is_file() or not verify_manifest(folder):
             raise UserError("--checkpoint", folder, "not a whole checkpoint; give a step_... folder of a run")
-        return folder / _STATE, json.loads((folder / _TRAINER).read_text())
+        return folder / STATE, json.loads((folder / _TRAINER).read_text())
 
     def _scratch(self, step: int) -> Path:
         return self._root / f".writing_{step:06d}"
+
+
+def seal(scratch: Path, folder: Path) -> None:
+    """Add the manifest to a folder and rename it into place, where from then on it counts as whole."""
+    files = sorted(file for file in scratch.rglob("*") if file.is_file())
+    manifest = {str(file.relative_to(scratch)): _sha256(file) for file in files}
+    (scratch / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for file in scratch.rglob("*"):
+        if file.is_file():
+            _fsync(file)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(scratch, folder)
+    _fsync(folder.parent)
+
+
+def sealed_steps(root: Path) -> list[int]:
+    """N of every whole step_N folder, in ascending order."""
+    found = [path.parent.name for path in root.glob(f"step_*/{_MANIFEST}")]
+    return sorted(int(name.removeprefix("step_")) for name in found)
 
 
 def verify_manifest(folder: Path) -> bool:

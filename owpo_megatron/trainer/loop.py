@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from owpo_megatron.types import Group, Objective, Policy, Reference, Sample, TrainBatch
+from owpo_megatron.types import Group, Objective, Policy, Reference, ReferenceReason, Sample, TrainBatch
 
 
 class Rollouts(Protocol):
@@ -46,7 +46,8 @@ class Loop:
     rollouts: Rollouts
     batches: Batches
     push_weights: Callable[[int], None]
-    swap_due: Callable[[int], bool]
+    swap_due: Callable[[int], ReferenceReason | None]
+    restarts_policy: bool  # after a swap: the next stage starts from its reference
     evaluate_due: Callable[[int], bool]
     checkpoint_due: Callable[[int], bool]
     evaluate: Callable[[int], None]
@@ -59,7 +60,7 @@ class Loop:
         """Train to the end, or to the end of the step in which a stop is requested; returns the steps done."""
         step = self.restore()  # or 0, with the reference being the initial policy (line 2)
         self.push_weights(step)
-        if self.evaluate_due(step):
+        if step == 0 and self.evaluate_due(step):
             self.evaluate(step)
         saved = step
         while step < self.steps and not self.stop_requested():
@@ -70,17 +71,21 @@ class Loop:
                     with log.timed("update"):
                         log.add_update(self.policy.update(samples, self.objective))  # lines 7-14
                 step += 1
-                if self.swap_due(step):
-                    with log.timed("swap"):
-                        self.reference.swap(step, "interval")  # lines 15-16
                 with log.timed("sync"):
                     self.push_weights(step)
+                if self.evaluate_due(step):
+                    with log.timed("evaluate"):
+                        self.evaluate(step)  # and note the best of the stage
+                if reason := self.swap_due(step):
+                    with log.timed("swap"):
+                        self.reference.swap(step, reason)  # lines 15-16
+                        if self.restarts_policy:
+                            self.reference.restart_policy()
+                            self.push_weights(step)
                 if self.checkpoint_due(step):
                     with log.timed("checkpoint"):
                         self.save(step)
                     saved = step
-            if self.evaluate_due(step):
-                self.evaluate(step)
         if saved != step:
             self.save(step)
         return step

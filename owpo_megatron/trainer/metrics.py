@@ -117,10 +117,10 @@ class MetricsFile:
         scratch.write_text("".join(text + "\n" for text in kept))
         os.replace(scratch, self._path)
 
-    def has_evaluation(self, step: int) -> bool:
-        """True when an evaluation of this step stands in the file."""
+    def evaluation(self, step: int) -> dict[str, Any] | None:
+        """The scores of this step's evaluation, where it stands in the file."""
         lines = self._path.read_text().splitlines() if self._path.exists() else []
-        return any("eval" in line and line["step"] == step for line in map(json.loads, lines))
+        return next((line["eval"] for line in map(json.loads, lines) if line["step"] == step and "eval" in line), None)
 
     def append(self, line: dict[str, Any]) -> None:
         with self._path.open("a") as file:

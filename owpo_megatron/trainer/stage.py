@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from owpo_megatron.config import Config
+from owpo_megatron.types import ReferenceReason
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,19 @@ class StagePlan:
 
     steps: int
     every: int | None  # steps between swaps, None: never
+    reason: ReferenceReason = "interval"  # of its swaps
 
     @classmethod
     def of(cls, config: Config, has_reference: bool = True) -> StagePlan:
-        interval = has_reference and config.reference.refresh == "interval"
-        return cls(config.optimizer.steps, config.reference.every if interval else None)
+        wants = config.reference
+        if not has_reference or wants.refresh == "fixed":
+            return cls(config.optimizer.steps, None)
+        return cls(config.optimizer.steps, wants.every, wants.refresh)
+
+    @property
+    def chooses_best(self) -> bool:
+        """Swaps take the best evaluated policy of the stage, so that each stage ends with an evaluation."""
+        return self.every is not None and self.reason == "best_of_stage"
 
     def stage(self, step: int) -> int:
         return step // self.every if self.every else 0
@@ -34,8 +43,9 @@ class StagePlan:
             return self.steps
         return min(self.every, self.steps - self.stage(step) * self.every)
 
-    def swap_due(self, steps_done: int) -> bool:
-        return self.every is not None and steps_done % self.every == 0
+    def swap_due(self, steps_done: int) -> ReferenceReason | None:
+        """The reason of the swap after so many steps, None where none is due."""
+        return self.reason if self.every is not None and steps_done % self.every == 0 else None
 
 
 def due_every(interval: int, steps_done: int, at_end: bool, steps: int) -> bool:

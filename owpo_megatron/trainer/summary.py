@@ -7,10 +7,12 @@ import os
 from typing import Any
 
 from owpo_megatron.config import Config
-from owpo_megatron.types import ReferenceVersion
+from owpo_megatron.types import Candidate, ReferenceVersion
 
 
-def write_summary(config: Config, engine: dict[str, Any], reference: ReferenceVersion, swaps: int) -> dict[str, Any]:
+def write_summary(
+    config: Config, engine: dict[str, Any], reference: ReferenceVersion, swaps: int, best: Candidate | None
+) -> dict[str, Any]:
     """Write and return the summary; an evaluation that was not made leaves its fields out."""
     lines = [json.loads(text) for text in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     evals = {line["step"]: line["eval"] for line in lines if "eval" in line}
@@ -23,6 +25,7 @@ def write_summary(config: Config, engine: dict[str, Any], reference: ReferenceVe
     summary |= {
         "swaps": swaps,
         "reference": {"ref_id": reference.ref_id, "source_step": reference.source_step, "reason": reference.reason},
+        "best": {"step": best.step, "pass@1": best.score} if best else None,
         "parallel": {name: getattr(config.parallel, name) for name in ("tp", "pp", "dp", "sp")},
         "engine": engine,
         "seconds": round(sum(line["seconds"]["total"] for line in steps), 2),

@@ -62,6 +62,7 @@ class Recording:
             batches=BatchBuilder(config, StagePlan.of(config)),
             push_weights=lambda step: note(f"push {step}"),
             swap_due=StagePlan.of(config).swap_due,
+            restarts_policy=False,
             evaluate_due=lambda done: done in (0, 3),
             checkpoint_due=lambda done: done in (1, 3),
             evaluate=lambda done: note(f"evaluate {done}"),
@@ -73,16 +74,17 @@ class Recording:
 
 
 def test_verbs_come_in_the_order_of_algorithm_1() -> None:
-    """Step 1 starts with the reference being the policy; the swap after step 2 comes before its push and after its
-    updates; the reference's pass of step 2 is spent, that of step 3 is not."""
+    """Step 1 starts with the reference being the policy; the swap after step 2 comes after its updates; the reference's
+    pass of step 2 is spent, that of step 3 is not. An evaluation sees the pushed weights, comes before a swap, which
+    may choose by it, and before the checkpoint, which remembers it."""
     recording = Recording()
     assert recording.loop.run() == 3
     two_old, two_updates = ["policy.logprobs 2"] * 2, ["update 2"] * 2
     assert recording.events == [
         "push 0", "evaluate 0",
         "collect 0", *two_old, *two_updates, "push 1", "save 1", "line",
-        "collect 1", *two_old, "reference.logprobs 1", "reference.logprobs 1", *two_updates, "swap 2", "push 2", "line",
-        "collect 2", *two_old, *two_updates, "push 3", "save 3", "line", "evaluate 3",
+        "collect 1", *two_old, "reference.logprobs 1", "reference.logprobs 1", *two_updates, "push 2", "swap 2", "line",
+        "collect 2", *two_old, *two_updates, "push 3", "evaluate 3", "save 3", "line",
     ]  # fmt: skip
 
 
@@ -95,7 +97,7 @@ def test_a_resumed_run_pushes_the_restored_weights_first() -> None:
 def test_a_stop_saves_the_step_that_was_finished() -> None:
     recording = Recording(stop_before=2)
     assert recording.loop.run() == 2
-    assert recording.events[-3:] == ["push 2", "line", "save 2"]
+    assert recording.events[-3:] == ["swap 2", "line", "save 2"]
 
 
 def test_a_stop_right_after_a_checkpoint_does_not_save_twice() -> None:
@@ -107,7 +109,7 @@ def test_a_stop_right_after_a_checkpoint_does_not_save_twice() -> None:
 def test_a_finished_run_started_again_does_nothing_new() -> None:
     recording = Recording(start=3)
     assert recording.loop.run() == 3
-    assert recording.events == ["push 3", "evaluate 3"]
+    assert recording.events == ["push 3"]
 
 
 def test_a_step_without_groups_updates_nothing_and_the_run_goes_on() -> None:

@@ -11,7 +11,7 @@ from tiny import make_config
 
 from owpo_megatron.trainer.metrics import MetricsFile, StepLine
 from owpo_megatron.trainer.summary import write_summary
-from owpo_megatron.types import ReferenceVersion
+from owpo_megatron.types import Candidate, ReferenceVersion
 
 
 def sums(**values: Any) -> dict[str, Any]:
@@ -62,13 +62,14 @@ def written(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_resume_drops_later_lines_and_a_half_written_one(file: MetricsFile, tmp_path: Path) -> None:
-    for line in ({"step": 0, "eval": {}}, {"step": 1}, {"step": 2}, {"step": 2, "eval": {}}, {"step": 3}):
+    scored = {"step": 2, "eval": {"pass@1": 0.5}}
+    for line in ({"step": 0, "eval": {}}, {"step": 1}, {"step": 2}, scored, {"step": 3}):
         file.append(line)
     with (tmp_path / "metrics.jsonl").open("a") as raw:
         raw.write('{"step": 1, "rew')
     file.drop_after(2)
-    assert written(tmp_path) == [{"step": 0, "eval": {}}, {"step": 1}, {"step": 2}, {"step": 2, "eval": {}}]
-    assert file.has_evaluation(2) and not file.has_evaluation(1)
+    assert written(tmp_path) == [{"step": 0, "eval": {}}, {"step": 1}, {"step": 2}, scored]
+    assert file.evaluation(2) == {"pass@1": 0.5} and file.evaluation(1) is None
     file.append({"step": 3})
     assert written(tmp_path)[-1] == {"step": 3}
 
@@ -110,11 +111,13 @@ def test_summary_of_a_run(tmp_path: Path) -> None:
         {"step": 2, "eval": {"pass@1": 0.75, "pass@8": 1.0, "problems": 4}},
     ]
     (config.run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_summary(config, {"name": "sglang", "version": "1"}, ReferenceVersion(1, 2, "interval", "h"), swaps=1)
+    reference = ReferenceVersion(1, 2, "interval", "h")
+    write_summary(config, {"name": "sglang", "version": "1"}, reference, swaps=1, best=Candidate(2, 0.75))
     assert json.loads((config.run_dir / "summary.json").read_text()) == {
         "name": "r", "algorithm": "owpo", "steps": 2,
         "pass_at_1_before": 0.25, "pass_at_8_before": 0.5, "pass_at_1_after": 0.75, "pass_at_8_after": 1.0,
         "swaps": 1, "reference": {"ref_id": 1, "source_step": 2, "reason": "interval"},
+        "best": {"step": 2, "pass@1": 0.75},
         "parallel": {"tp": 2, "pp": 1, "dp": 1, "sp": False}, "engine": {"name": "sglang", "version": "1"},
         "seconds": 3.5, "tokens": 30, "mismatch_max": 3e-6,
     }  # fmt: skip
@@ -124,6 +127,6 @@ def test_a_run_without_evaluation_or_update_has_a_summary(tmp_path: Path) -> Non
     config = make_config(Path("m"), name="r", runs_dir=str(tmp_path))
     config.run_dir.mkdir()
     (config.run_dir / "metrics.jsonl").write_text('{"step": 1, "seconds": {"total": 1.0}}\n')
-    summary = write_summary(config, {}, ReferenceVersion(0, 0, "init", ""), swaps=0)
-    assert summary["mismatch_max"] is None and summary["tokens"] == 0
+    summary = write_summary(config, {}, ReferenceVersion(0, 0, "init", ""), swaps=0, best=None)
+    assert summary["mismatch_max"] is None and summary["best"] is None and summary["tokens"] == 0
     assert not [name for name in summary if name.startswith("pass_at")]
