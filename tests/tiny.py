@@ -22,9 +22,22 @@ def make_hf_model(
     out: Path, family: str = "qwen3", tied: bool = False, vocab_size: int = 96, seed: int = 0, **fields: Any
 ) -> Path:
     """A random fp32 model of ~60 k parameters as an HF folder (no tokenizer); every weight random, norms included."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+    from transformers import (
+        AutoModelForCausalLM,
+        LlamaConfig,
+        MistralConfig,
+        Qwen2Config,
+        Qwen3Config,
+        Qwen3MoeConfig,
+    )
 
-    kinds = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
+    kinds = {
+        "qwen3": Qwen3Config,
+        "qwen2": Qwen2Config,
+        "qwen3_moe": Qwen3MoeConfig,
+        "llama": LlamaConfig,
+        "mistral": MistralConfig,
+    }
     shape: dict[str, Any] = dict(
         vocab_size=vocab_size,
         hidden_size=48,
@@ -35,6 +48,8 @@ def make_hf_model(
         max_position_embeddings=256,
         tie_word_embeddings=tied,
     )
+    if family == "qwen3_moe":
+        shape |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
     if family != "qwen2":
         shape["head_dim"] = 16  # not hidden_size / heads
     config = kinds[family](**(shape | fields))

@@ -12,13 +12,21 @@ from transformers import AutoConfig
 
 from owpo_megatron.config import ParallelConfig
 from owpo_megatron.convert.families import FAMILIES, MODEL_TYPES
+from owpo_megatron.convert.rope import Rope, read_rope
 from owpo_megatron.convert.rules import Family, Size
 from owpo_megatron.errors import UserError
 
 _VOCAB_MULTIPLE = 8  # rows of a rank's vocabulary part: GEMM sizes that tensor cores like
 
-# megatron-core's llama3 rope scaling has these built in; only the factor can be chosen
-_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of experts that is every layer's MLP."""
+
+    number: int
+    chosen: int  # per token
+    ffn_size: int  # of one expert
+    normalised: bool  # the chosen experts' probabilities are divided by their sum
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,8 @@ class HFModel:
 
     Example:
         HFModel(family_name="qwen3", num_layers=36, hidden_size=4096, ffn_size=12288, num_heads=32, num_kv_heads=8,
-                head_dim=128, vocab_size=151936, max_positions=32768, rope_theta=1e6, rope_scaling_factor=None,
-                norm_eps=1e-6, qkv_bias=False, qk_norm=True, tied=False)
+                head_dim=128, vocab_size=151936, max_positions=32768, window=None, rope=Rope(1e6), norm_eps=1e-6,
+                qkv_bias=False, qk_norm=True, tied=False, experts=None)
     """
 
     family_name: str
@@ -40,16 +48,22 @@ class HFModel:
     head_dim: int
     vocab_size: int  # true size, without megatron's padding
     max_positions: int
-    rope_theta: float
-    rope_scaling_factor: float | None  # llama3 scaling, with its built-in frequency bounds; None: unscaled
+    window: int | None  # tokens that attention sees back, itself included; None: all. See `check_context`
+    rope: Rope
     norm_eps: float
     qkv_bias: bool
     qk_norm: bool
     tied: bool  # the output layer is the embedding
+    experts: Experts | None = None
 
     @property
     def family(self) -> Family:
         return FAMILIES[self.family_name]
+
+    @property
+    def num_experts(self) -> int:
+        """0 for a dense model."""
+        return self.experts.number if self.experts else 0
 
     def size(self, name: Size) -> int:
         """The number behind a size name of the rules."""
@@ -60,6 +74,8 @@ class HFModel:
             "head": self.head_dim,
             "q": self.num_heads * self.head_dim,
             "kv": self.num_kv_heads * self.head_dim,
+            "experts": self.num_experts,
+            "expert_ffn": self.experts.ffn_size if self.experts else 0,
         }
         return sizes[name]
 
@@ -69,7 +85,7 @@ def read_hf_config(path: Path | str) -> HFModel:
 
     Raises:
         UserError: no such folder or config.json, a family without a table, or a feature that megatron's model would
-            silently lack (sliding windows, unsupported rope scaling, other biases or activations).
+            silently lack (unsupported rope scaling, other biases or activations, layers without experts among others).
     """
     path = Path(path)
     model_type = _model_type(path)
@@ -80,7 +96,6 @@ def read_hf_config(path: Path | str) -> HFModel:
     config = AutoConfig.from_pretrained(path)
     _refuse_unsupported(path, config)
     num_heads = config.num_attention_heads
-    theta, scaling = _rope(path, config)
     return HFModel(
         family_name=family.name,
         num_layers=config.num_hidden_layers,
@@ -91,12 +106,13 @@ def read_hf_config(path: Path | str) -> HFModel:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
         vocab_size=config.vocab_size,
         max_positions=config.max_position_embeddings,
-        rope_theta=theta,
-        rope_scaling_factor=scaling,
+        window=_window(config),
+        rope=read_rope(path, config),
         norm_eps=config.rms_norm_eps,
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
         tied=bool(config.tie_word_embeddings),
+        experts=_experts(path, config) if family.experts else None,
     )
 
 
@@ -104,15 +120,16 @@ def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:
     """Refuse parallel sizes that do not divide the model.
 
     Raises:
-        UserError: naming parallel.tp, parallel.pp or parallel.vpp, with the values that fit.
+        UserError: naming parallel.tp, pp, vpp, ep or sp, with the values that fit.
     """
-    common = math.gcd(model.num_heads, model.num_kv_heads, model.ffn_size)
+    ffn_size = model.experts.ffn_size if model.experts else model.ffn_size
+    common = math.gcd(model.num_heads, model.num_kv_heads, ffn_size)
     if common % parallel.tp:
         raise UserError(
             "parallel.tp",
             parallel.tp,
             f"must divide the model's {model.num_heads} attention heads, {model.num_kv_heads} key-value heads and "
-            f"ffn size {model.ffn_size}; use one of {_divisors(common)}",
+            f"ffn size {ffn_size}; use one of {_divisors(common)}",
         )
     if model.num_layers % parallel.pp:
         raise UserError(
@@ -126,6 +143,25 @@ def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:
             "parallel.vpp",
             parallel.vpp,
             f"must divide the {layers_per_rank} layers of a pipeline rank; use one of {_divisors(layers_per_rank)}",
+        )
+    _check_experts(model, parallel)
+
+
+def check_context(model: HFModel, tokens: int) -> None:
+    """Refuse sequences longer than an attention window.
+
+    Up to the window a windowed model is a plain causal one, on the trainer's side and on the engine's; beyond it the
+    trainer has no windowed attention.
+
+    Raises:
+        UserError: the longest possible sequence (prompt and response) exceeds the model's window.
+    """
+    if model.window is not None and tokens > model.window:
+        raise UserError(
+            "data.max_prompt_tokens + rollout.max_response_tokens",
+            tokens,
+            f"the model attends to {model.window} tokens only (sliding_window); sequences up to that length are "
+            "supported: lower one of the two",
         )
 
 
@@ -156,7 +192,6 @@ def _model_type(path: Path) -> str:
 
 
 def _refuse_unsupported(path: Path, config: Any) -> None:
-    window = getattr(config, "sliding_window", None)
     unsupported = {
         "hidden_act": (config.hidden_act, config.hidden_act == "silu", "silu"),
         "attention_bias": (
@@ -165,28 +200,41 @@ def _refuse_unsupported(path: Path, config: Any) -> None:
             False,
         ),
         "mlp_bias": (getattr(config, "mlp_bias", False), not getattr(config, "mlp_bias", False), False),
-        "sliding_window": (window, window is None or window >= config.max_position_embeddings, None),
     }
     for field, (value, supported, expected) in unsupported.items():
         if not supported:
             raise UserError(f"{path / 'config.json'} {field}", value, f"not supported; only {expected} is")
 
 
-def _rope(path: Path, config: Any) -> tuple[float, float | None]:
-    """(theta, llama3 scaling factor or None)."""
-    rope = dict(config.rope_parameters)
-    kind = rope.get("rope_type", "default")
-    where = f"{path / 'config.json'} rope_parameters"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(where, rope, "partial rotary embeddings are not supported")
-    if kind == "default":
-        return float(rope["rope_theta"]), None
-    if kind != "llama3":
-        raise UserError(where, rope, f"rope type {kind} is not supported; use default or llama3")
-    for field, expected in _LLAMA3_ROPE.items():
-        if rope[field] != expected:
-            raise UserError(f"{where}.{field}", rope[field], f"megatron-core has {expected:g} built in")
-    return float(rope["rope_theta"]), float(rope["factor"])
+def _window(config: Any) -> int | None:
+    """transformers leaves it None where `use_sliding_window` is false, as in Qwen2.5's configs."""
+    window = getattr(config, "sliding_window", None)
+    return window if window is not None and window < config.max_position_embeddings else None
+
+
+def _experts(path: Path, config: Any) -> Experts:
+    if config.mlp_only_layers or config.decoder_sparse_step != 1:
+        raise UserError(
+            f"{path / 'config.json'} mlp_only_layers, decoder_sparse_step",
+            (config.mlp_only_layers, config.decoder_sparse_step),
+            "not supported; only experts in every layer are ([] and 1)",
+        )
+    return Experts(config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size, config.norm_topk_prob)
+
+
+def _check_experts(model: HFModel, parallel: ParallelConfig) -> None:
+    if model.experts is None:
+        if parallel.ep > 1:
+            raise UserError("parallel.ep", parallel.ep, f"{model.family_name} has no experts; leave it out")
+        return
+    if model.num_experts % parallel.ep:
+        raise UserError(
+            "parallel.ep",
+            parallel.ep,
+            f"must divide the model's {model.num_experts} experts; use one of {_divisors(model.num_experts)}",
+        )
+    if parallel.tp > 1 and not parallel.sp:
+        raise UserError("parallel.sp", False, "megatron-core trains experts at tp > 1 with sp only; set it true")
 
 
 def _divisors(number: int) -> str:

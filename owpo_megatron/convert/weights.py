@@ -1,12 +1,14 @@
 """Weights between an HF checkpoint and megatron's shards, one parameter at a time, bit for bit in both directions.
 
-A megatron name here carries the layer's index in the whole model (not in its pipeline stage) and no wrapper prefix.
+A megatron name here carries the indices of layer and expert in the whole model (not in its pipeline stage or on its
+expert-parallel rank) and no wrapper prefix.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -17,7 +19,20 @@ from owpo_megatron.convert.rules import EMBEDDING, LM_HEAD, OUTPUT_LAYER, Part, 
 from owpo_megatron.errors import UserError
 
 _LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
+_EXPERT = re.compile(r"(?<=\.local_experts\.)\d+(?=\.)|(?<=linear_fc[12]\.weight)\d+$")
 _SHOWN = 8  # names of each kind in an error
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a megatron parameter stands in a sharded checkpoint: an entry of one tensor for all layers and experts.
+
+    Example: expert 5 of layer 2 is entry (2, 5) of "decoder.layers.mlp.experts.experts.linear_fc1.weight".
+    """
+
+    name: str
+    index: tuple[int, ...]  # layer, expert; () outside the layers
+    leading: tuple[int, ...]  # how many layers and experts there are
 
 
 def to_megatron(model: HFModel, name: str, reader: HFReader, *, tp_rank: int = 0, tp_size: int = 1) -> torch.Tensor:
@@ -31,12 +46,12 @@ def to_megatron(model: HFModel, name: str, reader: HFReader, *, tp_rank: int = 0
     Example:
         to_megatron(model, "decoder.layers.7.mlp.linear_fc1.weight", reader, tp_rank=1, tp_size=2)
     """
-    rule, layer = _find(model, EMBEDDING if model.tied and name == OUTPUT_LAYER else name)
+    rule, index = _find(model, EMBEDDING if model.tied and name == OUTPUT_LAYER else name)
     assert rule.fuse != "qkv" or model.num_kv_heads % tp_size == 0, "query groups do not divide over TP ranks"
     pieces = []
     for part in rule.hf:
         shape = [model.size(size) for size in part.shape]
-        hf_name = part.name.format(layer=layer)
+        hf_name = part.name.format(**index)
         if rule.tp_dim is None:
             pieces.append(reader.slice(hf_name, 0, 0, shape[0]))
         elif part.shape[0] == "vocab":
@@ -63,7 +78,7 @@ def to_hf(model: HFModel, name: str, shards: Sequence[torch.Tensor]) -> list[tup
     """
     if model.tied and name == OUTPUT_LAYER:
         return []
-    rule, layer = _find(model, name)
+    rule, index = _find(model, name)
     split_shards = [_unfuse(model, rule, shard, len(shards)) for shard in shards]
     tensors = []
     for part, pieces in zip(rule.hf, zip(*split_shards, strict=True), strict=True):
@@ -71,19 +86,42 @@ def to_hf(model: HFModel, name: str, shards: Sequence[torch.Tensor]) -> list[tup
         if part.shape[0] == "vocab":
             tensor = tensor[: model.vocab_size]
         assert tuple(tensor.shape) == _shape(model, part), f"{name}: {tuple(tensor.shape)} for {part.name}"
-        tensors.append((part.name.format(layer=layer), tensor))
+        tensors.append((part.name.format(**index), tensor))
     return tensors
+
+
+def megatron_names(model: HFModel) -> Iterator[str]:
+    """Every parameter of the whole model by its (first) megatron name: the outer ones, then layer by layer."""
+    rules = [rule for rule in model.family.rules if not (model.tied and rule.megatron[0] == OUTPUT_LAYER)]
+    yield from (rule.megatron[0] for rule in rules if not rule.per_layer)
+    for layer in range(model.num_layers):
+        for rule in rules:
+            if rule.per_layer:
+                for expert in range(model.num_experts) if rule.per_expert else [0]:
+                    yield rule.megatron[0].format(layer=layer, expert=expert)
+
+
+def hf_names(model: HFModel, name: str) -> list[str]:
+    """The HF tensors that the megatron parameter `name` is made of. Raises UserError as `to_hf`."""
+    rule, index = _find(model, name)
+    return [part.name.format(**index) for part in rule.hf]
+
+
+def place_of(model: HFModel, name: str) -> Place:
+    """Where the megatron parameter `name` stands in a sharded checkpoint. Raises UserError as `to_hf`."""
+    rule, index = _find(model, name)
+    sizes = {"layer": model.num_layers} if rule.per_layer else {}
+    sizes |= {"expert": model.num_experts} if rule.per_expert else {}
+    return Place(rule.stored_name, tuple(index[axis] for axis in sizes), tuple(sizes.values()))
 
 
 def hf_shapes(model: HFModel) -> dict[str, tuple[int, ...]]:
     """Every tensor that a checkpoint of this model holds, with its shape."""
     shapes = {}
-    for rule in model.family.rules:
+    for name in megatron_names(model):
+        rule, index = _find(model, name)
         for part in rule.hf:
-            if part.name == LM_HEAD and model.tied:
-                continue
-            for layer in range(model.num_layers) if "{layer}" in part.name else [0]:
-                shapes[part.name.format(layer=layer)] = _shape(model, part)
+            shapes[part.name.format(**index)] = _shape(model, part)
     return shapes
 
 
@@ -121,16 +159,24 @@ def _shape(model: HFModel, part: Part) -> tuple[int, ...]:
     return tuple(model.size(size) for size in part.shape)
 
 
-def _find(model: HFModel, name: str) -> tuple[Rule, int]:
-    """(the rule of a megatron name, its layer index or 0)."""
-    match = _LAYER.search(name)
-    by_name = _rules_by_name(model.family_name, model.family.rules)
-    rule = by_name.get(_LAYER.sub("{layer}", name, count=1))
-    if rule is None or (match and int(match[0]) >= model.num_layers):
+def _find(model: HFModel, name: str) -> tuple[Rule, dict[str, int]]:
+    """(the rule of a megatron name, its "layer" and "expert", 0 where it has none)."""
+    template, index = name, {"layer": 0, "expert": 0}
+    known = True
+    for axis, pattern, size in (("layer", _LAYER, model.num_layers), ("expert", _EXPERT, model.num_experts)):
+        if match := pattern.search(template):
+            index[axis] = int(match[0])
+            known = known and index[axis] < size
+            template = pattern.sub(f"{{{axis}}}", template, count=1)
+    rule = _rules_by_name(model.family_name, model.family.rules).get(template)
+    if rule is None or not known:
+        experts = f" and {model.num_experts} experts" if model.experts else ""
         raise UserError(
-            "megatron parameter", name, f"{model.family_name} with {model.num_layers} layers has none of that name"
+            "megatron parameter",
+            name,
+            f"{model.family_name} with {model.num_layers} layers{experts} has none of that name",
         )
-    return rule, int(match[0]) if match else 0
+    return rule, index
 
 
 @lru_cache

@@ -1,11 +1,14 @@
 """The one seam that lets the stock megatron-core run on a CPU with gloo.
 
-megatron-core 0.16.1 names "cuda" literally in a few places. Where there is no CUDA, `install()` does three things:
+megatron-core 0.16.1 names "cuda" literally in a few places. Where there is no CUDA, `install()` does four things:
 
 1. `torch.cuda.current_device` and `torch.cuda.synchronize` mean the CPU;
 2. the name `torch` inside megatron's schedules is a proxy whose `zeros` ignores device="cuda"
    (`total_num_tokens` in the three forward_backward functions);
-3. recomputation of activations finds no CUDA random state that it would have to save.
+3. recomputation of activations finds no CUDA random state that it would have to save;
+4. the token dispatcher of experts makes no CUDA stream, and gives all-to-all its split sizes as the list that it wants.
+
+Without Transformer Engine, on any device, it gives the router the name that megatron looks up before it falls back.
 
 Where there is neither Transformer Engine nor apex, on any device, it also mends how the distributed optimizer saves and
 loads the state of torch's AdamW, its fall-back: megatron copies every state key, `step` included, and shares one `step`
@@ -28,6 +31,8 @@ from megatron.core.optimizer import distrib_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.pipeline_parallel import schedules
 from megatron.core.tensor_parallel import random as megatron_random
+from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from torch.overrides import TorchFunctionMode
 
 
@@ -102,6 +107,8 @@ def install() -> None:
     """Install the seam in this process. Call before any model is built."""
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _repair_torch_adamw_state()
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None  # tested for None, and imported only with Transformer Engine
     if not on_cpu():
         return
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
@@ -109,6 +116,17 @@ def install() -> None:
     schedules.torch = _TorchWithoutCudaZeros()
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.empty(0)
     megatron_random._set_cuda_rng_state = lambda *args, **kwargs: None
+    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = object()  # made in the constructor where it is None; never used
+    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _splits_as_lists
+
+
+def _splits_as_lists(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
+    """Where megatron copies to the host by a side stream: the tensors are there, all_to_all_single takes numbers."""
+    if point == self.cuda_dtoh_point:
+        for name in ("input_splits", "output_splits", "output_splits_tp"):
+            value = getattr(self, name)
+            setattr(self, name, value.tolist() if isinstance(value, torch.Tensor) else value)
+    return tokens_per_expert
 
 
 def _repair_torch_adamw_state() -> None:

@@ -1,4 +1,4 @@
-"""Which rank does what: process groups of tensor, pipeline and data parallelism."""
+"""Which rank does what: process groups of tensor, pipeline, data and expert parallelism."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class Topology:
     pp_size: int
     dp_rank: int
     dp_size: int
+    ep_rank: int  # dp_rank % ep_size: the data-parallel ranks with the same one hold the same experts
+    ep_size: int
     vpp_size: int | None
     tp_group: dist.ProcessGroup
     pp_group: dist.ProcessGroup
@@ -91,6 +93,8 @@ def init_topology(parallel: ParallelConfig, seed: int) -> Topology:
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.tp,
     )
     # Weights come from a checkpoint and nothing is dropped out: the tracker that forks no CUDA generator is enough.
     model_parallel_cuda_manual_seed(seed, inference_rng_tracker=True, force_reset_rng=True)
@@ -103,6 +107,8 @@ def init_topology(parallel: ParallelConfig, seed: int) -> Topology:
         pp_size=parallel.pp,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel.dp,
+        ep_rank=parallel_state.get_expert_model_parallel_rank(),
+        ep_size=parallel.ep,
         vpp_size=parallel.vpp,
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),

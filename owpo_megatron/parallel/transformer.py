@@ -18,13 +18,14 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from owpo_megatron.config import ParallelConfig
-from owpo_megatron.convert import HFModel, padded_vocab_size
+from owpo_megatron.convert import Experts, HFModel, Yarn, padded_vocab_size
 from owpo_megatron.errors import UserError
-from owpo_megatron.kernels import LogProbs, PolicyHeadOut, logprob, policy_head
+from owpo_megatron.kernels import Fp8Error, Fp8Weight, LogProbs, PolicyHeadOut, fp8_error, logprob, policy_head
 from owpo_megatron.kernels.policy_head import BatchOf
+from owpo_megatron.kernels.shard import VocabShard
 from owpo_megatron.parallel import cpu
 from owpo_megatron.parallel.attention import PackedCoreAttention
-from owpo_megatron.types import Objective
+from owpo_megatron.types import LogpMode, Objective
 
 try:
     import transformer_engine  # noqa: F401
@@ -72,11 +73,29 @@ class PolicyModel(GPTModel):
     def _postprocess(self, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
         return hidden_states
 
-    def logprobs(self, hidden: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor) -> LogProbs:
+    def logprobs(
+        self,
+        hidden: torch.Tensor,
+        target_T: torch.Tensor,
+        row_mask_T: torch.Tensor,
+        mode: LogpMode = "exact",
+        fp8_weight: Fp8Weight | None = None,
+    ) -> LogProbs:
         """Log-probs of the targets without gradients; rows out of the mask are zero."""
         return logprob(
-            self._whole(hidden), self._head_weight(), target_T, row_mask_T=row_mask_T, **self._head_options()
-        )
+            self._whole(hidden), self._head_weight(), target_T, row_mask_T=row_mask_T, mode=mode,
+            fp8_weight=fp8_weight, **self._head_options(),
+        )  # fmt: skip
+
+    def quantised_head(self) -> Fp8Weight:
+        """The head's weight as it is now, for the log-probs of one pass."""
+        weight_VH, options = self._head_weight().detach(), self._head_options()
+        shard = VocabShard(len(weight_VH), options["vocab_size"], options["group"])
+        return Fp8Weight(weight_VH[: shard.valid_rows])
+
+    def fp8_error(self, hidden: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor) -> Fp8Error:
+        """How far refined FP8 is from exact on some of these tokens."""
+        return fp8_error(self._whole(hidden), self._head_weight(), target_T, row_mask_T, **self._head_options())
 
     def policy_head(
         self,
@@ -145,6 +164,8 @@ def transformer_config(
         overlap_p2p_comm=False,
         **_SETTLED,
     )
+    if hf.experts:
+        fields |= _expert_fields(hf.experts, parallel)
     if cpu.on_cpu():
         fields |= dict(
             use_cpu_initialization=True,
@@ -161,14 +182,53 @@ def transformer_config(
         if name not in TransformerConfig.__dataclass_fields__:
             raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
     try:
-        return TransformerConfig(**fields, **raw)
+        config = TransformerConfig(**fields, **raw)
     except (ValueError, AssertionError) as error:
         raise UserError("megatron", raw, f"megatron-core refuses this combination: {error}") from error
+    if hf.rope.yarn:
+        _set_yarn(config, hf.rope.yarn)
+    return config
+
+
+def _expert_fields(experts: Experts, parallel: ParallelConfig) -> dict[str, Any]:
+    return dict(
+        num_moe_experts=experts.number,
+        moe_router_topk=experts.chosen,
+        moe_ffn_hidden_size=experts.ffn_size,
+        # megatron without pre-softmax: probabilities of the chosen ones alone, which is HF's division by their sum
+        moe_router_pre_softmax=not experts.normalised,
+        moe_router_dtype="fp32",
+        moe_router_load_balancing_type="none",  # the policy gradient alone moves the router
+        moe_aux_loss_coeff=0.0,
+        moe_grouped_gemm=_uses_transformer_engine(),
+        expert_model_parallel_size=parallel.ep,
+        # an expert is split over the tensor-parallel ranks like a dense MLP; at ep = 1 megatron-core 0.16.1 does not
+        # reduce the experts' gradients otherwise
+        expert_tensor_parallel_size=parallel.tp,
+    )
+
+
+def _set_yarn(config: TransformerConfig, yarn: Yarn) -> None:
+    """GPTModel and attention read these by name; TransformerConfig has no fields for them."""
+    for name, value in dict(
+        yarn_rotary_scaling_factor=yarn.factor,
+        yarn_original_max_position_embeddings=yarn.original_positions,
+        yarn_beta_fast=yarn.beta_fast,
+        yarn_beta_slow=yarn.beta_slow,
+        yarn_mscale=yarn.mscale,
+        yarn_mscale_all_dim=yarn.mscale_all_dim,
+        yarn_correction_range_round_to_int=True,
+    ).items():
+        setattr(config, name, value)
+
+
+def _uses_transformer_engine() -> bool:
+    return HAVE_TRANSFORMER_ENGINE and not cpu.on_cpu()
 
 
 def layer_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
     """Transformer Engine's layers where it is installed and CUDA is there, else the local ones with our attention."""
-    if HAVE_TRANSFORMER_ENGINE and not cpu.on_cpu():
+    if _uses_transformer_engine():
         return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
     spec = copy.deepcopy(
         get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm", vp_stage=vp_stage)
@@ -200,10 +260,10 @@ def build_chunks(hf: HFModel, config: TransformerConfig, temperature: float) -> 
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             share_embeddings_and_output_weights=hf.tied,
-            position_embedding_type="rope",
-            rotary_base=hf.rope_theta,
-            rope_scaling=hf.rope_scaling_factor is not None,
-            rope_scaling_factor=hf.rope_scaling_factor or 1.0,
+            position_embedding_type="yarn" if hf.rope.yarn else "rope",
+            rotary_base=hf.rope.theta,
+            rope_scaling=hf.rope.llama3_factor is not None,
+            rope_scaling_factor=hf.rope.llama3_factor or 1.0,
             vp_stage=vp_stage,
             temperature=temperature,
             true_vocab_size=hf.vocab_size,

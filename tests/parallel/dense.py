@@ -37,6 +37,22 @@ def owpo_loss(model: torch.nn.Module, samples: list[Sample]) -> torch.Tensor:
     return total / tokens
 
 
+def checkpoint_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The model's tensors as a checkpoint names them: transformers holds a layer's experts in two tensors."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        stem, _, kind = name.partition("experts.")
+        if kind == "gate_up_proj":
+            for expert, both in enumerate(tensor):
+                for part, rows in zip(("gate", "up"), both.chunk(2), strict=True):
+                    tensors[f"{stem}experts.{expert}.{part}_proj.weight"] = rows
+        elif kind == "down_proj":
+            tensors |= {f"{stem}experts.{expert}.down_proj.weight": down for expert, down in enumerate(tensor)}
+        else:
+            tensors[name] = tensor
+    return tensors
+
+
 def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup: int) -> dict:
     """{"losses", "grad_norms", "logp" of the first batch before training, "names" that a checkpoint holds,
     "start" and "weights" (HF name -> tensor, before and after)}."""
@@ -47,7 +63,7 @@ def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup:
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-5)
     with torch.no_grad():
         logp = [sequence_logp(model, sample) for sample in batches[0]]
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    start = {name: tensor.clone() for name, tensor in checkpoint_tensors(model).items()}
     names = [name for name in start if not (name == "lm_head.weight" and model.config.tie_word_embeddings)]
     losses, norms = [], []
     for update, samples in enumerate(batches):
@@ -59,5 +75,5 @@ def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup:
             group["lr"] = lr * min(1.0, (update + 1) / warmup)
         optimizer.step()
         losses.append(float(loss.detach()))
-    weights = model.state_dict()
+    weights = checkpoint_tensors(model)
     return {"losses": losses, "grad_norms": norms, "logp": logp, "names": names, "start": start, "weights": weights}

@@ -25,17 +25,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"tied": False},
     "qwen2": {"tied": True, "vocab_size": 97},
     "llama": {"tied": True, "vocab_size": 101},
+    "qwen3_moe": {"norm_topk_prob": True},
 }
-TWO_RANKS = [
+TWO_RANKS: list[dict[str, Any]] = [
     {"tp": 2},
     {"tp": 2, "sp": True},
     {"dp": 2},
     {"pp": 2},
     {"pp": 2, "vpp": 2},
 ]
-FOUR_RANKS = {
+EXPERTS_ON_TWO_RANKS: list[dict[str, Any]] = [
+    {"dp": 2, "ep": 2},
+    {"dp": 2},
+    {"pp": 2},
+    {"tp": 2, "sp": True},
+]
+FOUR_RANKS: dict[str, list[dict[str, Any]]] = {
     "qwen3": [{"tp": 2, "pp": 2, "sp": True}, {"tp": 2, "dp": 2}],
     "qwen2": [{"tp": 2, "pp": 2, "vpp": 2}, {"pp": 2, "dp": 2}],
+    "qwen3_moe": [{"tp": 2, "sp": True, "dp": 2, "ep": 2}, {"pp": 2, "dp": 2, "ep": 2}],
 }
 TOLERANCE = 1e-5
 
@@ -85,7 +93,8 @@ def test_two_ranks(oracles: dict[str, tuple[Path, Path]], tmp_path: Path) -> Non
     """Also from a converted megatron folder, whose vocabulary is padded for one rank, not for two."""
     model, oracle = oracles["qwen2"]
     hf_to_megatron(model, tmp_path / "megatron")
-    cases = cases_of(dict.fromkeys(FAMILIES, TWO_RANKS), oracles)
+    layouts = {family: EXPERTS_ON_TWO_RANKS if family == "qwen3_moe" else TWO_RANKS for family in FAMILIES}
+    cases = cases_of(layouts, oracles)
     cases.append({"model": str(tmp_path / "megatron"), "oracle": str(oracle), "layouts": [{"tp": 2}, {"pp": 2}]})
     results = launch(2, cases, tmp_path)
     assert len(results) == sum(len(case["layouts"]) for case in cases)

@@ -1,0 +1,77 @@
+"""Rotary embeddings: what an HF config asks for, of what megatron-core can compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.errors import UserError
+
+# megatron-core's llama3 scaling has these built in; only the factor can be chosen
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN scaling (arXiv:2309.00071), as Qwen2.5 and Qwen3 switch it on for long contexts."""
+
+    factor: float
+    original_positions: int
+    beta_fast: float
+    beta_slow: float
+    mscale: float | None  # both None: the concentration factor comes from `factor` alone
+    mscale_all_dim: float | None
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Base of the frequencies, and at most one kind of scaling."""
+
+    theta: float
+    llama3_factor: float | None = None
+    yarn: Yarn | None = None
+
+
+def read_rope(path: Path, config: Any) -> Rope:
+    """The rotary embedding of a transformers config.
+
+    Raises:
+        UserError: a kind or a parameter that megatron-core does not have.
+    """
+    rope = dict(config.rope_parameters)
+    kind = rope.get("rope_type", "default")
+    where = f"{path / 'config.json'} rope_parameters"
+    theta = float(rope["rope_theta"])
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(where, rope, "partial rotary embeddings are not supported")
+    if kind == "default":
+        return Rope(theta)
+    if kind == "llama3":
+        for field, expected in _LLAMA3.items():
+            if rope[field] != expected:
+                raise UserError(f"{where}.{field}", rope[field], f"megatron-core has {expected:g} built in")
+        return Rope(theta, llama3_factor=float(rope["factor"]))
+    if kind == "yarn":
+        return Rope(theta, yarn=_yarn(where, rope))
+    raise UserError(where, rope, f"rope type {kind} is not supported; use default, llama3 or yarn")
+
+
+def _yarn(where: str, rope: dict[str, Any]) -> Yarn:
+    if rope.get("attention_factor") is not None:
+        raise UserError(
+            f"{where}.attention_factor", rope["attention_factor"], "megatron-core derives it from factor; leave it out"
+        )
+    if not rope.get("truncate", True):
+        raise UserError(f"{where}.truncate", False, "not supported; only true is")
+    if rope.get("factor") is None:
+        raise UserError(f"{where}.factor", None, "yarn needs a factor")
+    both = rope.get("mscale") and rope.get("mscale_all_dim")  # as transformers: one alone counts for nothing
+    return Yarn(
+        factor=float(rope["factor"]),
+        original_positions=int(rope["original_max_position_embeddings"]),
+        beta_fast=float(rope.get("beta_fast") or 32.0),
+        beta_slow=float(rope.get("beta_slow") or 1.0),
+        mscale=rope["mscale"] if both else None,
+        mscale_all_dim=rope["mscale_all_dim"] if both else None,
+    )
