@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from owpo_megatron import __version__
 from owpo_megatron.cli.bench import bench
+from owpo_megatron.cli.data import data
 from owpo_megatron.cli.doctor import doctor
 from owpo_megatron.cli.evaluate import evaluate
 from owpo_megatron.cli.options import err, out
@@ -35,6 +36,7 @@ app.command("verify")(verify)
 app.command("report")(report)
 app.command("serve")(serve)
 app.command("doctor")(doctor)
+app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 
 

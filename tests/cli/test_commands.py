@@ -20,6 +20,7 @@ COMMANDS = {
     "report": ["--figures", "--no-figures", "RUN_DIR..."],
     "serve": ["--device", "--dtype", "--host", "--log", "--port", "--python", "--tp", "MODEL_DIR", "NAME=VALUE"],
     "doctor": ["-c", "--config", "--json", "FIELD=VALUE"],
+    "data check": ["--against", "--json", "--overlap", "SOURCE"],
     "bench verifier": ["--fuzz", "--json", "--seed", "--timeout", "--workers"],
     "bench head": ["--device", "--hidden", "--json", "--repeats", "--threads", "--tokens", "--vocab"],
     "bench swap": ["--dtype", "--json", "--params", "--rounds"],
