@@ -30,7 +30,7 @@ def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     raw = _read(path, ())
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     return raw
 
 
@@ -74,7 +74,8 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set one field, `dotted.field=value`, in a plain mapping. Raises UserError where it is ill-formed."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise UserError("override", override, "write it as dotted.field=value, e.g. parallel.tp=2")
