@@ -14,7 +14,7 @@ import torch
 from owpo_megatron.algorithms import group_advantages, num_active, top_active
 from owpo_megatron.config import Config
 from owpo_megatron.trainer.loop import StepLog
-from owpo_megatron.trainer.rollouts import FAILED
+from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.stage import StagePlan
 from owpo_megatron.types import Group, Objective, Policy, Reference, Sample, TrainBatch
 
@@ -26,7 +26,7 @@ class BatchBuilder:
         self._group_size = config.rollout.group_size
         self._updates = config.optimizer.updates_per_step
         self._algorithm = config.algorithm
-        self._mask_failures = config.verifier.mask_failures
+        self._rules = RewardRules.of(config)
         self._plan = plan
 
     def build(self, groups: list[Group], step: int, reference: Reference) -> TrainBatch:
@@ -41,11 +41,12 @@ class BatchBuilder:
         return TrainBatch(tuple(samples), size, step, self._plan.stage(step), n_active, reference.version)
 
     def _group_samples(self, group: Group, n_active: int) -> Iterator[Sample]:
-        failed = [self._mask_failures and verdict.reason in FAILED for verdict in group.verdicts]
-        graded = [index for index, out in enumerate(failed) if not out]
+        counts = self._rules.counts(group)
+        shaped = self._rules.shaped(group)
+        graded = [index for index, inside in enumerate(counts) if inside]
         advantage_1G = torch.zeros(1, len(group.rewards))
         if graded:
-            reward_1G = torch.tensor([[group.rewards[index] for index in graded]])
+            reward_1G = torch.tensor([[shaped[index] for index in graded]])
             advantage_1G[0, graded] = group_advantages(reward_1G, std=self._algorithm.advantage_std)[0]
         active_1G = top_active(advantage_1G, n_active)
         for index, rollout in enumerate(group.rollouts):
@@ -53,9 +54,9 @@ class BatchBuilder:
                 prompt_ids=rollout.prompt.token_ids,
                 response_ids=rollout.response_ids,
                 advantage=float(advantage_1G[0, index]),
-                active=bool(active_1G[0, index]) and not failed[index],
+                active=bool(active_1G[0, index]) and counts[index],
                 behaviour_logp=rollout.behaviour_logp,
-                masked=failed[index],
+                masked=not counts[index],
             )
 
     def annotate(
@@ -89,7 +90,7 @@ class BatchBuilder:
 
 def _with_old(samples: list[Sample], policy: Policy) -> list[Sample]:
     logps = policy.logprobs(samples)
-    return [replace(sample, old_logp=logp) for sample, logp in zip(samples, logps, strict=True)]
+    return [replace(sample, old_logp=logp, old_mode=policy.logp_mode) for sample, logp in zip(samples, logps, strict=True)]
 
 
 def _with_reference(samples: list[Sample], reference: Reference, wanted_all: bool) -> list[Sample]:
@@ -100,5 +101,5 @@ def _with_reference(samples: list[Sample], reference: Reference, wanted_all: boo
             out[index] = replace(samples[index], ref_is_old=True)
     elif wanted:
         for index, logp in zip(wanted, reference.logprobs([samples[index] for index in wanted]), strict=True):
-            out[index] = replace(samples[index], ref_logp=logp)
+            out[index] = replace(samples[index], ref_logp=logp, ref_mode=reference.logp_mode)
     return out

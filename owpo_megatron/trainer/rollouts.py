@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from owpo_megatron.config import Config
 from owpo_megatron.trainer.loop import StepLog
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.noise import RewardNoise
+from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.types import (
     GradingItem,
     Group,
@@ -22,8 +24,6 @@ from owpo_megatron.types import (
     Verdict,
     Verifier,
 )
-
-FAILED = ("timeout", "crashed")
 
 
 def sample_seed(run_seed: int, draw: int, sibling: int) -> int:
@@ -56,7 +56,7 @@ class RolloutCollector:
     ):
         self._config = config.rollout
         self._seed = config.seed
-        self._mask_failures = config.verifier.mask_failures
+        self._rules = RewardRules.of(config)
         self._noise = RewardNoise(config.seed, config.verifier.flip)
         self._main = main
         self._engine = engine
@@ -109,17 +109,19 @@ class RolloutCollector:
             rounds += 1
             fresh = self._generate(self._how_many(wanted, len(kept), len(seen)), log)
             seen.extend(fresh)
-            kept.extend(group for group in fresh if not self._dynamic or self._is_mixed(group))
+            kept.extend(group for group in fresh if not self._dynamic or self._rules.is_mixed(group))
         rollouts = [rollout for group in seen for rollout in group.rollouts]
         self._record(step, rollouts)
         kept = kept[:wanted]
         return kept, self._facts(seen, kept, rounds=rounds)
 
     def _how_many(self, wanted: int, kept: int, seen: int) -> int:
-        """Prompts of the next round: what is missing, scaled by the share of groups kept so far."""
+        """Prompts of the next round: what is missing, scaled by the share of groups kept so far, times oversampling."""
+        most = math.ceil(wanted * self._config.oversampling)
         if seen == 0:
-            return wanted
-        return min(wanted, -(-(wanted - kept) * seen // max(kept, 1)))
+            return most
+        expected = -(-(wanted - kept) * seen // max(kept, 1))
+        return min(most, math.ceil(expected * self._config.oversampling))
 
     def _generate(self, count: int, log: StepLog) -> list[Group]:
         assert self._engine is not None and self._stream is not None
@@ -143,29 +145,34 @@ class RolloutCollector:
         rewards = (self._noise.reward(verdict.correct, draw, index) for index, verdict in enumerate(verdicts))
         return Group(tuple(rollouts), tuple(verdicts), tuple(rewards))
 
-    def _is_mixed(self, group: Group) -> bool:
-        pairs = zip(group.rewards, group.verdicts, strict=True)
-        counted = [reward for reward, verdict in pairs if not (self._mask_failures and verdict.reason in FAILED)]
-        return len(set(counted)) > 1
-
     def _facts(self, seen: list[Group], kept: list[Group], rounds: int) -> dict[str, Any]:
         rollouts = [rollout for group in seen for rollout in group.rollouts]
         verdicts = [verdict for group in seen for verdict in group.verdicts]
         reasons: dict[str, int] = {}
         for verdict in verdicts:
             reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
-        return {
-            "reward_mean": sum(reward for group in seen for reward in group.rewards) / len(rollouts),
-            "groups": len(kept),
-            "groups_dropped": len(seen) - len(kept),
-            "rounds": rounds,
-            "prompts_seen": self._drawn,
-            "response_length": sum(len(rollout.response_ids) for rollout in rollouts) / len(rollouts),
-            "truncated_share": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
-            "tokens_generated": sum(len(rollout.response_ids) for rollout in rollouts),
-            "policy_version": min(rollout.policy_version for rollout in rollouts),
-            "verifier": dict(sorted(reasons.items())),
-        } | self._flipped(seen)
+        return (
+            {
+                "reward_mean": sum(reward for group in seen for reward in group.rewards) / len(rollouts),
+                "groups": len(kept),
+                "groups_dropped": len(seen) - len(kept),
+                "rounds": rounds,
+                "prompts_seen": self._drawn,
+                "response_length": sum(len(rollout.response_ids) for rollout in rollouts) / len(rollouts),
+                "truncated_share": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+                "tokens_generated": sum(len(rollout.response_ids) for rollout in rollouts),
+                "policy_version": min(rollout.policy_version for rollout in rollouts),
+                "verifier": dict(sorted(reasons.items())),
+            }
+            | self._flipped(seen)
+            | self._overlong(rollouts)
+        )
+
+    def _overlong(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """The reward that overlong responses lose, on average over all; no field where none is punished."""
+        if not self._rules.overlong_tokens:
+            return {}
+        return {"overlong_penalty": sum(self._rules.penalty(len(one.response_ids)) for one in rollouts) / len(rollouts)}
 
     def _flipped(self, seen: list[Group]) -> dict[str, float]:
         """The share of rewards that contradict their verdict; no field where none is meant to."""

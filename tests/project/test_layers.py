@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "owpo_megatron"
 
-BASE = {"types", "config", "config_file", "config_launch", "errors"}
+BASE = {"types", "config", "config_file", "config_launch", "config_method", "errors"}
 PURE = {"algorithms", "kernels", "verifiers", "data"}
 TRAINER_SIDE = {"parallel", "convert"}
 POLICY_SIDE = {"policy", "sync"}
@@ -21,8 +21,9 @@ EVERY_ROOM = BASE | PURE | TRAINER_SIDE | POLICY_SIDE | {"rollout", "trainer", "
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
-    "config": {"errors", "config_file", "config_launch"},
+    "config": {"errors", "config_file", "config_launch", "config_method"},
     "config_launch": {"errors", "config_file"},
+    "config_method": {"errors", "config_file"},
     "config_file": {"errors"},
     "algorithms": BASE,
     "kernels": BASE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_failed_verdicts_make_no_group_mixed(mask: bool, kept: int) -> None:
     """Three right answers and a time-out: mixed only where a failure counts as wrong."""
     count = iter(range(10**6))
     run = Run(lambda prompt, rng: [SLOW if next(count) % 4 == 1 else RIGHT])
-    run.collector._mask_failures = mask
+    run.collector._rules = replace(run.collector._rules, mask_failures=mask)
     groups, facts = run.collect()
     assert len(groups) == kept
     assert facts["verifier"]["timeout"] * 3 == facts["verifier"]["ok"]
