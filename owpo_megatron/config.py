@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from owpo_megatron.config_file import Section, first_mistake, read_mapping
 from owpo_megatron.config_launch import LaunchConfig
 from owpo_megatron.config_method import DYNAMIC_SAMPLING, AlgorithmConfig, DataConfig, RolloutConfig
+from owpo_megatron.config_reference import ReferenceConfig, TeacherConfig, check_reference, check_teachers
 from owpo_megatron.errors import UserError
 
 HF_FILES = "hf"  # inside a converted megatron folder: config.json, tokenizer and the like of the HF folder it came from
@@ -33,6 +34,8 @@ def hf_folder(path: Path, field: str = "model.path") -> Path:
     for folder in (path, path / HF_FILES):
         if (folder / "config.json").is_file():
             return folder
+    if (path / "checkpoints").is_dir():
+        raise UserError(field, path, "is a run's folder; give its best/ or one of its checkpoints/step_N")
     raise UserError(field, path, f"has neither config.json (HF) nor {HF_FILES}/config.json (converted)")
 
 
@@ -59,21 +62,6 @@ class OptimizerConfig(Section):
     clip_grad: float = Field(1.0, gt=0)
     tokens_per_microbatch: int = Field(16384, gt=0)
     """Samples are packed into microbatches of at most this many tokens (a longer sample gets its own)."""
-
-
-class ReferenceConfig(Section):
-    refresh: Literal["interval", "best_of_stage", "fixed"] = "interval"
-    """`interval`: hard swap to the policy every `every` steps (the ratchet); `best_of_stage`: then, but to the policy
-    with the best Pass@1 of the stage's evaluations (every `eval.every` steps and at its end); `fixed`: never."""
-    every: int = Field(80, gt=0)
-    """Steps of a stage."""
-    restart_policy: bool = False
-    """best_of_stage: the next stage starts from its reference, with a fresh optimizer, instead of the last policy."""
-    path: Path | None = None
-    """Start from these weights of the policy's shape: an HF folder, a converted megatron folder, or a checkpoint
-    (checkpoints/step_N) or best/ of a run. None: the initial policy."""
-    placement: Literal["resident", "offloaded"] = "resident"
-    """`offloaded`: kept in host memory and streamed in for its pass; a swap then copies."""
 
 
 class ParallelConfig(Section):
@@ -213,6 +201,8 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     reference: ReferenceConfig = ReferenceConfig()
+    teachers: list[TeacherConfig] = []
+    """opd, mopd: who teaches which domain, instead of the reference."""
     parallel: ParallelConfig = ParallelConfig()
     engine: EngineConfig = EngineConfig()
     sync: SyncConfig = SyncConfig()
@@ -244,15 +234,8 @@ class Config(Section):
                 opt.updates_per_step,
                 f"must divide rollout.prompts_per_step = {roll.prompts_per_step}, so that updates are equally large",
             )
-        if self.reference.refresh == "best_of_stage" and not 0 < self.eval.every <= self.reference.every:
-            raise UserError(
-                "eval.every",
-                self.eval.every,
-                "reference.refresh best_of_stage chooses among a stage's evaluations; set it between 1 and "
-                f"reference.every = {self.reference.every}",
-            )
-        if self.reference.restart_policy and self.reference.refresh != "best_of_stage":
-            raise UserError("reference.restart_policy", True, "goes with reference.refresh best_of_stage only")
+        check_reference(self.reference, self.eval.every)
+        check_teachers(self.teachers, self.algorithm.name, self.reference, roll.temperature)
         if max(self.eval.pass_at) > self.eval.samples:
             raise UserError("eval.pass_at", self.eval.pass_at, f"cannot exceed eval.samples = {self.eval.samples}")
         method = self.algorithm.name

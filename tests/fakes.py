@@ -17,6 +17,7 @@ from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.types import (
     Finished,
     GradingItem,
+    LogpMode,
     Progress,
     Prompt,
     ReferenceReason,
@@ -111,6 +112,8 @@ class FakePolicy:
     Notes what it was asked for in `events`.
     """
 
+    logp_mode: LogpMode = "exact"
+
     def __init__(self, events: list[str] | None = None):
         self.version = 0
         self.events: list[str] = [] if events is None else events
@@ -133,6 +136,8 @@ class FakePolicy:
 
 class FakeReference:
     """The policy's version at the last swap."""
+
+    logp_mode: LogpMode = "exact"
 
     def __init__(self, policy: FakePolicy):
         self._policy = policy

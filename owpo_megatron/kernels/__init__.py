@@ -1,7 +1,7 @@
 """The LM head: log-probs, entropies, losses and their gradients, without ever holding the logits of all tokens."""
 
 from owpo_megatron.kernels.fp8 import Fp8Weight
-from owpo_megatron.kernels.guard import Fp8Error, guarded_mode
+from owpo_megatron.kernels.guard import Fp8Error, fp8_error, settled_mode
 from owpo_megatron.kernels.logprob import logprob
 from owpo_megatron.kernels.logprobs import (
     ComparableLogProbs,
@@ -26,8 +26,9 @@ __all__ = [
     "RawLogProbs",
     "RefinedLogProbs",
     "check_comparable",
-    "guarded_mode",
+    "fp8_error",
     "logp_gradient",
     "logprob",
     "policy_head",
+    "settled_mode",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +31,13 @@ class Fp8Error:
         return self.mean <= MAX_MEAN and self.p99 <= MAX_P99
 
 
-def guarded_mode(
+def fp8_error(
     h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor | None = None,
     **options: Any,
-) -> tuple[LogpMode, Fp8Error]:  # fmt: skip
-    """("fp8_refined", its error), or ("exact", ...) with a warning where the error on this model is too large.
+) -> Fp8Error:  # fmt: skip
+    """The error of refined FP8 on the first 256 rows of the mask, hidden states of real tokens.
 
-    Ask once at the start, with hidden states of real tokens: the first 256 rows of the mask are compared with the exact
-    path. `options` as for `logprob`. Every rank of the group decides alike, since log-probs are the same bits there.
+    `options` as for `logprob`. Every rank of the group finds the same, since log-probs are the same bits there.
     """
     rows_T = torch.ones_like(target_T, dtype=torch.bool) if row_mask_T is None else row_mask_T
     chosen = rows_T.nonzero()[:ROWS, 0]
@@ -46,15 +46,29 @@ def guarded_mode(
     refined = logprob(h_CH, weight_VH, target_C, mode="fp8_refined", **options)
     gap_C = refined.log_ratio(exact).abs().double()
     if len(chosen) == 0 or not gap_C.isfinite().all():
-        error = Fp8Error(float("nan"), float("nan"), len(chosen))
-    else:
-        error = Fp8Error(gap_C.mean().item(), gap_C.quantile(0.99).item(), len(chosen))
-    if error.acceptable:
-        log.info("FP8 log-probs: error %.1e mean, %.1e p99 over %d tokens", error.mean, error.p99, error.rows)
-        return "fp8_refined", error
-    log.warning(
-        "FP8 log-probs are NOT used: error %.1e mean (at most %.0e), %.1e p99 (at most %.0e) over %d tokens; "
-        "log-probs are computed exactly instead",
-        error.mean, MAX_MEAN, error.p99, MAX_P99, error.rows,
-    )  # fmt: skip
-    return "exact", error
+        return Fp8Error(float("nan"), float("nan"), len(chosen))
+    return Fp8Error(gap_C.mean().item(), gap_C.quantile(0.99).item(), len(chosen))
+
+
+def settled_mode(errors: Sequence[Fp8Error], loud: bool = True) -> LogpMode:
+    """ "fp8_refined", or "exact" with a warning where the error on this model is too large, or nothing was measured.
+
+    Args:
+        errors: of parts of the tokens, from all data-parallel ranks, in the same order everywhere, so that all settle
+            alike.
+        loud: whether this rank is the one that tells.
+    """
+    rows = sum(error.rows for error in errors)
+    measured = [error for error in errors if error.rows]
+    mean = sum(error.mean * error.rows for error in measured) / max(rows, 1)  # NaN when one of them is
+    together = Fp8Error(mean, max((error.p99 for error in measured), default=0.0), rows)
+    accepted = rows > 0 and together.acceptable
+    if accepted and loud:
+        log.info("FP8 log-probs: error %.1e mean, %.1e p99 over %d tokens", together.mean, together.p99, together.rows)
+    elif loud:
+        log.warning(
+            "FP8 log-probs are NOT used: error %.1e mean (at most %.0e), %.1e p99 (at most %.0e) over %d tokens; "
+            "log-probs are computed exactly instead",
+            together.mean, MAX_MEAN, together.p99, MAX_P99, together.rows,
+        )  # fmt: skip
+    return "fp8_refined" if accepted else "exact"

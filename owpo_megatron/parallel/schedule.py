@@ -10,11 +10,11 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from owpo_megatron.kernels import LogProbs, PolicyHeadOut
+from owpo_megatron.kernels import Fp8Error, Fp8Weight, LogProbs, PolicyHeadOut
 from owpo_megatron.kernels.policy_head import BatchOf
 from owpo_megatron.parallel.packing import Microbatch
 from owpo_megatron.parallel.transformer import PolicyModel
-from owpo_megatron.types import Objective
+from owpo_megatron.types import LogpMode, Objective
 
 Collected = TypeVar("Collected")
 
@@ -42,13 +42,31 @@ def forward_backward(
 
 @torch.no_grad()
 def forward_logprobs(
-    chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch]
+    chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch], mode: LogpMode = "exact"
 ) -> list[tuple[Microbatch, LogProbs]]:
-    """(microbatch, its log-probs) of each, on the last pipeline stage (empty elsewhere)."""
+    """(microbatch, its log-probs) of each, on the last pipeline stage (empty elsewhere).
+
+    For FP8 the head's weight is quantised once a pass, so that no version of it can be stale.
+    """
+    quantised: list[Fp8Weight] = []
 
     def collect(microbatch: Microbatch, model: PolicyModel, hidden: torch.Tensor, non_loss_data: bool) -> Any:
         assert non_loss_data
-        return microbatch, model.logprobs(hidden, microbatch.target_T[0], microbatch.mask_T[0])
+        if mode != "exact" and not quantised:
+            quantised.append(model.quantised_head())
+        fp8_weight = quantised[0] if quantised else None
+        return microbatch, model.logprobs(hidden, microbatch.target_T[0], microbatch.mask_T[0], mode, fp8_weight)
+
+    return _run(chunks, microbatches, collect, forward_only=True)
+
+
+@torch.no_grad()
+def forward_fp8_errors(chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch]) -> list[Fp8Error]:
+    """Of each microbatch, on the last pipeline stage (empty elsewhere)."""
+
+    def collect(microbatch: Microbatch, model: PolicyModel, hidden: torch.Tensor, non_loss_data: bool) -> Any:
+        assert non_loss_data
+        return model.fp8_error(hidden, microbatch.target_T[0], microbatch.mask_T[0])
 
     return _run(chunks, microbatches, collect, forward_only=True)
 

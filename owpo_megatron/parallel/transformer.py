@@ -191,6 +191,9 @@ def transformer_config(
 
 
 def _expert_fields(experts: Experts, parallel: ParallelConfig) -> dict[str, Any]:
+    if cpu.on_cpu() and parallel.tp > 1 and parallel.ep > 1:
+        remedy = "with parallel.tp > 1 the experts' tokens are gathered in unequal parts, which gloo cannot: CUDA only"
+        raise UserError("parallel.ep", parallel.ep, remedy)
     return dict(
         num_moe_experts=experts.number,
         moe_router_topk=experts.chosen,

@@ -11,7 +11,7 @@ import torch
 
 from owpo_megatron.config import Config
 from owpo_megatron.convert import HFModel, to_hf
-from owpo_megatron.kernels import PolicyHeadOut
+from owpo_megatron.kernels import PolicyHeadOut, settled_mode
 from owpo_megatron.parallel import checkpoint, cpu
 from owpo_megatron.parallel.loading import load_model_weights
 from owpo_megatron.parallel.optimizer import make_optimizer, make_scheduler, restart_optimizer, wrap_ddp
@@ -22,12 +22,12 @@ from owpo_megatron.parallel.packing import (
     plan_microbatches,
     token_batch_of,
 )
-from owpo_megatron.parallel.schedule import forward_backward, forward_logprobs
+from owpo_megatron.parallel.schedule import forward_backward, forward_fp8_errors, forward_logprobs
 from owpo_megatron.parallel.slots import ParameterSlots
 from owpo_megatron.parallel.topology import Topology
 from owpo_megatron.parallel.transformer import build_chunks, transformer_config
 from owpo_megatron.parallel.weights import gathered_weights
-from owpo_megatron.types import Objective, Sample
+from owpo_megatron.types import LogpMode, Objective, Sample
 
 
 class MegatronPolicy:
@@ -43,6 +43,8 @@ class MegatronPolicy:
         self.hf = hf
         self.topology = topology
         self._tokens_per_microbatch = config.optimizer.tokens_per_microbatch
+        self.logp_mode: LogpMode = config.model.logprob
+        self._logp_mode_settled = config.model.logprob == "exact"
         dtype = getattr(torch, config.model.dtype)
         megatron_config = transformer_config(hf, config.parallel, dtype, config.megatron)
         chunks = build_chunks(hf, megatron_config, config.rollout.temperature)
@@ -66,7 +68,9 @@ class MegatronPolicy:
         """fp32 log-probs [L] of each sample's response tokens at the rollout temperature, on every rank's host."""
         for chunk in self._chunks:
             chunk.eval()
-        results = forward_logprobs(self._chunks, self._microbatches(samples))
+        microbatches = self._microbatches(samples)
+        self._settle_logp_mode(microbatches)
+        results = forward_logprobs(self._chunks, microbatches, self.logp_mode)
         lengths = [len(sample.response_ids) for sample in samples]
         starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
         flat = torch.zeros(starts[-1], device=cpu.device())
@@ -135,19 +139,6 @@ class MegatronPolicy:
         """The parameters alone, from what `save_weights` or `save` wrote; the optimizer knows nothing of it."""
         checkpoint.load_weights(path, self._chunks)
 
-    def restart_optimizer(self) -> None:
-        """Masters from the present parameters, no moments, and a learning rate that warms up again."""
-        restart_optimizer(self._optimizer)
-        self._scheduler.num_steps = 0
-
-    def save_weights(self, path: Path) -> None:
-        """The parameters alone, sharded, into the existing empty folder `path`."""
-        checkpoint.save_weights(path, self._chunks)
-
-    def load_state(self, path: Path) -> None:
-        """The parameters alone, from what `save_weights` or `save` wrote; the optimizer knows nothing of it."""
-        checkpoint.load_weights(path, self._chunks)
-
     def save(self, path: Path) -> None:
         checkpoint.save_training_state(path, self._chunks, self._optimizer, self._scheduler, self.slots)
 
@@ -157,6 +148,14 @@ class MegatronPolicy:
         )
 
     # ------------------------------------------------------------------------------------------ inside
+    def _settle_logp_mode(self, microbatches: list[Microbatch]) -> None:
+        """Before the first pass in FP8: one look at its error on these tokens, and all ranks go on alike."""
+        if self._logp_mode_settled:
+            return
+        found = self.topology.all_gather(forward_fp8_errors(self._chunks, microbatches))
+        self.logp_mode = settled_mode([error for errors in found for error in errors], loud=self.topology.is_main)
+        self._logp_mode_settled = True
+
     def _microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
         topology = self.topology
         lengths = [packed_length(sample) for sample in samples]

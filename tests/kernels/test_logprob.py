@@ -11,7 +11,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from head_oracle import dense_logp, make_inputs
 
-from owpo_megatron.kernels import ExactLogProbs, Fp8Weight, RawLogProbs, RefinedLogProbs, guarded_mode, logprob
+from owpo_megatron.kernels import (
+    ExactLogProbs,
+    Fp8Weight,
+    RawLogProbs,
+    RefinedLogProbs,
+    fp8_error,
+    logprob,
+    settled_mode,
+)
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, None])
@@ -122,16 +130,19 @@ def test_ratios_between_incompatible_modes_are_refused() -> None:
 def test_the_guard_falls_back_loudly(caplog: pytest.LogCaptureFixture) -> None:
     """A vocabulary of a few candidates passes; a flat distribution over many columns does not."""
     h_TH, weight_VH, target_T = make_inputs(rows=300, vocab=32, dtype=torch.float32)
-    mode, error = guarded_mode(h_TH, weight_VH, target_T, chunk_rows=100)
-    assert mode == "fp8_refined" and error.acceptable and error.rows == 256
+    good = fp8_error(h_TH, weight_VH, target_T, chunk_rows=100)
+    assert settled_mode([good]) == "fp8_refined" and good.acceptable and good.rows == 256
     assert not caplog.records
     h_TH, weight_VH, target_T = make_inputs(rows=64, hidden=64, vocab=3000, dtype=torch.float32)
     mask_T = torch.arange(64) < 40
-    mode, error = guarded_mode(h_TH * 0.2, weight_VH, target_T, mask_T)
-    assert mode == "exact" and error.rows == 40 and error.mean > 5e-4
+    bad = fp8_error(h_TH * 0.2, weight_VH, target_T, mask_T)
+    assert settled_mode([bad], loud=False) == "exact" and not caplog.records, "one rank tells, not all"
+    assert settled_mode([bad]) == "exact" and bad.rows == 40 and bad.mean > 5e-4
     assert "NOT used" in caplog.text
-    nothing = guarded_mode(h_TH, weight_VH, target_T, torch.zeros_like(mask_T))
-    assert nothing[0] == "exact", "no token to judge by"
+    nothing = fp8_error(h_TH, weight_VH, target_T, torch.zeros_like(mask_T))
+    assert settled_mode([nothing]) == "exact", "no token to judge by"
+    assert settled_mode([nothing, good]) == "fp8_refined", "a data-parallel rank without tokens has no say"
+    assert settled_mode([good, bad]) == "exact", "all ranks or none"
 
 
 # ------------------------------------------------------------------------------------------------ two ranks
