@@ -91,7 +91,7 @@ class AlgorithmConfig(Section):
 
     def overrides(self) -> dict[str, float]:
         """Hyper-parameters that were set, by the objective's own field names."""
-        names = ("clip_low", "clip_high", "weight_low", "weight_high", "beta", "alpha")
+        names = ("clip_low", "clip_high", "weight_low", "weight_high", "beta", "alpha", "tis_cap")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "abort"]
 ReferenceReason = Literal["init", "interval", "best_of_stage", "loaded"]
-LogpMode = Literal["exact", "fp8_refined", "fp8_raw"]
-"""How the head computed log-probs: see kernels/logprobs.py. No ratio is formed of fp8_raw ones."""
+LogpMode = Literal["exact", "fp8_refined", "engine", "fp8_raw"]
+"""How log-probs were computed, best first: by the trainer's head, or by a teacher's engine. See kernels/logprobs.py."""
+ReferenceNeed = Literal["none", "active", "all", "teacher"]
+"""Samples that need ref_logp: none; active ones; all; all, and a teacher's will do, which may come from an engine."""
 VerdictReason = Literal["ok", "wrong", "no_answer", "parse_failed", "timeout", "crashed", "too_long"]
 
 
@@ -141,6 +143,7 @@ class Sample:
     masked: bool = False  # out of the loss (its verification failed): its tokens count nowhere
     old_mode: LogpMode = "exact"  # how the trainer computed old_logp and ref_logp
     ref_mode: LogpMode = "exact"
+    domain: str = "default"  # of its prompt: whose teacher it has
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ class TokenBatch:
     sample_T: torch.Tensor  # int64, index of the token's sample inside this microbatch, 0..S-1
     num_samples: int  # S, samples in this microbatch
     behaviour_logp_T: torch.Tensor | None = None  # sampling policy, as the engine reported it
+    weight_T: torch.Tensor | None = None  # factor on each token's loss, detached; None: 1
     old_mode: LogpMode = "exact"
     ref_mode: LogpMode = "exact"
 
@@ -191,8 +195,7 @@ class Objective(Protocol):
     """A method of the paper. Pure: no process groups, no state; the same inputs give the same bits."""
 
     @property
-    def needs_reference(self) -> Literal["none", "active", "all"]:
-        """Which samples need ref_logp."""
+    def needs_reference(self) -> ReferenceNeed: ...
 
     @property
     def needs_old(self) -> bool: ...

@@ -5,7 +5,8 @@ from owpo_megatron.algorithms.advantages import group_advantages
 from owpo_megatron.algorithms.curriculum import num_active, top_active
 from owpo_megatron.algorithms.dapo import Dapo
 from owpo_megatron.algorithms.grpo import Grpo
-from owpo_megatron.algorithms.metrics import DELTA_BINS, DELTA_RANGE, directional_deviation, metric_means
+from owpo_megatron.algorithms.importance import TruncatedImportance
+from owpo_megatron.algorithms.metrics import DELTA_BINS, DELTA_RANGE, directional_deviation
 from owpo_megatron.algorithms.mopd import Mopd
 from owpo_megatron.algorithms.opd import Opd
 from owpo_megatron.algorithms.owpo import Owpo, token_weights
@@ -26,12 +27,12 @@ __all__ = [
     "OwpoNoAsym",
     "OwpoNoLocking",
     "SymDapo",
+    "TruncatedImportance",
     "clipped_surrogate",
     "directional_deviation",
     "group_advantages",
     "k3",
     "make_objective",
-    "metric_means",
     "num_active",
     "sample_mean_sum",
     "token_sum",

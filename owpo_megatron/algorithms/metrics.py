@@ -19,11 +19,11 @@ of active samples for the OWPO family, all for the other methods with a referenc
 | active_tokens | active tokens (OWPO family) | 1 |
 | w_sum | response tokens (OWPO family) | w, 1 for inactive tokens |
 | w_at_low, w_at_high | active tokens (OWPO family) | 1 where w sits at that bound |
+
+trainer/metrics.py divides them into the means of a run's log.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 
@@ -31,23 +31,6 @@ from owpo_megatron.types import TokenBatch
 
 DELTA_BINS = 16
 DELTA_RANGE = 0.5  # the histogram spans [-0.5, 0.5]: w's window is about [-0.18, 0.22]
-
-_MEANS = {  # sum -> (logged name, what it is divided by)
-    "ratio_sum": ("ratio", "tokens"),
-    "kl_old_sum": ("kl_old", "tokens"),
-    "clip_count": ("clip_fraction", "tokens"),
-    "kl_ref_sum": ("kl_ref", "ref_tokens"),
-    "abs_log_ratio_sum": ("abs_log_ratio", "ref_tokens"),
-    "abs_delta_sum": ("abs_delta", "ref_tokens"),
-    "case_1": ("case_1_fraction", "ref_tokens"),
-    "case_2": ("case_2_fraction", "ref_tokens"),
-    "case_3": ("case_3_fraction", "ref_tokens"),
-    "case_4": ("case_4_fraction", "ref_tokens"),
-    "reversed_count": ("reversed_fraction", "ref_tokens"),
-    "w_sum": ("w", "tokens"),
-    "w_at_low": ("w_at_low_fraction", "active_tokens"),
-    "w_at_high": ("w_at_high_fraction", "active_tokens"),
-}
 
 
 def directional_deviation(logp_T: torch.Tensor, ref_logp_T: torch.Tensor, advantage_T: torch.Tensor) -> torch.Tensor:
@@ -106,25 +89,3 @@ def weight_metrics(weight_T: torch.Tensor, batch: TokenBatch, low: float, high: 
         "w_at_low": (active_T & (weight_T <= low)).sum().double(),
         "w_at_high": (active_T & (weight_T >= high)).sum().double(),
     }
-
-
-def metric_means(sums: Mapping[str, torch.Tensor]) -> dict[str, float | list[float]]:
-    """The logged form of sums that were added over microbatches and ranks.
-
-    Sums become means (`ratio`, `clip_fraction`, `w`, `kl_ref`, ...); counts of tokens and `delta_hist` stay. A mean
-    over no tokens is left out, never reported as 0.
-
-    Example:
-        >>> metric_means({"tokens": torch.tensor(4.0), "clip_count": torch.tensor(1.0)})
-        {'tokens': 4.0, 'clip_fraction': 0.25}
-    """
-    means: dict[str, float | list[float]] = {}
-    for name, value in sums.items():
-        if name not in _MEANS:
-            means[name] = value.tolist()
-            continue
-        logged, divisor_name = _MEANS[name]
-        divisor = float(sums[divisor_name])
-        if divisor:
-            means[logged] = float(value) / divisor
-    return means

@@ -8,6 +8,7 @@ from typing import Any, cast
 from owpo_megatron.algorithms.ablations import OwpoNoAccel, OwpoNoAsym, OwpoNoLocking
 from owpo_megatron.algorithms.dapo import Dapo
 from owpo_megatron.algorithms.grpo import Grpo
+from owpo_megatron.algorithms.importance import TruncatedImportance
 from owpo_megatron.algorithms.mopd import Mopd
 from owpo_megatron.algorithms.opd import Opd
 from owpo_megatron.algorithms.owpo import Owpo
@@ -29,8 +30,11 @@ OBJECTIVES: dict[str, Objective] = {
 """Every method with the paper's hyper-parameters, ready to be called."""
 
 
-def make_objective(name: str, **overrides: float) -> Objective:
+def make_objective(name: str, tis_cap: float | None = None, **overrides: float) -> Objective:
     """The method `name` with some hyper-parameters changed.
+
+    Args:
+        tis_cap: correct for the engine by truncated importance sampling with this cap; None: do not.
 
     Raises:
         UserError: there is no such method, or it has no such hyper-parameter.
@@ -46,4 +50,5 @@ def make_objective(name: str, **overrides: float) -> Objective:
     for field, value in overrides.items():
         if field not in known:
             raise UserError(f"algorithm.{field}", value, f"{name} has no {field}; it has {', '.join(known)}")
-    return dataclasses.replace(objective, **overrides)
+    changed = dataclasses.replace(objective, **overrides)
+    return changed if tis_cap is None else TruncatedImportance(changed, tis_cap)

@@ -44,12 +44,13 @@ def k3(logp_T: torch.Tensor, ref_logp_T: torch.Tensor) -> torch.Tensor:
 
 
 def token_sum(value_T: torch.Tensor, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over response tokens, and their number: every token of the minibatch weighs the same."""
-    return value_T.masked_fill(~batch.mask_T, 0).sum(), batch.mask_T.sum()
+    """Sum over response tokens (times `batch.weight_T`), and their number: one divisor for the whole minibatch."""
+    return _weighted(value_T, batch).masked_fill(~batch.mask_T, 0).sum(), batch.mask_T.sum()
 
 
 def sample_mean_sum(value_T: torch.Tensor, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over samples of the mean over a sample's response tokens, and the number of samples that have any.
+    """Sum over samples of the mean over a sample's response tokens (times `batch.weight_T`), and the number of samples
+    that have any.
 
     Counts are integers and the division is elementwise, so no float is ever scattered: the same inputs give the same
     bits on a GPU too. `sample_T` may hold anything where `mask_T` is False.
@@ -57,5 +58,9 @@ def sample_mean_sum(value_T: torch.Tensor, batch: TokenBatch) -> tuple[torch.Ten
     sample_T = batch.sample_T.masked_fill(~batch.mask_T, 0)
     count_S = torch.zeros(batch.num_samples, dtype=torch.int64, device=value_T.device)
     count_S = count_S.index_add(0, sample_T, batch.mask_T.to(torch.int64))
-    mean_part_T = value_T / count_S[sample_T].clamp(min=1)
+    mean_part_T = _weighted(value_T, batch) / count_S[sample_T].clamp(min=1)
     return mean_part_T.masked_fill(~batch.mask_T, 0).sum(), (count_S > 0).sum()
+
+
+def _weighted(value_T: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    return value_T if batch.weight_T is None else value_T * batch.weight_T

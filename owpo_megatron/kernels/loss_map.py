@@ -51,12 +51,13 @@ class LossMap:
         return loss_T, dlogp_T, dict(zip(_SUMS, sums_B6.double().sum(0).unbind(0), strict=True))
 
     def _weight_per_token(self, batch: TokenBatch) -> torch.Tensor:
+        given_T = torch.ones_like(batch.advantage_T) if batch.weight_T is None else batch.weight_T
         if not self.sample_mean:
-            return torch.ones_like(batch.advantage_T, dtype=torch.float32)
+            return given_T.float()
         sample_T = batch.sample_T.masked_fill(~batch.mask_T, 0)
         count_S = torch.zeros(batch.num_samples, dtype=torch.int64, device=sample_T.device)
         count_S = count_S.index_add(0, sample_T, batch.mask_T.to(torch.int64))
-        return 1.0 / count_S[sample_T].clamp(min=1).float()
+        return given_T.float() / count_S[sample_T].clamp(min=1).float()
 
 
 class FusedObjective:

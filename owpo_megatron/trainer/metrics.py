@@ -18,6 +18,8 @@ _MEANS = {
     "clip_count": ("clip_fraction", "tokens"),
     "entropy_sum": ("entropy", "tokens"),
     "mismatch_sum": ("mismatch", "tokens"),
+    "tis_sum": ("tis_mean", "tokens"),
+    "tis_capped": ("tis_capped", "tokens"),
     "w_sum": ("w_mean", "tokens"),
     "w_at_low": ("w_at_low", "active_tokens"),
     "w_at_high": ("w_at_high", "active_tokens"),
