@@ -117,15 +117,15 @@ def install() -> None:
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.empty(0)
     megatron_random._set_cuda_rng_state = lambda *args, **kwargs: None
     MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = object()  # made in the constructor where it is None; never used
-    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _splits_as_lists
+    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _splits_on_host
 
 
-def _splits_as_lists(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
-    """Where megatron copies to the host by a side stream: the tensors are there, all_to_all_single takes numbers."""
+def _splits_on_host(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
+    """Where megatron copies to the host by a side stream, and to numpy: all_to_all_single takes lists of int only."""
     if point == self.cuda_dtoh_point:
-        for name in ("input_splits", "output_splits", "output_splits_tp"):
+        for name, form in (("input_splits", "tolist"), ("output_splits", "tolist"), ("output_splits_tp", "numpy")):
             value = getattr(self, name)
-            setattr(self, name, value.tolist() if isinstance(value, torch.Tensor) else value)
+            setattr(self, name, getattr(value, form)() if isinstance(value, torch.Tensor) else value)
     return tokens_per_expert
 
 
