@@ -6,30 +6,139 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
+from rich.markup import escape
+from rich.table import Table
 
-from owpo_megatron.cli.options import ConfigFile, Overrides
+from owpo_megatron.cli.options import JsonFile, Overrides, out
 from owpo_megatron.cli.running import run_trainer
-from owpo_megatron.config import Config
+from owpo_megatron.config import Config, SetConfig
 from owpo_megatron.errors import UserError
+
+OneSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=FILE", help="A set of your own, or the file of a known one. Repeatable."),
+]
 
 
 def evaluate(
-    config: ConfigFile,
     overrides: Overrides = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="A step_... folder of a run; otherwise the run's newest, else model.path."),
+    models: Annotated[
+        list[Path] | None,
+        typer.Option("--model", metavar="DIR", help="A Hugging Face or converted folder. Repeatable."),
     ] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Option("--run", metavar="DIR", help="A run folder, e.g. runs/quickstart. Repeatable.")
+    ] = None,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="WHICH",
+            help="Of each run: best, newest or a step. Repeatable; default: the best, where kept, and the newest. "
+            "With -c: a step_... folder.",
+        ),
+    ] = None,
+    sets: Annotated[str, typer.Option(metavar="NAMES", help="Known sets, e.g. aime24,aime25,amc (--list).")] = "",
+    own_sets: OneSet = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with files of known sets; else OWPO_DATA's, else the hub."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Of every problem; default: the set's own.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first problems of each set.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest response; default: 8192, or what the model has room for.")
+    ] = None,
+    template: Annotated[
+        str, typer.Option(help="chat, completion or raw; auto: a run's own, or chat where the tokenizer has it.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the samples and of the order of options.")] = 0,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Results; default RUN/eval/ or runs/eval/MODEL/.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Draw everything again instead of going on.")] = False,
+    json_file: JsonFile = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", metavar="FILE", help="Through the trainer's ranks, as this run evaluates itself."
+        ),
+    ] = None,
+    list_sets: Annotated[bool, typer.Option("--list", help="Show the known sets and stop.")] = False,
 ) -> None:
-    """Evaluate on held-out problems: Pass@k of the run's newest checkpoint, or of the model itself.
+    """Evaluate models and runs: Pass@k with 95 % intervals on AIME, AMC, GPQA, MMLU-Pro or any file.
 
-    Scores and responses go to runs/NAME/eval/.
+    SGLang serves the weights, the client samples and grades. Interrupted, the same command goes on where it stopped.
+    Several models and runs make a table like the paper's: best and converged checkpoints side by side.
 
-    Example: owpo eval -c runs/quickstart/config.yaml eval.samples=32 'eval.pass_at=[1, 16]'
+    FIELD=VALUE sets what a run's configuration would, e.g. engine.tp=4 or sglang.mem_fraction_static=0.8.
+
+    Examples:
+
+    owpo eval --model models/Qwen3-8B --sets aime24,aime25,amc --data sets/
+
+    owpo eval --run runs/owpo --run runs/dapo --sets aime24,amc
+
+    owpo eval --run runs/mine --set held=heldout.jsonl --samples 16
+
+    owpo eval -c runs/quickstart/config.yaml eval.samples=32
     """
+    if list_sets:
+        out.print(_known_sets())
+    elif config is not None:
+        if models or runs or sets or own_sets:
+            raise UserError("-c", config, "takes eval.sets=[...] for the sets; --sets goes with --model and --run")
+        _through_the_trainer(config, overrides or [], checkpoints or [])
+    elif not models and not runs:
+        raise UserError("--model", "(none)", "say what to evaluate: --model DIR, --run DIR or -c FILE")
+    else:
+        from owpo_megatron.cli.evaluating import Wish, evaluate_all
+
+        wish = Wish(
+            tuple(_wanted_sets(sets, own_sets or [], samples, limit)),
+            data,
+            max_tokens,
+            template,
+            seed,
+            fresh,
+        )
+        evaluate_all(models or [], runs or [], checkpoints or [], overrides or [], wish, folder, json_file)
+
+
+def _through_the_trainer(file: Path, overrides: list[str], checkpoints: list[str]) -> None:
     arguments = ["--eval-only"]
-    if checkpoint is not None:
-        if not checkpoint.is_dir():
+    for checkpoint in checkpoints[-1:]:
+        if not Path(checkpoint).is_dir():
             raise UserError("--checkpoint", checkpoint, "no such folder; give e.g. runs/NAME/checkpoints/step_000020")
-        arguments += ["--checkpoint", str(checkpoint)]
-    run_trainer(Config.load(config, overrides or []), arguments, keep_config=False)
+        arguments += ["--checkpoint", checkpoint]
+    run_trainer(Config.load(file, overrides), arguments, keep_config=False)
+
+
+def _wanted_sets(names: str, own: list[str], samples: int | None, limit: int | None) -> list[SetConfig]:
+    sources: dict[str, str | None] = {name.strip(): None for name in names.split(",") if name.strip()}
+    for text in own:
+        name, equals, source = text.partition("=")
+        if not equals or not source:
+            raise UserError("--set", text, "write it as NAME=FILE, e.g. aime24=data/aime24.jsonl")
+        sources[name] = source
+    try:
+        return [SetConfig(name=name, source=source, samples=samples, limit=limit) for name, source in sources.items()]
+    except ValidationError as error:  # the options leave no other mistake
+        raise UserError("--set", ", ".join(sources), "a name is made of letters, digits and . _ -") from error
+
+
+def _known_sets() -> Table:
+    from owpo_megatron.evaluation.sets import SETS, SUFFIXES
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    for name in ("name", "problems", "samples", "score", "in a folder of data", "on the hub"):
+        table.add_column(name, overflow="fold")
+    for one in SETS.values():
+        score = "accuracy" if one.pass_at == (1,) else " ".join(f"Pass@{k}" for k in one.pass_at)
+        files = " or ".join(one.files)
+        hub = (one.hub or "-").removeprefix("hub:").partition(":")[0].partition("@")[0]
+        table.add_row(one.name, str(one.problems), str(one.samples), score, files, escape(hub))
+    table.caption = f"Files end in {', '.join(SUFFIXES)}. All are sampled at temperature 1.0 and top-p 0.7."
+    table.caption_justify = "left"
+    return table

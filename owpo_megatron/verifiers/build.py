@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from owpo_megatron.config import VerifierConfig
 from owpo_megatron.types import Verifier
@@ -11,7 +11,9 @@ from owpo_megatron.verifiers.pool import VerifierPool
 from owpo_megatron.verifiers.rules import TRIVIAL_RULES, find_rule, rule_of_domain
 
 
-def make_verifier(config: VerifierConfig, domains: Iterable[str]) -> Verifier:
+def make_verifier(
+    config: VerifierConfig, domains: Iterable[str], rules_of: Mapping[str, str] | None = None
+) -> Verifier:
     """A verifier for items of these domains.
 
     `rule: auto` grades each domain by its own rule, any other value grades all by that one. Worker processes are
@@ -19,8 +21,10 @@ def make_verifier(config: VerifierConfig, domains: Iterable[str]) -> Verifier:
 
     Args:
         domains: of every prompt of the run, training and held-out.
+        rules_of: domains with a rule of their own, whatever `rule` says (those of evaluation sets).
     """
     names = {domain: rule_of_domain(domain) if config.rule == "auto" else config.rule for domain in sorted(domains)}
+    names |= rules_of or {}
     rules = {domain: find_rule(name) for domain, name in names.items()}
     if all(name in TRIVIAL_RULES for name in names.values()):
         return DirectVerifier(rules)

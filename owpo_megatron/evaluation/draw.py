@@ -1,0 +1,158 @@
+"""Draws and grades what is missing of a set: grading goes on while the engine generates."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from owpo_megatron.evaluation.estimate import Estimate, estimate, pass_at_k
+from owpo_megatron.evaluation.prepare import PreparedSet
+from owpo_megatron.evaluation.results import Draw, Results
+from owpo_megatron.types import GradingItem, Rollout, RolloutEngine, SampleRequest, Sampling, Verdicts, Verifier
+
+# Requests handed to the engine at a time: many times what it works on at once, so that little is lost while the last
+# ones end, and few enough that their responses (ids and log-probs, until they are all there) fit any memory.
+CHUNK = 4096
+
+
+class Watch(Protocol):
+    """Called with the samples that are drawn and graded, how many will be, and how many were right."""
+
+    def __call__(self, done: int, total: int, right: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Who answers and who grades: the same for every set of an evaluation.
+
+    Args:
+        decode: response ids to text.
+        seed: with the places of problem and sibling it gives a sample's own seed: two models are asked the same.
+    """
+
+    engine: RolloutEngine
+    verifier: Verifier
+    decode: Callable[[Sequence[int]], str]
+    stop_token_ids: tuple[int, ...]
+    max_tokens: int
+    seed: int
+
+
+def identity(prepared: PreparedSet, model: str, max_tokens: int, seed: int) -> dict[str, Any]:
+    """What an evaluation is of and how it is made: results with the same identity go on where they stopped.
+
+    Args:
+        model: fingerprint of the weights.
+    """
+    spec = prepared.spec
+    return {
+        "set": spec.name,
+        "problems": prepared.fingerprint,
+        "samples": spec.samples,
+        "pass_at": spec.pass_at,
+        "temperature": spec.temperature,
+        "top_p": spec.top_p,
+        "max_tokens": max_tokens,
+        "rules": sorted(set(prepared.rules.values())),
+        "seed": seed,
+        "model": model,
+    }
+
+
+def sample_seed(seed: int, problem: int, sibling: int) -> int:
+    """31 bits that depend on the evaluation's seed and the sample's place. ~seed keeps them apart from training's."""
+    digest = hashlib.blake2b(f"{~seed}/{problem}/{sibling}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def evaluate_set(
+    prepared: PreparedSet, answering: Answering, results: Results, watch: Watch | None = None
+) -> dict[str, Any]:
+    """Draw what the results lack, grade it, and write the scores; returns them (see `scores_of`).
+
+    However it is interrupted, every response that has been drawn is graded and kept first; only a killed process loses
+    those under way.
+    """
+    if results.scores is not None:
+        return results.scores
+    spec, started = prepared.spec, time.monotonic()
+    places = [(problem, sibling) for problem in range(len(prepared.prompts)) for sibling in range(spec.samples)]
+    missing = [place for place in places if place not in results]
+    for start in range(0, len(missing), CHUNK):
+        _draw(prepared, answering, results, missing[start : start + CHUNK], watch)
+    scores = scores_of(prepared, results.draws(len(prepared.prompts), spec.samples))
+    last = {"last_call": {"samples": len(missing), "seconds": round(time.monotonic() - started, 3)}}
+    return results.finish(prepared.prompts, spec.samples, scores | last)
+
+
+def scores_of(prepared: PreparedSet, draws: Sequence[Sequence[Draw]]) -> dict[str, Any]:
+    """The scores of a set: {"set", "title", "metrics": {"pass@1": {"value", "low", "high"}}, "problems", "samples",
+    "response_length", "truncated_share", "verdicts"}.
+    """
+    spec = prepared.spec
+    flat = [draw for siblings in draws for draw in siblings]
+    correct = [sum(draw.reason == "ok" for draw in siblings) for siblings in draws]
+    metrics: Mapping[str, Estimate] = {
+        name: estimate([pass_at_k(spec.samples, right, k) for right in correct]) for name, k in spec.metrics().items()
+    }
+    return {
+        "set": spec.name,
+        "title": spec.title,
+        "origin": prepared.origin,
+        "problems": len(draws),
+        "problems_expected": spec.problems if spec.limit is None else None,
+        "samples": spec.samples,
+        "metrics": {name: value.to_json() for name, value in metrics.items()},
+        "response_length": sum(draw.length for draw in flat) / len(flat),
+        "truncated_share": sum(draw.truncated for draw in flat) / len(flat),
+        "verdicts": dict(sorted(Counter(draw.reason for draw in flat).items())),
+    }
+
+
+def _draw(
+    prepared: PreparedSet,
+    answering: Answering,
+    results: Results,
+    places: Sequence[tuple[int, int]],
+    watch: Watch | None,
+) -> None:
+    spec = prepared.spec
+    requests = [
+        SampleRequest(prepared.prompts[problem], sample_seed(answering.seed, problem, sibling))
+        for problem, sibling in places
+    ]
+    total = len(prepared.prompts) * spec.samples
+    under_way: deque[tuple[int, Sequence[Rollout], Verdicts]] = deque()
+
+    def settle(wait: bool) -> None:
+        while under_way and (wait or under_way[0][2].done()):
+            first, rollouts, grading = under_way.popleft()
+            for place, rollout, verdict in zip(places[first:], rollouts, grading.result(), strict=False):
+                length, truncated = len(rollout.response_ids), rollout.finish_reason == "length"
+                results.add(*place, Draw(verdict.reason, length, truncated, rollout.response_ids))
+            if watch is not None:
+                watch(len(results), total, results.right)
+
+    def finished(first: int, rollouts: Sequence[Rollout]) -> None:
+        items = [_item(rollout, answering.decode) for rollout in rollouts]
+        under_way.append((first, rollouts, answering.verifier.submit(items)))
+        settle(wait=False)
+
+    sampling = Sampling(answering.max_tokens, spec.temperature, spec.top_p, answering.stop_token_ids)
+    try:
+        answering.engine.generate(requests, sampling, finished=finished)
+    finally:
+        settle(wait=True)
+
+
+def _item(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> GradingItem:
+    return GradingItem(
+        response=decode(rollout.response_ids),
+        answer=rollout.prompt.answer,
+        domain=rollout.prompt.domain,
+        truncated=rollout.finish_reason == "length",
+    )

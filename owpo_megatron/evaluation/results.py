@@ -1,0 +1,147 @@
+"""The results of one set on disk: drawn and graded once, whatever interrupts it.
+
+FOLDER/
+    NAME.part.jsonl   while it is drawn: a line a graded sample, after a first line that says what is evaluated
+    NAME.jsonl        at the end: a line a problem {id, answer, correct, verdicts, lengths, responses}
+    NAME.json         the scores with their intervals, and the settings behind them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.errors import UserError
+from owpo_megatron.types import Prompt, VerdictReason
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One graded response.
+
+    Example:
+        Draw("ok", length=212, truncated=False, response_ids=(11, 3, 1))
+    """
+
+    reason: VerdictReason
+    length: int  # tokens
+    truncated: bool  # it hit the token limit
+    response_ids: tuple[int, ...] | None  # None where responses are not kept
+
+
+class Results:
+    """What has been drawn of one set; every sample is on disk from the moment it is graded.
+
+    Args:
+        identity: what is evaluated and how. Results of another identity in the same place are refused.
+        keep_responses: keep response ids, too.
+        fresh: results that are there already do not count.
+
+    Raises:
+        UserError: the place holds results of something else.
+    """
+
+    def __init__(self, folder: Path, name: str, identity: Mapping[str, Any], keep_responses: bool, fresh: bool = False):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.scores_file = folder / f"{name}.json"
+        self.problems_file = folder / f"{name}.jsonl"
+        self._part = folder / f"{name}.part.jsonl"
+        self._identity = json.loads(json.dumps(identity))
+        self._keep_responses = keep_responses
+        self._draws: dict[tuple[int, int], Draw] = {}
+        self.right = 0
+        if fresh:
+            for file in (self.scores_file, self.problems_file, self._part):
+                file.unlink(missing_ok=True)
+        self.scores = self._finished()
+        if self.scores is None:
+            self._open_part()
+
+    def __contains__(self, place: tuple[int, int]) -> bool:
+        """Whether the sample (problem, sibling) is there."""
+        return place in self._draws
+
+    def __len__(self) -> int:
+        """Samples that are there; `right` of them are."""
+        return len(self._draws)
+
+    def add(self, problem: int, sibling: int, draw: Draw) -> None:
+        """Keep one graded sample."""
+        assert (problem, sibling) not in self._draws, "a sample is drawn once"
+        line = {"at": [problem, sibling], "reason": draw.reason, "length": draw.length, "truncated": draw.truncated}
+        if self._keep_responses:
+            line["ids"] = list(draw.response_ids or ())
+        else:
+            draw = replace(draw, response_ids=None)
+        with self._part.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._take(problem, sibling, draw)
+
+    def draws(self, problems: int, samples: int) -> list[list[Draw]]:
+        """All of them by problem, when every one is there."""
+        return [[self._draws[problem, sibling] for sibling in range(samples)] for problem in range(problems)]
+
+    def finish(self, prompts: Sequence[Prompt], samples: int, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the two final files, each at once or not at all; returns what is in the scores file."""
+        lines = []
+        for prompt, draws in zip(prompts, self.draws(len(prompts), samples), strict=True):
+            line: dict[str, Any] = {
+                "id": prompt.id,
+                "answer": prompt.answer,
+                "correct": sum(draw.reason == "ok" for draw in draws),
+                "verdicts": [draw.reason for draw in draws],
+                "lengths": [draw.length for draw in draws],
+            }
+            if self._keep_responses:
+                line["responses"] = [list(draw.response_ids or ()) for draw in draws]
+            lines.append(json.dumps(line) + "\n")
+        _write(self.problems_file, "".join(lines))
+        self.scores = {**scores, "settings": self._identity}
+        _write(self.scores_file, json.dumps(self.scores, indent=1) + "\n")
+        self._part.unlink()
+        return self.scores
+
+    def _finished(self) -> dict[str, Any] | None:
+        if not self.scores_file.is_file():
+            return None
+        scores = json.loads(self.scores_file.read_text())
+        self._check(self.scores_file, scores["settings"])
+        return scores
+
+    def _open_part(self) -> None:
+        lines = self._part.read_bytes().splitlines(keepends=True) if self._part.is_file() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()  # the line that a killed process was writing
+        if not lines:
+            _write(self._part, json.dumps({"settings": self._identity}) + "\n")
+            return
+        _write(self._part, b"".join(lines).decode())
+        self._check(self._part, json.loads(lines[0])["settings"])
+        for text in lines[1:]:
+            line = json.loads(text)
+            ids = tuple(line["ids"]) if "ids" in line else None
+            problem, sibling = line["at"]
+            self._take(problem, sibling, Draw(line["reason"], line["length"], line["truncated"], ids))
+
+    def _take(self, problem: int, sibling: int, draw: Draw) -> None:
+        self._draws[problem, sibling] = draw
+        self.right += draw.reason == "ok"
+
+    def _check(self, file: Path, found: Mapping[str, Any]) -> None:
+        if found == self._identity:
+            return
+        names = [name for name in self._identity if found.get(name) != self._identity[name]]
+        told = ", ".join(f"{name} {found.get(name)} there, {self._identity[name]} now" for name in names)
+        raise UserError(
+            "results", file, f"are of another evaluation ({told}); give another --out, or --fresh to replace them"
+        )
+
+
+def _write(file: Path, text: str) -> None:
+    scratch = file.with_name(file.name + ".tmp")
+    scratch.write_text(text)
+    os.replace(scratch, file)

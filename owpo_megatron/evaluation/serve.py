@@ -1,0 +1,119 @@
+"""Evaluates weights on disk: SGLang serves them as a Hugging Face folder, no trainer is involved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.config import Config
+from owpo_megatron.data import Tokenizer
+from owpo_megatron.errors import UserError
+from owpo_megatron.evaluation.draw import Answering, Watch, evaluate_set, identity
+from owpo_megatron.evaluation.prepare import PreparedSet
+from owpo_megatron.evaluation.results import Results
+from owpo_megatron.rollout import start_fleet
+from owpo_megatron.verifiers.build import make_verifier
+
+_WEIGHTS = ("*.safetensors", "*.bin", "state/*.distcp")
+DEFAULT_MAX_TOKENS = 8192  # of a response, where the model's context has room for it
+_SAMPLED_BYTES = 1 << 20  # of the start and the end of a file of weights
+
+
+def evaluate_weights(
+    weights: Path,
+    served: Callable[[], AbstractContextManager[Path]],
+    config: Config,
+    sets: Sequence[PreparedSet],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    out: Path,
+    fresh: bool = False,
+    watch: Callable[[PreparedSet], Watch | None] = lambda prepared: None,
+) -> list[dict[str, Any]]:
+    """The scores of every set, in their order; results are in OUT/SET.json and OUT/SET.jsonl.
+
+    What is there already from an earlier call with the same settings is not drawn again; where all of it is, no engine
+    is started.
+
+    Args:
+        weights: what is evaluated: an HF folder, a converted one or a run's checkpoint.
+        served: gives the HF folder of these weights, for as long as the engine needs it.
+        config: engine, verifier, sglang, model.dtype and seed are used.
+
+    Raises:
+        UserError: `out` holds results of another evaluation, or the engine's surroundings are not usable.
+        EngineError: the engine does not start, or stays dead.
+    """
+    mark = fingerprint(weights)
+    results = [
+        Results(
+            out,
+            one.spec.name,
+            identity(one, mark, max_tokens, config.seed),
+            keep_responses=not one.spec.confidential,
+            fresh=fresh,
+        )
+        for one in sets
+    ]
+    if all(kept.scores is not None for kept in results):
+        return [dict(kept.scores or {}) for kept in results]
+    rules = {domain: rule for one in sets for domain, rule in one.rules.items()}
+    with ExitStack() as stack:
+        model = stack.enter_context(served())
+        fleet = stack.enter_context(start_fleet(config.engine, model, config.model.dtype, config.sglang, out / "logs"))
+        verifier = make_verifier(config.verifier, (), rules)
+        stack.callback(verifier.close)
+        answering = Answering(fleet, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, config.seed)
+        return [evaluate_set(one, answering, kept, watch(one)) for one, kept in zip(sets, results, strict=True)]
+
+
+def fingerprint(weights: Path) -> str:
+    """Of an HF folder, a converted one or a checkpoint: its manifest of hashes where it has one, else names and sizes
+    of its files and both ends of each, so that it takes no time.
+
+    Raises:
+        UserError: there are no weights.
+    """
+    manifest = weights / "manifest.json"
+    if manifest.is_file():
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
+    files = sorted(file for pattern in _WEIGHTS for file in weights.glob(pattern))
+    if not files:
+        raise UserError("model", weights, "has no weights; give an HF folder, a converted folder or a run's checkpoint")
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_SAMPLED_BYTES))
+            stream.seek(max(0, size - _SAMPLED_BYTES))
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def response_limit(files: Path, sets: Sequence[PreparedSet], wanted: int | None) -> int:
+    """The longest response that the context of the model has room for after the longest prompt, at most `wanted`.
+
+    Raises:
+        UserError: `wanted` is longer than that, or there is no room at all.
+    """
+    longest = max(len(prompt.token_ids) for one in sets for prompt in one.prompts)
+    context = json.loads((files / "config.json").read_text()).get("max_position_embeddings")
+    room = (context or 1 << 30) - longest
+    if room <= 0 or (wanted is not None and wanted > room):
+        raise UserError(
+            "--max-tokens",
+            wanted or DEFAULT_MAX_TOKENS,
+            f"the model's context is {context} tokens and the longest prompt has {longest}; at most {max(room, 0)}",
+        )
+    return wanted or min(room, DEFAULT_MAX_TOKENS)
+
+
+def stored_dtype(files: Path) -> str:
+    """float32 or bfloat16, as config.json says how the weights are stored (half precision is served as bfloat16)."""
+    raw = json.loads((files / "config.json").read_text())
+    return "float32" if (raw.get("dtype") or raw.get("torch_dtype")) in (None, "float32") else "bfloat16"

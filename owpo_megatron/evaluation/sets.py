@@ -1,0 +1,158 @@
+"""The evaluation sets. A set is a record: what is asked, how often it is sampled, how it is graded and scored.
+
+Which sets the paper means follows from its figures: Pass@1 over n problems of k samples is a multiple of 1 / (n k).
+docs/evaluation.md has the arithmetic.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from owpo_megatron.config import Config, SetConfig
+from owpo_megatron.errors import UserError
+
+VARIABLE = "OWPO_DATA"
+HELD_OUT = "held_out"  # the name of a run's own set: the held-out problems of `data`
+SUFFIXES = (".jsonl", ".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """One set.
+
+    Example:
+        EvalSet("aime24", "AIME24", samples=32, pass_at=(1, 16), rule="math", files=("aime24",), problems=30)
+    """
+
+    name: str
+    title: str  # as tables write it
+    samples: int = 8  # k, of every problem
+    pass_at: tuple[int, ...] = (1,)  # (1,): mean accuracy
+    temperature: float = 1.0
+    top_p: float = 0.7
+    rule: str = "auto"  # of the verifier; "auto": by the domain of each problem
+    files: tuple[str, ...] = ()  # names without suffix that it may have in a folder of data
+    hub: str | None = None  # where it is on the hub, as `data.source` names it
+    source: str | None = None  # a file or `task:NAME`, instead of looking for it
+    limit: int | None = None  # only the first problems
+    problems: int | None = None  # how many it should have
+    instruct: bool = True  # chat template: a text that does not say how to answer is told to box its answer
+    confidential: bool = False  # its authors ask that no text of it is kept: results hold hashes and verdicts only
+
+    def metrics(self) -> dict[str, int]:
+        """{"pass@1": 1, "pass@16": 16}"""
+        return {f"pass@{k}": k for k in self.pass_at}
+
+
+def _maths(name: str, title: str, problems: int, files: tuple[str, ...], hub: str | None) -> EvalSet:
+    """Paper, appendix B.5: 32 samples, Pass@1 and Pass@16."""
+    return EvalSet(name, title, 32, (1, 16), rule="math", files=files, hub=hub, problems=problems)
+
+
+def _choices(name: str, title: str, problems: int, files: tuple[str, ...], hub: str, confidential: bool) -> EvalSet:
+    """Paper, appendix B.5: 8 samples, mean accuracy."""
+    rule = "multiple_choice"
+    return EvalSet(name, title, 8, (1,), rule=rule, files=files, hub=hub, problems=problems, confidential=confidential)
+
+
+SETS: dict[str, EvalSet] = {
+    one.name: one
+    for one in (
+        _maths("aime24", "AIME24", 30, ("aime24",), "hub:HuggingFaceH4/aime_2024"),
+        _maths("aime25", "AIME25", 30, ("aime25",), "hub:yentinglin/aime_2025"),
+        _maths("amc", "AMC", 83, ("amc_aimo83", "amc"), "hub:AI-MO/aimo-validation-amc"),
+        _maths("amc23", "AMC23", 40, ("amc23",), None),
+        _choices(
+            "gpqa",
+            "GPQA",
+            198,
+            ("gpqa_diamond",),
+            "hub:Idavidrein/gpqa@refs/convert/parquet:gpqa_diamond/train/*.parquet",
+            confidential=True,
+        ),
+        _choices(
+            "mmlu_pro",
+            "MMLU-Pro",
+            12_032,
+            ("mmlu_pro",),
+            "hub:TIGER-Lab/MMLU-Pro:data/test-*.parquet",
+            confidential=False,
+        ),
+    )
+}
+
+
+def resolve(wanted: SetConfig) -> EvalSet:
+    """The set that a configuration names, with the fields that it changes.
+
+    Raises:
+        UserError: the name is not known and has no source, or Pass@k asks for more samples than are drawn.
+    """
+    known = SETS.get(wanted.name)
+    if known is None and wanted.source is None:
+        remedy = f"no such set; known: {', '.join(SETS)}; your own needs a source: --set {wanted.name}=FILE"
+        raise UserError("evaluation set", wanted.name, remedy)
+    base = known or EvalSet(wanted.name, wanted.name)
+    fields = wanted.model_dump(exclude={"name", "pass_at"}, exclude_none=True)
+    samples = fields.get("samples", base.samples)
+    pass_at = tuple(wanted.pass_at or [k for k in base.pass_at if k <= samples])
+    if max(pass_at) > samples:
+        raise UserError(f"pass_at of {wanted.name}", list(pass_at), f"cannot exceed its samples = {samples}")
+    return replace(base, **fields, pass_at=pass_at)
+
+
+def sets_of_run(config: Config) -> list[EvalSet]:
+    """The sets of a run, the one that stands for an evaluation first; none named: its held-out problems.
+
+    Raises:
+        UserError: as `resolve`.
+    """
+    wants = config.eval
+    if wants.sets:
+        primary = wants.primary or wants.sets[0].name
+        return [resolve(one) for one in sorted(wants.sets, key=lambda one: one.name != primary)]
+    return [
+        EvalSet(
+            HELD_OUT,
+            "held out",
+            wants.samples,
+            tuple(wants.pass_at),
+            wants.temperature,
+            wants.top_p,
+            rule=config.verifier.rule,
+            limit=wants.limit,
+            instruct=False,
+        )
+    ]
+
+
+def data_folder(given: Path | None) -> Path | None:
+    """The folder with the files of known sets: the given one, else that of the environment variable OWPO_DATA.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    folder = given or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+    if folder is not None and not folder.is_dir():
+        raise UserError("--data" if given else VARIABLE, folder, "no such folder")
+    return folder
+
+
+def source_of(wanted: EvalSet, folder: Path | None) -> str:
+    """Where a set is: its own source, else a file of one of its names in the folder of data, else the hub.
+
+    Raises:
+        UserError: nowhere.
+    """
+    if wanted.source is not None:
+        return wanted.source
+    names = [name + suffix for name in wanted.files for suffix in SUFFIXES]
+    for name in names if folder is not None else ():
+        if (folder / name).is_file():
+            return str(folder / name)
+    if wanted.hub is not None:
+        return wanted.hub
+    looked = f"{folder} has none of {', '.join(names)}" if folder else "no folder of data is given (--data DIR)"
+    raise UserError("evaluation set", wanted.name, f"{looked}; give it a file: --set {wanted.name}=FILE")

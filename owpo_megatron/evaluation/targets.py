@@ -1,0 +1,93 @@
+"""What `owpo eval` is asked to evaluate: model folders, and the checkpoints of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from owpo_megatron.config import Config, hf_folder
+from owpo_megatron.errors import UserError
+
+BEST, NEWEST = "best", "newest"
+_PLACES = {BEST: "best", NEWEST: "converged"}  # how a table calls them
+
+
+@dataclass(frozen=True)
+class Target:
+    """Weights on disk and the row of the table that they belong to.
+
+    Example:
+        Target("Qwen3-8B-Base", "owpo", ("best", "converged"), Path("runs/a/weights/step_000080"), ...)
+    """
+
+    model: str  # the base model, as a table writes it
+    method: str
+    checkpoints: tuple[str, ...]  # "best", "converged", "step 80"; one folder may be several of them, a model is none
+    weights: Path  # HF folder, converted folder or checkpoint folder
+    config: Config  # of the run; engine, verifier, template and seed come from it
+    out: Path
+
+    @property
+    def files(self) -> Path:
+        """config.json and tokenizer."""
+        return hf_folder(self.weights)
+
+    @property
+    def label(self) -> str:
+        shown = f"{self.model} {self.method}".strip()
+        return f"{shown} ({', '.join(self.checkpoints)})" if self.checkpoints else shown
+
+
+def model_target(folder: Path, config: Config, out: Path | None) -> Target:
+    """A model folder.
+
+    Raises:
+        UserError: it is neither an HF folder nor a converted one.
+    """
+    hf_folder(folder, "--model")
+    name = folder.resolve().name
+    return Target(name, "", (), folder, config, (out or config.runs_dir / "eval") / name)
+
+
+def run_targets(run_dir: Path, config: Config, wanted: Sequence[str], out: Path | None) -> list[Target]:
+    """The wanted checkpoints of a run, each folder once.
+
+    Args:
+        wanted: "best", "newest" or the number of a step; empty: the best, where the run keeps it, and the newest.
+
+    Raises:
+        UserError: the run has no such checkpoint.
+    """
+    wanted = wanted or ([BEST] if (run_dir / BEST).is_dir() else []) + [NEWEST]
+    steps: dict[int, tuple[Path, tuple[str, ...]]] = {}
+    for one in wanted:
+        folder = _checkpoint(run_dir, one)
+        step = int(folder.name.removeprefix("step_"))
+        first, names = steps.get(step, (folder, ()))
+        steps[step] = (first, (*names, _PLACES.get(one, f"step {step}")))
+    out = out / run_dir.resolve().name if out else run_dir / "eval"
+    base = config.model.path.name
+    return [
+        Target(base, f"{config.algorithm.name} ({config.name})", names, folder, config, out / f"step_{step:06d}")
+        for step, (folder, names) in steps.items()
+    ]
+
+
+def _checkpoint(run_dir: Path, wanted: str) -> Path:
+    """The whole folder of a run that is meant; its name is step_N."""
+    if wanted == BEST:
+        best = run_dir / BEST
+        if not best.is_dir():
+            raise UserError("--checkpoint", BEST, f"{run_dir} keeps none; train it with checkpoint.keep_best=true")
+        return best.resolve()
+    whole = sorted(file.parent for file in run_dir.glob("checkpoints/step_*/manifest.json"))
+    if not whole:
+        raise UserError("--run", run_dir, "has no checkpoint yet; evaluate its model with --model, or train it")
+    if wanted == NEWEST:
+        return whole[-1]
+    found = [folder for folder in whole if wanted in (folder.name, folder.name.removeprefix("step_").lstrip("0"))]
+    if not found:
+        has = ", ".join(folder.name.removeprefix("step_").lstrip("0") for folder in whole)
+        raise UserError("--checkpoint", wanted, f"give best, newest or a step that {run_dir} has: {has}")
+    return found[0]

@@ -1,0 +1,164 @@
+"""Evaluation scores as tables in the layout of the paper: a row a method, a column a set, best and converged."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+ORDER = ("best", "converged")  # of checkpoints; others follow as they come
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was evaluated, and its scores by set, as OUT/SET.json has them.
+
+    Example:
+        Scored("Qwen3-8B-Base", "owpo", "best", {"aime24": {"title": "AIME24", "metrics": {"pass@1": {...}}, ...}})
+    """
+
+    model: str
+    method: str
+    checkpoint: str  # "best", "converged", "step 80", or "" of a model
+    sets: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """A table of percentages: one row for each (model, method), one column for each (group, column).
+
+    Example:
+        ScoreTable("Pass@1", [("AIME24", "best"), ("AIME24", "converged")], [("Qwen3", "owpo")], [[44.38, 42.19]])
+    """
+
+    title: str
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, str]]
+    cells: list[list[float | None]]  # percent; None: not evaluated
+
+    def rich(self) -> Table:
+        table = Table(title=self.title, title_justify="left", title_style="bold", box=None, header_style="bold")
+        table.add_column("model")
+        table.add_column("method")
+        before = ""
+        for group, name in self.columns:
+            table.add_column(f"{group if group != before else ''}\n{name}", justify="right")
+            before = group
+        for (model, method), values in zip(self.rows, self.cells, strict=True):
+            table.add_row(model, method, *(NOTHING if value is None else f"{value:.2f}" for value in values))
+        return table
+
+
+def score_tables(scored: Sequence[Scored]) -> list[ScoreTable]:
+    """Those of the paper for which there is something to show.
+
+    Pass@1 of the sets with Pass@k at every checkpoint (Table 2), Pass@1 beside Pass@k at each checkpoint (Tables 5 and
+    6), mean accuracy of the others (Table 3). "Average" is the mean over the sets of a table, where all are there.
+    """
+    titles = {name: str(scores["title"]) for one in scored for name, scores in one.sets.items()}
+    metrics: dict[str, list[str]] = {}
+    for one in scored:
+        for name, scores in one.sets.items():
+            known = metrics.setdefault(name, [])
+            known += [metric for metric in scores["metrics"] if metric not in known]
+    several = [name for name in titles if len(metrics[name]) > 1]
+    single = [name for name in titles if len(metrics[name]) == 1]
+    found = {one.checkpoint for one in scored}
+    checkpoints = [name for name in ORDER if name in found] + sorted(found - set(ORDER))
+    tables = []
+    if several:
+        if len(checkpoints) > 1:
+            first = [(name, metrics[name][0], place) for name in several for place in checkpoints]
+            tables.append(_table(_metric(first[0][1]), scored, titles, first, "checkpoint"))
+        for place in checkpoints:
+            columns = [(name, metric, place) for name in several for metric in metrics[name]]
+            heading = f"{place} checkpoint" if place in ORDER else place
+            metric_names = " and ".join(dict.fromkeys(_metric(metric) for _, metric, _ in columns))
+            tables.append(_table(f"{heading}: {metric_names}".removeprefix(": "), scored, titles, columns, "metric"))
+    if single:
+        columns = [(name, metrics[name][0], place) for name in single for place in checkpoints]
+        tables.append(_table("Mean accuracy", scored, titles, columns, "checkpoint"))
+    return tables
+
+
+def details(scored: Sequence[Scored]) -> Table:
+    """Every score with its interval, and what stands behind it."""
+    table = Table(box=None, header_style="bold", title="95 % intervals", title_justify="left", title_style="bold")
+    for name in ("model", "method", "checkpoint", "set", "metric"):
+        table.add_column(name)
+    for name in ("score", "interval", "problems", "samples", "tokens", "cut off", "no answer"):
+        table.add_column(name, justify="right")
+    for one in scored:
+        for scores in one.sets.values():
+            total = scores["problems"] * scores["samples"]
+            for metric, value in scores["metrics"].items():
+                table.add_row(
+                    one.model,
+                    one.method,
+                    one.checkpoint or NOTHING,
+                    str(scores["title"]),
+                    _metric(metric),
+                    f"{100 * value['value']:.2f}",
+                    f"{100 * value['low']:.1f} - {100 * value['high']:.1f}",
+                    str(scores["problems"]),
+                    str(scores["samples"]),
+                    f"{scores['response_length']:.0f}",
+                    f"{scores['truncated_share']:.1%}",
+                    f"{scores['verdicts'].get('no_answer', 0) / total:.1%}",
+                )
+    return table
+
+
+def write_tables(file: Path, tables: Sequence[ScoreTable], scored: Sequence[Scored]) -> None:
+    """Tables and everything behind them as JSON, at once or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(file.name + ".tmp")
+    scratch.write_text(
+        json.dumps({"tables": [asdict(one) for one in tables], "scores": [asdict(one) for one in scored]}, indent=1)
+        + "\n"
+    )
+    os.replace(scratch, file)
+
+
+def _table(
+    title: str,
+    scored: Sequence[Scored],
+    titles: Mapping[str, str],
+    wanted: Sequence[tuple[str, str, str]],
+    second: str,
+) -> ScoreTable:
+    """`wanted`: (set, metric, checkpoint) of each column; `second`: what the lower heading names."""
+    rows = list(dict.fromkeys((one.model, one.method) for one in scored))
+    values = {
+        (one.model, one.method, name, metric, one.checkpoint): 100 * value["value"]
+        for one in scored
+        for name, scores in one.sets.items()
+        for metric, value in scores["metrics"].items()
+    }
+
+    headings = [place if second == "checkpoint" else _metric(metric) for _, metric, place in wanted]
+    columns = [(titles[name], heading) for (name, _, _), heading in zip(wanted, headings, strict=True)]
+    cells = [[values.get((*row, *column)) for column in wanted] for row in rows]
+    if len({name for name, _, _ in wanted}) > 1:
+        for heading in dict.fromkeys(headings):
+            places = [index for index, known in enumerate(headings) if known == heading]
+            columns.append(("Average", heading))
+            for row in cells:
+                row.append(_mean([row[index] for index in places]))
+    return ScoreTable(title, columns, rows, cells)
+
+
+def _mean(parts: Sequence[float | None]) -> float | None:
+    """None where a part is missing: an average over fewer sets is another number."""
+    known = [part for part in parts if part is not None]
+    return sum(known) / len(known) if len(known) == len(parts) else None
+
+
+def _metric(name: str) -> str:
+    return name.replace("pass@", "Pass@")
