@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
+from rich.progress import track
 
 from owpo_megatron.cli.options import JsonFile, err, out
 from owpo_megatron.errors import UserError
@@ -69,6 +70,7 @@ def head(
     vocab: Annotated[int | None, typer.Option(min=2, help="Vocabulary. CPU: 32768.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median is given.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: every core.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw times and memory, too.")] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Forward and backward of the LM head, ours against others, with 100, 60 and 40 % of the rows having a gradient.
@@ -80,19 +82,30 @@ def head(
     import torch
 
     from owpo_megatron.algorithms import make_objective
-    from owpo_megatron.kernels.bench import HeadProblem, measure
+    from owpo_megatron.kernels.bench import DENSITIES, HeadProblem, measure
 
     if device == "cuda":
         if not torch.cuda.is_available():
             raise UserError("--device", device, "torch sees no CUDA device here; use --device cpu")
-        from owpo_megatron.kernels import bench_cuda
+        from owpo_megatron.kernels import bench_cuda, bench_peers
+        from owpo_megatron.parallel.cross_entropy import one_rank_cross_entropy
 
         shapes = bench_cuda.SHAPES if tokens is None else ((tokens, hidden or 4096, vocab or 151936),)
-        report_rows(list(bench_cuda.measure(make_objective("owpo"), shapes)), json_file)
-        return
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    problem = HeadProblem.random(tokens or 4096, hidden or 512, vocab or 32768)
-    report_rows(measure(problem, make_objective("owpo"), repeats=repeats), json_file)
+        peers = (*bench_peers.PEERS, bench_peers.megatron(one_rank_cross_entropy()))
+        measured = bench_cuda.measure(make_objective("owpo"), shapes, peers=peers)
+        count = None
+    else:
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        problem = HeadProblem.random(tokens or 4096, hidden or 512, vocab or 32768)
+        measured = measure(problem, make_objective("owpo"), repeats=repeats)
+        count = len(DENSITIES) * 3
+    rows = list(track(measured, "head", total=count, console=err, transient=True))
+    report_rows(rows, json_file)
+    if plot is not None:
+        from owpo_megatron.report.head_plot import write_head_plot
+
+        write_head_plot(rows, plot)
+        out.print(f"written: {escape(str(plot))}")
 
 
 def _count(text: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from owpo_megatron.kernels.memory import PeakMemory
 from owpo_megatron.kernels.policy_head import policy_head
 from owpo_megatron.types import Objective, TokenBatch
 
+DENSITIES = (1.0, 0.6, 0.4)
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # loss, dh, dweight
 
 
@@ -130,9 +131,11 @@ class ExactGradients:
 
 
 def measure(
-    problem: HeadProblem, objective: Objective, densities: Sequence[float] = (1.0, 0.6, 0.4), repeats: int = 5
-) -> list[dict[str, Any]]:
+    problem: HeadProblem, objective: Objective, densities: Sequence[float] = DENSITIES, repeats: int = 5
+) -> Iterator[dict[str, Any]]:
     """Rows {impl, density, seconds, cpu_seconds, extra_peak_bytes, max_abs_error} of forward plus backward.
+
+    They come as they are measured.
 
     Times are medians; the implementations take turns, so that other load on the machine falls on all of them.
     `cpu_seconds`, of all threads, is what a busy machine hardly changes.
@@ -146,7 +149,6 @@ def measure(
         "compiled": lambda given: dense(given, objective, compiled_logp),
     }
     exact = ExactGradients(problem)
-    rows: list[dict[str, Any]] = []
     for density in densities:
         given = problem.at_density(density)
         found: dict[str, dict[str, Any]] = {}
@@ -167,5 +169,4 @@ def measure(
                 cpu_seconds[name].append(time.process_time() - cpu_started)
         for name in impls:
             row: dict[str, Any] = {"impl": name, "density": density, "seconds": statistics.median(seconds[name])}
-            rows.append(row | {"cpu_seconds": statistics.median(cpu_seconds[name])} | found[name])
-    return rows
+            yield row | {"cpu_seconds": statistics.median(cpu_seconds[name])} | found[name]

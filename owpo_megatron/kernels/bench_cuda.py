@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from owpo_megatron.kernels.bench import HeadProblem
+from owpo_megatron.kernels.bench import DENSITIES, HeadProblem
 from owpo_megatron.kernels.bench_peers import PEERS, Peer
 from owpo_megatron.kernels.fp8 import Fp8Weight
 from owpo_megatron.kernels.logprob import logprob
@@ -23,7 +23,6 @@ SHAPES = (
     (16384, 4096, 37984),  # a rank's part of the first at tensor parallelism 4
     (1024, 896, 151936),
 )
-DENSITIES = (1.0, 0.6, 0.4)
 CHECKED = 256  # rows that are compared with float64
 
 Row = dict[str, Any]

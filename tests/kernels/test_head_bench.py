@@ -47,3 +47,23 @@ def test_less_memory_than_dense() -> None:
             pytest.skip("this system does not say the peak of resident memory")
         peaks.append(memory.extra_bytes)
     assert peaks[0] < 0.35 * peaks[1], peaks
+
+
+def test_megatron_takes_part() -> None:
+    """The adapter to megatron's own cross-entropy, which the GPU benchmark compares with."""
+    from owpo_megatron.kernels.bench import dense_logp
+    from owpo_megatron.kernels.bench_peers import megatron
+    from owpo_megatron.parallel.cross_entropy import one_rank_cross_entropy
+
+    problem = HeadProblem.random(20, 8, 50)
+    logp_T = megatron(one_rank_cross_entropy()).load()(problem.h_TH, problem.weight_VH, problem.target_T)
+    torch.testing.assert_close(logp_T, dense_logp(problem.h_TH, problem.weight_VH, problem.target_T))
+
+
+def test_the_plot_leaves_out_what_failed(tmp_path) -> None:
+    from owpo_megatron.report.head_plot import write_head_plot
+
+    shape = {"tokens": 8, "hidden": 4, "vocab": 10, "work": "log-probs", "density": 1.0}
+    rows = [{"impl": "ours", "ms": 2.0, "extra_peak_bytes": 10, **shape}, {"impl": "peer", "error": "absent", **shape}]
+    write_head_plot(rows, tmp_path / "head.png")
+    assert (tmp_path / "head.png").read_bytes().startswith(b"\x89PNG")

@@ -48,6 +48,26 @@ def test_every_objective_equals_dense(name: str, entropy_bonus: float, chunk_row
     assert_same(actual, expected)
 
 
+@pytest.mark.parametrize("name", ["owpo", "dapo", "owpo_no_asym"])
+def test_rows_may_be_split_over_ranks(name: str) -> None:
+    """Context parallelism as the head sees it: parts of the rows, in any order, add up to the whole.
+
+    Only for methods that count tokens: those that average over a sample first need the whole sample.
+    """
+    h_TH, weight_VH, target_T, batch = make_case()
+    whole = ours(h_TH, weight_VH, target_T, batch, OBJECTIVES[name])
+    dh, dweight, loss = torch.zeros_like(h_TH), torch.zeros_like(weight_VH), torch.zeros((), dtype=torch.float64)
+    chosen_T = torch.zeros(len(h_TH), dtype=torch.bool)
+    chosen_T[[0, 5, 6, 7, 20, 22]] = True
+    for rows in (chosen_T, ~chosen_T):
+        tokens = {n: value[rows] for n, value in vars(batch).items() if n.endswith("_T") and value is not None}
+        part = ours(h_TH[rows], weight_VH, target_T[rows], replace(batch, **tokens), OBJECTIVES[name])
+        dh[rows] = part["dh"]
+        dweight += part["dweight"]
+        loss += part["loss"]
+    assert_same({"dh": dh, "dweight": dweight, "loss": loss}, {key: whole[key] for key in ("dh", "dweight", "loss")})
+
+
 @pytest.mark.parametrize("temperature", [0.6, 2.5])
 def test_temperature(temperature: float) -> None:
     h_TH, weight_VH, target_T = make_inputs()
