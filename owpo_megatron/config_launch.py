@@ -27,6 +27,8 @@ class LaunchConfig(Section):
     """Time limit of one attempt; None: the partition's."""
     account: str | None = None
     partition: str | None = None
+    exclusive: bool = True
+    """Whole nodes with all their cores and memory; False: say in `sbatch` how much of them."""
     sbatch: list[str] = []
     """Further options of sbatch, each as it stands behind #SBATCH, e.g. `--constraint=h100`."""
     container: str | None = None

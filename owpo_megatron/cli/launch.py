@@ -1,0 +1,287 @@
+"""owpo launch: a run on a cluster, and its jobs afterwards."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from owpo_megatron.cli.options import ConfigFile, Overrides, err, out, this_command
+from owpo_megatron.config import Config
+from owpo_megatron.errors import UserError
+
+if TYPE_CHECKING:
+    import click
+
+    from owpo_megatron.launch.job import Job
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder, e.g. runs/my-run.")]
+Launcher = Literal["slurm", "nemo-run", "kubernetes"]
+POLL_SECONDS = 1.0
+
+
+class _SubmitByDefault(TyperGroup):
+    """`owpo launch -c FILE ...` is `owpo launch submit -c FILE ...`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["submit", *args]
+        return super().parse_args(ctx, args)
+
+
+launch = typer.Typer(
+    cls=_SubmitByDefault,
+    no_args_is_help=True,
+    help="Run on a cluster: `owpo launch -c FILE --nodes N` submits; the other commands look after what was submitted.",
+)
+
+
+@launch.command("submit")
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of the trainer.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs of a node; 0: a cluster of CPUs.")] = None,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks of a node; default: its GPUs.")] = None,
+    engine_nodes: Annotated[
+        int | None, typer.Option(min=0, help="Nodes for SGLang beside them; 0: SGLang shares the trainer's.")
+    ] = None,
+    limit: Annotated[str | None, typer.Option("--time", metavar="TIME", help="Time limit, e.g. 04:00:00.")] = None,
+    account: Annotated[str | None, typer.Option(help="Whom to charge.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Which queue.")] = None,
+    container: Annotated[str | None, typer.Option(metavar="IMAGE", help="Run inside this image.")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="1,2,3", help="A run a seed, as a job array.")] = None,
+    chain: Annotated[int, typer.Option(min=1, help="Jobs in a row, where requeueing is forbidden.")] = 1,
+    launcher: Annotated[Launcher, typer.Option("--with", help="Who submits (kubernetes: you).")] = "slurm",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be submitted.")] = False,
+) -> None:
+    """Check a run, write its job script into the run folder, and submit it.
+
+    Flags win over the `launch:` section of the file, which has more fields (mounts, env, prologue, ...). A job that
+    fails, loses a node or comes to its time limit goes back into the queue and on from its last checkpoint.
+
+    Example: owpo launch -c run.yaml --nodes 4 --engine-nodes 2 --time 04:00:00 --account lab
+    """
+    from owpo_megatron.launch.checks import check_job, check_model
+    from owpo_megatron.launch.job import Job
+
+    flags = {
+        "nodes": nodes,
+        "gpus_per_node": gpus_per_node,
+        "ranks_per_node": ranks_per_node,
+        "engine_nodes": engine_nodes,
+        "time": limit,
+        "account": account,
+        "partition": partition,
+        "container": container,
+    }
+    given = [f"launch.{name}={_yaml(value)}" for name, value in flags.items() if value is not None]
+    settings = Config.load(config, [*(overrides or []), *given])
+    job = Job(settings, Path.cwd(), _seeds(seeds), chain)
+    check_job(job)
+    check_model(job)
+    if launcher == "kubernetes":
+        _kubernetes(job, dry_run)
+    elif launcher == "nemo-run":
+        _nemo_run(job, dry_run)
+    else:
+        _slurm(job, dry_run)
+
+
+@launch.command("status")
+def status(run_dirs: Annotated[list[Path] | None, typer.Argument(metavar="RUN_DIR...")] = None) -> None:
+    """The jobs of run folders (default: all of runs/): state, attempt, nodes, and how far the run is."""
+    from owpo_megatron.launch.slurm import record
+
+    folders = run_dirs or sorted(file.parent.parent for file in Path("runs").glob("*/launch/jobs.jsonl"))
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for column in ("run", "job", "state", "attempt", "nodes", "step"):
+        table.add_column(column)
+    for folder in folders:
+        submission = record.latest(folder)
+        states = submission.states()
+        for state in states:
+            told = escape(state.state + (f" ({state.reason})" if state.reason else ""))
+            table.add_row(escape(str(folder)), state.id, told, str(state.attempt), state.nodes, _progress(folder))
+        if not states:
+            jobs = ",".join(map(str, submission.jobs))
+            table.add_row(escape(str(folder)), jobs, "no longer known to Slurm", "", "", _progress(folder))
+    out.print(table if folders else "nothing was launched from here")
+
+
+@launch.command("logs")
+def logs(
+    run_dir: RunDir,
+    rank: Annotated[int | None, typer.Option(min=0, help="A trainer rank's log.")] = None,
+    engine: Annotated[int | None, typer.Option(min=0, help="An engine's log.")] = None,
+    attempt: Annotated[str | None, typer.Option(metavar="JOB.N", help="Of this attempt; default: the newest.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows; Ctrl-C ends that.")] = False,
+) -> None:
+    """Show the job's own words, or a rank's or an engine's log."""
+    from owpo_megatron.launch.slurm import record
+
+    if rank is None and engine is None and attempt is None:
+        file = Path(record.latest(run_dir).outputs[-1])
+    else:
+        name = f"engine_{engine}.log" if engine is not None else f"rank_{rank or 0}.log"
+        file = _attempt(run_dir, attempt) / name
+    if not file.exists():
+        raise UserError("log", file, "not there (yet)")
+    tail = _Tail(file)
+    try:
+        tail.show()
+        while follow:
+            time.sleep(POLL_SECONDS)
+            tail.show()
+    except KeyboardInterrupt:
+        pass
+
+
+@launch.command("cancel")
+def cancel(
+    run_dir: RunDir,
+    save: Annotated[bool, typer.Option("--save", help="Let the present step finish and save it first.")] = False,
+) -> None:
+    """End the jobs of a run; `owpo launch` goes on from the last checkpoint."""
+    from owpo_megatron.launch.slurm import cluster, record
+
+    active = record.latest(run_dir).active()
+    if not active:
+        raise UserError("run folder", run_dir, "no job of it runs or waits")
+    for state in active:
+        if save and state.state == "RUNNING":
+            (run_dir / "launch" / "stop").write_text("cancel\n")
+            out.print(
+                f"job {state.id} was told to finish its step and save (owpo launch status {escape(str(run_dir))})"
+            )
+        else:
+            cluster.cancel(int(state.id.split("_")[0]))
+            out.print(f"job {state.id} is cancelled")
+
+
+@launch.command("attach")
+def attach(run_dir: RunDir) -> None:
+    """Show the job's words as they come, until it ends; Ctrl-C leaves it running.
+
+    Exit code 0 when it ended well, else 1.
+    """
+    from owpo_megatron.launch.slurm import record
+
+    submission = record.latest(run_dir)
+    tails = [_Tail(Path(file)) for file in submission.outputs]
+    before: list[str] = []
+    try:
+        while True:
+            states = submission.states()
+            now = [f"job {state.id}: {state.state.lower()} {state.reason}".rstrip() for state in states]
+            for line in now:
+                if line not in before:
+                    err.print(escape(line), style="dim")
+            before = now
+            for tail in tails:
+                tail.show()
+            if all(state.ended for state in states):
+                break
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        err.print(f"the job goes on; {this_command()} launch cancel {escape(str(run_dir))} ends it")
+        return
+    if not states:
+        raise UserError("run folder", run_dir, "its job is no longer known to Slurm; see `owpo launch logs`")
+    if not all(state.ended_well for state in states):
+        raise typer.Exit(1)
+
+
+def _slurm(job: Job, dry_run: bool) -> None:
+    from owpo_megatron.launch.render import render_sbatch
+    from owpo_megatron.launch.slurm.submit import submit_job
+
+    if dry_run:
+        out.print(render_sbatch(job), markup=False, end="")
+        return
+    _say_submitted(job, submit_job(job).jobs)
+
+
+def _nemo_run(job: Job, dry_run: bool) -> None:
+    from owpo_megatron.launch.nemo.call import submit_with_nemo_run
+
+    jobs = submit_with_nemo_run(job, dry_run)
+    if jobs:
+        _say_submitted(job, jobs)
+
+
+def _kubernetes(job: Job, dry_run: bool) -> None:
+    from owpo_megatron.launch.render import render_kubernetes
+    from owpo_megatron.launch.slurm.submit import write_files
+
+    if job.seeds or job.links > 1:
+        raise UserError("--with", "kubernetes", "has neither --seeds nor --chain; write one manifest a run")
+    manifest = render_kubernetes(job)
+    if dry_run:
+        out.print(manifest, markup=False, end="")
+        return
+    file = write_files(job, "pytorchjob.yaml", manifest)
+    out.print(f"written: kubectl apply -f {escape(str(file))}")
+
+
+def _say_submitted(job: Job, jobs: list[int]) -> None:
+    run_dir = escape(str(job.config.run_dir))
+    numbers = ", ".join(map(str, jobs))
+    out.print(f"submitted: job {numbers}, {job.summary}")
+    out.print(f"script: {run_dir}/launch")
+    out.print(f"follow it with [bold]{escape(this_command())} launch attach {run_dir}[/bold] (or status, logs, cancel)")
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError("--seeds", text, "write whole numbers with commas between, e.g. 1,2,3") from None
+
+
+def _yaml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _progress(run_dir: Path) -> str:
+    """Steps done of steps wanted."""
+    from owpo_megatron.report.metrics import read_run
+
+    if not (run_dir / "metrics.jsonl").is_file():
+        return ""
+    run = read_run(run_dir)
+    return str(max((step["step"] for step in run.steps), default=0))
+
+
+def _attempt(run_dir: Path, name: str | None) -> Path:
+    logs_dir = run_dir / "logs"
+    if name is not None:
+        return logs_dir / name
+    attempts = [folder for folder in logs_dir.glob("*.*") if folder.is_dir()]
+    if not attempts:
+        raise UserError("run folder", run_dir, "no attempt has begun")
+    return max(attempts, key=lambda folder: folder.stat().st_mtime)
+
+
+class _Tail:
+    """Prints what is new in a file."""
+
+    def __init__(self, file: Path):
+        self._file, self._read = file, 0
+
+    def show(self) -> None:
+        if not self._file.exists():
+            return
+        with self._file.open("rb") as opened:
+            opened.seek(self._read)
+            new = opened.read()
+        self._read += len(new)
+        if new:
+            out.out(new.decode(errors="replace"), end="", highlight=False)

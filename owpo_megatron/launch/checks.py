@@ -1,0 +1,159 @@
+"""What cannot work is refused before it waits in a queue."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from owpo_megatron.config import hf_folder
+from owpo_megatron.errors import UserError
+from owpo_megatron.launch.job import Job
+from owpo_megatron.launch.preflight import FILE_CHECKS
+from owpo_megatron.rollout.command import find_python
+
+
+def check_job(job: Job) -> None:
+    """Look at everything that this machine can tell of the job; imports no torch.
+
+    Raises:
+        UserError: the first thing that is missing or cannot work.
+    """
+    for check in CHECKS:
+        check(job)
+
+
+def check_model(job: Job) -> None:
+    """Whether the parallel sizes divide the model. Imports torch and transformers, which takes seconds.
+
+    Raises:
+        UserError: they do not, or the model is none that megatron's side knows.
+    """
+    from owpo_megatron.convert import check_parallel, read_hf_config
+
+    path = job.host_path(job.config.model.path)
+    if path is not None:
+        check_parallel(read_hf_config(hf_folder(path)), job.config.parallel)
+
+
+def _name(job: Job) -> None:
+    name = job.config.name
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError("name", name, "a job's name has letters, digits, dot, dash and underscore only")
+    if len(set(job.seeds)) < len(job.seeds):
+        raise UserError("--seeds", ",".join(map(str, job.seeds)), "give each seed once")
+    if job.seeds and job.links > 1:
+        raise UserError("--chain", job.links, "a chain is of one run; submit the seeds one by one, or without --chain")
+
+
+def _ranks(job: Job) -> None:
+    launch, wanted = job.launch, job.config.parallel
+    if job.world_size == wanted.world_size:
+        return
+    model = wanted.tp * wanted.pp
+    fitting = f"set parallel.dp={job.world_size // model}" if job.world_size % model == 0 else f"tp * pp = {model}"
+    raise UserError(
+        "nodes * ranks a node",
+        f"{launch.nodes} * {launch.ranks} = {job.world_size}",
+        f"the configuration has parallel.tp * pp * dp = {wanted.world_size}: {fitting}, or ask for other nodes",
+    )
+
+
+def _tensor_parallel(job: Job) -> None:
+    gpus, tp = job.launch.gpus_per_node, job.config.parallel.tp
+    if gpus and tp > job.launch.ranks:
+        remedy = f"cannot exceed the {job.launch.ranks} ranks of a node: between nodes it is slow; raise parallel.pp"
+        raise UserError("parallel.tp", tp, remedy)
+
+
+def _engines(job: Job) -> None:
+    launch, config = job.launch, job.config
+    if launch.engine_nodes and job.engine_place == "none":
+        source = "rollout.replay" if config.rollout.replay else "engine.urls or engine.rendezvous"
+        raise UserError("launch.engine_nodes", launch.engine_nodes, f"{source} is set: no engine is started; say 0")
+    if job.engine_place == "none" or not launch.gpus_per_node:
+        return
+    if launch.gpus_per_node % config.engine.tp:
+        raise UserError("engine.tp", config.engine.tp, f"must divide the {launch.gpus_per_node} GPUs of a node")
+    if job.engine_place == "trainer's nodes" and "mem_fraction_static" not in config.sglang:
+        raise UserError(
+            "launch.engine_nodes",
+            0,
+            "engines share the trainer's GPUs: set sglang.mem_fraction_static to their part of the memory (e.g. 0.3), "
+            "or give them nodes with --engine-nodes",
+        )
+
+
+def _files(job: Job) -> None:
+    if job.launch.container is None:
+        for check in FILE_CHECKS:
+            check(job.config)
+        return
+    model = job.host_path(job.config.model.path)
+    if model is not None:
+        hf_folder(model)
+
+
+def _python(job: Job) -> None:
+    if job.launch.container is not None:
+        return
+    wanted = [("launch.python", Path(job.python))]
+    if job.num_engines:
+        wanted.append(("engine.python", find_python(job.config.engine)))
+    for field, python in wanted:
+        if not os.access(python, os.X_OK):
+            raise UserError(field, python, "no such interpreter; every node needs it under this path")
+
+
+def _container(job: Job) -> None:
+    image = job.launch.container
+    if image is None:
+        return
+    looks_like_a_file = image.startswith(("/", "./")) or image.endswith((".sif", ".sqsh"))
+    if looks_like_a_file and not Path(image).exists():
+        raise UserError("launch.container", image, "no such image file")
+    for mount in job.launch.mounts:
+        source = Path(mount.split(":")[0])
+        if not source.exists():
+            raise UserError("launch.mounts", mount, f"{source} does not exist")
+
+
+def _time(job: Job) -> None:
+    seconds = time_seconds(job.launch.time) if job.launch.time else None
+    if seconds is not None and seconds <= job.launch.signal_seconds:
+        raise UserError(
+            "launch.time",
+            job.launch.time,
+            f"is not more than launch.signal_seconds = {job.launch.signal_seconds}, the time kept for saving",
+        )
+
+
+def time_seconds(text: str) -> int:
+    """What sbatch makes of a time limit.
+
+    Example:
+        >>> time_seconds("90"), time_seconds("1:30"), time_seconds("4:00:00"), time_seconds("1-12")
+        (5400, 90, 14400, 129600)
+    """
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 1:
+        hours, minutes, seconds = 0, parts[0], 0
+    else:
+        hours, minutes, seconds = [0, *parts][-3:]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def require_command(name: str) -> None:
+    """Raises UserError where a cluster's command is not to be found."""
+    if shutil.which(name) is None:
+        raise UserError(name, "(missing)", "no such command here; submit from a login node, or look with --dry-run")
+
+
+CHECKS: tuple[Callable[[Job], None], ...] = (
+    *(_name, _ranks, _tensor_parallel, _engines, _files, _python, _container, _time),
+)

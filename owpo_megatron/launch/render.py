@@ -1,0 +1,43 @@
+"""Texts of a job: sbatch script, node script for NeMo-Run, Kubernetes manifest. The templates are in templates/."""
+
+from __future__ import annotations
+
+import functools
+
+import jinja2
+
+from owpo_megatron import __version__
+from owpo_megatron.launch.job import Job, quoted
+
+
+def render_sbatch(job: Job) -> str:
+    """The one file that `owpo launch` submits."""
+    return _render("job.sbatch.j2", job)
+
+
+def render_node(job: Job) -> str:
+    """What every node of a NeMo-Run job executes: its engines, its ranks, or both."""
+    return _render("node.sh.j2", job)
+
+
+def render_kubernetes(job: Job) -> str:
+    """A Kubeflow PyTorchJob, and a Job of engines where they have nodes of their own."""
+    return _render("pytorchjob.yaml.j2", job)
+
+
+def _render(template: str, job: Job) -> str:
+    return _environment().get_template(template).render(job=job, launch=job.launch, version=__version__)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("owpo_megatron.launch"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # shell and YAML: values pass through `quoted` and `tojson`
+    )
+    environment.filters["quoted"] = quoted
+    return environment

@@ -1,0 +1,1 @@
+"""Slurm: its commands, the jobs of a run folder, submitting."""

@@ -1,0 +1,104 @@
+"""Slurm's commands as functions: sbatch, scontrol, sacct, scancel."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from owpo_megatron.errors import UserError
+
+ENDED_WELL = frozenset({"COMPLETED"})
+ENDED_BADLY = frozenset(
+    {"FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY", "PREEMPTED"}
+)
+# Slurm keeps a job with these for a moment before it is in the queue again.
+REQUEUED = frozenset({"REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What Slurm says of a job, or of one task of an array.
+
+    Example:
+        JobState(id="4711", state="RUNNING", attempt=1, nodes="n[0-2]", reason="", exit_code="0:0")
+    """
+
+    id: str
+    state: str
+    attempt: int  # how often it was requeued
+    nodes: str
+    reason: str
+    exit_code: str
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED_WELL | ENDED_BADLY
+
+    @property
+    def ended_well(self) -> bool:
+        return self.state in ENDED_WELL
+
+
+def submit(script: Path, workdir: Path, after: int | None = None) -> int:
+    """Give a script to sbatch; returns the job's number.
+
+    Args:
+        after: a job that has to end well before.
+
+    Raises:
+        UserError: sbatch refused it, with its words.
+    """
+    wait = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+    done = run("sbatch", "--parsable", *wait, str(script), cwd=workdir)
+    if done.returncode:
+        raise UserError("sbatch", script, f"refused: {' '.join(done.stderr.split())}")
+    return int(done.stdout.split(";")[0])
+
+
+def states(job_id: int) -> list[JobState]:
+    """A job's state, or those of an array's tasks; [] when neither scontrol nor sacct knows it (any more)."""
+    asked = run("scontrol", "show", "job", str(job_id), "--oneliner")
+    if asked.returncode == 0:
+        return [_from_scontrol(line) for line in asked.stdout.splitlines() if line.startswith("JobId=")]
+    fields = "JobID,State,Restarts,NodeList,ExitCode"
+    kept = run("sacct", "-j", str(job_id), "-X", "-n", "-P", "-o", fields)
+    if kept.returncode:
+        return []
+    found = []
+    for line in kept.stdout.splitlines():
+        name, state, restarts, nodes, exit_code = line.split("|")
+        found.append(JobState(name, state.split()[0], int(restarts or 0), nodes, "", exit_code))
+    return found
+
+
+def cancel(job_id: int) -> None:
+    """End a job at once. Raises UserError with scancel's words."""
+    done = run("scancel", str(job_id))
+    if done.returncode:
+        raise UserError("job", job_id, f"not cancelled: {' '.join(done.stderr.split())}")
+
+
+def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """One of Slurm's commands; one that is missing counts as failed."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: no such command")
+
+
+def _from_scontrol(line: str) -> JobState:
+    fields = dict(re.findall(r"(\w+)=(\S*)", line))
+    name = fields["JobId"]
+    if "ArrayTaskId" in fields:
+        name = f"{fields['ArrayJobId']}_{fields['ArrayTaskId']}"
+    reason = fields.get("Reason", "")
+    return JobState(
+        name,
+        fields["JobState"],
+        int(fields.get("Restarts", 0)),
+        fields.get("NodeList", "").replace("(null)", ""),
+        "" if reason == "None" else reason,
+        fields.get("ExitCode", ""),
+    )
