@@ -43,7 +43,7 @@ def _bars(axis: Axes, rows: Sequence[Row], values: Sequence[float], title: str, 
     style.dress(axis, title)
     colors = [style.MAIN if row["impl"].startswith("ours") else style.CALM for row in rows]
     bars = axis.barh(range(len(rows)), values, color=colors, height=0.7)
-    axis.bar_label(bars, [f"{value:,.3g}" for value in values], padding=3, fontsize=8)
+    axis.bar_label(bars, [f"{value:,.4g}" for value in values], padding=3, fontsize=8)
     axis.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
     axis.set_xlim(0, 1.15 * max(values, default=1.0))
     axis.set_xlabel(unit)
