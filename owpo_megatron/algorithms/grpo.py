@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
 from owpo_megatron.algorithms.penalised import penalised_surrogate
 from owpo_megatron.algorithms.surrogate import sample_mean_sum
-from owpo_megatron.types import ObjectiveOut, TokenBatch
+from owpo_megatron.types import ObjectiveOut, ReferenceNeed, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Grpo:
     dynamic_sampling: ClassVar[bool] = False
 
     @property
-    def needs_reference(self) -> Literal["none", "active", "all"]:
+    def needs_reference(self) -> ReferenceNeed:
         return "all" if self.beta else "none"
 
     def __call__(self, logp_T: torch.Tensor, batch: TokenBatch) -> ObjectiveOut:

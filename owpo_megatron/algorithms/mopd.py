@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
 from owpo_megatron.algorithms.opd import distillation
-from owpo_megatron.types import ObjectiveOut, TokenBatch
+from owpo_megatron.types import ObjectiveOut, ReferenceNeed, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Mopd:
     clip_high: float = 0.28
     alpha: float = 5.0
 
-    needs_reference: ClassVar[Literal["none", "active", "all"]] = "all"
+    needs_reference: ClassVar[ReferenceNeed] = "teacher"
     needs_old: ClassVar[bool] = True
     dynamic_sampling: ClassVar[bool] = False
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
 from owpo_megatron.algorithms.metrics import policy_metrics, reference_metrics
 from owpo_megatron.algorithms.surrogate import sample_mean_sum
-from owpo_megatron.types import ObjectiveOut, TokenBatch
+from owpo_megatron.types import ObjectiveOut, ReferenceNeed, TokenBatch
 
 
 def distillation(
@@ -38,7 +38,7 @@ class Opd:
     clip_low: float = 0.2
     clip_high: float = 0.28
 
-    needs_reference: ClassVar[Literal["none", "active", "all"]] = "all"
+    needs_reference: ClassVar[ReferenceNeed] = "teacher"
     needs_old: ClassVar[bool] = True
     dynamic_sampling: ClassVar[bool] = False
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
 from owpo_megatron.algorithms.metrics import directional_deviation, policy_metrics, reference_metrics, weight_metrics
 from owpo_megatron.algorithms.surrogate import clipped_surrogate, surrogate_push, token_sum
-from owpo_megatron.types import ObjectiveOut, TokenBatch
+from owpo_megatron.types import ObjectiveOut, ReferenceNeed, TokenBatch
 
 
 def token_weights(
@@ -58,7 +58,7 @@ class Owpo:
     weight_low: float = 0.8
     weight_high: float = 1.2
 
-    needs_reference: ClassVar[Literal["none", "active", "all"]] = "active"
+    needs_reference: ClassVar[ReferenceNeed] = "active"
     needs_old: ClassVar[bool] = True
     dynamic_sampling: ClassVar[bool] = True
 

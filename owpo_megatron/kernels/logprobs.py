@@ -7,10 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from owpo_megatron.types import LogpMode
+from owpo_megatron.types import LogpMode, ReferenceNeed
 
 COMPARABLE: frozenset[LogpMode] = frozenset({"exact", "fp8_refined"})
 """Modes whose log-probs may stand in a ratio, with each other too."""
+TEACHABLE: frozenset[LogpMode] = COMPARABLE | {"engine"}
+"""Modes of what a policy may be drawn towards: an engine's error is small next to the distance to another model."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,20 @@ class RawLogProbs(LogProbs):
     """FP8 alone. For monitoring: it has no `log_ratio`."""
 
     mode: ClassVar[LogpMode] = "fp8_raw"
+
+
+def check_batch(need: ReferenceNeed, old: LogpMode, reference: LogpMode) -> None:
+    """Refuse a batch whose log-probs are not good enough for what the objective makes of them.
+
+    Raises:
+        TypeError: old log-probs, or those of a reference that a ratio is formed with, are not comparable; or a
+            teacher's are raw FP8.
+    """
+    check_comparable(old=old)
+    if need != "teacher":
+        check_comparable(reference=reference)
+    elif reference not in TEACHABLE:
+        raise TypeError(f"teacher log-probs are {reference}: nothing can be learnt of them; use exact or fp8_refined")
 
 
 def check_comparable(**modes: LogpMode) -> None:

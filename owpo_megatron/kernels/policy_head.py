@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from owpo_megatron.kernels.backend import wide
 from owpo_megatron.kernels.logprob import pick, row_slices
-from owpo_megatron.kernels.logprobs import check_comparable
+from owpo_megatron.kernels.logprobs import check_batch
 from owpo_megatron.kernels.objective import logp_gradient
 from owpo_megatron.kernels.select import BackendName, exact_backend
 from owpo_megatron.kernels.shard import VocabShard
@@ -146,7 +146,7 @@ def _form(
             continue
         # Rows of later chunks hold zeros here: what their gradient would be is not read.
         here = batch_of(logp_T)
-        check_comparable(old=here.old_mode, reference=here.ref_mode)
+        check_batch(objective.needs_reference, here.old_mode, here.ref_mode)
         dlogp_C = logp_gradient(objective, logp_T, here)[rows_C] * scale
         dentropy_C = here.mask_T[rows_C].to(dlogp_C.dtype) * (-entropy_bonus * scale) if entropy_bonus else None
         keep_K = None

@@ -9,8 +9,9 @@ What is touched of megatron-core: `param_data` of buffers and buckets (the optim
 `cached_param_buffer_shard_list` of bucket groups (views of the former), and the `.data` of the optimizer's shards.
 Not covered: overlap_param_gather, expert-parallel buffers of another dtype, FP8 parameters.
 
-Beside the two there may be one candidate, in host memory and in the slots' layout: the policy as it was at the best
-evaluation of a stage. Each rank keeps its own buffers, so that nothing is gathered to keep it or to swap to it.
+Further slots hold weights that never change: teachers. Beside them there may be one candidate, in host memory and in
+the slots' layout: the policy as it was at the best evaluation of a stage. Each rank keeps its own buffers, so that
+nothing is gathered to keep it or to swap to it.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class ParameterSlots:
         self._spare: _Slot | None = None  # resident: the reference when not aliased
         self._host: list[torch.Tensor] | None = None  # offloaded: the reference when not aliased
         self._candidate: list[torch.Tensor] | None = None
+        self._further: dict[str, _Slot | list[torch.Tensor]] = {}
 
     def swap(self) -> None:
         """The reference becomes the policy. Never between a forward and its backward."""
@@ -105,11 +107,30 @@ class ParameterSlots:
     @contextlib.contextmanager
     def showing_reference(self) -> Iterator[None]:
         """Inside, forward passes compute the reference; no backward, no optimizer step, no weights for engines."""
-        assert self.shows_policy, "the reference is shown already"
+        with self._showing(None if self.aliased else self._reference()):
+            yield
+
+    @contextlib.contextmanager
+    def showing(self, name: str) -> Iterator[None]:
+        """The same for a further slot."""
+        with self._showing(self._on_device(self._further[name])):
+            yield
+
+    @contextlib.contextmanager
+    def filling(self, name: str, resident: bool) -> Iterator[None]:
+        """Inside, the parameters are those of a new slot: load weights into them. `resident` as for the reference."""
+        slot = _Slot(self._layout, [torch.zeros_like(data) for data in self._policy.buffers])
+        with self._showing(slot):
+            yield
+        self._further[name] = slot if resident else [_to_host(data) for data in slot.buffers]
+
+    @contextlib.contextmanager
+    def _showing(self, slot: _Slot | None) -> Iterator[None]:
+        assert self.shows_policy, "another slot is shown already"
         self.shows_policy = False
         try:
-            if not self.aliased:
-                self._reference().show()
+            if slot is not None:
+                slot.show()
             yield
         finally:
             self._policy.show()
@@ -124,10 +145,15 @@ class ParameterSlots:
             self._host = [_to_host(data) for data in self._policy.buffers]
         self.aliased = False
 
-    def digest(self) -> str:
-        """sha256 of this rank's share of the reference's weights."""
+    def digest(self, further: str | None = None) -> str:
+        """sha256 of this rank's share of the weights of the reference, or of a further slot."""
         sha = hashlib.sha256()
-        for data in self._policy.buffers if self.aliased else self._reference().buffers:
+        if further is not None:
+            held = self._further[further]
+            buffers = held.buffers if isinstance(held, _Slot) else held
+        else:
+            buffers = self._policy.buffers if self.aliased else self._reference().buffers
+        for data in buffers:
             sha.update(data.detach().cpu().view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
@@ -136,7 +162,12 @@ class ParameterSlots:
             assert self._spare is not None
             return self._spare
         assert self._host is not None
-        return _Slot(self._layout, [data.to(cpu.device(), non_blocking=True) for data in self._host])
+        return self._on_device(self._host)
+
+    def _on_device(self, held: _Slot | list[torch.Tensor]) -> _Slot:
+        if isinstance(held, _Slot):
+            return held
+        return _Slot(self._layout, [data.to(cpu.device(), non_blocking=True) for data in held])
 
 
 class _Layout:

@@ -119,6 +119,10 @@ class MegatronPolicy:
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(HF name, full tensor) on global rank 0, in a fixed order; other ranks exhaust an empty iterator."""
         assert self.slots.shows_policy, "engines must never get the reference's weights"
+        yield from self.shown_weights()
+
+    def shown_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same of whichever slot is shown."""
         seen: set[str] = set()
         for name, shards in gathered_weights(self._chunks, self.topology):
             for hf_name, tensor in to_hf(self.hf, name, shards):

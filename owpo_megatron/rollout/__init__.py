@@ -4,6 +4,7 @@ from owpo_megatron.rollout.client import EngineClient, EngineGone
 from owpo_megatron.rollout.fleet import Engine, Fleet, UrlEngine, start_fleet
 from owpo_megatron.rollout.recorded import RecordedEngine, load_rollouts, rollouts_path, save_rollouts
 from owpo_megatron.rollout.rendezvous import AnnouncedEngine, Announcement, announce, announce_failure, withdraw
+from owpo_megatron.rollout.scorer import Scorer
 from owpo_megatron.rollout.server import Server
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "EngineGone",
     "Fleet",
     "RecordedEngine",
+    "Scorer",
     "Server",
     "UrlEngine",
     "announce",

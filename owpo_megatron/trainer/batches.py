@@ -57,6 +57,7 @@ class BatchBuilder:
                 active=bool(active_1G[0, index]) and counts[index],
                 behaviour_logp=rollout.behaviour_logp,
                 masked=not counts[index],
+                domain=rollout.prompt.domain,
             )
 
     def annotate(
@@ -76,7 +77,7 @@ class BatchBuilder:
                 minibatches = [_with_old(samples, policy) for samples in minibatches]
         if objective.needs_reference != "none":
             with log.timed("logp_ref"):
-                wanted_all = objective.needs_reference == "all"
+                wanted_all = objective.needs_reference != "active"
                 minibatches = [_with_reference(samples, reference, wanted_all) for samples in minibatches]
         yield from minibatches
 
@@ -90,7 +91,9 @@ class BatchBuilder:
 
 def _with_old(samples: list[Sample], policy: Policy) -> list[Sample]:
     logps = policy.logprobs(samples)
-    return [replace(sample, old_logp=logp, old_mode=policy.logp_mode) for sample, logp in zip(samples, logps, strict=True)]
+    return [
+        replace(sample, old_logp=logp, old_mode=policy.logp_mode) for sample, logp in zip(samples, logps, strict=True)
+    ]
 
 
 def _with_reference(samples: list[Sample], reference: Reference, wanted_all: bool) -> list[Sample]:

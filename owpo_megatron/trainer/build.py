@@ -19,6 +19,7 @@ from owpo_megatron.rollout import Fleet, RecordedEngine, rollouts_path, save_rol
 from owpo_megatron.sync import make_sync
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.best import BestWeights
+from owpo_megatron.trainer.build_reference import ReferenceBuilder
 from owpo_megatron.trainer.checkpoints import CheckpointFolder
 from owpo_megatron.trainer.console import RunConsole
 from owpo_megatron.trainer.evaluate import Evaluator
@@ -79,20 +80,23 @@ class Run:
         self.console = RunConsole(config.optimizer.steps) if topology.is_main else None
         self.tokenizer = load_tokenizer(self.model_files) if topology.is_main else None
         self.train_prompts, self.test_prompts = self._prompts() if topology.is_main else ([], [])
+        self.objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
+        needs_reference = self.objective.needs_reference != "none" and not (evaluation_only and config.teachers)
+        domains = {prompt.domain for prompt in self.train_prompts}
+        references = ReferenceBuilder(config, hf, needs_reference, topology.is_main, domains, stack)
         engine_start = self._start_engine(stack)
         self.say(_headline(config, sum(_numel(shape) for shape in hf_shapes(hf).values()), topology))
-        self.objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
-        keeps_reference = self.objective.needs_reference != "none"
-        self.plan = StagePlan.of(config, keeps_reference)
-        self.policy = MegatronPolicy(config, hf, config.model.path, topology, keeps_reference)
-        self.reference = SlotReference(self.policy, loaded=keeps_reference and config.reference.path is not None)
+        self.plan = StagePlan.of(config, references.keeps_reference)
+        self.policy = MegatronPolicy(config, hf, config.model.path, topology, references.keeps_reference)
         self.engine: Fleet | RecordedEngine | None = engine_start.result() if engine_start else None
         self.fleet = self.engine if isinstance(self.engine, Fleet) else None
         revive = self.fleet.revive if self.fleet else _nothing_to_revive
         self.main = MainRank(topology.broadcast, self.policy.named_weights, self._sync(stack), revive)
+        self.reference = references.build(self.policy, self.main)
         self.collector = self._collector(stack)
         self.evaluator = self._evaluator()
         self.metrics = MetricsFile(config.run_dir / "metrics.jsonl", self._on_line) if topology.is_main else None
+        candidate = self.reference if self.plan.chooses_best and isinstance(self.reference, SlotReference) else None
         checkpoints = CheckpointFolder(config.run_dir / "checkpoints", config.checkpoint.keep)
         self.best = BestWeights(
             config.run_dir,
@@ -101,7 +105,7 @@ class Run:
             self._carry,
             checkpoints,
             of_run=config.checkpoint.keep_best,
-            stage=self.reference if self.plan.chooses_best else None,
+            stage=candidate,
         )
         self.state = RunState(
             topology,

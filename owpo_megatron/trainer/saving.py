@@ -103,11 +103,12 @@ class RunState:
             self._best.load_state_dict(state.get("best"))  # before the policy, whose parameters it lands in
         if state_path is not None:
             self._policy.restore(state_path, state["reference"]["is_policy"])
-            self._reference.load_state_dict(state["reference"])
+            if not to_evaluate:
+                self._reference.load_state_dict(state["reference"])
             if self._ranks.is_main:
                 self._rollouts.load_state_dict(state["rollouts"])
-            told = f"reference {self._reference.version.ref_id}"
-            self._say(f"resumed at step {state['step']} from {state_path.parent}, {told}")
+            told = "" if to_evaluate else f", reference {self._reference.version.ref_id}"
+            self._say(f"resumed at step {state['step']} from {state_path.parent}{told}")
         if self._metrics and not to_evaluate:
             self._metrics.drop_after(state.get("step", 0), state.get("line"))
         return state.get("step", 0)

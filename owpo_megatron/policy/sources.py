@@ -1,0 +1,35 @@
+"""Folders that further slots are filled from (reference, teachers): looked at before anything is started."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from owpo_megatron.config import hf_folder
+from owpo_megatron.convert import HFModel, read_hf_config
+from owpo_megatron.errors import UserError
+
+# What the forward pass does not read: a model trained further for longer contexts fits, if its rope is the same.
+_MAY_DIFFER = ("max_positions",)
+
+
+def check_same_model(field: str, path: Path, hf: HFModel) -> None:
+    """Refuse a folder whose weights would not fit the policy's modules, or would mean something else in them.
+
+    Args:
+        field: that named the folder.
+        path: an HF folder, a converted megatron folder, or a checkpoint or best/ of a run.
+        hf: the policy's model.
+
+    Raises:
+        UserError: no such folder, or another model; it names what differs.
+    """
+    other = read_hf_config(hf_folder(path, field))
+    differences = [
+        f"{one.name} {getattr(other, one.name)} instead of {getattr(hf, one.name)}"
+        for one in dataclasses.fields(hf)
+        if one.name not in _MAY_DIFFER and getattr(other, one.name) != getattr(hf, one.name)
+    ]
+    if differences:
+        remedy = f"is another model than model.path: {', '.join(differences)}; a slot needs the policy's own shape"
+        raise UserError(field, path, remedy)

@@ -1,0 +1,161 @@
+"""Teachers in the reference's place: each sample's log-probs come from the teacher of its prompt's domain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from owpo_megatron.config_reference import TeacherConfig
+from owpo_megatron.errors import UserError
+from owpo_megatron.trainer.main_rank import MainRank
+from owpo_megatron.types import LogpMode, ReferenceReason, ReferenceVersion, Sample
+
+
+class Teacher(Protocol):
+    """Says how probable it finds a response. Every method is collective over all trainer ranks."""
+
+    @property
+    def logp_mode(self) -> LogpMode: ...
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        """fp32 log-probs [L] of each sample's response tokens."""
+
+    def identity(self) -> str:
+        """Which weights it has; a resumed run compares it."""
+
+
+class EngineTeacher:
+    """A Teacher behind running servers, which global rank 0 asks.
+
+    Args:
+        score: of rank 0: log-probs of (prompt ids, response ids) pairs.
+        serves: of rank 0: what the servers say that they serve.
+    """
+
+    logp_mode: LogpMode = "engine"
+
+    def __init__(
+        self,
+        main: MainRank,
+        score: Callable[[Sequence[tuple[tuple[int, ...], tuple[int, ...]]]], list[list[float]]] | None,
+        serves: str | None,
+    ):
+        self._main = main
+        self._score = score
+        self._serves = serves
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        def ask() -> list[list[float]]:
+            assert self._score is not None
+            return self._score([(sample.prompt_ids, sample.response_ids) for sample in samples])
+
+        return [torch.tensor(logps) for logps in self._main.run(ask)]
+
+    def identity(self) -> str:
+        return self._main.run(lambda: str(self._serves))
+
+
+class Routing:
+    """Which teacher a domain has.
+
+    Example: teachers `a` for maths and `b` without domains: {"maths": "a"}, and "b" for all others.
+    """
+
+    def __init__(self, teachers: Sequence[TeacherConfig]):
+        self._of_domain = {domain: teacher.name for teacher in teachers for domain in teacher.domains}
+        self._others = next((teacher.name for teacher in teachers if not teacher.domains), None)
+
+    def check(self, domains: Iterable[str]) -> None:
+        """Look at the domains of a run's prompts before it starts.
+
+        Raises:
+            UserError: one of them has no teacher, or a teacher has no prompt.
+        """
+        found = set(domains)
+        alone = sorted(domain for domain in found if self.teacher(domain) is None)
+        if alone:
+            remedy = "prompts of this domain have no teacher; add it to one's domains, or a teacher without domains"
+            raise UserError("teachers", ", ".join(alone), remedy)
+        idle = sorted(domain for domain in self._of_domain if domain not in found)
+        if idle:
+            remedy = f"no prompt has this domain; those of the data are {', '.join(sorted(found))}"
+            raise UserError("teachers", ", ".join(idle), remedy)
+
+    def teacher(self, domain: str) -> str | None:
+        return self._of_domain.get(domain, self._others)
+
+
+class Teachers:
+    """Implements the Reference protocol; teachers are never swapped.
+
+    Args:
+        teachers: by name; those that a sample can be routed to.
+    """
+
+    def __init__(self, routing: Routing, teachers: Mapping[str, Teacher]):
+        self._routing = routing
+        self._teachers = dict(teachers)
+        self.version = ReferenceVersion(ref_id=0, source_step=0, reason="loaded", hash="")
+        self.logp_mode: LogpMode = "exact"
+        """The least exact mode among the teachers of the last `logprobs`."""
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        """Of each sample's own teacher, in submission order; every teacher is asked once. Collective."""
+        places: dict[str, list[int]] = {}
+        for index, sample in enumerate(samples):
+            name = self._routing.teacher(sample.domain)
+            assert name is not None, f"domain {sample.domain} was not checked"
+            places.setdefault(name, []).append(index)
+        logps: dict[int, torch.Tensor] = {}
+        modes: list[LogpMode] = []
+        for name in sorted(places):
+            teacher = self._teachers[name]
+            answers = teacher.logprobs([samples[index] for index in places[name]])
+            logps |= dict(zip(places[name], answers, strict=True))
+            modes.append(teacher.logp_mode)
+        self.logp_mode = _least_exact(modes)
+        return [logps[index] for index in range(len(samples))]
+
+    def is_policy(self) -> bool:
+        return False
+
+    def swap(self, step: int, reason: ReferenceReason) -> None:
+        raise AssertionError("teachers are fixed")
+
+    def restart_policy(self) -> None:
+        raise AssertionError("teachers are fixed")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: who the teachers are. There is no reference slot: `is_policy`. Collective."""
+        return {
+            "is_policy": True,
+            "teachers": {name: self._teachers[name].identity() for name in sorted(self._teachers)},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Compare with the run so far. Collective.
+
+        Raises:
+            UserError: a teacher is another one than before.
+        """
+        before = state.get("teachers", {})
+        for name, now in self.state_dict()["teachers"].items():
+            if before.get(name) != now:
+                told = f"was {_short(before.get(name))} when the checkpoint was written and is {_short(now)} now"
+                raise UserError(f"teachers ({name})", name, f"{told}; put it back, or start over with --fresh")
+
+
+_EXACTNESS: tuple[LogpMode, ...] = ("exact", "fp8_refined", "engine", "fp8_raw")
+
+
+def _least_exact(modes: Sequence[LogpMode]) -> LogpMode:
+    return max(modes, key=_EXACTNESS.index, default="exact")
+
+
+def _short(identity: str | None) -> str:
+    """Hashes by their first digits, what a server says whole."""
+    if identity is None:
+        return "not there"
+    return identity if "/" in identity else identity[:12]
