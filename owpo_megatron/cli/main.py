@@ -10,9 +10,11 @@ from rich.markup import escape
 
 from owpo_megatron import __version__
 from owpo_megatron.cli.bench import bench
+from owpo_megatron.cli.compare import compare
 from owpo_megatron.cli.data import data
 from owpo_megatron.cli.doctor import doctor
 from owpo_megatron.cli.evaluate import evaluate
+from owpo_megatron.cli.launch import launch
 from owpo_megatron.cli.options import err, out
 from owpo_megatron.cli.quickstart import quickstart
 from owpo_megatron.cli.report import report
@@ -33,8 +35,10 @@ app.command("quickstart")(quickstart)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("verify")(verify)
+app.command("compare")(compare)
 app.command("report")(report)
 app.command("serve")(serve)
+app.add_typer(launch, name="launch")
 app.command("doctor")(doctor)
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")

@@ -66,7 +66,8 @@ def _cell(lab: Lab, name: str, regime: Regime, entry: Entry, seed: int) -> Cell:
     takes_one = entry.reference == "trained" and make_objective(entry.method).needs_reference != "none"
     if reference is not None and takes_one:
         fixed = with_fields(config, {"reference.refresh": "fixed"} | entry.set)
-        return Cell(name, entry, seed, RunSpec(label, fixed, reference), None)
+        assert lab.reference is not None
+        return Cell(name, entry, seed, RunSpec(label, fixed, reference, lab.reference.weights), None)
     longer = None
     if reference is not None:
         steps = config.optimizer.steps + reference.config.optimizer.steps
@@ -82,8 +83,10 @@ def _reference(lab: Lab, regime: Regime, seed: int) -> RunSpec | None:
         "seed": seed + wanted.seed_offset,
         "algorithm.name": wanted.method,
         "optimizer.steps": wanted.steps,
-        "checkpoint.export_hf": True,
+        "checkpoint.export_hf": wanted.weights == "final",
     }
+    if wanted.weights == "best":
+        own["checkpoint.keep_best"] = True
     config = with_fields(lab.base_run(), own | wanted.set | regime.reference_set)
     return RunSpec(f"reference-{wanted.method}-s{config.seed}", config)
 

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from owpo_megatron.config import AlgorithmName, Config, Section
+from owpo_megatron.config import Config, Section
 from owpo_megatron.config_file import first_mistake, read_mapping
+from owpo_megatron.config_method import AlgorithmName
 from owpo_megatron.errors import UserError
 
 Fields = dict[str, Any]
@@ -22,8 +23,8 @@ class Entry(Section):
     """Its name in tables and figures."""
     method: AlgorithmName
     reference: Literal["trained", "own"] = "trained"
-    """`trained`: the lab's reference, fixed, where the method takes one; `own`: as the run's own settings say, from its
-    initial policy on (the ratchet without a prior)."""
+    """`trained`: the lab's, where the method takes one, and fixed if `set` does not say otherwise; `own`: none but what
+    the run's settings say, from its initial policy on (the ratchet without a prior)."""
     set: Fields = {}
     """Fields of the run that differ."""
 
@@ -38,6 +39,8 @@ class ReferenceRun(Section):
 
     method: AlgorithmName = "dapo"
     steps: int = Field(10, gt=0)
+    weights: Literal["final", "best"] = "final"
+    """`best`: those with the best Pass@1 of its evaluations, as the paper's two-stage protocol takes them."""
     seed_offset: int = 1000
     """Added to the seed, so that the reference has not met the run's prompts and samples in the same order."""
     set: Fields = {}

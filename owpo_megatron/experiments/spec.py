@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 from owpo_megatron.config import Config
 from owpo_megatron.experiments.lab import with_fields
@@ -23,7 +24,8 @@ class RunSpec:
     Args:
         label: the readable part of the folder's name.
         config: without name and place.
-        reference: its final policy becomes the reference of this run; None: as the configuration says.
+        reference: its policy becomes the reference of this run; None: as the configuration says.
+        reference_weights: which one of its policies.
 
     Example:
         RunSpec("owpo-s1", config, RunSpec("dapo-s1001", ...)).folder(Path("runs/lab/runs"))
@@ -33,6 +35,7 @@ class RunSpec:
     label: str
     config: Config
     reference: RunSpec | None = None
+    reference_weights: Literal["final", "best"] = "final"
 
     @cached_property
     def key(self) -> str:
@@ -42,7 +45,13 @@ class RunSpec:
         for name in _NOT_IN_THE_KEY:
             settings.pop(name, None)
         del settings["model"]["path"]
-        parts = [settings, model_digest(self.config.model.path), self.reference.key if self.reference else None]
+        parts: list[Any] = [
+            settings,
+            model_digest(self.config.model.path),
+            self.reference.key if self.reference else None,
+        ]
+        if self.reference_weights != "final":
+            parts.append(self.reference_weights)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -60,7 +69,8 @@ class RunSpec:
         """The configuration with its name and folder; the reference must be done."""
         fields = {"name": self.name, "runs_dir": str(root)}
         if self.reference:
-            fields["reference.path"] = str(self.reference.folder(root) / "hf")
+            folder = "best" if self.reference_weights == "best" else "hf"
+            fields["reference.path"] = str(self.reference.folder(root) / folder)
         return with_fields(self.config, fields)
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
         *("--model", "--out", "--run", "--samples", "--seed", "--set", "--sets", "--template", "FIELD=VALUE"),
     ],
     "verify": ["--golds", "--json", "--memory-gb", "--rule", "--timeout", "--workers", "CASES.jsonl"],
+    "compare": ["-c", "--config", "--no-run", "FIELD=VALUE"],
     "report": ["--figures", "--no-figures", "RUN_DIR..."],
     "serve": [
         "-c",

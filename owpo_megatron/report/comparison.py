@@ -1,0 +1,171 @@
+"""A comparison of methods, from the table.json and curves.json of experiments/compare.py: tables and figures."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from rich.table import Table
+
+from owpo_megatron.report import style
+
+SCORES = {"final": "final", "auc": "AUC", "equal_compute": "equal compute"}
+"""Field of table.json -> heading."""
+TRAINING = {
+    "reward_mean": "Reward of the rollouts",
+    "entropy": "Entropy per token (nats)",
+    "grad_norm": "Gradient norm before clipping",
+    "response_length": "Response length (tokens)",
+}
+Curves = Mapping[str, Mapping[str, Any]]
+"""Of one regime: entry -> seed -> {"curve": [[step, score], ...], "training": {column: values}}."""
+
+
+def regime_table(table: Mapping[str, Any], regime: str) -> Table:
+    """One line an entry: its scores, and by how much the main entry is ahead of it, paired by seed."""
+    out = Table(title=_title(table, regime), title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    heads, rows = _lines(table, regime)
+    for index, head in enumerate(heads):
+        out.add_column(head, justify="right" if index else "left", no_wrap=index == 0)
+    for row in rows:
+        out.add_row(*row)
+    return out
+
+
+def markdown(table: Mapping[str, Any], regime: str) -> str:
+    """The same lines for a document."""
+    heads, rows = _lines(table, regime)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _lines(table: Mapping[str, Any], regime: str) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: means with half the width of their 95 % interval, differences with the interval."""
+    main = table["against"]
+    heads = ["method", *SCORES.values(), f"{main} ahead: AUC", f"{main} ahead: equal compute", "token passes"]
+    rows = []
+    for entry in table["regimes"][regime]["entries"]:
+        minus, passes = entry.get("minus", {}), entry["total_token_passes"]
+        rows.append(
+            [
+                entry["label"],
+                *(_score(entry[field]) for field in SCORES),
+                *(_difference(minus.get(field)) for field in ("auc", "equal_compute")),
+                f"{passes['mean'] / 1e3:,.0f} k" if passes else "-",
+            ]
+        )
+    return heads, rows
+
+
+def write_comparison_figures(table: Mapping[str, Any], curves: Mapping[str, Curves], folder: Path) -> list[Path]:
+    """Two PNGs a regime: scores on held-out problems (as the paper's Figures 4 and 6), and how training went."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for regime, content in curves.items():
+        if content:
+            written.append(_scores(table, regime, content, folder / f"{regime}_scores.png"))
+            written.append(_training(table, regime, content, folder / f"{regime}_training.png"))
+    return written
+
+
+def _scores(table: Mapping[str, Any], regime: str, curves: Curves, file: Path) -> Path:
+    """Left the methods, right the main entry with its ablations; bands span the seeds."""
+    main = table["against"]
+    colors = _colors(list(curves), main)
+    ablations = [label for label in curves if label.startswith(f"{main}_")]
+    methods = [label for label in curves if label not in ablations]
+    panels = [("Methods", methods)] + ([("Ablations", [main, *ablations])] if ablations else [])
+    figure, axes = style.new_figure(1, len(panels), height=3.6, width=5.6 * len(panels))
+    reference = table["regimes"][regime]["reference"]
+    for axis, (title, labels) in zip(axes, panels, strict=True):
+        style.dress(axis, f"{title}: {table['metric']} on held-out problems ({regime})", percent=True)
+        if reference:
+            axis.axhline(reference["mean"], color=style.MUTED, linewidth=1.0, linestyle="--")
+            _note(axis, reference["mean"], "reference")
+        for label in labels:
+            color = colors[label]
+            rows = [dict(map(tuple, one["curve"])) for one in curves[label].values()]
+            steps = sorted(set.intersection(*(set(row) for row in rows)))
+            _band(axis, steps, [[row[step] for step in steps] for row in rows], color, label, label == main, "o")
+        axis.set_ylim(bottom=0)
+        style.legend(axis)
+    figure.savefig(file, metadata={"Software": None})
+    return file
+
+
+def _training(table: Mapping[str, Any], regime: str, curves: Curves, file: Path) -> Path:
+    figure, axes = style.new_figure(2, 2, height=2.7, width=11.0)
+    for axis, (column, title) in zip(axes, TRAINING.items(), strict=True):
+        style.dress(axis, f"{title} ({regime})", percent=column == "reward_mean")
+        for label, color in _colors(list(curves), table["against"]).items():
+            rows = [one["training"][column] for one in curves[label].values() if column in one["training"]]
+            if rows:
+                length = min(map(len, rows))
+                is_main = label == table["against"]
+                _band(axis, range(1, length + 1), [row[:length] for row in rows], color, label, is_main)
+        axis.set_ylim(bottom=0)
+    style.legend(axes[1], outside=True)
+    figure.savefig(file, metadata={"Software": None})
+    return file
+
+
+def _note(axis: Axes, height: float, text: str) -> None:
+    axis.annotate(
+        text, (1.0, height), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
+        ha="right", fontsize=8, color=style.MUTED,
+    )  # fmt: skip
+
+
+def _band(
+    axis: Axes,
+    steps: Sequence[int],
+    rows: Sequence[Sequence[float]],
+    color: str,
+    label: str,
+    strong: bool,
+    marker: str | None = None,
+) -> None:
+    """The mean over seeds, in a band from the lowest to the highest seed."""
+    value_SN = np.asarray(rows, dtype=float)
+    axis.fill_between(steps, value_SN.min(0), value_SN.max(0), color=color, alpha=0.12, linewidth=0)
+    axis.plot(
+        steps, value_SN.mean(0), color=color, linewidth=2.2 if strong else 1.4, label=label, marker=marker,
+        markersize=3, zorder=3 if strong else 2,
+    )  # fmt: skip
+
+
+def _colors(labels: Sequence[str], main: str) -> dict[str, str]:
+    """An entry has one colour on every panel, the main entry the main one."""
+    others = itertools.cycle(style.CYCLE[1:])
+    return {label: style.MAIN if label == main else next(others) for label in labels}
+
+
+def _title(table: Mapping[str, Any], regime: str) -> str:
+    content = table["regimes"][regime]
+    facts = [f"{table['metric']}, {table['steps']} steps, {len(table['seeds'])} seeds"]
+    if content["base"] is not None:
+        facts.append(f"base {content['base']:.3f}")
+    if content["reference"]:
+        wanted = table["reference"]
+        facts.append(f"reference {_score(content['reference'])} ({wanted['method']}, {wanted['steps']} steps)")
+    return f"[bold]{regime}[/bold]: " + "; ".join(facts)
+
+
+def _score(spread: Mapping[str, Any] | None) -> str:
+    """Mean and half the width of its 95 % interval."""
+    if spread is None:
+        return "-"
+    half = "" if spread["low"] is None else f" ± {(spread['high'] - spread['low']) / 2:.3f}"
+    return f"{spread['mean']:.3f}{half}"
+
+
+def _difference(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return "-"
+    if estimate["low"] is None:
+        return f"{estimate['mean']:+.3f}"
+    return f"{estimate['mean']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"
