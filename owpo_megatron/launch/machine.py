@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 # What a figure may depend on; shown by the doctor and stamped on every benchmark.
 PACKAGES = (
     "torch",
@@ -50,6 +48,8 @@ def machine() -> dict[str, Any]:
     Example:
         {"cpu": "x86_64", "cores": 2, "memory_gb": 23.4, "gpus": [], "system": "Linux"}
     """
+    import psutil  # the doctor, who uses the rest, also works where it is missing
+
     return {
         "cpu": _cpu_name(),
         "cores": num_cores(),

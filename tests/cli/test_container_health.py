@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "tools" / "container_health.py"
 
 
 class Health(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.send_response(200 if self.path == "/health" else 404)
         self.end_headers()
 
