@@ -4,13 +4,14 @@ from owpo_megatron.algorithms.ablations import OwpoNoAccel, OwpoNoAsym, OwpoNoLo
 from owpo_megatron.algorithms.advantages import group_advantages
 from owpo_megatron.algorithms.curriculum import num_active, top_active
 from owpo_megatron.algorithms.dapo import Dapo
+from owpo_megatron.algorithms.dynamics import effective_progress
 from owpo_megatron.algorithms.grpo import Grpo
 from owpo_megatron.algorithms.importance import TruncatedImportance
 from owpo_megatron.algorithms.metrics import DELTA_BINS, DELTA_RANGE, directional_deviation
 from owpo_megatron.algorithms.mopd import Mopd
 from owpo_megatron.algorithms.opd import Opd
 from owpo_megatron.algorithms.owpo import Owpo, token_weights
-from owpo_megatron.algorithms.registry import OBJECTIVES, make_objective
+from owpo_megatron.algorithms.registry import OBJECTIVES, SAMPLE_MEAN, make_objective
 from owpo_megatron.algorithms.surrogate import clipped_surrogate, k3, sample_mean_sum, token_sum
 from owpo_megatron.algorithms.sym_dapo import SymDapo
 
@@ -18,6 +19,7 @@ __all__ = [
     "DELTA_BINS",
     "DELTA_RANGE",
     "OBJECTIVES",
+    "SAMPLE_MEAN",
     "Dapo",
     "Grpo",
     "Mopd",
@@ -30,6 +32,7 @@ __all__ = [
     "TruncatedImportance",
     "clipped_surrogate",
     "directional_deviation",
+    "effective_progress",
     "group_advantages",
     "k3",
     "make_objective",

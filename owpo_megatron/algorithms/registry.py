@@ -28,6 +28,8 @@ OBJECTIVES: dict[str, Objective] = {
     "mopd": Mopd(),
 }
 """Every method with the paper's hyper-parameters, ready to be called."""
+SAMPLE_MEAN = ("grpo", "opd", "mopd")
+"""Methods whose loss is a mean over a sample's tokens, then over samples; the others' is a mean over all tokens."""
 
 
 def make_objective(name: str, tis_cap: float | None = None, **overrides: float) -> Objective:

@@ -15,7 +15,9 @@ from owpo_megatron.cli.data import data
 from owpo_megatron.cli.doctor import doctor
 from owpo_megatron.cli.evaluate import evaluate
 from owpo_megatron.cli.launch import launch
+from owpo_megatron.cli.methods import methods
 from owpo_megatron.cli.options import err, out
+from owpo_megatron.cli.protocol import protocol
 from owpo_megatron.cli.quickstart import quickstart
 from owpo_megatron.cli.report import report
 from owpo_megatron.cli.serve import serve
@@ -36,6 +38,8 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("verify")(verify)
 app.command("compare")(compare)
+app.command("methods")(methods)
+app.add_typer(protocol, name="protocol")
 app.command("report")(report)
 app.command("serve")(serve)
 app.add_typer(launch, name="launch")

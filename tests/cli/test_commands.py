@@ -21,6 +21,8 @@ COMMANDS = {
     ],
     "verify": ["--golds", "--json", "--memory-gb", "--rule", "--timeout", "--workers", "CASES.jsonl"],
     "compare": ["-c", "--config", "--no-run", "FIELD=VALUE"],
+    "protocol two-stage": ["-c", "--config", "--no-run", "FIELD=VALUE"],
+    "protocol self-evolve": ["-c", "--config", "--no-run", "FIELD=VALUE"],
     "report": ["--figures", "--no-figures", "RUN_DIR..."],
     "serve": [
         "-c",
