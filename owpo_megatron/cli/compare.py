@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from owpo_megatron.cli.options import Overrides, err, out
 
 if TYPE_CHECKING:
+    from owpo_megatron.experiments.lab import Lab
     from owpo_megatron.experiments.pool import Failure, Tell
     from owpo_megatron.experiments.spec import RunSpec
 
@@ -33,35 +35,42 @@ def compare(config: LabFile, overrides: Overrides = None, no_run: NoRun = False)
 
     Example: owpo compare -c examples/cpu-lab/lab.yaml seeds=[1,2]
     """
-    from owpo_megatron.experiments.compare import compare as make_comparison
-    from owpo_megatron.experiments.compare import plan, specs_of, write_table
     from owpo_megatron.experiments.lab import Lab
 
-    lab = Lab.load(config, overrides or [])
-    failures: list[Failure] = []
-    if no_run:
-        table = write_table(lab, plan(lab), lab.folder / "runs")
-    else:
-        with progress(specs_of(plan(lab))) as tell:
-            table, failures = make_comparison(lab, tell)
+    lab = Lab.load(config, overrides or ())
+    table, failures = make(lab, no_run)
     show(lab.folder, table)
     end(failures)
 
 
+def make(lab: Lab, no_run: bool) -> tuple[dict[str, Any], list[Failure]]:
+    """The comparison's table and what failed, with a bar over its runs; without runs where none is wanted."""
+    from owpo_megatron.experiments.compare import compare as make_comparison
+    from owpo_megatron.experiments.compare import plan, specs_of, write_table
+
+    if no_run:
+        return write_table(lab, plan(lab), lab.folder / "runs"), []
+    with progress(specs_of(plan(lab))) as tell:
+        return make_comparison(lab, tell)
+
+
 def show(folder: Path, table: Mapping[str, Any]) -> None:
     """The tables of every regime, and where the figures are."""
-    import json
-
     from owpo_megatron.report.comparison import regime_table, write_comparison_figures
 
-    wide = out if out.is_terminal else Console(width=LINE_IN_A_FILE)
+    console = wide()
     for regime, content in table["regimes"].items():
         if content["entries"]:
-            wide.print(regime_table(table, regime))
-            wide.print()
+            console.print(regime_table(table, regime))
+            console.print()
     curves = json.loads((folder / "curves.json").read_text())
     figures = write_comparison_figures(table, curves, folder)
     out.print(f"[bold]{escape(str(folder / 'table.json'))}[/bold], figures: {', '.join(file.name for file in figures)}")
+
+
+def wide() -> Console:
+    """The terminal, or a console of lines long enough for a table where there is none."""
+    return out if out.is_terminal else Console(width=LINE_IN_A_FILE)
 
 
 def end(failures: Sequence[Failure]) -> None:

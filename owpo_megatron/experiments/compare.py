@@ -127,6 +127,7 @@ def _regime_table(lab: Lab, cells: list[Cell], outcomes: dict[str, Outcome]) -> 
     return {
         "base": sum(bases) / len(bases) if bases else None,
         "reference": _spread({seed: outcome.final for seed, outcome in references.items()}),
+        "reference_best": _spread({seed: outcome.best for seed, outcome in references.items()}),
         "entries": [column.row(main) for column in columns if column.runs],
     }
 
@@ -163,6 +164,7 @@ class _Column:
         """Its line of the table; `minus` holds the paired differences main - this one."""
         row: dict[str, Any] = {"label": self.label, "method": self.method}
         row |= {"final": _spread(self.final), "auc": _spread(self.auc)}
+        row["best"] = _spread({seed: run.best for seed, run in self.runs.items()})
         row |= {"equal_compute": _spread(self.total_score), "total_token_passes": _spread(self.total_passes)}
         if main.label != self.label:
             pairs = (("final", main.final, self.final), ("auc", main.auc, self.auc))

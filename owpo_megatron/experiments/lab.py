@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -12,6 +13,7 @@ from owpo_megatron.config_file import first_mistake, read_mapping
 from owpo_megatron.config_method import AlgorithmName
 from owpo_megatron.errors import UserError
 
+Kind = TypeVar("Kind", bound=Section)
 Fields = dict[str, Any]
 """Dotted fields of a run and their values, e.g. {"verifier.flip": 0.15}."""
 
@@ -113,16 +115,21 @@ class Lab(Section):
         return self.against or self.methods[0].label
 
     @classmethod
-    def load(cls, path: Path, overrides: list[str] | None = None) -> Lab:
-        """Read a YAML file and apply `dotted.field=value` overrides.
+    def load(cls, path: Path, overrides: Sequence[str] = ()) -> Lab:
+        """Read a YAML file and apply `dotted.field=value` overrides; raises as `load_section`."""
+        return load_section(cls, path, overrides)
 
-        Raises:
-            UserError: the file is missing or not YAML, or a field is unknown, ill-typed or contradictory.
-        """
-        try:
-            return cls.model_validate(read_mapping(path, overrides or []))
-        except ValidationError as error:
-            raise first_mistake(error, cls) from error
+
+def load_section(kind: type[Kind], path: Path, overrides: Sequence[str] = ()) -> Kind:
+    """A file of this kind, with `dotted.field=value` overrides.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a field is unknown, ill-typed or contradictory.
+    """
+    try:
+        return kind.model_validate(read_mapping(path, overrides))
+    except ValidationError as error:
+        raise first_mistake(error, kind) from error
 
 
 def with_fields(config: Config, fields: Fields) -> Config:

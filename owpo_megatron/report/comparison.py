@@ -53,7 +53,7 @@ def _lines(table: Mapping[str, Any], regime: str) -> tuple[list[str], list[list[
         rows.append(
             [
                 entry["label"],
-                *(_score(entry[field]) for field in SCORES),
+                *(score_text(entry[field]) for field in SCORES),
                 *(_difference(minus.get(field)) for field in ("auc", "equal_compute")),
                 f"{passes['mean'] / 1e3:,.0f} k" if passes else "-",
             ]
@@ -75,7 +75,7 @@ def write_comparison_figures(table: Mapping[str, Any], curves: Mapping[str, Curv
 def _scores(table: Mapping[str, Any], regime: str, curves: Curves, file: Path) -> Path:
     """Left the methods, right the main entry with its ablations; bands span the seeds."""
     main = table["against"]
-    colors = _colors(list(curves), main)
+    colors = entry_colors(list(curves), main)
     ablations = [label for label in curves if label.startswith(f"{main}_")]
     methods = [label for label in curves if label not in ablations]
     panels = [("Methods", methods)] + ([("Ablations", [main, *ablations])] if ablations else [])
@@ -90,7 +90,7 @@ def _scores(table: Mapping[str, Any], regime: str, curves: Curves, file: Path) -
             color = colors[label]
             rows = [dict(map(tuple, one["curve"])) for one in curves[label].values()]
             steps = sorted(set.intersection(*(set(row) for row in rows)))
-            _band(axis, steps, [[row[step] for step in steps] for row in rows], color, label, label == main, "o")
+            draw_band(axis, steps, [[row[step] for step in steps] for row in rows], color, label, label == main, "o")
         axis.set_ylim(bottom=0)
         style.legend(axis)
     figure.savefig(file, metadata={"Software": None})
@@ -101,12 +101,12 @@ def _training(table: Mapping[str, Any], regime: str, curves: Curves, file: Path)
     figure, axes = style.new_figure(2, 2, height=2.7, width=11.0)
     for axis, (column, title) in zip(axes, TRAINING.items(), strict=True):
         style.dress(axis, f"{title} ({regime})", percent=column == "reward_mean")
-        for label, color in _colors(list(curves), table["against"]).items():
+        for label, color in entry_colors(list(curves), table["against"]).items():
             rows = [one["training"][column] for one in curves[label].values() if column in one["training"]]
             if rows:
                 length = min(map(len, rows))
                 is_main = label == table["against"]
-                _band(axis, range(1, length + 1), [row[:length] for row in rows], color, label, is_main)
+                draw_band(axis, range(1, length + 1), [row[:length] for row in rows], color, label, is_main)
         axis.set_ylim(bottom=0)
     style.legend(axes[1], outside=True)
     figure.savefig(file, metadata={"Software": None})
@@ -120,7 +120,7 @@ def _note(axis: Axes, height: float, text: str) -> None:
     )  # fmt: skip
 
 
-def _band(
+def draw_band(
     axis: Axes,
     steps: Sequence[int],
     rows: Sequence[Sequence[float]],
@@ -138,7 +138,7 @@ def _band(
     )  # fmt: skip
 
 
-def _colors(labels: Sequence[str], main: str) -> dict[str, str]:
+def entry_colors(labels: Sequence[str], main: str) -> dict[str, str]:
     """An entry has one colour on every panel, the main entry the main one."""
     others = itertools.cycle(style.CYCLE[1:])
     return {label: style.MAIN if label == main else next(others) for label in labels}
@@ -151,11 +151,11 @@ def _title(table: Mapping[str, Any], regime: str) -> str:
         facts.append(f"base {content['base']:.3f}")
     if content["reference"]:
         wanted = table["reference"]
-        facts.append(f"reference {_score(content['reference'])} ({wanted['method']}, {wanted['steps']} steps)")
+        facts.append(f"reference {score_text(content['reference'])} ({wanted['method']}, {wanted['steps']} steps)")
     return f"[bold]{regime}[/bold]: " + "; ".join(facts)
 
 
-def _score(spread: Mapping[str, Any] | None) -> str:
+def score_text(spread: Mapping[str, Any] | None) -> str:
     """Mean and half the width of its 95 % interval."""
     if spread is None:
         return "-"
