@@ -31,6 +31,7 @@ import torch
 from objective_oracle import Token, oracle
 
 from owpo_megatron.algorithms import OBJECTIVES, make_objective
+from owpo_megatron.kernels import policy_head
 from owpo_megatron.types import ObjectiveOut, TokenBatch
 
 RATIO = [1, 1.5, 0.5, 1, 1.5, 0.5, 1]
@@ -187,6 +188,27 @@ def test_an_engine_that_agrees_changes_no_bit(name: str) -> None:
     assert set(same.metrics) == set(plain.metrics) | {"tis_sum", "tis_capped"}
     assert corrected.needs_reference == method(name).needs_reference
     assert corrected.dynamic_sampling == method(name).dynamic_sampling
+
+
+@pytest.mark.parametrize("name", ["owpo", "grpo"])
+def test_the_head_with_the_correction_against_dense_autograd(name: str) -> None:
+    """Gradients of hidden states and weight; rows without gradient still leave before the head's backward GEMMs."""
+    generator = torch.Generator().manual_seed(1)
+    h_TH, weight_VH = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((7, 4), (11, 4)))
+    target_T = torch.randint(0, 11, (7,), generator=generator)
+    h_TH.requires_grad_(), weight_VH.requires_grad_()
+    dense_T = (h_TH @ weight_VH.T).log_softmax(dim=1).gather(1, target_T[:, None])[:, 0]
+    _, made = by_hand_batch()
+    old_T = dense_T.detach() - torch.tensor(RATIO, dtype=torch.float64).log()
+    batch = replace(made, old_logp_T=old_T, ref_logp_T=dense_T.detach() - torch.tensor(TO_REFERENCE).double().log())
+    batch = with_engine(batch, [1, 0.5, 3, 0.25, 2, 1, 5])
+    objective = method(name, tis_cap=2.0)
+    expected = torch.autograd.grad(objective(dense_T, batch).loss_sum, (h_TH, weight_VH))
+    out = policy_head(h_TH, weight_VH, target_T, batch, objective, chunk_rows=3)
+    for found, wanted in zip(torch.autograd.grad(out.loss_sum, (h_TH, weight_VH)), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    # owpo: tokens 1 and 5 are clipped, 6 has A = 0; grpo's penalty keeps them all
+    assert out.rows.gradient == {"owpo": 4, "grpo": 7}[name]
 
 
 # --------------------------------------------------------------------------------------------- the oracle
