@@ -155,12 +155,14 @@ def cancel(
         raise UserError("run folder", run_dir, "no job of it runs or waits")
     for state in active:
         if save and state.state == "RUNNING":
-            (run_dir / "launch" / "stop").write_text("cancel\n")
+            task = state.id.partition("_")[2]  # of an array: the seed, whose run has a folder of its own
+            folder = run_dir.with_name(f"{run_dir.name}-seed{task}") if task else run_dir
+            (folder / "launch" / f"stop.{state.number}.{state.attempt}").write_text("cancel\n")
             out.print(
                 f"job {state.id} was told to finish its step and save (owpo launch status {escape(str(run_dir))})"
             )
         else:
-            cluster.cancel(int(state.id.split("_")[0]))
+            cluster.cancel(state.number)
             out.print(f"job {state.id} is cancelled")
 
 
@@ -208,11 +210,12 @@ def _slurm(job: Job, dry_run: bool) -> None:
 
 
 def _nemo_run(job: Job, dry_run: bool) -> None:
-    from owpo_megatron.launch.nemo.call import submit_with_nemo_run
+    from owpo_megatron.launch.nemo.call import render_nemo, submit_nemo
 
-    jobs = submit_with_nemo_run(job, dry_run)
-    if jobs:
-        _say_submitted(job, jobs)
+    if dry_run:
+        out.print(render_nemo(job), markup=False, end="")
+        return
+    _say_submitted(job, submit_nemo(job).jobs)
 
 
 def _kubernetes(job: Job, dry_run: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import jinja2
+import yaml
 
 from owpo_megatron import __version__
 from owpo_megatron.launch.job import Job, quoted
@@ -17,7 +18,8 @@ def render_sbatch(job: Job) -> str:
 
 def render_node(job: Job) -> str:
     """What every node of a NeMo-Run job executes: its engines, its ranks, or both."""
-    return _render("node.sh.j2", job)
+    config = yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False).strip()
+    return _render("node.sh.j2", job, config=config)
 
 
 def render_kubernetes(job: Job) -> str:
@@ -25,8 +27,8 @@ def render_kubernetes(job: Job) -> str:
     return _render("pytorchjob.yaml.j2", job)
 
 
-def _render(template: str, job: Job) -> str:
-    return _environment().get_template(template).render(job=job, launch=job.launch, version=__version__)
+def _render(template: str, job: Job, **more: str) -> str:
+    return _environment().get_template(template).render(job=job, launch=job.launch, version=__version__, **more)
 
 
 @functools.cache

@@ -22,10 +22,11 @@ class JobState:
     """What Slurm says of a job, or of one task of an array.
 
     Example:
-        JobState(id="4711", state="RUNNING", attempt=1, nodes="n[0-2]", reason="", exit_code="0:0")
+        JobState(id="4711", number=4711, state="RUNNING", attempt=1, nodes="n[0-2]", reason="", exit_code="0:0")
     """
 
-    id: str
+    id: str  # of an array's task: JOB_TASK
+    number: int  # SLURM_JOB_ID, which every task of an array has of its own
     state: str
     attempt: int  # how often it was requeued
     nodes: str
@@ -61,15 +62,15 @@ def states(job_id: int) -> list[JobState]:
     """A job's state, or those of an array's tasks; [] when neither scontrol nor sacct knows it (any more)."""
     asked = run("scontrol", "show", "job", str(job_id), "--oneliner")
     if asked.returncode == 0:
-        return [_from_scontrol(line) for line in asked.stdout.splitlines() if line.startswith("JobId=")]
-    fields = "JobID,State,Restarts,NodeList,ExitCode"
+        return from_scontrol(asked.stdout)
+    fields = "JobID,JobIDRaw,State,Restarts,NodeList,ExitCode"
     kept = run("sacct", "-j", str(job_id), "-X", "-n", "-P", "-o", fields)
     if kept.returncode:
         return []
     found = []
     for line in kept.stdout.splitlines():
-        name, state, restarts, nodes, exit_code = line.split("|")
-        found.append(JobState(name, state.split()[0], int(restarts or 0), nodes, "", exit_code))
+        name, number, state, restarts, nodes, exit_code = line.split("|")
+        found.append(JobState(name, int(number), state.split()[0], int(restarts or 0), nodes, "", exit_code))
     return found
 
 
@@ -88,7 +89,12 @@ def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: no such command")
 
 
-def _from_scontrol(line: str) -> JobState:
+def from_scontrol(text: str) -> list[JobState]:
+    """What `scontrol show job N --oneliner` printed."""
+    return [_state(line) for line in text.splitlines() if line.startswith("JobId=")]
+
+
+def _state(line: str) -> JobState:
     fields = dict(re.findall(r"(\w+)=(\S*)", line))
     name = fields["JobId"]
     if "ArrayTaskId" in fields:
@@ -96,6 +102,7 @@ def _from_scontrol(line: str) -> JobState:
     reason = fields.get("Reason", "")
     return JobState(
         name,
+        int(fields["JobId"]),
         fields["JobState"],
         int(fields.get("Restarts", 0)),
         fields.get("NodeList", "").replace("(null)", ""),
