@@ -1,6 +1,9 @@
 """Hard swaps of the reference at one layout and dtype a case; prints what held on every rank.
 
-swap_worker.py MODEL OTHER_MODEL CASES   with CASES a JSON list of {"parallel": {...}, "dtype": ..., "placement": ...}
+swap_worker.py MODEL OTHER_MODEL FOLDER CASES
+
+CASES is a JSON list of {"parallel": {...}, "dtype": ..., "placement": ...}; "best": true also swaps to the best of a stage,
+"loaded": true also starts with other weights as the reference.
 """
 
 from __future__ import annotations
@@ -165,6 +168,97 @@ def loaded_reference(build: Build, other: Path) -> dict[str, bool]:
     return held
 
 
+def best_of_stage(build: Build, placement: str, root: Path) -> dict[str, bool]:
+    """The weights after update 2 of 4 are the stage's best: the reference becomes them, the policy goes on; and again
+    in a stage whose best is its last. A run that takes the candidate up from disk has the same bits."""
+    from tiny import random_samples
+
+    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.policy import SlotReference
+    from owpo_megatron.types import Candidate
+
+    probe = random_samples(50, logps=False)
+    plain, policy, late = build(), build(reference={"placement": placement}), build(reference={"placement": placement})
+    reference, of_late = SlotReference(policy), SlotReference(late)
+    topology = policy.topology
+    folders = [root / name for name in ("candidate", "checkpoint")]
+    if topology.is_main:
+        for folder in folders:
+            folder.mkdir(parents=True)
+    topology.barrier()
+    held: dict[str, bool] = {}
+    for update in range(1, 5):
+        policy.update(random_samples(update), make_objective("owpo"))
+        plain.update(random_samples(update), make_objective("owpo"))
+        if update == 1:
+            reference.keep(Candidate(1, 0.1))  # beaten by the next
+        if update == 2:
+            reference.keep(Candidate(2, 0.5))
+            of_best, best_weights = policy.logprobs(probe), copies(parameters(policy))
+            policy.save_weights(folders[0])
+        if update == 3:
+            policy.save(folders[1])
+            saved, aliased = reference.state_dict(), reference.is_policy()
+    held["best: keeping changes no update"] = same(parameters(policy), parameters(plain))
+    reference.swap(4, "best_of_stage")
+    version = reference.version
+    held["best: version"] = (version.ref_id, version.source_step, version.reason) == (1, 2, "best_of_stage")
+    held["best: reference is the best, not the policy"] = not reference.is_policy() and reference.candidate is None
+    held["best: reference log-probs"] = same(reference.logprobs(probe), of_best)
+    held["best: policy goes on"] = same(parameters(policy), parameters(plain))
+
+    of_late.restore_candidate(Candidate(2, 0.5), folders[0])
+    late.restore(folders[1], aliased)
+    of_late.load_state_dict(saved)
+    late.update(random_samples(4), make_objective("owpo"))
+    of_late.swap(4, "best_of_stage")
+    held["resumed: policy"] = same(parameters(late), parameters(policy))
+    held["resumed: reference"] = of_late.hashed() == reference.hashed()
+
+    policy.update(random_samples(5), make_objective("owpo"))
+    plain.update(random_samples(5), make_objective("owpo"))
+    held["best: an update after the swap"] = same(parameters(policy), parameters(plain))
+    held["best: reference stays"] = same(reference.logprobs(probe), of_best)
+    reference.keep(Candidate(5, 0.9))
+    reference.swap(5, "best_of_stage")
+    held["last is best: nothing is copied"] = reference.is_policy()
+    held["last is best: version"] = reference.version.source_step == 5
+    return held | restart(build, of_late, late, best_weights)
+
+
+def restart(build: Build, reference: Any, policy: Any, best_weights: list[Any]) -> dict[str, bool]:
+    """`restart_policy` after a swap to other weights: updates as those of a new run from these weights."""
+    import torch
+    from tiny import random_samples
+
+    from owpo_megatron.algorithms import make_objective
+
+    fresh = build()
+    with torch.no_grad():
+        for param, best in zip(parameters(fresh), best_weights, strict=True):
+            param.copy_(best)
+    fresh._optimizer.reload_model_params()
+    reference.restart_policy()
+    held = {"restart: policy is the best": same(parameters(policy), best_weights) and reference.is_policy()}
+    for update in (6, 7):
+        sums, expected = (one.update(random_samples(update), make_objective("owpo")) for one in (policy, fresh))
+        held[f"restart: update {update}"] = sums == expected and same(parameters(policy), parameters(fresh))
+    held["restart: reference stays the best"] = not reference.is_policy() and same(
+        reference.logprobs(random_samples(50, logps=False)), logprobs_of(best_weights, fresh)
+    )
+    return held
+
+
+def logprobs_of(weights: list[Any], policy: Any) -> list[Any]:
+    import torch
+    from tiny import random_samples
+
+    with torch.no_grad():
+        for param, value in zip(parameters(policy), weights, strict=True):
+            param.copy_(value)
+    return policy.logprobs(random_samples(50, logps=False))
+
+
 def refusals(build: Build) -> dict[str, bool]:
     """What may not happen while the parameters are the reference's."""
     from tiny import random_samples
@@ -194,8 +288,8 @@ def main() -> None:
 
     from owpo_megatron.parallel.topology import close_topology, init_topology
 
-    model, other, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-    for case in cases:
+    model, other, root, cases = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
+    for number, case in enumerate(cases):
         sections = {"parallel": case["parallel"], "optimizer": {"tokens_per_microbatch": 48}}
         config = make_config(model, **sections, model={"dtype": case["dtype"]})
         topology = init_topology(config.parallel, config.seed)
@@ -205,6 +299,8 @@ def main() -> None:
             return build_policy(config.model_copy(update=sections), topology)
 
         held = follow_a_run(build, case["placement"])
+        if case.get("best"):
+            held |= best_of_stage(build, case["placement"], root / str(number))
         if case["placement"] == "resident":
             held |= weights_of_one(build)
         if case.get("loaded"):

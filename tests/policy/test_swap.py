@@ -1,4 +1,4 @@
-"""Hard swaps of the reference without a copy, against runs that copy: the same bits.
+"""Hard swaps of the reference without a copy, and to the best of a stage, against runs that copy: the same bits.
 
 Covered: data, tensor and interleaved pipeline parallelism over two ranks, fp32 and bf16, resident and offloaded.
 Not covered: CUDA, overlapped gathers of parameters, experts. That no gradient flows through w: algorithms' tests.
@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from tiny import make_hf_model, run_ranks
 
-# "loaded": also starting with another model's weights as the reference, and what is refused.
+# "best": also swaps to the best of a stage. "loaded": also starting with another model's weights as the reference, and
+# what is refused.
 CASES: list[dict[str, Any]] = [
-    {"parallel": {"dp": 2}, "dtype": "float32", "placement": "resident", "loaded": True},
+    {"parallel": {"dp": 2}, "dtype": "float32", "placement": "resident", "loaded": True, "best": True},
     {"parallel": {"dp": 2}, "dtype": "bfloat16", "placement": "resident"},
     {"parallel": {"tp": 2}, "dtype": "float32", "placement": "resident"},
-    {"parallel": {"tp": 2}, "dtype": "bfloat16", "placement": "resident", "loaded": True},
-    {"parallel": {"pp": 2, "vpp": 2}, "dtype": "float32", "placement": "resident"},
+    {"parallel": {"tp": 2}, "dtype": "bfloat16", "placement": "resident", "loaded": True, "best": True},
+    {"parallel": {"pp": 2, "vpp": 2}, "dtype": "float32", "placement": "resident", "best": True},
     {"parallel": {"dp": 2}, "dtype": "float32", "placement": "offloaded"},
-    {"parallel": {"tp": 2}, "dtype": "bfloat16", "placement": "offloaded"},
+    {"parallel": {"tp": 2}, "dtype": "bfloat16", "placement": "offloaded", "best": True},
 ]
 
 
@@ -32,7 +33,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     model = make_hf_model(root / "model", vocab_size=97, tied=True)
     other = make_hf_model(root / "other", vocab_size=97, tied=True, seed=1)
     worker = Path(__file__).with_name("swap_worker.py")
-    return run_ranks(worker, 2, model, other, json.dumps(CASES), timeout=150)
+    return run_ranks(worker, 2, model, other, root / "saved", json.dumps(CASES), timeout=300)
 
 
 def name_of(case: dict[str, Any]) -> str:
