@@ -76,7 +76,7 @@ def wide() -> Console:
 def end(failures: Sequence[Failure]) -> None:
     """Say what failed, and with which exit code the command ends."""
     for failure in failures:
-        err.print(f"[bold red]failed:[/bold red] {escape(failure.spec.name)}: {escape(failure.reason)}")
+        err.print(f"[bold red]failed:[/bold red] {escape(failure.spec.label)}: {escape(failure.reason)}")
     if failures:
         err.print("the same command makes these again, and nothing else")
         raise typer.Exit(2 if any(failure.mistake for failure in failures) else 1)
@@ -85,7 +85,9 @@ def end(failures: Sequence[Failure]) -> None:
 @contextmanager
 def progress(specs: Sequence[RunSpec]) -> Iterator[Tell]:
     """A bar over all runs with those under way; into a file or a pipe, a line a run."""
-    total = len({one.key for spec in specs for one in (spec, spec.reference) if one is not None})
+    from owpo_megatron.experiments.pool import with_needs
+
+    total = len(with_needs(specs))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
@@ -102,6 +104,6 @@ def progress(specs: Sequence[RunSpec]) -> Iterator[Tell]:
                 bar.advance(row)
             bar.update(row, description=", ".join(sorted(under_way)) or "runs")
             if what in ("done", "failed"):
-                out.print(f"{what:<7}{escape(spec.name)}")
+                out.print(f"{what:<7}{escape(spec.label)}")
 
         yield tell

@@ -20,7 +20,7 @@ from owpo_megatron.experiments.statistics import Estimate, estimate, paired_diff
 class Cell:
     """One entry in one regime with one seed.
 
-    `longer` is the same with the reference's steps on top, for an entry that did not use the trained reference: what it
+    `longer` is the same with the reference's steps on top, for an entry without use of the trained reference: what it
     would have come to with all the compute.
     """
 
@@ -63,15 +63,17 @@ def _cell(lab: Lab, name: str, regime: Regime, entry: Entry, seed: int) -> Cell:
     fields = {"seed": seed, "algorithm.name": entry.method, "checkpoint.export_hf": False}
     config = with_fields(base, fields | regime.set | entry.set)
     reference = _reference(lab, regime, seed)
-    takes_one = entry.reference == "trained" and make_objective(entry.method).needs_reference != "none"
-    if reference is not None and takes_one:
+    if lab.reference is None or reference is None:
+        return Cell(name, entry, seed, RunSpec(label, config), None)
+    weights = lab.reference.weights
+    start = reference if entry.start == "reference" else None
+    if entry.reference == "trained" and make_objective(entry.method).needs_reference != "none":
         fixed = with_fields(config, {"reference.refresh": "fixed"} | entry.set)
-        assert lab.reference is not None
-        return Cell(name, entry, seed, RunSpec(label, fixed, reference, lab.reference.weights), None)
-    longer = None
-    if reference is not None:
-        steps = config.optimizer.steps + reference.config.optimizer.steps
-        longer = RunSpec(f"{label}-{steps}", with_fields(config, {"optimizer.steps": steps}))
+        return Cell(name, entry, seed, RunSpec(label, fixed, reference, start, weights), None)
+    if start:
+        return Cell(name, entry, seed, RunSpec(label, config, None, start, weights), None)
+    steps = config.optimizer.steps + reference.config.optimizer.steps
+    longer = RunSpec(f"{label}-{steps}", with_fields(config, {"optimizer.steps": steps}))
     return Cell(name, entry, seed, RunSpec(label, config), longer)
 
 
@@ -97,7 +99,7 @@ def write_table(lab: Lab, cells: list[Cell], root: Path) -> dict[str, Any]:
     outcomes = {
         spec.key: read_outcome(spec.folder(root), lab.metric)
         for cell in cells
-        for spec in (cell.run, cell.longer, cell.run.reference)
+        for spec in (cell.run, cell.longer, *cell.run.needs)
         if spec is not None and spec.is_done(root)
     }
     regimes = {name: _regime_table(lab, [c for c in cells if c.regime == name], outcomes) for name in lab.regimes}
@@ -118,12 +120,8 @@ def write_table(lab: Lab, cells: list[Cell], root: Path) -> dict[str, Any]:
 def _regime_table(lab: Lab, cells: list[Cell], outcomes: dict[str, Outcome]) -> dict[str, Any]:
     main = _Column(lab.main_label, cells, outcomes)
     columns = [_Column(entry.label, cells, outcomes) for entry in lab.methods]
-    references = {
-        cell.seed: outcomes[cell.run.reference.key]
-        for cell in cells
-        if cell.run.reference is not None and cell.run.reference.key in outcomes
-    }
-    bases = [outcome.first for column in columns for outcome in column.runs.values()]
+    references = {cell.seed: outcomes[one.key] for cell in cells for one in cell.run.needs if one.key in outcomes}
+    bases = [outcomes[cell.run.key].first for cell in cells if cell.run.start is None and cell.run.key in outcomes]
     return {
         "base": sum(bases) / len(bases) if bases else None,
         "reference": _spread({seed: outcome.final for seed, outcome in references.items()}),
@@ -146,8 +144,8 @@ class _Column:
                 longer = outcomes[cell.longer.key]
                 total[cell.seed] = (longer.final, longer.token_passes)
             elif cell.longer is None and cell.run.key in outcomes:
-                run, reference = outcomes[cell.run.key], cell.run.reference
-                spent = outcomes[reference.key].token_passes if reference and reference.key in outcomes else 0
+                run = outcomes[cell.run.key]
+                spent = sum(outcomes[key].token_passes for key in {one.key for one in cell.run.needs} & outcomes.keys())
                 total[cell.seed] = (run.final, run.token_passes + spent)
         self.total_score = {seed: score for seed, (score, _) in total.items()}
         self.total_passes = {seed: float(passes) for seed, (_, passes) in total.items()}

@@ -27,6 +27,8 @@ class Entry(Section):
     reference: Literal["trained", "own"] = "trained"
     """`trained`: the lab's, where the method takes one, and fixed if `set` does not say otherwise; `own`: none but what
     the run's settings say, from its initial policy on (the ratchet without a prior)."""
+    start: Literal["model", "reference"] = "model"
+    """`reference`: the policy starts from the lab's trained reference, which any method can make use of so."""
     set: Fields = {}
     """Fields of the run that differ."""
 
@@ -90,6 +92,9 @@ class Lab(Section):
     def _no_contradictions(self) -> Lab:
         if self.against is not None and self.against not in [entry.label for entry in self.methods]:
             raise UserError("against", self.against, f"is none of {', '.join(e.label for e in self.methods)}")
+        for entry in self.methods:
+            if entry.start == "reference" and self.reference is None:
+                raise UserError("methods.start", "reference", f"{entry.label}: this lab trains no reference")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError("seeds", self.seeds, "a seed stands there twice")
         run = self.base_run()

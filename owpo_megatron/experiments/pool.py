@@ -39,7 +39,7 @@ def run_all(
         root: the folder of the run folders.
         workers: runs at a time; None: one a core, or one on a machine with GPUs.
     """
-    board = _Board(_with_references(specs), root, tell)
+    board = _Board(with_needs(specs), root, tell)
     if not board.waiting:
         return []
     count = min(workers or _default_workers(), len(board.waiting))
@@ -79,11 +79,11 @@ class _Board:
                 tell("cached", spec)
 
     def take(self) -> RunSpec | None:
-        """The next run whose reference is there; waits for one, None when nothing is left to do."""
+        """The next run that has what it needs; waits for one, None when nothing is left to do."""
         with self._changed:
             while self.waiting and not self._closed:
                 for spec in self.waiting:
-                    if spec.reference is None or spec.reference.is_done(self.root):
+                    if all(needed.is_done(self.root) for needed in spec.needs):
                         self.waiting.remove(spec)
                         self._under_way.add(spec.key)
                         return spec
@@ -108,8 +108,8 @@ class _Board:
 
     def _give_up_the_rest(self) -> None:
         for spec in self.waiting:
-            assert spec.reference is not None
-            self.failures.append(Failure(spec, f"its reference {spec.reference.name} failed", False))
+            missing = ", ".join(needed.label for needed in spec.needs if not needed.is_done(self.root))
+            self.failures.append(Failure(spec, f"what it needs failed: {missing}", False))
         self.waiting.clear()
 
 
@@ -142,14 +142,11 @@ def _start_worker(logs: Path, index: int, threads: int) -> subprocess.Popen[str]
         )
 
 
-def _with_references(specs: Iterable[RunSpec]) -> list[RunSpec]:
-    """Every run once, behind the run that its reference comes from."""
+def with_needs(specs: Iterable[RunSpec]) -> list[RunSpec]:
+    """Every run once, behind the runs that it needs."""
     found: dict[str, RunSpec] = {}
     for spec in specs:
-        chain = [spec]
-        while chain[-1].reference is not None:
-            chain.append(chain[-1].reference)
-        for one in reversed(chain):
+        for one in (*with_needs(spec.needs), spec):
             found.setdefault(one.key, one)
     return list(found.values())
 

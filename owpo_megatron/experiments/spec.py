@@ -25,7 +25,8 @@ class RunSpec:
         label: the readable part of the folder's name.
         config: without name and place.
         reference: its policy becomes the reference of this run; None: as the configuration says.
-        reference_weights: which one of its policies.
+        start: its policy is what this run starts from; None: the configuration's model.
+        weights: which one of their policies.
 
     Example:
         RunSpec("owpo-s1", config, RunSpec("dapo-s1001", ...)).folder(Path("runs/lab/runs"))
@@ -35,7 +36,8 @@ class RunSpec:
     label: str
     config: Config
     reference: RunSpec | None = None
-    reference_weights: Literal["final", "best"] = "final"
+    start: RunSpec | None = None
+    weights: Literal["final", "best"] = "final"
 
     @cached_property
     def key(self) -> str:
@@ -45,32 +47,35 @@ class RunSpec:
         for name in _NOT_IN_THE_KEY:
             settings.pop(name, None)
         del settings["model"]["path"]
-        parts: list[Any] = [
-            settings,
-            model_digest(self.config.model.path),
-            self.reference.key if self.reference else None,
-        ]
-        if self.reference_weights != "final":
-            parts.append(self.reference_weights)
+        parts: list[Any] = [settings, model_digest(self.config.model.path)]
+        parts.append(self.reference.key if self.reference else None)
+        if self.start:
+            parts.append({"start": self.start.key})
+        if self.weights != "final":
+            parts.append(self.weights)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
-    def name(self) -> str:
-        return f"{self.label}-{self.key}"
+    def needs(self) -> list[RunSpec]:
+        """Runs that must be done before this one."""
+        return [spec for spec in (self.reference, self.start) if spec is not None]
 
     def folder(self, root: Path) -> Path:
-        return root / self.name
+        """Where the run is or will be; one of this key that was made under another label is the same run."""
+        return next(root.glob(f"*-{self.key}"), root / f"{self.label}-{self.key}")
 
     def is_done(self, root: Path) -> bool:
         """True when the run came to its end: its summary is written last."""
         return (self.folder(root) / "summary.json").is_file()
 
     def placed(self, root: Path) -> Config:
-        """The configuration with its name and folder; the reference must be done."""
-        fields = {"name": self.name, "runs_dir": str(root)}
+        """The configuration with its name and folder; the runs that it needs must be done."""
+        weights = "best" if self.weights == "best" else "hf"
+        fields = {"name": self.folder(root).name, "runs_dir": str(root)}
         if self.reference:
-            folder = "best" if self.reference_weights == "best" else "hf"
-            fields["reference.path"] = str(self.reference.folder(root) / folder)
+            fields["reference.path"] = str(self.reference.folder(root) / weights)
+        if self.start:
+            fields["model.path"] = str(self.start.folder(root) / weights)
         return with_fields(self.config, fields)
 
 
