@@ -2,8 +2,8 @@
 
 swap_worker.py MODEL OTHER_MODEL FOLDER CASES
 
-CASES is a JSON list of {"parallel": {...}, "dtype": ..., "placement": ...}; "best": true also swaps to the best of a stage,
-"loaded": true also starts with other weights as the reference.
+CASES is a JSON list of {"parallel": {...}, "dtype": ..., "placement": ...}; with "best": true a case also swaps to the
+best of a stage, with "loaded": true it also starts with other weights as the reference.
 """
 
 from __future__ import annotations
