@@ -35,6 +35,18 @@ class HFReader:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._view(name).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """As the file names it, e.g. BF16."""
+        return str(self._view(name).get_dtype())
+
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted(set(self._file_of.values()))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The whole tensor."""
+        return self._view(name)[:]
+
     def slice(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         """A new tensor with entries `start` .. `stop` - 1 along `dim` (0 or 1)."""
         view = self._view(name)

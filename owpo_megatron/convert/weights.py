@@ -33,6 +33,8 @@ class Place:
     name: str
     index: tuple[int, ...]  # layer, expert; () outside the layers
     leading: tuple[int, ...]  # how many layers and experts there are
+    blocks: int = 1  # equal blocks of rows that ranks read apart: 2 for a gate and an up projection
+    is_vocabulary: bool = False  # its rows may be followed by padding, and it may be read and written in pieces
 
 
 def to_megatron(model: HFModel, name: str, reader: HFReader, *, tp_rank: int = 0, tp_size: int = 1) -> torch.Tensor:
@@ -112,7 +114,13 @@ def place_of(model: HFModel, name: str) -> Place:
     rule, index = _find(model, name)
     sizes = {"layer": model.num_layers} if rule.per_layer else {}
     sizes |= {"expert": model.num_experts} if rule.per_expert else {}
-    return Place(rule.stored_name, tuple(index[axis] for axis in sizes), tuple(sizes.values()))
+    return Place(
+        rule.stored_name,
+        tuple(index[axis] for axis in sizes),
+        tuple(sizes.values()),
+        blocks=2 if rule.fuse == "gate_up" else 1,
+        is_vocabulary=rule.hf[0].shape[0] == "vocab",
+    )
 
 
 def hf_shapes(model: HFModel) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from owpo_megatron.parallel.stored import StoredState
 
 # Saved once for all ranks and readable at another data-parallel size ("fully_sharded_model_space" is broken in 0.16.1).
 _OPTIMIZER_FORMAT = "fully_reshardable"
+_EXTRA_STATE = "_extra_state"
 # What an optimizer keeps in its parameter groups besides settings; FusedAdam counts its steps there.
 _GROUP_STATE = ("params", "step")
 
@@ -88,7 +89,7 @@ def load_training_state(
 @cpu.scoped
 def save_weights(path: Path, chunks: list[Any]) -> None:
     """Write the weights alone (what tools/convert_hf_to_megatron.py makes). Collective."""
-    _save(path, _model_state(chunks, "model.", _metadata()))
+    _save(path, _weights_state(chunks, "model.", _metadata()))
 
 
 @cpu.scoped
@@ -101,7 +102,7 @@ def load_weights(path: Path, chunks: list[Any]) -> None:
     metadata = _metadata()
     model = _bare(chunks[0])
     StoredState(path).check_fits(
-        _model_state(chunks, "model.", metadata),
+        _weights_state(chunks, "model.", metadata),
         "model.",
         model.true_vocab_size,
         model.share_embeddings_and_output_weights,
@@ -123,7 +124,7 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 
 
 def _load_model(path: Path, chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> None:
-    _fill_chunks(chunks, dist_checkpointing.load(_model_state(chunks, prefix, metadata), str(path)), prefix)
+    _fill_chunks(chunks, dist_checkpointing.load(_weights_state(chunks, prefix, metadata), str(path)), prefix)
 
 
 def _metadata() -> dict[str, Any]:
@@ -138,6 +139,15 @@ def _model_state(chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> di
     }
 
 
+def _weights_state(chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Weights alone: what Transformer Engine's layers keep besides (FP8 scales) is made anew, and local layers have
+    nothing of the kind, so that folders move between the two."""
+    return {
+        chunk: {key: value for key, value in state.items() if not key.endswith(_EXTRA_STATE)}
+        for chunk, state in _model_state(chunks, prefix, metadata).items()
+    }
+
+
 def _merged(state: dict[str, Any]) -> dict[str, Any]:
     return state["chunk0"] if len(state) == 1 else dict(state)
 
@@ -145,7 +155,9 @@ def _merged(state: dict[str, Any]) -> dict[str, Any]:
 def _fill_chunks(chunks: list[Any], loaded: dict[str, Any], prefix: str) -> None:
     for index, chunk in enumerate(chunks):
         named = {key.removeprefix(prefix): value for key, value in loaded[f"chunk{index}"].items()}
-        _bare(chunk).load_state_dict(named)
+        missing, unexpected = _bare(chunk).load_state_dict(named, strict=False)
+        lost = [name for name in missing if not name.endswith(_EXTRA_STATE)]
+        assert not lost and not unexpected, f"{lost} not loaded, {unexpected} unknown"
 
 
 def _bare(chunk: Any) -> Any:

@@ -242,6 +242,12 @@ def layer_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBl
         layer.submodules.pre_mlp_layernorm = RMSNorm
         attention = layer.submodules.self_attention.submodules
         attention.core_attention = PackedCoreAttention
+        if config.num_moe_experts:
+            # Saved by its own name, as Transformer Engine's layers do where the norm is not fused into a linear one.
+            names = layer.submodules.sharded_state_dict_keys_map
+            layer.submodules.sharded_state_dict_keys_map = {
+                own: saved for own, saved in names.items() if own != "pre_mlp_layernorm."
+            }
         if config.qk_layernorm:
             attention.q_layernorm = RMSNorm
             attention.k_layernorm = RMSNorm

@@ -28,6 +28,7 @@ from owpo_megatron.config import ParallelConfig
 from owpo_megatron.convert import (
     HFReader,
     HFWriter,
+    Rope,
     check_parallel,
     check_weights,
     hf_shapes,
@@ -199,12 +200,12 @@ def test_read_hf_config(folders):
     assert (qwen3.family_name, qwen3.qk_norm, qwen3.qkv_bias, qwen3.tied) == ("qwen3", True, False, False)
     assert (qwen3.head_dim, qwen3.num_heads, qwen3.num_kv_heads) == (16, 4, 2)
     assert (qwen3.num_layers, qwen3.hidden_size, qwen3.ffn_size, qwen3.vocab_size) == (2, 32, 48, 101)
-    assert (qwen3.rope_theta, qwen3.rope_scaling_factor, qwen3.norm_eps, qwen3.max_positions) == (1e6, None, 1e-6, 128)
+    assert (qwen3.rope, qwen3.norm_eps, qwen3.max_positions) == (Rope(1e6), 1e-6, 128)
     qwen2 = read_hf_config(folders / "qwen2_tied")
     assert (qwen2.family_name, qwen2.qk_norm, qwen2.qkv_bias, qwen2.tied) == ("qwen2", False, True, True)
     llama = read_hf_config(folders / "llama")
-    assert (llama.rope_theta, llama.rope_scaling_factor, llama.head_dim) == (5e5, 8.0, 8)
-    assert read_hf_config(folders / "mistral").family_name == "llama"
+    assert (llama.rope, llama.head_dim) == (Rope(5e5, llama3_factor=8.0), 8)
+    assert read_hf_config(folders / "mistral").family_name == "mistral"
 
 
 @pytest.fixture
@@ -225,11 +226,11 @@ def edited(folders, tmp_path):
 def test_configs_of_older_transformers(edited):
     """Before version 5 the rope settings stood in rope_theta and rope_scaling."""
     qwen = edited("qwen3", rope_parameters=None, rope_theta=1234.0, rope_scaling=None)
-    assert read_hf_config(qwen).rope_theta == 1234.0
+    assert read_hf_config(qwen).rope == Rope(1234.0)
     scaling = {field: value for field, value in LLAMA3.items() if field != "rope_theta"}
     llama = edited("llama", rope_parameters=None, rope_theta=5e5, rope_scaling=scaling, head_dim=None)
     model = read_hf_config(llama)
-    assert (model.rope_theta, model.rope_scaling_factor, model.head_dim) == (5e5, 8.0, 8)
+    assert (model.rope, model.head_dim) == (Rope(5e5, llama3_factor=8.0), 8)
     # Qwen2.5 names a window that it does not use
     assert read_hf_config(edited("qwen2", sliding_window=64, use_sliding_window=False)).family_name == "qwen2"
 
@@ -237,11 +238,10 @@ def test_configs_of_older_transformers(edited):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("qwen2", {"model_type": "gpt2"}, "model_type gpt2 has no table; known: qwen2, qwen3, llama, mistral"),
+        ("qwen2", {"model_type": "gpt2"}, "model_type gpt2 has no table; known: qwen2, qwen3, qwen3_moe, llama, mistral"),
         ("llama", {"attention_bias": True}, "attention_bias = True: not supported; only False is"),
         ("llama", {"mlp_bias": True}, "mlp_bias = True: not supported"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act = gelu: not supported; only silu is"),
-        ("mistral", {"sliding_window": 64}, "sliding_window = 64: not supported; only None is"),
         (
             "llama",
             {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 64}},
@@ -250,7 +250,7 @@ def test_configs_of_older_transformers(edited):
         (
             "llama",
             {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
-            "rope type linear is not supported; use default or llama3",
+            "rope type linear is not supported; use default, llama3 or yarn",
         ),
     ],
 )
