@@ -110,6 +110,8 @@ class _Service:
                 _announce_failure(self._rendezvous, self._index, "it ended by itself; see its log")
             raise typer.Exit(1)
         except EngineError as error:
+            if self._stopped:  # a cluster ends the server's processes together with this one
+                return
             if self._rendezvous is not None:
                 _announce_failure(self._rendezvous, self._index, str(error).splitlines()[0])
             raise

@@ -100,3 +100,5 @@ def _run_dir(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (_model, _data, _devices, _engine, _run_dir)
+# What a login node can tell of a run that will be on others.
+FILE_CHECKS: tuple[Callable[[Config], None], ...] = (_model, _data, _run_dir)
