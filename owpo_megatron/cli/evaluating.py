@@ -77,7 +77,7 @@ def evaluate_all(
             err.print(f"[yellow]note:[/yellow] {escape(complaint)}")
     scored = []
     for job in jobs:
-        scores = _evaluate(job, wish.fresh)
+        scores = _evaluate(job, wish)
         by_set = {str(one["set"]): one for one in scores}
         scored += [
             Scored(job.target.model, job.target.method, place, by_set) for place in job.target.checkpoints or ("",)
@@ -123,7 +123,7 @@ def _set(
     return prepare(spec, source_of(spec, data), template, tokenizer, seed)  # type: ignore[arg-type]
 
 
-def _evaluate(job: Job, fresh: bool) -> list[dict[str, Any]]:
+def _evaluate(job: Job, wish: Wish) -> list[dict[str, Any]]:
     target = job.target
     out.print(f"[bold]{escape(target.label)}[/bold]: {escape(str(target.weights))} -> {escape(str(target.out))}")
     with _bars() as bars:
@@ -143,8 +143,9 @@ def _evaluate(job: Job, fresh: bool) -> list[dict[str, Any]]:
             job.sets,
             job.tokenizer,
             job.max_tokens,
+            wish.seed,
             target.out,
-            fresh,
+            wish.fresh,
             watch,
         )
 
@@ -171,11 +172,10 @@ def _table_folder(targets: Sequence[Target], folder: Path | None) -> Path:
 
 def _show(scored: Sequence[Scored], folder: Path, json_file: Path | None) -> None:
     tables = score_tables(scored)
-    for table in tables:
+    width = None if out.is_terminal else max(out.width, 120)  # a pipe has no width that would have to be kept
+    for table in (*(one.rich() for one in tables), details(scored)):
         out.print()
-        out.print(table.rich())
-    out.print()
-    out.print(details(scored))
+        out.print(table, width=width)
     from owpo_megatron.report.score_plot import write_score_figure
 
     figure = write_score_figure(folder / "scores.png", scored)

@@ -105,4 +105,4 @@ def _text(record: Mapping[str, Any], name: str, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{place} {name}", type(value).__name__, "must be a text that is not empty")
     # GPQA's sources leave this mark where a title stood.
-    return value.strip().replace(" [title]", ". ")
+    return value.strip().replace(" [title]", ". ").replace("  ", " ")

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.draw import Answering, Watch, evaluate_set, identity
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.results import Results
-from owpo_megatron.rollout import start_fleet
+from owpo_megatron.rollout import Fleet, Server, start_fleet
+from owpo_megatron.rollout.client import UNKNOWN_VERSION
 from owpo_megatron.verifiers.build import make_verifier
 
 _WEIGHTS = ("*.safetensors", "*.bin", "state/*.distcp")
@@ -30,6 +32,7 @@ def evaluate_weights(
     sets: Sequence[PreparedSet],
     tokenizer: Tokenizer,
     max_tokens: int,
+    seed: int,
     out: Path,
     fresh: bool = False,
     watch: Callable[[PreparedSet], Watch | None] = lambda prepared: None,
@@ -42,7 +45,8 @@ def evaluate_weights(
     Args:
         weights: what is evaluated: an HF folder, a converted one or a run's checkpoint.
         served: gives the HF folder of these weights, for as long as the engine needs it.
-        config: engine, verifier, sglang, model.dtype and seed are used.
+        config: engine, verifier, sglang and model.dtype are used. Servers that it names by URL load the weights from
+            the HF folder, which they must see under the same path.
 
     Raises:
         UserError: `out` holds results of another evaluation, or the engine's surroundings are not usable.
@@ -53,7 +57,7 @@ def evaluate_weights(
         Results(
             out,
             one.spec.name,
-            identity(one, mark, max_tokens, config.seed),
+            identity(one, mark, max_tokens, seed),
             keep_responses=not one.spec.confidential,
             fresh=fresh,
         )
@@ -65,10 +69,24 @@ def evaluate_weights(
     with ExitStack() as stack:
         model = stack.enter_context(served())
         fleet = stack.enter_context(start_fleet(config.engine, model, config.model.dtype, config.sglang, out / "logs"))
+        if not isinstance(fleet.engines[0], Server):
+            fleet.on_restart = partial(_load, fleet, model)
+            fleet.on_restart()
         verifier = make_verifier(config.verifier, (), rules)
         stack.callback(verifier.close)
-        answering = Answering(fleet, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, config.seed)
+        answering = Answering(fleet, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, seed)
         return [evaluate_set(one, answering, kept, watch(one)) for one, kept in zip(sets, results, strict=True)]
+
+
+def _load(fleet: Fleet, model: Path) -> None:
+    """Servers that somebody else runs take these weights."""
+    for client in fleet.clients:
+        client.pause()
+        client.flush()
+        client.set_version(UNKNOWN_VERSION)
+        client.update_from_disk(str(model.absolute()))
+        client.set_version(0)
+        client.resume()
 
 
 def fingerprint(weights: Path) -> str:

@@ -89,28 +89,23 @@ def score_tables(scored: Sequence[Scored]) -> list[ScoreTable]:
 
 def details(scored: Sequence[Scored]) -> Table:
     """Every score with its interval, and what stands behind it."""
-    table = Table(box=None, header_style="bold", title="95 % intervals", title_justify="left", title_style="bold")
-    for name in ("model", "method", "checkpoint", "set", "metric"):
+    table = Table(box=None, header_style="bold", title="With 95 % intervals", title_justify="left", title_style="bold")
+    for name in ("evaluated", "set", "metric"):
         table.add_column(name)
-    for name in ("score", "interval", "problems", "samples", "tokens", "cut off", "no answer"):
+    for name in ("score", "interval", "problems x samples", "tokens", "cut off"):
         table.add_column(name, justify="right")
     for one in scored:
         for scores in one.sets.values():
-            total = scores["problems"] * scores["samples"]
             for metric, value in scores["metrics"].items():
                 table.add_row(
-                    one.model,
-                    one.method,
-                    one.checkpoint or NOTHING,
+                    " ".join(part for part in (one.model, one.method, one.checkpoint) if part),
                     str(scores["title"]),
                     _metric(metric),
                     f"{100 * value['value']:.2f}",
                     f"{100 * value['low']:.1f} - {100 * value['high']:.1f}",
-                    str(scores["problems"]),
-                    str(scores["samples"]),
+                    f"{scores['problems']} x {scores['samples']}",
                     f"{scores['response_length']:.0f}",
                     f"{scores['truncated_share']:.1%}",
-                    f"{scores['verdicts'].get('no_answer', 0) / total:.1%}",
                 )
     return table
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,16 +12,18 @@ from owpo_megatron.algorithms import make_objective
 from owpo_megatron.config import HF_FILES, Config, hf_folder
 from owpo_megatron.convert import HFWriter, carry_files, check_parallel, hf_shapes, read_hf_config
 from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
+from owpo_megatron.evaluation.draw import Answering
+from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.parallel.topology import Topology, close_topology, init_topology
 from owpo_megatron.policy import MegatronPolicy, SlotReference
 from owpo_megatron.rollout import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
-from owpo_megatron.sync import make_sync
+from owpo_megatron.sync import fp8_engine_arguments, make_sync
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.best import BestWeights
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
 from owpo_megatron.trainer.checkpoints import CheckpointFolder
 from owpo_megatron.trainer.console import RunConsole
-from owpo_megatron.trainer.evaluate import Evaluator
+from owpo_megatron.trainer.evaluate import Evaluator, prepare_sets
 from owpo_megatron.trainer.loop import Loop
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.metrics import MetricsFile, silent_step
@@ -31,7 +32,7 @@ from owpo_megatron.trainer.saving import RunState
 from owpo_megatron.trainer.stage import StagePlan, due_every
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.summary import write_summary
-from owpo_megatron.types import Prompt, Rollout, WeightSync
+from owpo_megatron.types import Prompt, Rollout, Verifier, WeightSync
 from owpo_megatron.verifiers import make_verifier
 
 
@@ -56,9 +57,7 @@ def evaluate_run(config: Config, checkpoint: Path | None = None) -> None:
         scores = run.main.run(lambda: run.scores(f"step_{step:06d}_eval"))
         if run.console:
             run.console.evaluation(step, scores)
-            out = config.run_dir / "eval" / f"step_{step:06d}_eval.json"
-            out.write_text(json.dumps(scores, indent=1) + "\n")
-            run.console.say(f"scores and responses: {out.parent}")
+            run.console.say(f"scores with intervals, and responses: {config.run_dir / 'eval'}")
 
 
 class Run:
@@ -79,7 +78,7 @@ class Run:
         stack.callback(close_topology)
         self.console = RunConsole(config.optimizer.steps) if topology.is_main else None
         self.tokenizer = load_tokenizer(self.model_files) if topology.is_main else None
-        self.train_prompts, self.test_prompts = self._prompts() if topology.is_main else ([], [])
+        self.train_prompts, self.eval_sets = self._prompts() if topology.is_main else ([], [])
         self.objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
         needs_reference = self.objective.needs_reference != "none" and not (evaluation_only and config.teachers)
         domains = {prompt.domain for prompt in self.train_prompts}
@@ -93,7 +92,8 @@ class Run:
         revive = self.fleet.revive if self.fleet else _nothing_to_revive
         self.main = MainRank(topology.broadcast, self.policy.named_weights, self._sync(stack), revive)
         self.reference = references.build(self.policy, self.main)
-        self.collector = self._collector(stack)
+        self.verifier = self._verifier(stack)
+        self.collector = self._collector()
         self.evaluator = self._evaluator()
         self.metrics = MetricsFile(config.run_dir / "metrics.jsonl", self._on_line) if topology.is_main else None
         candidate = self.reference if self.plan.chooses_best and isinstance(self.reference, SlotReference) else None
@@ -177,15 +177,13 @@ class Run:
             self.console.say(text)
 
     # ------------------------------------------------------------------------------------------ building
-    def _prompts(self) -> tuple[list[Prompt], list[Prompt]]:
+    def _prompts(self) -> tuple[list[Prompt], list[PreparedSet]]:
         assert self.tokenizer
         train, report = load_prompts(self.config.data, self.tokenizer)
         self.say(str(report))
         if not (self._evaluation_wanted() or self.evaluation_only):
             return train, []
-        test, report = load_prompts(self.config.data, self.tokenizer, "test", self.config.eval.limit)
-        self.say(f"held out: {report}")
-        return train, test
+        return train, prepare_sets(self.config, self.tokenizer, self.say)
 
     def _start_engine(self, stack: contextlib.ExitStack) -> Future | None:
         """Global rank 0's engine, started while all ranks build the model."""
@@ -204,6 +202,8 @@ class Run:
     def _start_fleet(self, stack: contextlib.ExitStack) -> Fleet:
         # Every weight comes by the first push; SGLang need not read the checkpoint.
         raw = {"load_format": "dummy"} | self.config.sglang
+        if self.config.sync.fp8:
+            raw |= fp8_engine_arguments(raw)
         fleet = start_fleet(
             self.config.engine, self.model_files, self.config.model.dtype, raw, self.config.run_dir / "logs"
         )
@@ -214,16 +214,21 @@ class Run:
         if not self.topology.is_main:
             return None
         clients = self.fleet.clients if self.fleet else []
-        sync = make_sync(self.config.sync, clients, self.config.run_dir / "sync")
+        sync = make_sync(self.config.sync, clients, self.config.run_dir / "sync", num_kv_heads)
         stack.callback(sync.close)
         return sync
 
-    def _collector(self, stack: contextlib.ExitStack) -> RolloutCollector:
-        config, verifier, stream = self.config, None, None
+    def _verifier(self, stack: contextlib.ExitStack) -> Verifier | None:
+        if not self.topology.is_main:
+            return None
+        rules = {domain: rule for one in self.eval_sets for domain, rule in one.rules.items()}
+        verifier = make_verifier(self.config.verifier, {prompt.domain for prompt in self.train_prompts}, rules)
+        stack.callback(verifier.close)
+        return verifier
+
+    def _collector(self) -> RolloutCollector:
+        config, stream = self.config, None
         if self.topology.is_main:
-            domains = {prompt.domain for prompt in (*self.train_prompts, *self.test_prompts)}
-            verifier = make_verifier(config.verifier, domains)
-            stack.callback(verifier.close)
             stream = ShuffledStream(self.train_prompts, config.seed)
             if self.fleet:
                 self.fleet.on_restart = self.main.push_again
@@ -231,7 +236,7 @@ class Run:
             config,
             self.main,
             self.engine,
-            verifier,
+            self.verifier,
             stream,
             decode=self.tokenizer.decode if self.tokenizer else _nothing_to_decode,
             stop_token_ids=self.tokenizer.eos_ids if self.tokenizer else (),
@@ -241,20 +246,13 @@ class Run:
         )
 
     def _evaluator(self) -> Evaluator | None:
-        if not self.test_prompts:
+        if not self.eval_sets:
             return None
-        assert self.tokenizer and self.engine and self.console
-        return Evaluator(
-            self.config.eval,
-            self.test_prompts,
-            self.config.rollout.max_response_tokens,
-            self.tokenizer.eos_ids,
-            self.engine,
-            self.collector.grade,
-            self.config.seed,
-            self.config.run_dir / "eval",
-            self.console.working,
-        )
+        assert self.tokenizer and self.engine and self.verifier and self.console
+        limit, seed = self.config.rollout.max_response_tokens, self.config.seed
+        eos_ids = self.tokenizer.eos_ids
+        answering = Answering(self.engine, self.verifier, self.tokenizer.decode, eos_ids, limit, seed)
+        return Evaluator(self.eval_sets, answering, self.config.run_dir / "eval", self.console.working)
 
     def _evaluation_wanted(self) -> bool:
         wants = self.config.eval

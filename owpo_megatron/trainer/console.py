@@ -65,8 +65,10 @@ class RunConsole:
         )
 
     def evaluation(self, step: int, scores: dict[str, Any]) -> None:
-        text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if name.startswith("pass@"))
-        self.say(f"[bold]evaluation at step {step}[/bold]: {text} ({scores['problems']} problems)")
+        for name, values in scores.get("sets", {"": scores}).items():
+            text = ", ".join(f"{metric} {value:.3f}" for metric, value in values.items() if metric.startswith("pass@"))
+            of = f", {name}" if name else ""
+            self.say(f"[bold]evaluation at step {step}{of}[/bold]: {text} ({values['problems']} problems)")
 
 
 def _number(line: dict[str, Any], name: str, form: str) -> str:

@@ -1,95 +1,74 @@
-"""Evaluation on held-out problems: k samples a problem, Pass@k by the unbiased estimator."""
+"""Evaluation of the weights under training: the sets of the run, through the run's own engine and verifier."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.config import EvalConfig
-from owpo_megatron.trainer.rollouts import sample_seed
-from owpo_megatron.types import Progress, Prompt, Rollout, RolloutEngine, SampleRequest, Sampling, Verdict
+from owpo_megatron.config import Config
+from owpo_megatron.data import Tokenizer, load_prompts
+from owpo_megatron.evaluation.draw import Answering, evaluate_set
+from owpo_megatron.evaluation.prepare import PreparedSet, held_out, prepare
+from owpo_megatron.evaluation.results import Results
+from owpo_megatron.evaluation.sets import HELD_OUT, data_folder, sets_of_run, source_of
+from owpo_megatron.types import Progress
 
 
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k samples is right: 1 - C(n - c, k) / C(n, k).
+def prepare_sets(config: Config, tokenizer: Tokenizer, say: Callable[[str], None]) -> list[PreparedSet]:
+    """The sets that a run evaluates itself on, the one that decides first.
 
-    Source: Chen et al. 2021 (arXiv:2107.03374), Eq. 1.
-
-    Example:
-        >>> pass_at_k(samples=4, correct=1, k=2)  # 1 - C(3, 2) / C(4, 2) = 1 - 3/6
-        0.5
+    Raises:
+        UserError: a set is not known, not found or faulty.
     """
-    assert 0 < k <= samples and 0 <= correct <= samples
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+    folder, prepared = data_folder(config.eval.data_dir), []
+    for spec in sets_of_run(config):
+        if spec.name == HELD_OUT and spec.source is None:
+            prompts, report = load_prompts(config.data, tokenizer, "test", spec.limit)
+            prepared.append(held_out(spec, prompts, report.source))
+            say(f"held out: {report}")
+        else:
+            one = prepare(spec, source_of(spec, folder), config.data.template, tokenizer, config.seed)
+            prepared.append(one)
+            say(one.complaint or f"{spec.title}: {len(one.prompts)} problems of {one.origin}")
+    return prepared
 
 
 class Evaluator:
-    """Draws and grades `samples` responses of every problem; keeps the per-problem results.
+    """Draws and grades the samples of every set; keeps the results problem by problem in the run's eval/ folder.
 
     The same problems with the same seeds each time, so that two evaluations differ by the policy only.
+
+    Args:
+        sets: the first one's scores stand for the evaluation.
     """
 
     def __init__(
-        self,
-        config: EvalConfig,
-        problems: Sequence[Prompt],
-        max_tokens: int,
-        stop_token_ids: tuple[int, ...],
-        engine: RolloutEngine,
-        grade: Callable[[Sequence[Rollout]], list[Verdict]],
-        seed: int,
-        out_dir: Path,
-        progress: Progress | None = None,
+        self, sets: Sequence[PreparedSet], answering: Answering, out_dir: Path, progress: Progress | None = None
     ):
-        self._config = config
-        self._problems = list(problems[: config.limit])
-        self._sampling = Sampling(max_tokens, config.temperature, config.top_p, stop_token_ids)
-        self._engine = engine
-        self._grade = grade
-        self._seed = seed
+        self._sets = sets
+        self._answering = answering
         self._out_dir = out_dir
         self._progress = progress
 
     def run(self, name: str) -> dict[str, Any]:
-        """{"pass@1": ..., "problems": n, "samples": k, "response_length": mean}; details go to eval/NAME.jsonl."""
-        count = self._config.samples
-        requests = [
-            SampleRequest(prompt, sample_seed(~self._seed, index, sibling))
-            for index, prompt in enumerate(self._problems)
-            for sibling in range(count)
-        ]
-        rollouts = self._engine.generate(requests, self._sampling, self._progress)
-        verdicts = self._grade(rollouts)
-        correct = [
-            sum(verdict.correct for verdict in verdicts[start : start + count])
-            for start in range(0, len(verdicts), count)
-        ]
-        self._keep(name, rollouts, verdicts)
-        scores: dict[str, Any] = {
-            f"pass@{k}": sum(pass_at_k(count, right, k) for right in correct) / len(correct)
-            for k in self._config.pass_at
-        }
-        length = sum(len(rollout.response_ids) for rollout in rollouts) / len(rollouts)
-        return scores | {"problems": len(correct), "samples": count, "response_length": length}
+        """{"pass@1": ..., "problems": n, "samples": k, "response_length": mean} of the first set; where sets are named,
+        "sets" has the same of each. Details and intervals: eval/NAME.jsonl and NAME.json, NAME_SET... of a named set.
+        """
+        scores = {one.spec.name: self._evaluate(one, name) for one in self._sets}
+        first = next(iter(scores.values()))
+        return first if list(scores) == [HELD_OUT] else first | {"sets": scores}
 
-    def _keep(self, name: str, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:
-        count = self._config.samples
-        lines = []
-        for index, prompt in enumerate(self._problems):
-            mine = slice(index * count, (index + 1) * count)
-            lines.append(
-                {
-                    "id": prompt.id,
-                    "answer": prompt.answer,
-                    "verdicts": [verdict.reason for verdict in verdicts[mine]],
-                    "responses": [list(rollout.response_ids) for rollout in rollouts[mine]],
-                }
-            )
-        self._out_dir.mkdir(parents=True, exist_ok=True)
-        scratch = self._out_dir / f"{name}.tmp"
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(scratch, self._out_dir / f"{name}.jsonl")
+    def _evaluate(self, prepared: PreparedSet, name: str) -> dict[str, Any]:
+        spec = prepared.spec
+        file_name = name if spec.name == HELD_OUT else f"{name}_{spec.name}"
+        # A run that resumes may have other weights at this step than the one that was interrupted: begun anew.
+        results = Results(self._out_dir, file_name, {"step": name}, not spec.confidential, fresh=True)
+
+        def watch(done: int, total: int, right: int) -> None:
+            if self._progress is not None:
+                self._progress(done, total)
+
+        scores = evaluate_set(prepared, self._answering, results, watch)
+        values = {metric: found["value"] for metric, found in scores["metrics"].items()}
+        return values | {field: scores[field] for field in ("problems", "samples", "response_length")}

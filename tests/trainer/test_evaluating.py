@@ -1,42 +1,40 @@
-"""Pass@k, the evaluator, and when things are due."""
+"""Evaluation inside a run, and when things are due. Estimators and results are in tests/evaluation."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import FakeEngine, FakeVerifier
+from fakes import FakeEngine
 from tiny import make_config
 
-from owpo_megatron.config import EvalConfig
-from owpo_megatron.trainer.evaluate import Evaluator, pass_at_k
+from owpo_megatron.config import VerifierConfig
+from owpo_megatron.evaluation.draw import Answering
+from owpo_megatron.evaluation.prepare import PreparedSet, held_out
+from owpo_megatron.evaluation.sets import sets_of_run
+from owpo_megatron.trainer.evaluate import Evaluator
 from owpo_megatron.trainer.stage import StagePlan, due_every
-from owpo_megatron.types import Prompt, Rollout, Verdict
+from owpo_megatron.types import Prompt
+from owpo_megatron.verifiers import make_verifier
 
-PROBLEMS = [Prompt(f"q/{index}", (index,), "", "") for index in range(6)]
-
-
-@pytest.mark.parametrize("samples", [1, 4, 7])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(samples: int) -> None:
-    for correct, k in itertools.product(range(samples + 1), range(1, samples + 1)):
-        subsets = list(itertools.combinations([True] * correct + [False] * (samples - correct), k))
-        expected = sum(map(any, subsets)) / len(subsets)
-        assert math.isclose(pass_at_k(samples, correct, k), expected, abs_tol=1e-12)
+PROBLEMS = [Prompt(f"q/{index}", (index,), "", "1") for index in range(6)]
 
 
-def evaluator(engine: FakeEngine, out: Path, **fields: object) -> Evaluator:
-    config = EvalConfig.model_validate({"samples": 4, "pass_at": [1, 2], "limit": 3} | fields)
-    verifier = FakeVerifier({"1": "ok"})
+GRADED = VerifierConfig(rule="gsm8k", workers=1)
 
-    def grade(rollouts: list[Rollout]) -> list[Verdict]:
-        from owpo_megatron.types import GradingItem
 
-        return verifier.score([GradingItem(str(rollout.response_ids[0]), "") for rollout in rollouts])
+def held_out_set(**fields: object) -> PreparedSet:
+    config = make_config(Path("m"), eval={"samples": 4, "pass_at": [1, 2], "limit": 3} | fields)
+    return held_out(sets_of_run(config)[0], PROBLEMS, "data")
 
-    return Evaluator(config, PROBLEMS, 8, (2,), engine, grade, 1, out)  # type: ignore[arg-type]
+
+def evaluator(engine: FakeEngine, out: Path, *sets: PreparedSet) -> Evaluator:
+    verifier = make_verifier(GRADED, {"default"}, {domain: "gsm8k" for one in sets for domain in one.rules})
+    decode = {1: "#### 1", 0: "#### 2"}.__getitem__
+    answering = Answering(engine, verifier, lambda ids: decode(ids[0]), (2,), 8, seed=1)
+    return Evaluator(sets or [held_out_set()], answering, out)
 
 
 def test_scores_of_a_hand_example(tmp_path: Path) -> None:
@@ -49,11 +47,29 @@ def test_scores_of_a_hand_example(tmp_path: Path) -> None:
         return [1, 2] if seen[prompt.id] <= right[prompt.id] else [0, 5, 2]
 
     scores = evaluator(FakeEngine(respond), tmp_path / "eval").run("step_000007")
+    assert scores.keys() == {"pass@1", "pass@2", "problems", "samples", "response_length"}
     assert scores["pass@1"] == pytest.approx(1.5 / 3) and scores["pass@2"] == pytest.approx((1 + 5 / 6) / 3)
     assert (scores["problems"], scores["samples"], scores["response_length"]) == (3, 4, 2.5)
     kept = [json.loads(text) for text in (tmp_path / "eval" / "step_000007.jsonl").read_text().splitlines()]
     assert [line["verdicts"] for line in kept] == [["ok"] * 4, ["ok", "ok", "wrong", "wrong"], ["wrong"] * 4]
     assert kept[1]["responses"] == [[1, 2], [1, 2], [0, 5, 2], [0, 5, 2]] and kept[1]["id"] == "q/1"
+    assert json.loads((tmp_path / "eval" / "step_000007.json").read_text())["metrics"]["pass@1"]["low"] == 0.0
+
+
+def test_several_sets_of_which_the_first_decides(tmp_path: Path) -> None:
+    """ "easy" is always right, "hard" never; the scores on top are those of the first."""
+    easy, hard = (
+        replace(one, spec=replace(one.spec, name=name), prompts=one.prompts[:count])
+        for one, name, count in ((held_out_set(), "easy", 2), (held_out_set(), "hard", 3))
+    )
+    hard = replace(hard, prompts=tuple(replace(prompt, answer="5") for prompt in hard.prompts))
+    scores = evaluator(FakeEngine(lambda prompt, rng: [1, 2]), tmp_path, easy, hard).run("step_000002")
+    assert (scores["pass@1"], scores["problems"]) == (1.0, 2)
+    assert {name: (one["pass@1"], one["problems"]) for name, one in scores["sets"].items()} == {
+        "easy": (1.0, 2),
+        "hard": (0.0, 3),
+    }
+    assert {path.name for path in tmp_path.glob("*.jsonl")} == {"step_000002_easy.jsonl", "step_000002_hard.jsonl"}
 
 
 def test_two_evaluations_ask_for_the_same_and_training_for_other_seeds(tmp_path: Path) -> None:
