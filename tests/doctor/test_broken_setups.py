@@ -152,7 +152,7 @@ def test_a_disk_that_is_too_small(raw: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     shell = f"mount -t tmpfs -o size=3m owpo '{tmp_path}/runs'"
     found = in_a_process(tmp_path, "--only", "disk", "-c", write(raw, tmp_path), shell=shell)
-    assert_failed(found["disk"], "0.0 GB free", "checkpoint.keep")
+    assert_failed(found["disk"], "3 MB free", "checkpoint.keep")
 
 
 @needs_namespaces
@@ -200,6 +200,21 @@ def test_engines_that_do_not_answer(raw: dict[str, Any], tmp_path: Path) -> None
 
 
 # ------------------------------------------------------------------------------------------ between nodes
+@pytest.mark.ranks
+def test_a_job_whose_run_folder_cannot_be_written(raw: dict[str, Any], tmp_path: Path) -> None:
+    """As a job's script calls it, on one node: a table, and an exit code that stops the script."""
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    config = write(raw | {"runs_dir": "/proc/runs"}, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "owpo_megatron.launch.doctor.probe", "--config", config],
+        env={**os.environ, **place, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert f"fail  disk on {socket.gethostname()}: no file can be written in /proc" in done.stdout
+    assert "fail  run folder: no file can be written for /proc/runs/run" in done.stdout
+    assert "ok    torch: 2.13.0" in done.stdout
+
+
 @needs_namespaces
 @pytest.mark.ranks
 def test_two_nodes_that_do_not_belong_together(raw: dict[str, Any], tmp_path: Path) -> None:

@@ -53,11 +53,10 @@ def all_gather(megabytes: int, device: torch.device) -> Speed:
     """Every rank's block at every rank, in order; bus bytes are (n - 1) / n of the result."""
     rank, world = dist.get_rank(), dist.get_world_size()
     block = torch.full((max(1, (megabytes << 18) // world),), float(rank), device=device)
-    whole = torch.empty(world * block.numel(), device=device)
-    seconds = [_timed(lambda: dist.all_gather_into_tensor(whole, block), device) for _ in range(ROUNDS)]
-    blocks = whole.view(world, -1)
+    blocks = [torch.empty_like(block) for _ in range(world)]
+    seconds = [_timed(lambda: dist.all_gather(blocks, block), device) for _ in range(ROUNDS)]
     right = all(bool((blocks[other] == other).all()) for other in range(world))
-    bytes_on_bus = (world - 1) / world * whole.nbytes
+    bytes_on_bus = (world - 1) * block.nbytes
     return Speed(_everywhere(right), bytes_on_bus / _slowest(min(seconds)) / 1e9, megabytes)
 
 
@@ -94,14 +93,22 @@ def clock_skew(control: dist.ProcessGroup, clock: Callable[[], float] = time.tim
 def strangers(folder: Path, token: str, control: dist.ProcessGroup) -> list[int]:
     """Ranks for which `folder` is not the folder of rank 0: a file that rank 0 makes does not show there.
 
+    Args:
+        folder: exists on rank 0, whose word counts.
+
     Raises:
-        OSError: on rank 0, when it cannot write there.
+        OSError: on every rank, when rank 0 cannot write there.
     """
-    marker = folder / f".owpo-doctor-{token}"
+    folder = gather_everywhere(folder, control)[0]
+    marker, error = folder / f".owpo-doctor-{token}", None
     if dist.get_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        marker.write_text(token)
-    dist.barrier(group=control)
+        try:
+            marker.write_text(token)
+        except OSError as caught:
+            error = caught
+    error = gather_everywhere(error, control)[0]  # and rank 0 has written
+    if error is not None:
+        raise error
     deadline = time.monotonic() + FOLDER_SECONDS
     while not (seen := marker.is_file()) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -29,6 +29,7 @@ from owpo_megatron.config import Config
 from owpo_megatron.launch.doctor.examine import examine
 from owpo_megatron.launch.doctor.finding import Finding, Scope
 from owpo_megatron.launch.doctor.network import INTERFACE, resolve
+from owpo_megatron.launch.doctor.storage import existing_parent
 
 if TYPE_CHECKING:  # torch is imported once the command line is known to be right
     import torch
@@ -135,10 +136,13 @@ def _folder(config: Config, control: ProcessGroup) -> Finding:
     from owpo_megatron.launch.doctor import collectives
 
     token = collectives.gather_everywhere(uuid.uuid4().hex[:8], control)[0]
-    lost = collectives.strangers(config.run_dir, token, control)
+    remedy = "set runs_dir to a file system that all nodes share and may write to"
+    try:
+        lost = collectives.strangers(existing_parent(config.run_dir), token, control)
+    except OSError as error:
+        return Finding("run folder", "fail", f"no file can be written for {config.run_dir}: {error.strerror}", remedy)
     if lost:
-        detail = f"{config.run_dir} of rank 0 is not what ranks {lost} see there"
-        return Finding("run folder", "fail", detail, "set runs_dir to a file system that all nodes share")
+        return Finding("run folder", "fail", f"{config.run_dir} of rank 0 is not what ranks {lost} see there", remedy)
     return Finding("run folder", "ok", f"{config.run_dir} is the same for all ranks")
 
 
@@ -155,8 +159,7 @@ def _merged(told: list[tuple[int, list[Finding]]], nodes: list[str]) -> list[Fin
         findings += [Finding(f"{what} on {node}", one.status, one.detail, one.remedy) for node, one in ill]
         if not ill:
             details = sorted({finding.detail for _, finding in rows})
-            more = f" (and {len(details) - 1} other answers)" if len(details) > 1 else ""
-            findings.append(Finding(what, "ok", f"{details[0]}{more}"))
+            findings.append(Finding(what, "ok", details[0] if len(details) == 1 else f"e.g. {details[0]}"))
     return findings
 
 

@@ -47,10 +47,10 @@ def existing_parent(folder: Path) -> Path:
 
 
 def _room(scope: Scope, free: float) -> Finding:
-    detail = f"{free:.1f} GB free for {scope.runs_dir}"
+    detail = f"{_size(free)} free for {scope.runs_dir}"
     needed = _needed_gb(scope.config) if scope.config else None
     if needed is not None:
-        told = f"{detail}; checkpoints take about {needed:.1f} GB"
+        told = f"{detail}; checkpoints take about {_size(needed)}"
         if free < needed:
             return Finding("disk", "fail", told, "free some space, lower checkpoint.keep, or set runs_dir elsewhere")
         return Finding("disk", "ok", told)
@@ -73,6 +73,10 @@ def _needed_gb(config: Config) -> float | None:
     checkpoint = parameters * CHECKPOINT_BYTES + 2 * weights
     copies = config.checkpoint.keep + 1
     return (checkpoint * copies + weights) / 2**30
+
+
+def _size(gigabytes: float) -> str:
+    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{gigabytes * 1024:.0f} MB"
 
 
 def weight_files(files: Path, model: Path) -> list[Path]:
