@@ -17,14 +17,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="owpo_megatron.trainer.main", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="resolved YAML configuration of the run")
     parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="changes for this attempt alone")
-    parser.add_argument("--logs", type=Path, help="folder for error_rank_N.txt; default: logs/ of the run folder")
+    parser.add_argument("--error-dir", type=Path, help="folder for error_rank_N.txt; default: logs/ of the run folder")
     parser.add_argument("--stop-file", type=Path, help="once it exists, the step is finished and saved")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the newest checkpoint (or the model)")
     parser.add_argument("--checkpoint", type=Path, help="with --eval-only: this step_... folder")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     rank = int(os.environ.get("RANK", "0"))
     config = Config.load(args.config, args.overrides)
-    logs = args.logs or config.run_dir / "logs"
+    logs = args.error_dir or config.run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     error_file = logs / f"error_rank_{rank}.txt"
     error_file.unlink(missing_ok=True)
