@@ -38,7 +38,7 @@ def compare(lab: Lab, tell: Tell = lambda what, spec: None) -> tuple[dict[str, A
     """
     cells = plan(lab)
     root = lab.folder / "runs"
-    failures = run_all(specs_of(cells), root, lab.workers, tell)
+    failures = run_all(specs_of(cells), root, lab.workers_wanted, tell)
     return write_table(lab, cells, root), failures
 
 

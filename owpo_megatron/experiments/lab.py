@@ -77,7 +77,7 @@ class Lab(Section):
     reference: ReferenceRun | None = ReferenceRun()
     regimes: dict[str, Regime] = {"plain": Regime()}
     workers: int | None = Field(None, gt=0)
-    """Runs at a time; None: one a core (CPU), one (CUDA)."""
+    """Runs at a time, each with an engine of its own; None: one a core (CPU), one (CUDA or with run.engine.urls)."""
 
     @field_validator("methods")
     @classmethod
@@ -105,7 +105,14 @@ class Lab(Section):
             raise UserError(
                 "run.eval.every", run.eval.every, "curves need evaluations: every > 0, and before and after on"
             )
+        if run.engine.urls and (self.workers or 1) > 1:
+            remedy = "runs that share engines would overwrite each other's weights; leave it out, or run.engine.urls"
+            raise UserError("workers", self.workers, remedy)
         return self
+
+    @property
+    def workers_wanted(self) -> int | None:
+        return 1 if self.base_run().engine.urls else self.workers
 
     def base_run(self) -> Config:
         """The ordinary run that every entry starts from."""

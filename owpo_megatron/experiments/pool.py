@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from owpo_megatron.config import Config
 from owpo_megatron.experiments.spec import RunSpec
 from owpo_megatron.launch.machine import gpu_names
 
@@ -115,19 +117,29 @@ class _Board:
 
 def _serve(process: subprocess.Popen[str], board: _Board) -> None:
     """Hand runs to one worker until nothing is left or it is gone."""
-    assert process.stdin is not None and process.stdout is not None
     while (spec := board.take()) is not None:
-        board.tell("started", spec)
+        answer = None
         try:
-            process.stdin.write(spec.placed(board.root).model_dump_json() + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except (BrokenPipeError, ValueError):  # ValueError: closed by an interrupt
-            line = ""
-        answer = json.loads(line) if line else {"ok": False, "reason": "its worker ended", "mistake": False}
-        board.done(spec, None if answer["ok"] else Failure(spec, answer["reason"], answer["mistake"]))
-        if not line:
+            board.tell("started", spec)
+            answer = _ask(process, spec.placed(board.root))
+        finally:
+            lost = {"ok": False, "reason": "its worker ended; logs/worker_N.log may say why", "mistake": False}
+            found = answer or lost
+            board.done(spec, None if found["ok"] else Failure(spec, found["reason"], found["mistake"]))
+        if answer is None:
             return
+
+
+def _ask(process: subprocess.Popen[str], config: Config) -> dict[str, Any] | None:
+    """The worker's answer, None when it is gone."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        process.stdin.write(config.model_dump_json() + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+    except (BrokenPipeError, ValueError):  # ValueError: closed by an interrupt
+        return None
+    return json.loads(line) if line else None
 
 
 def _start_worker(logs: Path, index: int, threads: int) -> subprocess.Popen[str]:

@@ -1,0 +1,138 @@
+"""Which runs a comparison makes, and what decides that two of them are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from owpo_megatron.errors import UserError
+from owpo_megatron.experiments.compare import Cell, plan, specs_of
+from owpo_megatron.experiments.lab import Lab, load_section
+from owpo_megatron.experiments.pool import with_needs
+from owpo_megatron.experiments.protocols import SelfEvolution, TwoStage
+from owpo_megatron.experiments.spec import RunSpec, model_digest
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A lab of two methods, two seeds and two regimes."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    raw: dict[str, Any] = {
+        "run": {
+            "model": {"path": str(tmp_path / "model")},
+            "data": {"source": "task:cipher"},
+            "rollout": {"prompts_per_step": 16},
+            "optimizer": {"steps": 30},
+            "eval": {"every": 5},
+        },
+        "methods": ["owpo", "dapo"],
+        "seeds": [1, 2],
+        "regimes": {"flipped": {"set": {"verifier.flip": 0.15}}, "clean": {}},
+    }
+    (tmp_path / "lab.yaml").write_text(yaml.safe_dump(raw))
+    return tmp_path / "lab.yaml"
+
+
+def cells_of(file: Path, *overrides: str) -> dict[tuple[str, str, int], Cell]:
+    return {(cell.regime, cell.entry.label, cell.seed): cell for cell in plan(Lab.load(file, overrides))}
+
+
+def test_guided_methods_get_the_reference_of_their_seed_and_others_its_steps(file: Path) -> None:
+    cells = cells_of(file)
+    owpo, dapo = cells["flipped", "owpo", 2], cells["flipped", "dapo", 2]
+    assert owpo.run.reference is not None and owpo.run.config.reference.refresh == "fixed"
+    assert owpo.run.reference.config.seed == 1002 and owpo.run.reference.config.optimizer.steps == 10
+    assert owpo.longer is None
+    assert dapo.run.reference is None
+    assert dapo.longer is not None and dapo.longer.config.optimizer.steps == 40
+
+
+def test_the_reference_never_sees_the_noise_of_a_regime_and_is_made_once(file: Path) -> None:
+    cells = cells_of(file)
+    noisy, clean = cells["flipped", "owpo", 1].run, cells["clean", "owpo", 1].run
+    assert noisy.config.verifier.flip == 0.15 and clean.config.verifier.flip == 0.0
+    assert noisy.reference is not None and clean.reference is not None
+    assert noisy.reference.config.verifier.flip == 0.0
+    assert noisy.reference.key == clean.reference.key
+    runs = with_needs(specs_of(list(cells.values())))
+    # 2 regimes x 2 seeds x (owpo, dapo, longer dapo), and one reference a seed, each before who needs it
+    assert len(runs) == 14
+    keys = [spec.key for spec in runs]
+    assert all(keys.index(needed.key) < keys.index(spec.key) for spec in runs for needed in spec.needs)
+
+
+def test_the_key_holds_what_changes_the_result_and_nothing_else(file: Path) -> None:
+    def key(*overrides: str) -> str:
+        return cells_of(file, *overrides)["clean", "owpo", 1].run.key
+
+    assert key() == key("run.engine.concurrency=8") == key("out_dir=elsewhere") == key("name=other")
+    assert key() == key("run.optimizer.beta2=0.95")  # a default that is spelled out
+    for change in ("run.optimizer.lr=1e-4", "reference.steps=11", "reference.weights=best"):
+        assert key() != key(change), change
+    before = key()
+    (file.parent / "model" / "config.json").write_text('{"hidden_size": 4}')
+    model_digest.cache_clear()
+    assert key() != before
+
+
+def test_a_run_made_under_another_label_is_found(file: Path, tmp_path: Path) -> None:
+    spec = cells_of(file)["clean", "owpo", 1].run
+    root = tmp_path / "runs"
+    (root / f"other-label-{spec.key}").mkdir(parents=True)
+    assert not spec.is_done(root)
+    (root / f"other-label-{spec.key}" / "summary.json").write_text("{}")
+    assert spec.is_done(root)
+    assert RunSpec("again", spec.config, spec.reference).is_done(root)
+
+
+def test_a_policy_can_start_from_the_reference(file: Path, tmp_path: Path) -> None:
+    cells = cells_of(file, "methods=[owpo, {label: continued, method: dapo, start: reference}]")
+    run = cells["clean", "continued", 1].run
+    assert run.start is not None and run.reference is None
+    placed = run.placed(tmp_path / "runs")
+    assert placed.model.path == run.start.folder(tmp_path / "runs") / "hf"
+    assert cells["clean", "continued", 1].longer is None  # it has spent the reference's steps
+
+
+def test_two_stage_takes_the_best_of_the_first_stage(file: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load(file.read_text())
+    del raw["regimes"]
+    file.write_text(yaml.safe_dump(raw))
+    lab = load_section(TwoStage, file, ["first={steps: 20}"]).lab()
+    run = plan(lab)[0].run
+    assert run.reference is not None and run.reference.config.checkpoint.keep_best
+    assert run.placed(tmp_path / "runs").reference.path == run.reference.folder(tmp_path / "runs") / "best"
+
+
+def test_self_evolution_swaps_to_the_best_of_every_stage(file: Path) -> None:
+    raw = yaml.safe_load(file.read_text())
+    del raw["regimes"]
+    file.write_text(yaml.safe_dump(raw))
+    lab = load_section(SelfEvolution, file, ["iterations=3", "stage_steps=10", "prior={steps: 5}"]).lab()
+    config = plan(lab)[0].run.config
+    assert (config.reference.refresh, config.reference.every, config.optimizer.steps) == ("best_of_stage", 10, 30)
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("methods=[owpo, owpo]", "methods"),
+        ("methods=[owqo]", "methods.0.method"),
+        ("against=grpo", "against"),
+        ("seeds=[1, 1]", "seeds"),
+        ("metric=pass@3", "metric"),
+        ("run.eval.every=0", "run.eval.every"),
+        ("regimes={noisy: {set: {verifier.flop: 0.1}}}", "verifier.flop"),
+        ("regimes={noisy: {set: {flip.verifier: 0.1}}}", "set"),
+        ("workers=2", "workers"),
+    ],
+)
+def test_mistakes_name_their_field(file: Path, override: str, field: str) -> None:
+    overrides = [override] + (["run.engine.urls=['http://127.0.0.1:1']"] if field == "workers" else [])
+    with pytest.raises(UserError) as mistake:
+        plan(Lab.load(file, overrides))
+    assert mistake.value.field == field
