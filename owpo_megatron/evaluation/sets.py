@@ -156,3 +156,16 @@ def source_of(wanted: EvalSet, folder: Path | None) -> str:
         return wanted.hub
     looked = f"{folder} has none of {', '.join(names)}" if folder else "no folder of data is given (--data DIR)"
     raise UserError("evaluation set", wanted.name, f"{looked}; give it a file: --set {wanted.name}=FILE")
+
+
+def check_sets(config: Config) -> None:
+    """Find sets of a run that are not known or not there, before it starts. The hub is not asked.
+
+    Raises:
+        UserError: the first of them.
+    """
+    folder = data_folder(config.eval.data_dir)
+    for spec in sets_of_run(config) if config.eval.sets else ():
+        source = source_of(spec, folder)
+        if not source.startswith(("task:", "hub:")) and not Path(source).is_file():
+            raise UserError(f"source of {spec.name}", source, "no such file")

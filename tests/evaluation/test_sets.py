@@ -19,7 +19,16 @@ from owpo_megatron.data.tokenizer import make_byte_tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.choices import Choice, as_problem, choice_of, option_order
 from owpo_megatron.evaluation.prepare import INSTRUCTION, prepare, read_problems
-from owpo_megatron.evaluation.sets import HELD_OUT, SETS, VARIABLE, data_folder, resolve, sets_of_run, source_of
+from owpo_megatron.evaluation.sets import (
+    HELD_OUT,
+    SETS,
+    VARIABLE,
+    check_sets,
+    data_folder,
+    resolve,
+    sets_of_run,
+    source_of,
+)
 
 DATA = Path(os.environ.get("OWPO_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SAMPLE = DATA / "mmlu_pro_sample.jsonl"
@@ -102,6 +111,14 @@ def test_a_set_is_found_in_the_folder_then_on_the_hub(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match="no such folder"):
         data_folder(None)
     assert data_folder(tmp_path) == tmp_path
+
+
+def test_a_run_hears_of_missing_sets_before_it_starts(tmp_path: Path) -> None:
+    check_sets(config())
+    (tmp_path / "amc23.jsonl").touch()
+    check_sets(config(sets=["amc23", {"name": "mine", "source": "task:cipher"}], data_dir=str(tmp_path)))
+    with pytest.raises(UserError, match="source of mine = gone.jsonl: no such file"):
+        check_sets(config(sets=[{"name": "mine", "source": "gone.jsonl"}]))
 
 
 # ------------------------------------------------------------------------------------------------ prompts
