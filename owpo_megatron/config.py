@@ -235,6 +235,7 @@ class Config(Section):
                 f"must divide rollout.prompts_per_step = {roll.prompts_per_step}, so that updates are equally large",
             )
         check_reference(self.reference, self.eval.every)
+        self._has_a_best()
         check_teachers(self.teachers, self.algorithm.name, self.reference, roll.temperature)
         if max(self.eval.pass_at) > self.eval.samples:
             raise UserError("eval.pass_at", self.eval.pass_at, f"cannot exceed eval.samples = {self.eval.samples}")
@@ -248,6 +249,15 @@ class Config(Section):
                 "rollout.overlong_tokens", roll.overlong_tokens, "opd does not use rewards; leave it out, or use mopd"
             )
         return self
+
+    def _has_a_best(self) -> None:
+        """Where the best weights are kept, there are evaluations with a Pass@1 to choose by."""
+        wants = self.eval
+        if self.checkpoint.keep_best and not (wants.every or wants.after):
+            raise UserError("checkpoint.keep_best", True, "nothing is evaluated; set eval.every, or leave it out")
+        chooses = self.checkpoint.keep_best or self.reference.refresh == "best_of_stage"
+        if chooses and not wants.sets and 1 not in wants.pass_at:
+            raise UserError("eval.pass_at", wants.pass_at, "the best weights are chosen by Pass@1; add 1")
 
     @classmethod
     def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Config:
