@@ -31,7 +31,7 @@ def compare(config: LabFile, overrides: Overrides = None, no_run: NoRun = False)
 
     Uses every core. Runs that are there already are not made again, and Ctrl-C loses no finished step: the same command
     goes on. Tables give equal steps and equal total compute (with the reference's training) side by side. Everything is
-    in runs/NAME: runs/, table.json, curves.json, figures.
+    in runs/NAME: runs/, table.json, table.md, curves.json, figures.
 
     Example: owpo compare -c examples/cpu-lab/lab.yaml seeds=[1,2]
     """
@@ -56,7 +56,7 @@ def make(lab: Lab, no_run: bool) -> tuple[dict[str, Any], list[Failure]]:
 
 def show(folder: Path, table: Mapping[str, Any]) -> None:
     """The tables of every regime, and where the figures are."""
-    from owpo_megatron.report.comparison import regime_table, write_comparison_figures
+    from owpo_megatron.report.comparison import regime_table, write_comparison_figures, write_markdown
 
     console = wide()
     for regime, content in table["regimes"].items():
@@ -65,6 +65,7 @@ def show(folder: Path, table: Mapping[str, Any]) -> None:
             console.print()
     curves = json.loads((folder / "curves.json").read_text())
     figures = write_comparison_figures(table, curves, folder)
+    write_markdown(table, folder / "table.md")
     out.print(f"[bold]{escape(str(folder / 'table.json'))}[/bold], figures: {', '.join(file.name for file in figures)}")
 
 

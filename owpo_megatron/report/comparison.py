@@ -36,11 +36,15 @@ def regime_table(table: Mapping[str, Any], regime: str) -> Table:
     return out
 
 
-def markdown(table: Mapping[str, Any], regime: str) -> str:
-    """The same lines for a document."""
-    heads, rows = _lines(table, regime)
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def write_markdown(table: Mapping[str, Any], file: Path) -> None:
+    """The same lines for a document, regime by regime."""
+    parts = []
+    for regime in table["regimes"]:
+        heads, rows = _lines(table, regime)
+        lines = [heads, ["---"] * len(heads), *rows]
+        parts.append("\n".join(["| " + " | ".join(line) + " |" for line in lines]))
+        parts[-1] = f"{_title(table, regime).replace('[bold]', '**').replace('[/bold]', '**')}\n\n{parts[-1]}\n"
+    file.write_text("\n".join(parts))
 
 
 def _lines(table: Mapping[str, Any], regime: str) -> tuple[list[str], list[list[str]]]:
