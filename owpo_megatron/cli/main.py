@@ -17,6 +17,7 @@ from owpo_megatron.cli.evaluate import evaluate
 from owpo_megatron.cli.launch import launch
 from owpo_megatron.cli.methods import methods
 from owpo_megatron.cli.options import err, out
+from owpo_megatron.cli.plan import plan
 from owpo_megatron.cli.protocol import protocol
 from owpo_megatron.cli.quickstart import quickstart
 from owpo_megatron.cli.report import report
@@ -38,6 +39,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("verify")(verify)
 app.command("compare")(compare)
+app.command("plan")(plan)
 app.command("methods")(methods)
 app.add_typer(protocol, name="protocol")
 app.command("report")(report)

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from owpo_megatron.kernels.backend import wide
+from owpo_megatron.kernels.chunk_rows import torch_rows
 from owpo_megatron.kernels.shard import RowStats
 
-_CHUNK_BYTES = 24 << 20  # of logits. Larger chunks are hardly faster from about 100 rows on
 _BLOCK_BYTES = 2 << 20  # of logits that elementwise work takes at a time: several passes, one trip to memory
 
 
@@ -31,7 +31,7 @@ class TorchBackend:
     @staticmethod
     def rows_for(weight_VH: torch.Tensor) -> int:
         """Rows of a chunk for a vocabulary of this size, so that its logits take 24 MB (float32)."""
-        return max(_CHUNK_BYTES // (4 * max(weight_VH.shape[0], 1)), 16)
+        return torch_rows(weight_VH.shape[0])
 
     def chunk_rows(self) -> int:
         return self.rows_for(self._weight_VH)

@@ -12,9 +12,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import torch
 
 from owpo_megatron.kernels import triton_ops
+from owpo_megatron.kernels.chunk_rows import cuda_rows
 from owpo_megatron.kernels.shard import RowStats
-
-_CHUNK_BYTES = 5 << 29  # 2.5 GB of float32 logits: 4,096 rows of 152 k columns. Fewer rows read and write dW too often
 
 
 class TritonBackend:
@@ -81,7 +80,7 @@ class TritonLogits:
 
 def rows_for(weight_VH: torch.Tensor) -> int:
     """Rows of a chunk for a vocabulary of this size, a multiple of 128 as the GEMM's tiles."""
-    return max(_CHUNK_BYTES // (4 * max(len(weight_VH), 1)) // 128 * 128, 128)
+    return cuda_rows(len(weight_VH))
 
 
 def one_ahead(

@@ -61,10 +61,12 @@ COMMANDS = {
     "launch cancel": ["--save", "RUN_DIR"],
     "launch attach": ["RUN_DIR"],
     "doctor": ["--backend", "--config", "--json", "--nodes", "--only", "--quick", "-c", "FIELD=VALUE"],
+    "plan": ["-c", "--config", "--cpu", "--gpu-memory", "--json", "FIELD=VALUE"],
     "methods": ["--figure", "--json"],
     "data check": ["--against", "--json", "--overlap", "SOURCE"],
     "bench verifier": ["--fuzz", "--json", "--seed", "--timeout", "--workers"],
     "bench head": ["--device", "--hidden", "--json", "--repeats", "--threads", "--tokens", "--vocab"],
+    "bench sync": ["--bucket-mb", "--device", "--dtype", "--engine", "--json", "--params", "--rounds", "--transport"],
     "bench swap": ["--dtype", "--json", "--params", "--rounds"],
 }
 

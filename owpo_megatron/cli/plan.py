@@ -1,0 +1,84 @@
+"""owpo plan: will a run fit, and where does the memory go?"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from owpo_megatron.cli.options import ConfigFile, JsonFile, Overrides, out
+
+if TYPE_CHECKING:
+    from owpo_megatron.launch.plan import Plan
+
+
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpu_memory: Annotated[float, typer.Option(min=1, metavar="GIB", help="Memory of one GPU.")] = 80.0,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Plan for CPU ranks: local layers, the torch head.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Estimate the memory of each GPU before anything is started: what the trainer needs, and what is left for the
+    engine's cache. Reads the model's config.json only. Exit code 1: it does not fit.
+
+    docs/plan.md has the formulae, and which of them were measured.
+
+    Example: owpo plan -c examples/qwen3-8b-base/config.yaml algorithm.name=dapo --gpu-memory 141
+    """
+    from owpo_megatron.config import Config
+    from owpo_megatron.launch.plan import make_plan
+
+    loaded = Config.load(config, overrides or ())
+    made = make_plan(loaded, int(gpu_memory * 2**30), cuda=not cpu)
+    par = loaded.parallel
+    out.print(
+        f"[bold]{escape(loaded.name)}[/bold]: {loaded.algorithm.name}, {made.parameters / 1e9:.3g} B parameters in "
+        f"{loaded.model.dtype}, tp {par.tp}, pp {par.pp}, dp {par.dp}"
+    )
+    out.print(_table(made))
+    if made.problem:
+        out.print(f"[bold red]does not fit:[/bold red] {made.problem}")
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(made.as_dict(), indent=1) + "\n")
+        out.print(f"written: {escape(str(json_file))}")
+    if made.problem:
+        raise typer.Exit(1)
+
+
+def _table(made: Plan) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("on each GPU of the trainer" + (f", stage {made.trainer.stage}" if len(made.stages) > 1 else ""))
+    table.add_column("GiB", justify="right")
+    trainer = made.trainer
+    rows = [
+        ("weights", trainer.weights),
+        ("gradients, float32", trainer.gradients),
+        ("optimizer, this rank's share", trainer.optimizer),
+        ("reference and teachers", trainer.reference),
+        ("activations, estimated", trainer.activations),
+        ("head, chunks of logits", trainer.head),
+        ("overhead, guessed", made.trainer_total - trainer.total),
+        ("trainer, at its peak", made.trainer_total),
+    ]
+    shared = made.engine_place == "trainer's nodes"
+    if made.engine and shared:
+        rows.append(("engine: weights and cache", made.engine.static))
+    rows += [("used", made.used), ("free", made.free)]
+    for what, count in rows:
+        table.add_row(what, f"{count / 2**30:.1f}")
+    if trainer.host:
+        table.add_row("host memory, offloaded slots", f"{trainer.host / 2**30:.1f}")
+    if made.engine:
+        table.add_section()
+        table.add_row(f"on each GPU of an engine ({made.engine_place})", "")
+        table.add_row("weights", f"{made.engine.weights / 2**30:.1f}")
+        table.add_row("cache", f"{made.engine.cache / 2**30:.1f}")
+        at_once = made.engine.tokens / made.full_length
+        table.add_row(f"cached tokens of an engine: {made.engine.tokens:,}", "")
+        table.add_row(f"responses of full length at a time: {at_once:.1f}", "")
+    return table
