@@ -32,6 +32,9 @@ def _model(config: Config) -> None:
     hf_folder(config.model.path)
     if config.reference.path is not None:
         hf_folder(config.reference.path, "reference.path")
+    for teacher in config.teachers:
+        if teacher.path is not None:
+            hf_folder(teacher.path, f"teachers ({teacher.name}) path")
 
 
 def _data(config: Config) -> None:
