@@ -22,6 +22,7 @@ from owpo_megatron.types import (
     SampleRequest,
     Sampling,
     Verdict,
+    Verdicts,
     Verifier,
 )
 
@@ -85,21 +86,6 @@ class RolloutCollector:
         self._drawn = state["drawn"]
         self._stream.load_state_dict(state["stream"])
 
-    def grade(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
-        """Verdicts of rollouts, on rank 0."""
-        assert self._verifier is not None
-        return self._verifier.score(
-            [
-                GradingItem(
-                    response=self._decode(rollout.response_ids),
-                    answer=rollout.prompt.answer,
-                    domain=rollout.prompt.domain,
-                    truncated=rollout.finish_reason == "length",
-                )
-                for rollout in rollouts
-            ]
-        )
-
     def _collect_on_main(self, step: int, log: StepLog) -> tuple[list[Group], dict[str, Any]]:
         wanted = self._config.prompts_per_step
         kept: list[Group] = []
@@ -124,7 +110,9 @@ class RolloutCollector:
         return min(most, math.ceil(expected * self._config.oversampling))
 
     def _generate(self, count: int, log: StepLog) -> list[Group]:
-        assert self._engine is not None and self._stream is not None
+        """Groups of the next prompts. Responses are graded as they come, while others are still being generated."""
+        assert self._engine is not None and self._stream is not None and self._verifier is not None
+        verifier = self._verifier
         size = self._config.group_size
         first_draw = self._drawn
         requests: list[SampleRequest] = []
@@ -132,14 +120,27 @@ class RolloutCollector:
             seeds = (sample_seed(self._seed, self._drawn, sibling) for sibling in range(size))
             requests.extend(SampleRequest(prompt, seed) for seed in seeds)
             self._drawn += 1
+        gradings: dict[int, Verdicts] = {}  # by their first request
+
+        def finished(first: int, rollouts: Sequence[Rollout]) -> None:
+            gradings[first] = verifier.submit([self._item(rollout) for rollout in rollouts])
+
         with log.timed("rollout"):
-            rollouts = self._engine.generate(requests, self._sampling, self._progress)
+            rollouts = self._engine.generate(requests, self._sampling, self._progress, finished)
         with log.timed("verify"):
-            verdicts = self.grade(rollouts)
+            verdicts = [verdict for first in sorted(gradings) for verdict in gradings[first].result()]
         return [
             self._group(rollouts[start : start + size], verdicts[start : start + size], first_draw + start // size)
             for start in range(0, len(rollouts), size)
         ]
+
+    def _item(self, rollout: Rollout) -> GradingItem:
+        return GradingItem(
+            response=self._decode(rollout.response_ids),
+            answer=rollout.prompt.answer,
+            domain=rollout.prompt.domain,
+            truncated=rollout.finish_reason == "length",
+        )
 
     def _group(self, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict], draw: int) -> Group:
         rewards = (self._noise.reward(verdict.correct, draw, index) for index, verdict in enumerate(verdicts))

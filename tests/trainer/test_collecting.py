@@ -168,3 +168,23 @@ def test_facts_of_the_responses() -> None:
     assert set(lengths) == {2, 8}, "8 is the limit of the config"
     assert facts["response_length"] == sum(lengths) / 16 and facts["tokens_generated"] == sum(lengths)
     assert facts["truncated_share"] == lengths.count(8) / 16
+
+
+def test_verdicts_stay_with_their_responses_in_whatever_order_those_come() -> None:
+    """Posts of three that end from the last to the first."""
+    run = Run(coin)
+    draw, graded = run.engine.generate, []
+
+    def generate(requests: Any, sampling: Any, progress: Any = None, finished: Any = None) -> list[Rollout]:
+        rollouts = draw(requests, sampling)
+        for first in reversed(range(0, len(rollouts), 3)):
+            finished(first, rollouts[first : first + 3])
+            graded.append(len(rollouts[first : first + 3]))
+        return rollouts
+
+    run.engine.generate = generate  # type: ignore[method-assign]
+    groups, _ = run.collect()
+    assert sum(graded) == sum(run.rounds()) * 4
+    for group in groups:
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            assert verdict.reason == REASONS[str(rollout.response_ids[0])]
