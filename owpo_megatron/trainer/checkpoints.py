@@ -11,6 +11,7 @@ There is no random state to save: nothing is dropped out, prompts come from (see
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -58,8 +59,12 @@ class CheckpointFolder:
         return sealed_steps(self._root)
 
     def trainer_states(self) -> list[dict[str, Any]]:
-        """Of every checkpoint on disk, oldest first."""
-        return [json.loads((self.path(step) / _TRAINER).read_text()) for step in self.steps()]
+        """Of every checkpoint on disk that can be read, oldest first; their hashes are not looked at."""
+        states = []
+        for step in self.steps():
+            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # damaged: never resumed either
+                states.append(json.loads((self.path(step) / _TRAINER).read_text()))
+        return states
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """(folder of the sharded state, trainer's state) of the newest checkpoint whose hashes are right, or None.

@@ -184,6 +184,18 @@ def test_half_written_weights_are_ignored_and_removed(tmp_path: Path, monkeypatc
     assert run.resumed().weights() == ["step_000001"]
 
 
+def test_a_damaged_checkpoint_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    """The run goes on from the one before, and with its candidates."""
+    run = Run(tmp_path)
+    run.evaluate(0.4)
+    run.checkpoint(1)
+    run.evaluate(0.5, start=2)
+    run.checkpoint(2)
+    (tmp_path / "checkpoints" / "step_000002" / "trainer.json").write_text('{"st')
+    again = run.resumed()
+    assert again.best.run == Candidate(1, 0.4) and again.linked() == "after 1"
+
+
 @pytest.mark.parametrize("damage", ["changed", "gone"])
 def test_weights_that_a_checkpoint_needs_and_are_damaged_are_told(damage: str, tmp_path: Path) -> None:
     run = Run(tmp_path)
