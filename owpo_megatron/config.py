@@ -92,8 +92,10 @@ class EngineConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)
-    """0: a free port."""
+    """0: a free port. With several servers: of the first one; the others follow."""
     tp: int = Field(1, gt=0)
+    count: int = Field(1, gt=0)
+    """Servers that the run starts; requests are dealt out among them."""
     startup_timeout: float = Field(300.0, gt=0)
     """Seconds to wait for the server's first answer."""
     request_timeout: float = Field(600.0, gt=0)
@@ -104,8 +106,30 @@ class EngineConfig(Section):
 
 
 class SyncConfig(Section):
-    transport: Literal["tensor", "distributed", "disk"] = "tensor"
+    transport: Literal["tensor", "distributed", "disk", "ipc"] = "tensor"
+    """`tensor`: in the request, or by shared memory to the run's own engines; `distributed`: broadcast, NCCL or gloo;
+    `disk`: safetensors in a folder that the engines see; `ipc`: CUDA handles, engines on the trainer's node."""
     bucket_mb: int = Field(512, gt=0)
+    """Weights travel in pieces of at most this size; up to three of them are in memory."""
+    folder: Path | None = None
+    """Of the disk transport: seen under the same path by the engines; None: sync/ in the run folder."""
+    delta: bool = False
+    """Of the disk transport: only tensors that changed since the last update are written."""
+    fp8: bool = False
+    """Linear weights are quantised on the way (e4m3, 128 x 128 blocks); own engines are started to match. CUDA only."""
+    verify: Literal["off", "hash", "logprob"] = "off"
+    """What arrived is checked after every update. `hash`: every tensor of every engine; `logprob`: short samples of
+    every engine, computed again by the trainer."""
+    tolerance: float | None = Field(None, gt=0)
+    """Of `verify: logprob`, mean |difference|; None: 1e-4 for float32, 0.05 for bfloat16, 0.2 with fp8."""
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> SyncConfig:
+        if self.delta and self.transport != "disk":
+            raise UserError("sync.delta", True, f"only transport disk has it, not {self.transport}; leave it out")
+        if self.fp8 and self.verify == "hash":
+            raise UserError("sync.verify", "hash", "engines hash quantised weights differently; use logprob")
+        return self
 
 
 VERIFIER_RULE = (

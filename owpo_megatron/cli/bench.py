@@ -41,6 +41,34 @@ def swap(
     report_rows(figures.pop("rows"), json_file, figures)
 
 
+@bench.command("sync")
+def sync(
+    transport: Annotated[
+        str, typer.Option(help="all, or some of tensor, tensor_by_value, distributed, disk, ipc, with commas between.")
+    ] = "all",
+    params: Annotated[str, typer.Option(metavar="COUNT", help="Size of the random model, e.g. 50M or 8B.")] = "50M",
+    engine: Annotated[Literal["sglang"], typer.Option(help="What the weights are brought to.")] = "sglang",
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the weights.")] = "bfloat16",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where weights and engine are.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=1, help="Pushes by each that are timed; medians are given.")] = 7,
+    bucket_mb: Annotated[int, typer.Option(min=1, help="As sync.bucket_mb.")] = 512,
+    json_file: JsonFile = None,
+) -> None:
+    """Bring a model's weights to an SGLang server by each transport, against a plain copy of the same bytes.
+
+    Example: owpo bench sync --transport all --params 50M --engine sglang --json sync.json
+    """
+    from owpo_megatron.trainer.bench_sync import TRANSPORTS, bench_sync
+
+    here = [name for name in TRANSPORTS if name != "ipc" or device == "cuda"]
+    names = here if transport == "all" else transport.split(",")
+    if unknown := set(names) - set(TRANSPORTS):
+        raise UserError("--transport", ", ".join(sorted(unknown)), f"use all, or some of {', '.join(TRANSPORTS)}")
+    with err.status("sync") as status:
+        rows = bench_sync(_count(params), dtype, names, device, rounds, bucket_mb, status.update)
+    report_rows(rows, json_file, {"engine": engine, "dtype": dtype, "bucket_mb": bucket_mb})
+
+
 @bench.command("verifier")
 def verifier(
     workers: Annotated[int, typer.Option(min=1, help="Measured with 1 and with this many grading processes.")] = 2,

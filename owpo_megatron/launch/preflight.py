@@ -9,6 +9,7 @@ from collections.abc import Callable
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data import check_source
 from owpo_megatron.errors import UserError
+from owpo_megatron.evaluation.sets import check_sets
 from owpo_megatron.launch.machine import gpu_names
 from owpo_megatron.rollout.command import check_surroundings, server_arguments
 
@@ -43,6 +44,7 @@ def _data(config: Config) -> None:
         check_source(config.data.eval_source, "data.eval_source")
     for source in config.data.against:
         check_source(source, "data.against")
+    check_sets(config)
     replay = config.rollout.replay
     if replay is not None and not replay.is_dir():
         raise UserError(
@@ -79,7 +81,27 @@ def _engine(config: Config) -> None:
     check_surroundings(config.engine, files)
     server_arguments(config.engine, files, config.model.dtype, config.sglang)
     if config.engine.port:
-        _port_free(config.engine.host, config.engine.port)
+        for index in range(config.engine.count):
+            _port_free(config.engine.host, config.engine.port + index)
+
+
+def _sync(config: Config) -> None:
+    sync, gpus = config.sync, gpu_names()
+    on_cuda = bool(gpus) and config.engine.device != "cpu"
+    if sync.transport == "ipc" and not on_cuda:
+        remedy = "handles are of CUDA memory; use tensor, which shares memory with the run's own engines on a CPU"
+        raise UserError("sync.transport", "ipc", remedy)
+    if sync.fp8 and not on_cuda:
+        raise UserError("sync.fp8", True, "SGLang runs FP8 on CUDA devices; leave it out on a CPU")
+    if sync.fp8 and config.model.dtype != "bfloat16":
+        raise UserError("sync.fp8", True, "engines in FP8 compute in bfloat16; set model.dtype bfloat16")
+    if sync.verify == "hash" and on_cuda:
+        raise UserError("sync.verify", "hash", "SGLang hashes CUDA tensors in a way of its own; use logprob")
+    if "quantization" in config.sglang:
+        remedy = "an engine that quantises its own weights cannot take new ones; leave it out and set sync.fp8"
+        raise UserError("sglang.quantization", config.sglang["quantization"], remedy)
+    if config.engine.count > 1 and not needs_own_engine(config):
+        raise UserError("engine.count", config.engine.count, "the run starts no engines of its own; leave it out")
 
 
 def _port_free(host: str, port: int) -> None:
@@ -102,6 +124,6 @@ def _run_dir(config: Config) -> None:
         raise UserError("runs_dir", config.runs_dir, f"{place} is not a folder that can be written to")
 
 
-CHECKS: tuple[Callable[[Config], None], ...] = (_model, _data, _devices, _engine, _run_dir)
+CHECKS: tuple[Callable[[Config], None], ...] = (_model, _data, _devices, _engine, _sync, _run_dir)
 # What a login node can tell of a run that will be on others.
 FILE_CHECKS: tuple[Callable[[Config], None], ...] = (_model, _data, _run_dir)

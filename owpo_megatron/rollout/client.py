@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from owpo_megatron.errors import EngineError
+from owpo_megatron.rollout.tensor_body import TensorBody
 from owpo_megatron.types import Rollout, SampleRequest, Sampling
 
 # uvicorn closes a connection that was idle for 5 s: give it up before it does, or a request meets a closing socket.
@@ -39,8 +40,10 @@ class EngineClient:
         self.url = url.rstrip("/")
         self.incarnation = 0
         """Grows with every `connect`: a process group made with an earlier one is void."""
+        self.shares_memory = False
+        """The server was started by this process: both see the same shared memory."""
         self._request_timeout = request_timeout
-        self._tp_size: int | None = None
+        self._info: dict[str, Any] | None = None
         self._headers = _headers(key)
         # No proxies of the environment: engines are on this machine or on this cluster.
         self._http = httpx.Client(
@@ -55,7 +58,7 @@ class EngineClient:
         if key is not None:
             self._headers = _headers(key)
         self.incarnation += 1
-        self._tp_size = None
+        self._info = None
 
     def close(self) -> None:
         self._http.close()
@@ -96,13 +99,23 @@ class EngineClient:
     @property
     def tp_size(self) -> int:
         """Tensor-parallel ranks of the server."""
-        if self._tp_size is None:
-            self._tp_size = int(self._request("GET", "/server_info", None, CONTROL_SECONDS)["tp_size"])
-        return self._tp_size
+        return int(self._server_info()["tp_size"])
+
+    @property
+    def quantization(self) -> str | None:
+        """How the server's weights are quantised, in SGLang's word for it."""
+        found = self._server_info().get("quantization")
+        return None if found is None else str(found)
 
     def server_version(self) -> str:
         """SGLang's version."""
-        return str(self._request("GET", "/server_info", None, CONTROL_SECONDS)["version"])
+        return str(self._server_info()["version"])
+
+    def _server_info(self) -> dict[str, Any]:
+        """What does not change while the server runs."""
+        if self._info is None:
+            self._info = self._request("GET", "/server_info", None, CONTROL_SECONDS)
+        return self._info
 
     # ------------------------------------------------------------------------------------------ weights
     def begin_update(self) -> None:
@@ -120,13 +133,19 @@ class EngineClient:
     def end_update(self) -> None:
         self._post("/end_weight_update", {})
 
+    def checksums(self) -> list[dict[str, str]]:
+        """Of every tensor-parallel rank: its parameters' checksums by SGLang's names."""
+        ranks = self._post("/weights_checker", {"action": "checksum"})["ranks"]
+        ordered = sorted(ranks, key=lambda rank: int(rank["parallelism_info"][0]["tp_rank"]))
+        return [dict(rank["checksums"]) for rank in ordered]
+
     def set_version(self, version: int) -> None:
         """Name the weights in place; responses carry the name from here on."""
         self._post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
 
-    def update_from_tensor(self, payload: str) -> None:
-        """Load pickled (name, full tensor) pairs, in base64; every tensor-parallel rank takes its shard of them."""
-        self._post("/update_weights_from_tensor", {"serialized_named_tensors": [payload] * self.tp_size, **NO_FLUSH})
+    def update_from_tensor(self, payloads: Sequence[bytes]) -> None:
+        """Load pickled (name, full tensor) pairs: a pickle for every tensor-parallel rank."""
+        self._request("POST", "/update_weights_from_tensor", TensorBody(payloads), CONTROL_SECONDS)
 
     def update_from_disk(self, path: str) -> None:
         """Load the safetensors files of a folder that the server sees under the same path."""
@@ -155,13 +174,16 @@ class EngineClient:
     def _post(self, path: str, body: dict[str, Any], timeout: float = CONTROL_SECONDS) -> Any:
         return self._request("POST", path, body, timeout)
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
+    def _request(self, method: str, path: str, body: dict[str, Any] | TensorBody | None, timeout: float) -> Any:
+        headers = self._headers
+        if isinstance(body, TensorBody):
+            headers = headers | {"content-length": str(len(body))}
         try:
             response = self._http.request(
                 method,
                 self.url + path,
-                content=None if body is None else json.dumps(body),
-                headers=self._headers,
+                content=json.dumps(body) if isinstance(body, dict) else body,
+                headers=headers,
                 timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
             )
         except httpx.TimeoutException as error:

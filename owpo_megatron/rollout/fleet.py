@@ -18,14 +18,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from owpo_megatron.config import EngineConfig
-from owpo_megatron.errors import EngineError, UserError
-from owpo_megatron.rollout.client import EngineClient, EngineGone
-from owpo_megatron.rollout.rendezvous import announced_engines
-from owpo_megatron.rollout.server import Server
+from owpo_megatron.errors import EngineError
+from owpo_megatron.rollout.client import UNKNOWN_VERSION, EngineClient, EngineGone
 from owpo_megatron.types import Finished, Progress, Rollout, SampleRequest, Sampling
 
 # A post returns when its longest sample ends. Short samples travel together, which saves most of a small model's time;
@@ -104,14 +102,8 @@ class Fleet:
 
     def revive(self) -> int:
         """Restart engines that do not answer, and have their weights pushed; returns how many there were."""
-        lost: dict[int, EngineGone] = {}
-        for index, client in enumerate(self.clients):
-            try:
-                client.model_info(timeout=30.0)
-            except EngineGone as error:
-                lost[index] = error
-        for index, cause in lost.items():
-            self._restart(index, cause, needed=self._version if self.on_restart is None else None)
+        lost = self._lost()
+        self._bring_back(lost, needed=self._version if self.on_restart is None else None)
         return len(lost)
 
     def generate(
@@ -125,13 +117,15 @@ class Fleet:
 
         Raises:
             EngineError: an engine refused a request, stayed dead after `max_restarts` restarts, or serves other weights
-                than the rest.
+                than the rest and does not get them by `on_restart`.
         """
         if not requests:
             return []
         self.revive()
-        versions = self.weight_versions()
-        if len(set(versions)) > 1:
+        if not self._agree() and self.on_restart is not None:
+            self.on_restart()  # an update has missed one of them, or was left half-way
+        if not self._agree():
+            versions = self.weight_versions()
             raise EngineError(f"engines serve different weight versions {versions}; push the weights to all of them")
         return _Generation(self, requests, sampling, progress, finished).run()
 
@@ -145,23 +139,61 @@ class Fleet:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _restart(self, index: int, error: EngineGone, needed: int | None) -> None:
-        """Bring an engine back; its weights must then be of version `needed`, where that is known."""
-        engine = self.engines[index]
+    def _agree(self) -> bool:
+        """Every engine has whole weights, and all the same."""
+        versions = set(self.weight_versions())
+        return len(versions) == 1 and UNKNOWN_VERSION not in versions
+
+    def _lost(self) -> dict[int, EngineGone]:
+        """The engines that do not answer, with what became of the question."""
+        lost = {}
+        for index, client in enumerate(self.clients):
+            try:
+                client.model_info(timeout=30.0)
+            except EngineGone as error:
+                lost[index] = error
+        return lost
+
+    def _bring_back(self, lost: Mapping[int, EngineGone], needed: int | None) -> None:
+        """Restart engines and have the weights pushed; they must then be of version `needed`, where that is known."""
+        restarted: set[int] = set()
+        while lost:
+            for index, error in lost.items():
+                self._restart(index, error)
+            restarted |= set(lost)
+            try:
+                if self.on_restart is not None:
+                    self.on_restart()
+                break
+            except EngineGone:
+                lost = self._lost()  # another one went while these came back
+                if not lost:
+                    raise
+        for index in sorted(restarted):
+            version = self.clients[index].weight_version()
+            if needed is not None and version != needed:
+                raise EngineError(
+                    f"engine {index} was restarted and has weights of version {version}, but {needed} is current; "
+                    "on_restart must push them"
+                )
+
+    def _restart(self, index: int, error: EngineGone) -> None:
         if self._restarts[index] >= self._config.max_restarts:
             raise EngineError(
                 f"engine {index} was lost again after {self._restarts[index]} restarts (engine.max_restarts): {error}"
             ) from error
         self._restarts[index] += 1
-        engine.restart()
-        if self.on_restart is not None:
-            self.on_restart()
-        version = engine.client.weight_version()
-        if needed is not None and version != needed:
-            raise EngineError(
-                f"engine {index} was restarted and has weights of version {version}, but {needed} is current; "
-                "on_restart must push them"
-            )
+        self.engines[index].restart()
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a worker hands over: rollouts, or its end."""
+
+    engine: int
+    incarnation: int  # of the engine that was asked
+    first: int | None = None  # sample of the post; None: there was no post left
+    result: list[Rollout] | Exception | None = None
 
 
 class _Generation:
@@ -183,8 +215,7 @@ class _Generation:
         self.workers_an_engine = max(1, share // self.samples_a_post)
         self.workers = [0] * len(fleet.engines)
         self.lost: dict[int, EngineGone] = {}
-        # (engine, first sample of the post or None at a worker's end, what came of it)
-        self.outcomes: queue.SimpleQueue[tuple[int, int | None, list[Rollout] | Exception | None]] = queue.SimpleQueue()
+        self.outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
 
     def run(self) -> list[Rollout]:
         rollouts: list[Rollout | None] = [None] * len(self.requests)
@@ -193,33 +224,37 @@ class _Generation:
             for engine in range(len(self.workers)):
                 self._start_workers(engine)
             while done < len(self.requests):
-                engine, first, outcome = self.outcomes.get()
-                if isinstance(outcome, list):
+                outcome = self.outcomes.get()
+                engine, first, result = outcome.engine, outcome.first, outcome.result
+                if isinstance(result, list):
                     assert first is not None
-                    rollouts[first : first + len(outcome)] = outcome
-                    done += len(outcome)
+                    rollouts[first : first + len(result)] = result
+                    done += len(result)
                     if self.finished is not None:
-                        self.finished(first, outcome)
+                        self.finished(first, result)
                     if self.progress is not None:
                         self.progress(done, len(self.requests))
                     continue
                 self.workers[engine] -= 1
-                if isinstance(outcome, EngineGone):
+                if isinstance(result, EngineGone):
                     assert first is not None
                     self.posts.appendleft(first)
-                    self.lost[engine] = outcome
-                    self.fleet.engines[engine].stop()
-                elif outcome is not None:
-                    raise outcome
+                    if outcome.incarnation == self.fleet.engines[engine].client.incarnation:
+                        self.lost[engine] = result
+                        self.fleet.engines[engine].stop()
+                    elif engine not in self.lost:
+                        self._start_workers(engine, 1)  # it has come back while another one was brought back
+                elif result is not None:
+                    raise result
                 if engine in self.lost and self.workers[engine] == 0:
-                    self.fleet._restart(engine, self.lost.pop(engine), needed=self.fleet._version)
+                    self.fleet._bring_back({engine: self.lost.pop(engine)}, needed=self.fleet._version)
                     self._start_workers(engine)
         finally:
             self.posts.clear()  # workers of an interrupted call end after their present post
         return rollouts  # type: ignore[return-value]
 
-    def _start_workers(self, engine: int) -> None:
-        count = min(self.workers_an_engine, len(self.posts))
+    def _start_workers(self, engine: int, most: int | None = None) -> None:
+        count = min(most or self.workers_an_engine, len(self.posts))
         self.workers[engine] += count
         for _ in range(count):
             threading.Thread(target=self._work, args=(engine,), daemon=True).start()
@@ -227,50 +262,21 @@ class _Generation:
     def _work(self, engine: int) -> None:
         client = self.fleet.engines[engine].client
         while True:
+            incarnation = client.incarnation
             try:
                 first = self.posts.popleft()
             except IndexError:
-                self.outcomes.put((engine, None, None))
+                self.outcomes.put(_Outcome(engine, incarnation))
                 return
             try:
-                outcome = client.generate(self.requests[first : first + self.samples_a_post], self.sampling)
+                rollouts = client.generate(self.requests[first : first + self.samples_a_post], self.sampling)
             except Exception as error:
-                self.outcomes.put((engine, first, error))
+                self.outcomes.put(_Outcome(engine, incarnation, first, error))
                 return
-            self.outcomes.put((engine, first, outcome))
+            self.outcomes.put(_Outcome(engine, incarnation, first, rollouts))
 
 
 def samples_a_post(num_samples: int, num_engines: int, sampling: Sampling) -> int:
     """How many samples travel in one POST."""
     by_tokens = max(1, TOKENS_A_POST // sampling.max_tokens)
     return min(SAMPLES_A_POST, by_tokens, -(-num_samples // num_engines))
-
-
-def start_fleet(
-    config: EngineConfig,
-    model_path: Path,
-    dtype: str,
-    raw: Mapping[str, Any],
-    log_dir: Path,
-    on_restart: Callable[[], None] | None = None,
-) -> Fleet:
-    """The configured engines: those of `config.urls`, those that announce themselves in `config.rendezvous`, or one
-    server of our own that logs to log_dir/engine_0.log.
-
-    Raises:
-        UserError: a URL does not answer, or interpreter, SGLang, model or port are not usable.
-        EngineError: our own server, or one that was to announce itself, does not start.
-    """
-    if config.rendezvous is not None:
-        return Fleet(announced_engines(config.rendezvous, config), config, on_restart)
-    if config.urls:
-        engines = [UrlEngine(url, config) for url in config.urls]
-        for engine in engines:
-            try:
-                engine.client.model_info(timeout=30.0)
-            except EngineError as error:
-                raise UserError("engine.urls", engine.client.url, f"no SGLang server answers: {error}") from error
-        return Fleet(engines, config, on_restart)
-    server = Server(config, model_path, dtype, raw, log_dir / "engine_0.log")
-    server.start()
-    return Fleet([server], config, on_restart)

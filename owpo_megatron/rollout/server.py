@@ -61,6 +61,7 @@ class Server:
         self._log_start = 0
         self.log_path = log_path
         self.client = EngineClient("http://not-started", config.request_timeout, key)
+        self.client.shares_memory = True
         self._key_file: Path | None = None
         if key is not None:
             self._key_file = log_path.with_suffix(".key")
@@ -96,6 +97,11 @@ class Server:
         """Kill what is left and start again, on a port of its own; the client follows. Raises as `start` does."""
         self.stop()
         self.start()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that watches the server's own; None where there is none."""
+        return None if self._process is None else self._process.pid
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None

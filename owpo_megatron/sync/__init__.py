@@ -1,6 +1,7 @@
-"""Weights from the trainer to the engines: three transports, one sequence."""
+"""Weights from the trainer to the engines: four transports, one sequence, and a check of what arrived."""
 
+from owpo_megatron.sync.fp8 import engine_arguments as fp8_engine_arguments
 from owpo_megatron.sync.push import EngineSync, Transport, WeightEngine
 from owpo_megatron.sync.registry import make_sync
 
-__all__ = ["EngineSync", "Transport", "WeightEngine", "make_sync"]
+__all__ = ["EngineSync", "Transport", "WeightEngine", "fp8_engine_arguments", "make_sync"]

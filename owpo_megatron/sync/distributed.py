@@ -4,64 +4,74 @@ from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import accumulate
 from urllib.parse import urlsplit
 
-import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, _new_process_group_helper, _world
 
 from owpo_megatron.errors import EngineError
-from owpo_megatron.sync.push import Bucket, WeightEngine, on_all
+from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, beside
+from owpo_megatron.sync.push import WeightEngine, on_all
 
 TIMEOUT = timedelta(seconds=300)
 
 
 class DistributedTransport:
-    """The group is made at the first push and again when an engine was restarted; it stands beside the trainer's groups
+    """POST /update_weights_from_distributed, and a broadcast of the bucket as one run of bytes.
+
+    The group is made at the first push and again when an engine was restarted; it stands beside the trainer's groups
     and does not need them.
 
     Args:
         backend: "nccl" for weights on a GPU, "gloo" for weights on the host; None: by the first tensor's device.
     """
 
+    max_bucket_bytes = None
+
     def __init__(self, backend: str | None = None):
         self._backend = backend
+        self._outbox = Outbox(beside)
         self._group: dist.ProcessGroup | None = None
         self._members: list[tuple[str, int]] = []
         self._engines: list[WeightEngine] = []
         self._name = ""
 
-    def begin(self, engines: Sequence[WeightEngine], version: int) -> None:
+    @contextmanager
+    def session(self, engines: Sequence[WeightEngine], version: int) -> Iterator[Callable[[Bucket], None]]:
         on_all(engines, lambda engine: engine.begin_update())
+        with self._outbox.open(lambda staged: self._broadcast(engines, staged)) as delivery:
+            yield delivery.put
+        on_all(engines, lambda engine: engine.end_update())
 
-    def send(self, engines: Sequence[WeightEngine], bucket: Bucket) -> None:
+    def _broadcast(self, engines: Sequence[WeightEngine], staged: Staged) -> None:
         members = [(engine.url, engine.incarnation) for engine in engines]
         if self._group is None or members != self._members:
-            self.close()
-            self._open(engines, self._backend or ("nccl" if bucket[0][1].is_cuda else "gloo"))
+            self._leave()
+            self._open(engines, self._backend or ("nccl" if staged.flat.is_cuda else "gloo"))
             self._members = members
-        names = [name for name, _ in bucket]
-        dtypes = [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket]
-        shapes = [list(tensor.shape) for _, tensor in bucket]
-        flat = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for _, tensor in bucket])
+        names = [where.name for where in staged.slices]
+        dtypes = [str(where.dtype).removeprefix("torch.") for where in staged.slices]
+        shapes = [list(where.shape) for where in staged.slices]
         try:
             self._together(
                 engines,
                 lambda engine: engine.update_from_distributed(names, dtypes, shapes, self._name),
-                lambda: dist.broadcast(flat, src=0, group=self._group),
+                lambda: dist.broadcast(staged.flat, src=0, group=self._group),
             )
         except EngineError:
-            self.close()  # a group that lost a member is of no more use
+            self._leave()  # a group that lost a member is of no more use
             raise
 
-    def end(self, engines: Sequence[WeightEngine]) -> None:
-        on_all(engines, lambda engine: engine.end_update())
-
     def close(self) -> None:
+        self._leave()
+        self._outbox.close()
+
+    def _leave(self) -> None:
         """Leave the group; engines that are gone have left it already."""
         if self._group is None:
             return

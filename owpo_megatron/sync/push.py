@@ -1,22 +1,25 @@
 """The sequence of one weight sync, whatever carries the weights.
 
-    pause (requests in flight are kept) -> flush the caches -> transport: begin, buckets, end -> version -> resume
+    pause (requests in flight are kept) -> flush the caches -> no version -> buckets -> the new version -> resume
 
 An engine whose update fails stays paused: it has neither the old weights nor the new ones, and must not generate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 import torch
 
 from owpo_megatron.errors import EngineError
+from owpo_megatron.rollout.client import UNKNOWN_VERSION
+from owpo_megatron.sync.bucket import Bucket, in_buckets
 
-Bucket = list[tuple[str, torch.Tensor]]
 Result = TypeVar("Result")
+Weights = Iterable[tuple[str, torch.Tensor]]
 
 
 class WeightEngine(Protocol):
@@ -24,9 +27,13 @@ class WeightEngine(Protocol):
 
     url: str
     incarnation: int  # grows when the engine is restarted
+    shares_memory: bool  # it runs on this machine, in the same namespaces: names of shared memory mean the same
 
     @property
     def tp_size(self) -> int: ...
+
+    @property
+    def quantization(self) -> str | None: ...
 
     def pause(self) -> None: ...
     def resume(self) -> None: ...
@@ -35,7 +42,8 @@ class WeightEngine(Protocol):
     def end_update(self) -> None: ...
     def set_version(self, version: int) -> None: ...
     def weight_version(self) -> int: ...
-    def update_from_tensor(self, payload: str) -> None: ...
+    def checksums(self) -> list[dict[str, str]]: ...
+    def update_from_tensor(self, payloads: Sequence[bytes]) -> None: ...
     def update_from_disk(self, path: str) -> None: ...
     def update_from_distributed(
         self, names: list[str], dtypes: list[str], shapes: list[list[int]], group_name: str
@@ -47,17 +55,30 @@ class WeightEngine(Protocol):
 
 
 class Transport(Protocol):
-    """Moves buckets to engines that are paused. `begin`, `send` for every bucket, `end`, in this order."""
+    """Moves weights to engines that are paused."""
 
-    def begin(self, engines: Sequence[WeightEngine], version: int) -> None: ...
+    max_bucket_bytes: int | None  # None: as the configuration says
 
-    def send(self, engines: Sequence[WeightEngine], bucket: Bucket) -> None:
-        """The bucket's tensors may be reused when this returns."""
+    def session(
+        self, engines: Sequence[WeightEngine], version: int
+    ) -> AbstractContextManager[Callable[[Bucket], None]]:
+        """Gives a function that takes one bucket after the other; its tensors may be reused when it returns.
 
-    def end(self, engines: Sequence[WeightEngine]) -> None:
-        """When this returns, every engine has all weights in place."""
+        When the context ends without an error, every engine has all weights in place; after an error nothing is on its
+        way any more. Raises EngineError, at the bucket concerned or later.
+        """
 
     def close(self) -> None: ...
+
+
+class Check(Protocol):
+    """Compares what engines have with what was sent."""
+
+    def follow(self, weights: Weights) -> Weights:
+        """The same pairs; takes note of them as they pass."""
+
+    def check(self) -> None:
+        """Ask every engine; raises EngineError where one has something else."""
 
 
 class EngineSync:
@@ -65,21 +86,38 @@ class EngineSync:
 
     Args:
         engines: those to update; empty (a replay): weights are iterated, since that is collective, and go nowhere.
-        bucket_bytes: tensors are sent in buckets of about this size; at most one bucket is held at a time.
+        bucket_bytes: tensors are sent in buckets of at most this size, or less where the transport wants that (a larger
+            tensor: by itself). Three are in memory at a time: one gathered, one packed, one on its way.
+        on_the_way: what is done to the stream before it is sent (quantisation).
+        check: what follows the stream and asks the engines afterwards.
     """
 
-    def __init__(self, transport: Transport, engines: Sequence[WeightEngine], bucket_bytes: int):
+    def __init__(
+        self,
+        transport: Transport,
+        engines: Sequence[WeightEngine],
+        bucket_bytes: int,
+        on_the_way: Callable[[Weights], Weights] | None = None,
+        check: Check | None = None,
+    ):
         self._transport = transport
+        self._on_the_way = on_the_way
+        self._check = check
         self._engines = list(engines)
-        self._bucket_bytes = bucket_bytes
+        self._bucket_bytes = min(bucket_bytes, transport.max_bucket_bytes or bucket_bytes)
 
     def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Carry (HF name, full tensor) pairs to every engine; return when all report `version`.
 
         Raises:
-            EngineError: an engine refused or is gone. The engines stay paused; another push starts from the beginning.
+            EngineError: an engine refused, is gone, or has other weights than it was sent. The engines stay paused and
+                without a version; another push starts from the beginning.
         """
         engines = self._engines
+        if engines and self._on_the_way:
+            weights = self._on_the_way(weights)
+        if engines and self._check:
+            weights = self._check.follow(weights)
         buckets = in_buckets(weights, self._bucket_bytes)
         if not engines:
             for _ in buckets:
@@ -87,10 +125,13 @@ class EngineSync:
             return
         on_all(engines, lambda engine: engine.pause())
         on_all(engines, lambda engine: engine.flush())
-        self._transport.begin(engines, version)
-        for bucket in buckets:
-            self._transport.send(engines, bucket)
-        self._transport.end(engines)
+        # until all is in place an engine has no version: one that was left half-way can never pass for the old one
+        on_all(engines, lambda engine: engine.set_version(UNKNOWN_VERSION))
+        with self._transport.session(engines, version) as send:
+            for bucket in buckets:
+                send(bucket)
+        if self._check:
+            self._check.check()
         on_all(engines, lambda engine: engine.set_version(version))
         on_all(engines, lambda engine: engine.resume())
         reported = on_all(engines, lambda engine: engine.weight_version())
@@ -100,20 +141,6 @@ class EngineSync:
 
     def close(self) -> None:
         self._transport.close()
-
-
-def in_buckets(weights: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> Iterator[Bucket]:
-    """Consecutive tensors of at most `bucket_bytes` together; a larger tensor is a bucket of its own."""
-    bucket: Bucket = []
-    size = 0
-    for name, tensor in weights:
-        if bucket and size + tensor.nbytes > bucket_bytes:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, tensor.detach()))
-        size += tensor.nbytes
-    if bucket:
-        yield bucket
 
 
 def on_all(engines: Sequence[WeightEngine], call: Callable[[WeightEngine], Result]) -> list[Result]:

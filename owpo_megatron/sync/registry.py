@@ -6,18 +6,52 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from owpo_megatron.config import SyncConfig
+from owpo_megatron.errors import UserError
 from owpo_megatron.sync.disk import DiskTransport
 from owpo_megatron.sync.distributed import DistributedTransport
+from owpo_megatron.sync.fp8 import quantized
+from owpo_megatron.sync.hashes import EngineHashes
+from owpo_megatron.sync.ipc import IpcTransport
 from owpo_megatron.sync.push import EngineSync, Transport, WeightEngine
 from owpo_megatron.sync.tensor import TensorTransport
 
-TRANSPORTS: dict[str, Callable[[Path], Transport]] = {
-    "tensor": lambda scratch_dir: TensorTransport(),
-    "distributed": lambda scratch_dir: DistributedTransport(),
-    "disk": DiskTransport,
+TRANSPORTS: dict[str, Callable[[SyncConfig, Path], Transport]] = {
+    "tensor": lambda config, scratch_dir: TensorTransport(),
+    "distributed": lambda config, scratch_dir: DistributedTransport(),
+    "disk": lambda config, scratch_dir: DiskTransport(config.folder or scratch_dir, config.delta),
+    "ipc": lambda config, scratch_dir: IpcTransport(),
 }
 
 
-def make_sync(config: SyncConfig, engines: Sequence[WeightEngine], scratch_dir: Path) -> EngineSync:
-    """The configured sync to these engines (`Fleet.clients`); `scratch_dir` is used by the disk transport only."""
-    return EngineSync(TRANSPORTS[config.transport](scratch_dir), engines, config.bucket_mb << 20)
+def make_sync(
+    config: SyncConfig, engines: Sequence[WeightEngine], scratch_dir: Path, num_kv_heads: int = 0
+) -> EngineSync:
+    """The configured sync to these engines (`Fleet.clients`).
+
+    Args:
+        scratch_dir: of the disk transport, where `config.folder` names none.
+        num_kv_heads: of the model; asked for by `verify: hash` alone.
+
+    Raises:
+        UserError: an engine's precision is not what `sync.fp8` says.
+    """
+    for engine in engines:
+        _check_precision(engine, config.fp8)
+    return EngineSync(
+        TRANSPORTS[config.transport](config, scratch_dir),
+        engines,
+        config.bucket_mb << 20,
+        quantized if config.fp8 else None,
+        EngineHashes(engines, num_kv_heads) if engines and config.verify == "hash" else None,
+    )
+
+
+def _check_precision(engine: WeightEngine, fp8: bool) -> None:
+    found = engine.quantization
+    if (found is not None) == fp8 and found in (None, "fp8"):
+        return
+    if fp8:
+        raise UserError("sync.fp8", True, f"engine {engine.url} runs unquantised; start it in block FP8, or set false")
+    remedy = f"engine {engine.url} runs with quantization {found}: "
+    remedy += "set sync.fp8 true" if found == "fp8" else "its weights cannot be replaced; start it without"
+    raise UserError("sync.fp8", False, remedy)

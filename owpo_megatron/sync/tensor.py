@@ -1,43 +1,56 @@
-"""Weights by value inside the HTTP request: needs no shared memory, file system or process group."""
+"""Weights by tensors in the HTTP request: needs neither a process group nor a file system."""
 
 from __future__ import annotations
 
-import base64
-import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
-from owpo_megatron.sync.push import Bucket, WeightEngine, on_all
+from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, on_host
+from owpo_megatron.sync.payload import by_reference, by_value, shared_memory
+from owpo_megatron.sync.push import WeightEngine, on_all
 
 
 class TensorTransport:
-    """POST /update_weights_from_tensor with pickled (name, tensor) pairs. Simple, and fit for small models: the bytes
-    are copied about five times on their way."""
+    """POST /update_weights_from_tensor. Engines that the run started itself see this machine's shared memory and get
+    its name; to others the bytes travel in base64.
 
-    def begin(self, engines: Sequence[WeightEngine], version: int) -> None:
+    Args:
+        share: False: by value to every engine.
+    """
+
+    # Two of these must fit where shared memory is small (64 MB in a container, unless it was told otherwise). By value,
+    # small requests keep SGLang's many copies in memory that it reuses.
+    max_bucket_bytes = 16 << 20
+
+    def __init__(self, share: bool = True) -> None:
+        self._share = share
+        self._shared, self._private = Outbox(_shared), Outbox(on_host)
+
+    @contextmanager
+    def session(self, engines: Sequence[WeightEngine], version: int) -> Iterator[Callable[[Bucket], None]]:
+        near = {engine.url: self._share and engine.shares_memory for engine in engines}
+
+        def deliver(staged: Staged) -> None:
+            value = b"" if all(near.values()) else by_value(staged)
+
+            def give(engine: WeightEngine) -> None:
+                # a name counts those who open it, so each tensor-parallel rank gets a pickle of its own
+                payloads = [by_reference(staged) if near[engine.url] else value for _ in range(engine.tp_size)]
+                engine.update_from_tensor(payloads)
+
+            on_all(engines, give)
+
         on_all(engines, lambda engine: engine.begin_update())
-
-    def send(self, engines: Sequence[WeightEngine], bucket: Bucket) -> None:
-        payload = serialize(bucket)
-        on_all(engines, lambda engine: engine.update_from_tensor(payload))
-
-    def end(self, engines: Sequence[WeightEngine]) -> None:
+        with (self._shared if any(near.values()) else self._private).open(deliver) as delivery:
+            yield delivery.put
         on_all(engines, lambda engine: engine.end_update())
 
     def close(self) -> None:
-        pass
+        self._shared.close()
+        self._private.close()
 
 
-def serialize(bucket: Bucket) -> str:
-    """Base64 of a pickle that SGLang's restricted unpickler accepts, with the tensors' bytes inside.
-
-    torch's own multiprocessing pickles would send handles of shared memory, which kill an engine that cannot open them.
-    """
-    return base64.b64encode(pickle.dumps([(name, _alone(tensor)) for name, tensor in bucket], protocol=5)).decode()
-
-
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """On the host, with a storage of its own: a view would be pickled with the whole buffer behind it."""
-    tensor = tensor.cpu()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+def _shared(size: int, device: torch.device) -> torch.Tensor:
+    return shared_memory(size)

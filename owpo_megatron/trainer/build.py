@@ -32,6 +32,7 @@ from owpo_megatron.trainer.saving import RunState
 from owpo_megatron.trainer.stage import StagePlan, due_every
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.summary import write_summary
+from owpo_megatron.trainer.sync_check import LogprobCheck
 from owpo_megatron.types import Prompt, Rollout, Verifier, WeightSync
 from owpo_megatron.verifiers import make_verifier
 
@@ -90,7 +91,11 @@ class Run:
         self.engine: Fleet | RecordedEngine | None = engine_start.result() if engine_start else None
         self.fleet = self.engine if isinstance(self.engine, Fleet) else None
         revive = self.fleet.revive if self.fleet else _nothing_to_revive
-        self.main = MainRank(topology.broadcast, self.policy.named_weights, self._sync(stack), revive)
+        self.main = MainRank(topology.broadcast, self.policy.named_weights, self._sync(stack, hf.num_kv_heads), revive)
+        wants_check = config.sync.verify == "logprob" and (evaluation_only or not config.rollout.replay)
+        self.sync_check = (
+            LogprobCheck(config, self.main, self.policy, self.fleet, hf.vocab_size) if wants_check else None
+        )
         self.reference = references.build(self.policy, self.main)
         self.verifier = self._verifier(stack)
         self.collector = self._collector()
@@ -129,7 +134,7 @@ class Run:
             objective=self.objective,
             rollouts=self.collector,
             batches=BatchBuilder(config, self.plan),
-            push_weights=self.main.push,
+            push_weights=self.push_weights,
             swap_due=self.plan.swap_due,
             restarts_policy=config.reference.restart_policy and self.plan.chooses_best,
             evaluate_due=self._evaluation_due,
@@ -142,6 +147,12 @@ class Run:
         )
 
     # ------------------------------------------------------------------------------------------ verbs of the loop
+    def push_weights(self, step: int) -> None:
+        """Every engine gets the policy's weights as version `step`, and shows it where `sync.verify` says logprob."""
+        self.main.push(step)
+        if self.sync_check is not None:
+            self.sync_check()
+
     def evaluate(self, step: int) -> None:
         """Once a step: an evaluation that stands in metrics.jsonl is not made again after a resume."""
 
@@ -210,7 +221,7 @@ class Run:
         stack.callback(fleet.close)
         return fleet
 
-    def _sync(self, stack: contextlib.ExitStack) -> WeightSync | None:
+    def _sync(self, stack: contextlib.ExitStack, num_kv_heads: int) -> WeightSync | None:
         if not self.topology.is_main:
             return None
         clients = self.fleet.clients if self.fleet else []

@@ -64,6 +64,11 @@ COMMANDS = {
     "plan": ["-c", "--config", "--cpu", "--gpu-memory", "--json", "FIELD=VALUE"],
     "methods": ["--figure", "--json"],
     "data check": ["--against", "--json", "--overlap", "SOURCE"],
+    "convert import": [
+        *("--dtype", "--ep", "--hf", "--jobs", "--json", "--no-prove", "--out", "--pp", "--prove", "--tp"),
+    ],
+    "convert export": ["--hf-template", "--jobs", "--json", "--megatron", "--no-prove", "--out", "--prove"],
+    "convert verify": ["--hf", "--hf-template", "--jobs", "--json", "--megatron"],
     "bench verifier": ["--fuzz", "--json", "--seed", "--timeout", "--workers"],
     "bench head": ["--device", "--hidden", "--json", "--repeats", "--threads", "--tokens", "--vocab"],
     "bench sync": ["--bucket-mb", "--device", "--dtype", "--engine", "--json", "--params", "--rounds", "--transport"],

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import base64
+import json
 import pickle
+import threading
+import time
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 from owpo_megatron.config import SyncConfig
-from owpo_megatron.errors import EngineError
+from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.rollout.tensor_body import TensorBody
 from owpo_megatron.sync import EngineSync, make_sync
+from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, beside, in_buckets, on_host
 from owpo_megatron.sync.distributed import address_seen_from
-from owpo_megatron.sync.push import Bucket, in_buckets
-from owpo_megatron.sync.tensor import serialize
+from owpo_megatron.sync.payload import by_reference, by_value, shared_memory
+from owpo_megatron.sync.tensor import TensorTransport
 
 
 class RecordingEngine:
@@ -22,6 +28,8 @@ class RecordingEngine:
 
     incarnation = 0
     tp_size = 1
+    shares_memory = True
+    quantization: str | None = None
 
     def __init__(self, calls: list[str], url: str = "http://e", refuses: str = "", reports: int | None = None):
         self.calls, self.url, self.refuses, self.reports = calls, url, refuses, reports
@@ -47,7 +55,7 @@ class RecordingEngine:
     def end_update(self) -> None:
         self._call("end")
 
-    def update_from_tensor(self, payload: str) -> None:
+    def update_from_tensor(self, payloads: list[bytes]) -> None:
         self._call("tensor")
 
     def set_version(self, version: int) -> None:
@@ -65,7 +73,7 @@ def test_sequence_of_a_push() -> None:
     calls: list[str] = []
     sync = make_sync(SyncConfig(), [RecordingEngine(calls)], Path("unused"))  # type: ignore[list-item]
     sync.push(WEIGHTS, 4)
-    assert calls == ["pause", "flush", "begin", "tensor", "end", "version 4", "resume"]
+    assert calls == ["pause", "flush", "version -1", "begin", "tensor", "end", "version 4", "resume"]
 
 
 def test_a_failed_update_leaves_the_engine_paused_and_unversioned() -> None:
@@ -73,7 +81,7 @@ def test_a_failed_update_leaves_the_engine_paused_and_unversioned() -> None:
     sync = make_sync(SyncConfig(), [RecordingEngine(calls, refuses="tensor")], Path("unused"))  # type: ignore[list-item]
     with pytest.raises(EngineError, match="refuses tensor"):
         sync.push(WEIGHTS, 4)
-    assert calls == ["pause", "flush", "begin"]
+    assert calls == ["pause", "flush", "version -1", "begin"]
 
 
 def test_an_engine_that_reports_another_version_is_named() -> None:
@@ -95,44 +103,118 @@ def test_buckets_respect_their_size() -> None:
     assert [[name for name, _ in bucket] for bucket in in_buckets(WEIGHTS, 1 << 20)] == [["a", "b", "c", "d"]]
 
 
-def test_push_streams_its_weights() -> None:
-    """When a bucket is sent, at most one tensor beyond it has been produced."""
-    produced, ahead = 0, []
+def test_memory_is_buckets_whatever_the_model_is() -> None:
+    """40 tensors of 1 MB in buckets of 4 MB: never more of the stream is alive than a bucket and a tensor, and what is
+    packed lies in two buffers of one bucket.
+
+    Measured in bytes of live tensors, with an engine that is slow to take them.
+    """
+    megabyte, alive, most = 1 << 20, 0, 0
+
+    class Counted:
+        """Notes when a tensor of the stream is let go."""
+
+        def __init__(self, tensor: torch.Tensor):
+            nonlocal alive, most
+            alive += tensor.nbytes
+            most = max(most, alive)
+            weakref.finalize(tensor, self.gone, tensor.nbytes)
+
+        @staticmethod
+        def gone(size: int) -> None:
+            nonlocal alive
+            alive -= size
 
     def weights():
-        nonlocal produced
-        for index in range(20):
-            produced += 1
-            yield f"w{index}", torch.zeros(16)
+        for index in range(40):
+            tensor = torch.full((megabyte,), index, dtype=torch.uint8)
+            Counted(tensor)
+            yield f"w{index}", tensor
+            del tensor
 
-    class Counting:
-        sent = 0
+    got: list[int] = []
 
-        def begin(self, engines: object, version: int) -> None: ...
+    class Slow(RecordingEngine):
+        def update_from_tensor(self, payloads: list[bytes]) -> None:
+            time.sleep(0.02)
+            got.extend(int(tensor[0]) for _, tensor in pickle.loads(payloads[0]))
 
-        def send(self, engines: object, bucket: Bucket) -> None:
-            self.sent += len(bucket)
-            ahead.append(produced - self.sent)
-
-        def end(self, engines: object) -> None: ...
-
-        def close(self) -> None: ...
-
-    EngineSync(Counting(), [RecordingEngine([])], bucket_bytes=192).push(weights(), 1)  # type: ignore[list-item]
-    assert len(ahead) == 7 and max(ahead) == 1
+    transport = TensorTransport(share=False)
+    transport.max_bucket_bytes = 4 * megabyte
+    EngineSync(transport, [Slow([])], bucket_bytes=512 * megabyte).push(weights(), 1)  # type: ignore[list-item]
+    assert got == list(range(40))
+    assert most <= 5 * megabyte, f"{most} bytes of the stream were alive at once"
+    assert [buffer.nbytes for buffer in transport._private._buffers if buffer is not None] == [4 * megabyte] * 2
 
 
-def test_payload_holds_the_values_and_nothing_else() -> None:
-    """A view of a large buffer, as the policy's parameters are, must not drag the buffer along."""
-    buffer = torch.arange(1_000_000.0)
-    bucket = [("view", buffer[10:16].view(2, 3)), ("transposed", torch.arange(6.0).view(2, 3).T)]
-    payload = serialize([*bucket, ("half", torch.ones(2, dtype=torch.bfloat16))])
-    assert len(payload) < 10_000
-    got = pickle.loads(base64.b64decode(payload))
-    assert [name for name, _ in got] == ["view", "transposed", "half"]
-    assert torch.equal(got[0][1], torch.arange(10.0, 16.0).view(2, 3))
-    assert torch.equal(got[1][1], torch.arange(6.0).view(2, 3).T)
-    assert got[2][1].dtype == torch.bfloat16
+def test_an_error_on_the_way_ends_the_push_with_nothing_under_way() -> None:
+    """The second bucket is refused while others wait; when the error is out, no thread still sends."""
+    sent: list[str] = []
+
+    def deliver(staged: Staged) -> None:
+        sent.append(staged.slices[0].name)
+        if len(sent) == 2:
+            raise EngineError("refused")
+
+    with pytest.raises(EngineError, match="refused"), Outbox(beside).open(deliver) as delivery:
+        for bucket in in_buckets([(f"w{index}", torch.zeros(16)) for index in range(9)], 64):
+            delivery.put(bucket)
+    assert len(sent) <= 4
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("weights")]
+
+
+BUCKET: Bucket = [
+    ("view", torch.arange(1_000_000.0)[10:16].view(2, 3)),  # of a large buffer, as the policy's parameters are
+    ("transposed", torch.arange(6.0).view(2, 3).T),
+    ("half", torch.ones(3, dtype=torch.bfloat16)),
+    ("fp8", torch.ones(5).to(torch.float8_e4m3fn)),
+    ("scalar", torch.tensor(3.5)),
+    ("none", torch.zeros(0)),
+]
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_payload_holds_the_values_and_nothing_else(reference: bool) -> None:
+    allocate = (lambda size, device: shared_memory(size)) if reference else on_host
+    staged = Outbox(allocate).stage(BUCKET, 0)
+    payload = by_reference(staged) if reference else by_value(staged)
+    assert len(payload) < 3_000
+    got = dict(pickle.loads(payload))
+    assert got.keys() == {name for name, _ in BUCKET}
+    for name, tensor in BUCKET:
+        assert got[name].dtype == tensor.dtype and got[name].shape == tensor.shape
+        assert torch.equal(got[name].float(), tensor.float())
+
+
+def test_body_is_the_json_that_its_length_says() -> None:
+    """Payloads longer than a chunk, of lengths that base64 pads, one for each rank."""
+    payloads = [bytes(range(256)) * 4000 + b"x" * extra for extra in (0, 1, 2)]
+    pieces = list(TensorBody(payloads))
+    body = b"".join(pieces)
+    assert len(body) == len(TensorBody(payloads)) and max(map(len, pieces)) < 2 << 20
+    sent = json.loads(body)
+    assert [base64.b64decode(payload) for payload in sent["serialized_named_tensors"]] == payloads
+    assert sent["flush_cache"] is False
+
+
+def test_precisions_that_do_not_fit_are_refused() -> None:
+    engine = RecordingEngine([])
+    with pytest.raises(UserError, match="sync.fp8 = True.*runs unquantised"):
+        make_sync(SyncConfig(fp8=True), [engine], Path("unused"))  # type: ignore[list-item]
+    engine.quantization = "fp8"
+    with pytest.raises(UserError, match="sync.fp8 = False.*set sync.fp8 true"):
+        make_sync(SyncConfig(), [engine], Path("unused"))  # type: ignore[list-item]
+    engine.quantization = "awq"
+    for fp8 in (False, True):
+        with pytest.raises(UserError, match="sync.fp8"):
+            make_sync(SyncConfig(fp8=fp8), [engine], Path("unused"))  # type: ignore[list-item]
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(ValueError, match="sync.delta = True: only transport disk"):
+        SyncConfig(delta=True)
+    with pytest.raises(ValueError, match="sync.verify = hash: engines hash"):
+        SyncConfig(fp8=True, verify="hash")
 
 
 def test_address_that_a_local_engine_sees() -> None:

@@ -5,6 +5,8 @@ Tensor-parallel engines: tests/rollout/test_engine.py. Not covered: NCCL, and en
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,21 @@ from owpo_megatron.config import SyncConfig
 from owpo_megatron.errors import EngineError
 from owpo_megatron.rollout import EngineClient, Fleet
 from owpo_megatron.sync import EngineSync, make_sync
+from owpo_megatron.sync.disk import DiskTransport
 from owpo_megatron.sync.distributed import DistributedTransport
+from owpo_megatron.sync.hashes import EngineHashes
 from owpo_megatron.sync.push import Transport
-from owpo_megatron.sync.registry import TRANSPORTS
+from owpo_megatron.sync.tensor import TensorTransport
 from owpo_megatron.types import Prompt, SampleRequest, Sampling
 
 pytestmark = pytest.mark.server
+
+TRANSPORTS: dict[str, Callable[[Path], Transport]] = {
+    "tensor": lambda folder: TensorTransport(),
+    "tensor by value": lambda folder: TensorTransport(share=False),
+    "distributed": lambda folder: DistributedTransport(),
+    "disk": DiskTransport,
+}
 
 REQUESTS = [SampleRequest(Prompt(f"p/{i}", (5, 9, 40 + i, 17), "", ""), seed=900 + i) for i in range(4)]
 
@@ -45,12 +56,14 @@ def difference(engine: Fleet, model: PreTrainedModel) -> float:
     return max(differences)
 
 
-@pytest.mark.parametrize("transport", sorted(TRANSPORTS))
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_weights_and_version_arrive(
     transport: str, engine: Fleet, models: list[PreTrainedModel], tmp_path: Path
 ) -> None:
-    """Twice each, in many small buckets, from views of one flat buffer as the trainer's parameters are."""
-    sync = EngineSync(TRANSPORTS[transport](tmp_path), engine.clients, bucket_bytes=40_000)
+    """Twice each, in many small buckets, from views of one flat buffer as the parameters are; log-probs agree,
+    and every parameter of the engine has the checksum of what was sent."""
+    hashes = EngineHashes(engine.clients, models[0].config.num_key_value_heads)
+    sync = EngineSync(TRANSPORTS[transport](tmp_path), engine.clients, bucket_bytes=40_000, check=hashes)
     for version, model in enumerate([*models, *models], 101):
         state = model.state_dict()
         flat = torch.cat([tensor.flatten() for tensor in state.values()])
@@ -62,6 +75,64 @@ def test_weights_and_version_arrive(
     assert difference(engine, models[0]) > 1e-2, "the two models are too alike for this test to mean anything"
     sync.close()
     assert not list(tmp_path.iterdir()), "files were left behind"
+
+
+def test_checksums_name_what_did_not_arrive(engine: Fleet, models: list[PreTrainedModel]) -> None:
+    """One bit of one matrix changes on its way, one tensor is lost on its way: both are named, and the engine serves
+    nothing until it has been pushed to again."""
+
+    class Faulty(TensorTransport):
+        @contextmanager
+        def session(self, engines, version):
+            with super().session(engines, version) as send:
+
+                def wrong(bucket):
+                    state = {name: tensor.clone() for name, tensor in bucket}
+                    state["model.layers.1.mlp.down_proj.weight"].view(torch.int32)[7, 3] ^= 1
+                    del state["model.layers.0.self_attn.k_proj.weight"]
+                    send(list(state.items()))
+
+                yield wrong
+
+    hashes = EngineHashes(engine.clients, models[0].config.num_key_value_heads)
+    EngineSync(TensorTransport(), engine.clients, 1 << 20, check=hashes).push(models[0].state_dict().items(), 5)
+    with pytest.raises(EngineError) as raised:
+        EngineSync(Faulty(), engine.clients, 1 << 20, check=hashes).push(models[1].state_dict().items(), 6)
+    assert str(raised.value).endswith(
+        "than it was sent: model.layers.0.self_attn.qkv_proj.weight, model.layers.1.mlp.down_proj.weight"
+    )
+    assert engine.weight_versions() == [-1]
+    with pytest.raises(EngineError, match=r"different weight versions \[-1\]"):
+        engine.generate(REQUESTS, Sampling(2))
+    engine.on_restart = lambda: EngineSync(TensorTransport(), engine.clients, 1 << 20, check=hashes).push(
+        models[1].state_dict().items(), 6
+    )
+    try:
+        assert difference(engine, models[1]) < 1e-4, "an engine that missed an update gets it before it generates"
+    finally:
+        engine.on_restart = None
+    assert engine.weight_versions() == [6]
+
+
+def test_delta_writes_what_changed(engine: Fleet, models: list[PreTrainedModel], tmp_path: Path) -> None:
+    """One element of one matrix changes: that matrix is written. Nothing changes: nothing is. An engine that came back
+    gets everything."""
+    transport = DiskTransport(tmp_path, delta=True)
+    hashes = EngineHashes(engine.clients, models[0].config.num_key_value_heads)
+    sync = EngineSync(transport, engine.clients, 40_000, check=hashes)
+    weights = {name: tensor.clone() for name, tensor in models[0].state_dict().items()}
+    sync.push(weights.items(), 1)
+    everything = sum(tensor.nbytes for tensor in weights.values())
+    assert transport.written_bytes == everything
+    changed = weights["model.layers.1.mlp.up_proj.weight"]
+    changed[2, 5] += 0.25
+    sync.push(weights.items(), 2)
+    assert transport.written_bytes == changed.nbytes
+    sync.push(weights.items(), 3)
+    assert transport.written_bytes == 0 and engine.weight_versions() == [3]
+    engine.clients[0].connect(engine.clients[0].url)  # what a restart does to the client
+    sync.push(weights.items(), 4)
+    assert transport.written_bytes == everything
 
 
 def test_group_is_made_anew_for_a_restarted_engine(
@@ -80,7 +151,7 @@ def test_group_is_made_anew_for_a_restarted_engine(
     sync.close()
 
 
-@pytest.mark.parametrize("transport", sorted(TRANSPORTS))
+@pytest.mark.parametrize("transport", ["tensor", "distributed", "disk"])
 def test_a_refused_update_is_an_error_and_the_next_push_recovers(
     transport: str, engine: Fleet, models: list[PreTrainedModel], tmp_path: Path
 ) -> None:
@@ -94,7 +165,7 @@ def test_a_refused_update_is_an_error_and_the_next_push_recovers(
     engine.on_restart = lambda: sync.push(models[1].state_dict().items(), 9)
     try:
         if not engine.revive():
-            assert engine.weight_versions() == [7]
+            assert engine.weight_versions() == [-1], "neither the old weights nor the new ones"
             sync.push(models[1].state_dict().items(), 9)
     finally:
         engine.on_restart = None

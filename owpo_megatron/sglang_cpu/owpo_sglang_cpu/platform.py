@@ -53,6 +53,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         import sglang.srt.batch_invariant_ops as batch_invariant_ops
         import sglang.srt.layers.sampler as sampler
         import sglang.srt.mem_cache.pool_host.common as pool_host
+        import torch
         from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
         from owpo_sglang_cpu import attention, invariance
@@ -63,6 +64,8 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         sampler.multinomial_with_seed = multinomial_with_seed
         # --enable-return-routed-experts pins its host buffer with cudaHostRegister
         pool_host._cuda_host_register = _nothing
+        # /weights_checker waits for the GPU before and after
+        torch.cuda.synchronize = _nothing
 
     def get_dispatch_key_name(self) -> str:
         return "native"

@@ -32,6 +32,7 @@ CALLED = {
         "add_deterministic_attention_backend_choices",
         "add_radix_supported_deterministic_attention_backend_choices",
     ],
+    "sglang.srt.utils.weight_checker": ["WeightChecker._compute_checksum"],
     "sglang.srt.plugins.hook_registry": ["HookRegistry.register", "HookType.AFTER"],
 }
 REPLACED = {

@@ -1,0 +1,35 @@
+"""The JSON of a weight update by tensors, made while it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pybase64
+
+CHUNK = 3 << 18  # bytes encoded at a time: a multiple of 3, so that the pieces of base64 can be joined
+START, BETWEEN, END = b'{"serialized_named_tensors": ["', b'", "', b'"], "flush_cache": false}'
+
+
+class TensorBody:
+    """Body of POST /update_weights_from_tensor. Iterating encodes piece by piece: the whole is never in memory, and the
+    connection gets pieces that it can send at once (it copies what is left of a piece after every partial send).
+
+    Args:
+        payloads: a pickle for every tensor-parallel rank.
+    """
+
+    def __init__(self, payloads: Sequence[bytes]):
+        self._payloads = payloads
+        encoded = sum(4 * -(-len(payload) // 3) for payload in payloads)
+        self._length = len(START) + len(BETWEEN) * (len(payloads) - 1) + len(END) + encoded
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[bytes]:
+        for index, payload in enumerate(self._payloads):
+            yield BETWEEN if index else START
+            view = memoryview(payload)
+            for start in range(0, len(view), CHUNK):
+                yield pybase64.b64encode(view[start : start + CHUNK])
+        yield END

@@ -1,0 +1,79 @@
+"""`sync.verify: logprob`: engines draw short samples after an update, and the trainer computes their log-probs again.
+
+What differs by more than the arithmetic of two programs is a weight that did not arrive, or arrived wrongly.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from owpo_megatron.config import Config
+from owpo_megatron.errors import EngineError
+from owpo_megatron.rollout import EngineClient, EngineGone, Fleet
+from owpo_megatron.trainer.main_rank import MainRank
+from owpo_megatron.types import Policy, Prompt, Rollout, Sample, SampleRequest, Sampling
+
+PROMPTS, PROMPT_TOKENS, RESPONSE_TOKENS = 4, 8, 16
+_FP8_TOLERANCE = 0.2
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
+
+
+class LogprobCheck:
+    """Call it after a push; collective over all trainer ranks.
+
+    Args:
+        fleet: the engines, on global rank 0; None elsewhere.
+        vocab_size: of the model; the prompts are random tokens, always the same.
+    """
+
+    def __init__(self, config: Config, main: MainRank, policy: Policy, fleet: Fleet | None, vocab_size: int):
+        self._main, self._policy, self._fleet = main, policy, fleet
+        self._sampling = Sampling(RESPONSE_TOKENS, config.rollout.temperature)
+        fallback = _FP8_TOLERANCE if config.sync.fp8 else _TOLERANCE[config.model.dtype]
+        self.tolerance = config.sync.tolerance or fallback
+        draw = random.Random(0)
+        ids = [tuple(draw.randrange(vocab_size) for _ in range(PROMPT_TOKENS)) for _ in range(PROMPTS)]
+        self._requests = [
+            SampleRequest(Prompt(f"sync/{index}", prompt, "", ""), seed=index) for index, prompt in enumerate(ids)
+        ]
+
+    def __call__(self) -> list[float]:
+        """Mean |log-prob of the trainer - log-prob of the engine| over the tokens of each engine's samples.
+
+        Raises:
+            EngineError: an engine differs by more than the tolerance.
+        """
+        drawn: list[tuple[str, list[Rollout]]] = self._main.run(self._draw)
+        samples = [_sample(rollout) for _, rollouts in drawn for rollout in rollouts]
+        logps = iter(self._policy.logprobs(samples))
+        differences = []
+        for url, rollouts in drawn:
+            gaps = [
+                abs(trainer - engine)
+                for rollout in rollouts
+                for trainer, engine in zip(next(logps).tolist(), rollout.behaviour_logp, strict=True)
+            ]
+            differences.append(sum(gaps) / len(gaps))
+            if not differences[-1] <= self.tolerance:  # a NaN is no agreement
+                raise EngineError(
+                    f"after a push the log-probs of engine {url} are {differences[-1]:.2g} from the trainer's, over "
+                    f"{self.tolerance:g} (sync.tolerance): its weights are not the policy's; look with "
+                    "sync.verify=hash, or try another sync.transport"
+                )
+        return differences
+
+    def _draw(self) -> list[tuple[str, list[Rollout]]]:
+        assert self._fleet is not None
+        try:
+            return self._ask(self._fleet.clients)
+        except EngineGone:
+            self._fleet.revive()
+            return self._ask(self._fleet.clients)
+
+    def _ask(self, clients: Sequence[EngineClient]) -> list[tuple[str, list[Rollout]]]:
+        return [(client.url, client.generate(self._requests, self._sampling)) for client in clients]
+
+
+def _sample(rollout: Rollout) -> Sample:
+    return Sample(rollout.prompt.token_ids, rollout.response_ids, 0.0, False, rollout.behaviour_logp)
