@@ -49,7 +49,7 @@ def make(lab: Lab, no_run: bool) -> tuple[dict[str, Any], list[Failure]]:
     from owpo_megatron.experiments.compare import plan, specs_of, write_table
 
     if no_run:
-        return write_table(lab, plan(lab), lab.folder / "runs"), []
+        return write_table(lab, plan(lab)), []
     with progress(specs_of(plan(lab))) as tell:
         return make_comparison(lab, tell)
 

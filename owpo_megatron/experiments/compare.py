@@ -37,9 +37,8 @@ def compare(lab: Lab, tell: Tell = lambda what, spec: None) -> tuple[dict[str, A
     The table holds what is there: runs that failed are left out of it.
     """
     cells = plan(lab)
-    root = lab.folder / "runs"
-    failures = run_all(specs_of(cells), root, lab.workers_wanted, tell)
-    return write_table(lab, cells, root), failures
+    failures = run_all(specs_of(cells), lab.root, lab.workers_wanted, tell)
+    return write_table(lab, cells), failures
 
 
 def plan(lab: Lab) -> list[Cell]:
@@ -94,13 +93,13 @@ def _reference(lab: Lab, regime: Regime, seed: int) -> RunSpec | None:
 
 
 # ---------------------------------------------------------------------------------------------- the table
-def write_table(lab: Lab, cells: list[Cell], root: Path) -> dict[str, Any]:
+def write_table(lab: Lab, cells: list[Cell]) -> dict[str, Any]:
     """table.json and curves.json of the runs that are there; returns the table."""
     outcomes = {
-        spec.key: read_outcome(spec.folder(root), lab.metric)
+        spec.key: read_outcome(spec.folder(lab.root), lab.metric)
         for cell in cells
         for spec in (cell.run, cell.longer, *cell.run.needs)
-        if spec is not None and spec.is_done(root)
+        if spec is not None and spec.is_done(lab.root)
     }
     regimes = {name: _regime_table(lab, [c for c in cells if c.regime == name], outcomes) for name in lab.regimes}
     table = {

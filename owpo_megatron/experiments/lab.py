@@ -66,6 +66,8 @@ class Lab(Section):
     name: str = "lab"
     out_dir: Path = Path("runs")
     """The lab's files go to out_dir/name: its runs, table.json, curves.json, the figures."""
+    runs_dir: Path | None = None
+    """Folder of the run folders; comparisons that name the same one share their runs. None: runs/ among its files."""
     run: dict[str, Any]
     """An ordinary run, as `owpo train` takes it; its name, runs_dir, seed and algorithm.name are set by the lab."""
     methods: list[Entry] = Field(min_length=1)
@@ -121,6 +123,10 @@ class Lab(Section):
     @property
     def folder(self) -> Path:
         return self.out_dir / self.name
+
+    @property
+    def root(self) -> Path:
+        return self.runs_dir or self.folder / "runs"
 
     @property
     def main_label(self) -> str:
