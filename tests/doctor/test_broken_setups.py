@@ -172,6 +172,13 @@ def test_nccl_without_cuda(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- run
+def test_more_memory_than_there_is(raw: dict[str, Any], tmp_path: Path) -> None:
+    """Activations of a billion tokens at a time, as `owpo plan` reckons them."""
+    config = write(raw, tmp_path, optimizer={"tokens_per_microbatch": 10**9})
+    found = examined(tmp_path, "--only", "memory", "-c", config)
+    assert_failed(found["memory"], "take about", "tokens_per_microbatch", "owpo plan")
+
+
 def test_a_model_without_a_tokenizer(raw: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     found = examined(tmp_path, "--only", "model", "-c", write(raw, tmp_path, model={"path": str(tiny_model)}))
     assert_failed(found["tokenizer"], str(tiny_model), "holds no tokenizer")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from owpo_megatron.config import hf_folder
 from owpo_megatron.errors import UserError
 from owpo_megatron.launch.doctor.finding import Finding, Scope
-from owpo_megatron.launch.doctor.storage import weight_files
+from owpo_megatron.launch.doctor.needs import size
 
 
 def settings(scope: Scope) -> Iterator[Finding]:
@@ -43,9 +44,9 @@ def model(scope: Scope) -> Iterator[Finding]:
     else:
         detail = f"{layout} divides {shape.num_heads} heads and {shape.num_layers} layers"
         yield Finding("layout", "ok", detail)
-    weights = sum(file.stat().st_size for file in weight_files(folder, config.model.path))
+    weights = sum(file.stat().st_size for file in _weight_files(folder, config.model.path))
     if weights:
-        yield Finding("weights", "ok", f"{weights / 2**30:.2f} GB in {config.model.path}")
+        yield Finding("weights", "ok", f"{size(weights)} in {config.model.path}")
     else:
         remedy = "give a folder with *.safetensors, or a converted one"
         yield Finding("weights", "fail", f"none in {config.model.path}", remedy)
@@ -70,6 +71,11 @@ def data(scope: Scope) -> Iterator[Finding]:
     prompts, report = load_prompts(config.data, tokenizer, "train")
     longest = max(len(prompt.token_ids) for prompt in prompts)
     yield Finding("data", "ok", f"{report}; the longest prompt has {longest} tokens")
+
+
+def _weight_files(files: Path, model: Path) -> list[Path]:
+    """Files that hold weights: safetensors of an HF folder, or a converted folder's own."""
+    return sorted(files.glob("*.safetensors")) or sorted(model.rglob("*.distcp"))
 
 
 def _refused(what: str, error: UserError) -> Finding:
