@@ -13,6 +13,7 @@ from typing import Any
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.rollout.client import EngineClient, EngineGone
+from owpo_megatron.types import Progress
 
 Text = tuple[tuple[int, ...], tuple[int, ...]]
 """(prompt's ids, response's ids)"""
@@ -44,14 +45,16 @@ class Scorer:
         urls: running servers.
         config: startup_timeout (how long a lost server is waited for), request_timeout and concurrency are used.
         field: of the configuration, for errors.
+        progress: called with the texts scored so far, and all of them.
 
     Raises:
         UserError: a server does not answer, or the servers do not serve one model.
     """
 
-    def __init__(self, urls: Sequence[str], config: EngineConfig, field: str):
+    def __init__(self, urls: Sequence[str], config: EngineConfig, field: str, progress: Progress | None = None):
         self._clients = [ScoringClient(url, config.request_timeout) for url in urls]
         self._patience = config.startup_timeout
+        self._progress = progress
         self._workers = max(1, min(8, config.concurrency // len(urls)))  # posts of several texts each
         served = set()
         for client in self._clients:
@@ -74,8 +77,12 @@ class Scorer:
         posts = _posts(texts)
         with ThreadPoolExecutor(self._workers * len(self._clients)) as pool:
             clients = [self._clients[number % len(self._clients)] for number in range(len(posts))]
-            scored = list(pool.map(self._post, clients, posts))
-        return [logps for post in scored for logps in post]
+            scored: list[list[float]] = []
+            for logps in pool.map(self._post, clients, posts):
+                scored.extend(logps)
+                if self._progress is not None:
+                    self._progress(len(scored), len(texts))
+        return scored
 
     def close(self) -> None:
         for client in self._clients:

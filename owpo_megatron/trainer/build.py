@@ -83,7 +83,8 @@ class Run:
         self.objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
         needs_reference = self.objective.needs_reference != "none" and not (evaluation_only and config.teachers)
         domains = {prompt.domain for prompt in self.train_prompts}
-        references = ReferenceBuilder(config, hf, needs_reference, topology.is_main, domains, stack)
+        progress = self.console.working if self.console else None
+        references = ReferenceBuilder(config, hf, needs_reference, topology.is_main, domains, progress, stack)
         engine_start = self._start_engine(stack)
         self.say(_headline(config, sum(_numel(shape) for shape in hf_shapes(hf).values()), topology))
         self.plan = StagePlan.of(config, references.keeps_reference)

@@ -12,6 +12,7 @@ from owpo_megatron.policy import MegatronPolicy, SlotReference, SlotTeacher, che
 from owpo_megatron.rollout import Scorer
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.teachers import EngineTeacher, Routing, Teacher, Teachers
+from owpo_megatron.types import Progress
 
 
 class ReferenceBuilder:
@@ -21,6 +22,7 @@ class ReferenceBuilder:
         needed: the method has a reference or teachers, and this run will use them.
         is_main: global rank 0, which talks to teachers' servers.
         domains: of the training prompts, on rank 0.
+        progress: of the scoring by teachers' servers.
         stack: what has to be closed is entered here.
 
     Raises:
@@ -34,6 +36,7 @@ class ReferenceBuilder:
         needed: bool,
         is_main: bool,
         domains: Iterable[str],
+        progress: Progress | None,
         stack: contextlib.ExitStack,
     ):
         self._config = config
@@ -51,7 +54,7 @@ class ReferenceBuilder:
             self._routing.check(domains)
             for teacher in self._teachers:
                 if teacher.urls:
-                    scorer = Scorer(teacher.urls, config.engine, f"teachers ({teacher.name}) urls")
+                    scorer = Scorer(teacher.urls, config.engine, f"teachers ({teacher.name}) urls", progress)
                     stack.callback(scorer.close)
                     self._scorers[teacher.name] = scorer
 
