@@ -23,3 +23,7 @@ class UserError(ValueError):
 
 class EngineError(RuntimeError):
     """A rollout engine did not start, died, or refused a request; the message carries its last log lines."""
+
+
+class ProofError(RuntimeError):
+    """A conversion whose two sides are not the same model; the message says where they differ."""

@@ -44,7 +44,7 @@ def _export_here(weights: Path, out: Path) -> tuple[str, str, str] | None:
     from owpo_megatron.policy.export import megatron_to_hf
 
     try:
-        megatron_to_hf(weights, out)
+        megatron_to_hf(weights, out, proof=False)  # for as long as an engine serves it
     except UserError as error:
         return error.field, str(error.value), error.remedy
     return None

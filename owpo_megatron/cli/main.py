@@ -11,6 +11,7 @@ from rich.markup import escape
 from owpo_megatron import __version__
 from owpo_megatron.cli.bench import bench
 from owpo_megatron.cli.compare import compare
+from owpo_megatron.cli.convert import convert
 from owpo_megatron.cli.data import data
 from owpo_megatron.cli.doctor import doctor
 from owpo_megatron.cli.evaluate import evaluate
@@ -24,7 +25,7 @@ from owpo_megatron.cli.report import report
 from owpo_megatron.cli.serve import serve
 from owpo_megatron.cli.train import train
 from owpo_megatron.cli.verify import verify
-from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.errors import EngineError, ProofError, UserError
 
 app = typer.Typer(
     name="owpo",
@@ -47,6 +48,7 @@ app.command("serve")(serve)
 app.add_typer(launch, name="launch")
 app.command("doctor")(doctor)
 app.add_typer(data, name="data")
+app.add_typer(convert, name="convert")
 app.add_typer(bench, name="bench")
 
 
@@ -72,7 +74,7 @@ def main() -> None:
     except UserError as error:
         err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         sys.exit(2)
-    except EngineError as error:
+    except (EngineError, ProofError) as error:
         err.print(f"[bold red]failed:[/bold red] {escape(str(error))}")
         sys.exit(1)
 

@@ -15,7 +15,7 @@ from owpo_megatron.convert.rules import Family, Part, Rule
 from owpo_megatron.convert.weights import (
     Place,
     check_weights,
-    hf_names,
+    hf_parts,
     hf_shapes,
     megatron_names,
     place_of,
@@ -41,7 +41,7 @@ __all__ = [
     "check_context",
     "check_parallel",
     "check_weights",
-    "hf_names",
+    "hf_parts",
     "hf_shapes",
     "megatron_names",
     "padded_vocab_size",

@@ -103,10 +103,10 @@ def megatron_names(model: HFModel) -> Iterator[str]:
                     yield rule.megatron[0].format(layer=layer, expert=expert)
 
 
-def hf_names(model: HFModel, name: str) -> list[str]:
-    """The HF tensors that the megatron parameter `name` is made of. Raises UserError as `to_hf`."""
+def hf_parts(model: HFModel, name: str) -> dict[str, tuple[int, ...]]:
+    """The HF tensors that the megatron parameter `name` is made of, with their shapes. Raises UserError as `to_hf`."""
     rule, index = _find(model, name)
-    return [part.name.format(**index) for part in rule.hf]
+    return {part.name.format(**index): _shape(model, part) for part in rule.hf}
 
 
 def place_of(model: HFModel, name: str) -> Place:
@@ -125,11 +125,9 @@ def place_of(model: HFModel, name: str) -> Place:
 
 def hf_shapes(model: HFModel) -> dict[str, tuple[int, ...]]:
     """Every tensor that a checkpoint of this model holds, with its shape."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name in megatron_names(model):
-        rule, index = _find(model, name)
-        for part in rule.hf:
-            shapes[part.name.format(**index)] = _shape(model, part)
+        shapes |= hf_parts(model, name)
     return shapes
 
 

@@ -115,6 +115,19 @@ def stored_dtype(path: Path) -> torch.dtype:
     return StoredState(path).dtype("model.embedding.word_embeddings.weight")
 
 
+def tensors_of(module: Any, prefix: str, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The sharded state dict of a megatron module, weights alone."""
+    state = module.sharded_state_dict(prefix=prefix, metadata=metadata or _metadata())
+    return {key: value for key, value in state.items() if not key.endswith(_EXTRA_STATE)}
+
+
+def fill(module: Any, named: dict[str, Any]) -> None:
+    """Load weights that must be all of the module's."""
+    missing, unexpected = module.load_state_dict(named, strict=False)
+    lost = [name for name in missing if not name.endswith(_EXTRA_STATE)]
+    assert not lost and not unexpected, f"{lost} not loaded, {unexpected} unknown"
+
+
 def _save(path: Path, state: dict[str, Any]) -> None:
     # megatron hands the results of the writing through a queue in a spawned manager process, which an asynchronous save
     # needs and this one does not: starting it and importing torch in it takes seconds, and it imports `__main__` again.
@@ -142,10 +155,7 @@ def _model_state(chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> di
 def _weights_state(chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> dict[str, Any]:
     """Weights alone: what Transformer Engine's layers keep besides (FP8 scales) is made anew, and local layers have
     nothing of the kind, so that folders move between the two."""
-    return {
-        chunk: {key: value for key, value in state.items() if not key.endswith(_EXTRA_STATE)}
-        for chunk, state in _model_state(chunks, prefix, metadata).items()
-    }
+    return {f"chunk{index}": tensors_of(_bare(chunk), prefix, metadata) for index, chunk in enumerate(chunks)}
 
 
 def _merged(state: dict[str, Any]) -> dict[str, Any]:
@@ -155,9 +165,7 @@ def _merged(state: dict[str, Any]) -> dict[str, Any]:
 def _fill_chunks(chunks: list[Any], loaded: dict[str, Any], prefix: str) -> None:
     for index, chunk in enumerate(chunks):
         named = {key.removeprefix(prefix): value for key, value in loaded[f"chunk{index}"].items()}
-        missing, unexpected = _bare(chunk).load_state_dict(named, strict=False)
-        lost = [name for name in missing if not name.endswith(_EXTRA_STATE)]
-        assert not lost and not unexpected, f"{lost} not loaded, {unexpected} unknown"
+        fill(_bare(chunk), named)
 
 
 def _bare(chunk: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from owpo_megatron.convert import HFModel, HFReader, check_weights, to_megatron
+from owpo_megatron.convert.manifest import require_proof
 from owpo_megatron.parallel import checkpoint
 from owpo_megatron.parallel.topology import Topology
 from owpo_megatron.parallel.weights import named_shards
@@ -18,8 +19,13 @@ MEGATRON_STATE = "state"
 
 @torch.no_grad()
 def load_model_weights(path: Path, chunks: list[Any], hf: HFModel, topology: Topology) -> None:
-    """Fill this rank's shards; every tensor is read lazily, its own slice only. Collective for megatron folders."""
+    """Fill this rank's shards; every tensor is read lazily, its own slice only. Collective for megatron folders.
+
+    Raises:
+        UserError: the weights are not whole or of another model, or a conversion has no proof.
+    """
     if (path / MEGATRON_STATE).is_dir():
+        require_proof(path)
         checkpoint.load_weights(path / MEGATRON_STATE, chunks)
         return
     reader = HFReader(path)

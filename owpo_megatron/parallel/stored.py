@@ -57,6 +57,10 @@ class StoredState:
             if isinstance(value, TensorStorageMetadata)
         }
 
+    def written_at(self) -> int:
+        """When the table of contents was written, in ns."""
+        return (self._path / ".metadata").stat().st_mtime_ns
+
     def dtype(self, key: str) -> torch.dtype:
         """Of one tensor; a KeyError where there is none of that name."""
         return self._tensors[key].properties.dtype
@@ -107,15 +111,20 @@ class StoredState:
         """
         apply_factories(state)
         wanted = {tensor.key: tensor for tensor in nested_values(state) if isinstance(tensor, ShardedTensor)}
+        self.check_shapes({key: tuple(tensor.global_shape) for key, tensor in wanted.items()}, prefix, vocab_size, tied)
+
+    def check_shapes(self, wanted: dict[str, tuple[int, ...]], prefix: str, vocab_size: int, tied: bool) -> None:
+        """The same for given shapes by key; rows of the vocabulary's tensors may be padded otherwise."""
+        vocabulary = {f"{prefix}embedding.word_embeddings.weight", f"{prefix}output_layer.weight"}
         problems = []
-        for key, tensor in wanted.items():
+        for key, shape in wanted.items():
             stored = tuple(self._tensors[key].size) if key in self._tensors else None
-            shape = tuple(tensor.global_shape)
             if stored is None:
                 problems.append(f"{key} is missing")
-            elif tensor.allow_shape_mismatch and stored[0] >= vocab_size:
+                continue
+            if key in vocabulary and stored[0] >= vocab_size:
                 shape = (stored[0], *shape[1:])
-            if stored is not None and stored != shape:
+            if stored != shape:
                 problems.append(f"{key} is {list(stored)} instead of {list(shape)}")
         layers = f"{prefix}decoder.layers."
         if any(key.startswith(layers) for key in wanted):
