@@ -228,9 +228,9 @@ def test_teachers_that_contradict(sections: dict[str, Any], message: str) -> Non
 # ---------------------------------------------------------------------------------------------- a real engine
 @pytest.mark.server
 def test_a_teacher_behind_an_engine_says_what_the_same_weights_in_a_slot_say(
-    engine: Any, tiny_model: Path, tmp_path: Path
+    engine: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To 1e-4; with prompts of one token and responses longer than prompts among them."""
+    """To 1e-4, in several posts to two URLs; with prompts of one token, and responses longer than their prompts."""
     from owpo_megatron.config import SyncConfig
     from owpo_megatron.rollout import Scorer
     from owpo_megatron.sync import make_sync
@@ -240,13 +240,16 @@ def test_a_teacher_behind_an_engine_says_what_the_same_weights_in_a_slot_say(
     sync = make_sync(SyncConfig(), engine.clients, tmp_path)
     sync.push(loaded(tiny_model).state_dict().items(), version=41)
     url = engine.clients[0].url
-    scorer = Scorer([url, url], EngineConfig(), "teachers (t) urls")
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr("owpo_megatron.rollout.scorer.TOKENS_A_POST", 64)
+    scorer = Scorer([url, url], EngineConfig(), "teachers (t) urls", lambda done, total: told.append((done, total)))
     teacher = EngineTeacher(alone(), scorer.score, scorer.serves)
     samples = random_samples(8, count=40)
     ours, theirs = teacher.logprobs(samples), slot.logprobs(samples)
     assert min(len(sample.prompt_ids) for sample in samples) == 1
     assert 0 < largest(ours, theirs) < 1e-4, "two programs never agree to the bit"
     assert largest(ours, policy.logprobs(samples)) > 1, "the policy says something else"
+    assert told[-1] == (40, 40) and len(told) > 4
     assert teacher.logp_mode == "engine" and "weights 41" in teacher.identity()
     scorer.close()
 
