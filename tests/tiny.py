@@ -125,8 +125,9 @@ def run_ranks(worker: Path, nproc: int, *args: object, timeout: float = 180) -> 
         "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
         "PYTHONWARNINGS": "ignore",
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    command += [str(worker), *map(str, args)]
+    # the address is given: the name of a container may not resolve, and ranks would wait for it
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    command += [f"--nproc-per-node={nproc}", str(worker), *map(str, args)]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
