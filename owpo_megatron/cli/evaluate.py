@@ -48,7 +48,8 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(min=1, help="Of every problem; default: the set's own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first problems of each set.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest response; default: 8192, or what the model has room for.")
+        int | None,
+        typer.Option(min=1, help="Longest response; default: a run's own, else 8192, or what there is room for."),
     ] = None,
     template: Annotated[
         str, typer.Option(help="chat, completion or raw; auto: a run's own, or chat where the tokenizer has it.")

@@ -19,7 +19,7 @@ from owpo_megatron.config_file import apply_override
 from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.prepare import PreparedSet, held_out, prepare
-from owpo_megatron.evaluation.serve import evaluate_weights, response_limit, stored_dtype
+from owpo_megatron.evaluation.serve import DEFAULT_MAX_TOKENS, evaluate_weights, response_limit, stored_dtype
 from owpo_megatron.evaluation.sets import HELD_OUT, EvalSet, data_folder, resolve, sets_of_run, source_of
 from owpo_megatron.evaluation.targets import Target, model_target, run_targets
 from owpo_megatron.report.scores import Scored, details, score_tables, write_tables
@@ -95,13 +95,14 @@ def _config_of_model(model: Path, overrides: Sequence[str]) -> Config:
 
 def _prepared(target: Target, wish: Wish) -> Job:
     tokenizer = load_tokenizer(target.files)
-    template = wish.template
-    if template == "auto":
-        is_run = bool(target.checkpoints)
-        template = target.config.data.template if is_run else "chat" if tokenizer.has_chat_template else "completion"
+    template, longest = "chat" if tokenizer.has_chat_template else "completion", DEFAULT_MAX_TOKENS
+    if target.checkpoints:  # a run knows how it was trained
+        template, longest = target.config.data.template, target.config.rollout.max_response_tokens
+    if wish.template != "auto":
+        template = wish.template
     data = data_folder(wish.data or target.config.eval.data_dir)
     sets = [_set(spec, target, data, template, tokenizer, wish.seed) for spec in _specs(target, wish)]
-    return Job(target, tokenizer, sets, response_limit(target.files, sets, wish.max_tokens))
+    return Job(target, tokenizer, sets, response_limit(target.files, sets, wish.max_tokens, longest))
 
 
 def _specs(target: Target, wish: Wish) -> list[EvalSet]:

@@ -21,7 +21,7 @@ from owpo_megatron.rollout.client import UNKNOWN_VERSION
 from owpo_megatron.verifiers.build import make_verifier
 
 _WEIGHTS = ("*.safetensors", "*.bin", "state/*.distcp")
-DEFAULT_MAX_TOKENS = 8192  # of a response, where the model's context has room for it
+DEFAULT_MAX_TOKENS = 8192  # of a model's response
 _SAMPLED_BYTES = 1 << 20  # of the start and the end of a file of weights
 
 
@@ -113,8 +113,11 @@ def fingerprint(weights: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def response_limit(files: Path, sets: Sequence[PreparedSet], wanted: int | None) -> int:
-    """The longest response that the context of the model has room for after the longest prompt, at most `wanted`.
+def response_limit(
+    files: Path, sets: Sequence[PreparedSet], wanted: int | None, default: int = DEFAULT_MAX_TOKENS
+) -> int:
+    """The longest response: `wanted`, or else `default` where the model's context has room for it after the longest
+    prompt, or else what room there is.
 
     Raises:
         UserError: `wanted` is longer than that, or there is no room at all.
@@ -125,10 +128,10 @@ def response_limit(files: Path, sets: Sequence[PreparedSet], wanted: int | None)
     if room <= 0 or (wanted is not None and wanted > room):
         raise UserError(
             "--max-tokens",
-            wanted or DEFAULT_MAX_TOKENS,
+            wanted or default,
             f"the model's context is {context} tokens and the longest prompt has {longest}; at most {max(room, 0)}",
         )
-    return wanted or min(room, DEFAULT_MAX_TOKENS)
+    return wanted or min(room, default)
 
 
 def stored_dtype(files: Path) -> str:

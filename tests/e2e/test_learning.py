@@ -168,6 +168,47 @@ def test_the_engine_serves_exactly_what_was_exported(learned: Path, server_url: 
     assert gap(model, rollouts) < 1e-5
 
 
+def test_owpo_eval_of_the_run_beside_its_base(
+    learned: Path, summary: dict[str, Any], base_model: Path, server_url: str, tmp_path: Path
+) -> None:
+    """One command, two rows: a model folder and a checkpoint, which is exported and loaded by the server. Killed in the
+    middle and started again, the result is the same file."""
+
+    def evaluate(out: Path, *targets: str) -> Owpo:
+        options = [
+            "--set",
+            "held=task:cipher",
+            "--limit",
+            "100",
+            "--samples",
+            "16",
+            "--max-tokens",
+            "8",
+            "--out",
+            str(out),
+        ]
+        return Owpo(tmp_path, "eval", *targets, *options, f"engine.urls=['{server_url}']")
+
+    base, straight, killed = str(base_model), tmp_path / "straight", tmp_path / "killed"
+    said = evaluate(straight, "--model", base, "--run", str(learned)).done()
+    rows = {row["method"]: row["sets"]["held"] for row in json.loads((straight / "table.json").read_text())["scores"]}
+    before, after = (rows[method]["metrics"]["pass@1"] for method in ("", "owpo (learned)"))
+    assert "converged" in said and "Mean accuracy" in said and (straight / "scores.png").is_file()
+    assert before["low"] < summary["pass_at_1_before"] + 0.05 and summary["pass_at_1_before"] - 0.05 < before["high"]
+    assert after["low"] < summary["pass_at_1_after"] + 0.05 and summary["pass_at_1_after"] - 0.05 < after["high"]
+    assert not list(straight.rglob("model.safetensors")), "the exported folder goes when it has been served"
+    part = killed / base_model.name / "held.part.jsonl"
+    owpo = evaluate(killed, "--model", base)
+    owpo.wait_until(lambda: part.exists() and part.read_text().count("\n") > 100, "samples", every=0.01)
+    owpo.kill()
+    drawn = part.read_text().count("\n") - 1
+    evaluate(killed, "--model", base).done()
+    whole = json.loads((killed / base_model.name / "held.json").read_text())
+    assert 0 < whole["last_call"]["samples"] <= 1600 - drawn + 1, "a line may have been cut by the kill, no more"
+    kept = Path(base_model.name) / "held.jsonl"
+    assert (killed / kept).read_bytes() == (straight / kept).read_bytes()
+
+
 def test_resumed_with_a_real_engine(small: dict[str, Any], server_url: str, tmp_path: Path) -> None:
     """Killed after two of four steps: the same prompts, seeds, reference and, with an engine whose samples depend on
     nothing but their seeds, the same tokens and the same lines."""

@@ -79,5 +79,6 @@ def test_the_longest_response_fits_the_context(tiny_model: Path) -> None:
     """The tiny model has 256 positions."""
     sets = [PreparedSet(SETS["amc"], "x", (Prompt("q", (1,) * 56, "", ""),), {})]
     assert response_limit(tiny_model, sets, None) == 200 == response_limit(tiny_model, sets, 200)
+    assert response_limit(tiny_model, sets, None, default=8) == 8
     with pytest.raises(UserError, match="context is 256 tokens and the longest prompt has 56; at most 200"):
         response_limit(tiny_model, sets, 201)
