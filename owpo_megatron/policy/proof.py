@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from owpo_megatron.convert import HFModel, hf_parts, hf_shapes, megatron_names
+from owpo_megatron.convert import HFModel, hf_shapes, megatron_names
 from owpo_megatron.convert.hf_layers import HFLayers
 from owpo_megatron.convert.manifest import Proof
 from owpo_megatron.convert.rules import EMBEDDING, LM_HEAD, OUTPUT_LAYER
@@ -24,6 +25,7 @@ _PROMPTS = 3  # tried for a model with experts: two that tie within rounding may
 _LAYER_TOLERANCE = 1e-3  # beyond it, a layer is named as the first that differs
 _SHOWN = 4  # tensors in a complaint
 _HF_EMBEDDING = "model.embed_tokens.weight"
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 def prove(
@@ -86,8 +88,8 @@ def _compare_logits(
     complaint = "" if torch.equal(ours, theirs) else "the embeddings differ"
     with one_rank():
         stored_layers, hf_layers = StoredLayers(state, model), HFLayers(config_folder, model)
-        for layer, names in enumerate(_names_by_layer(model)):
-            tensors = {hf_name: source.tensor(hf_name) for name in names for hf_name in hf_parts(model, name)}
+        for layer, names in enumerate(_hf_names_by_layer(model)):
+            tensors = {name: source.tensor(name) for name in names}
             last = layer == model.num_layers - 1
             theirs = hf_layers.layer(tensors, source.tensor("model.norm.weight") if last else None, theirs)
             del tensors
@@ -128,13 +130,13 @@ def _embed(prompt_T: torch.Tensor, rows: Rows) -> torch.Tensor:
     return hidden_TH
 
 
-def _names_by_layer(model: HFModel) -> Iterator[list[str]]:
+def _hf_names_by_layer(model: HFModel) -> list[list[str]]:
+    """By what the HF names say themselves, not by the rules that are to be proved."""
     by_layer: list[list[str]] = [[] for _ in range(model.num_layers)]
-    for name in megatron_names(model):
-        parts = name.split(".")
-        if parts[:2] == ["decoder", "layers"]:
-            by_layer[int(parts[2])].append(name)
-    yield from by_layer
+    for name in hf_shapes(model):
+        if match := _LAYER.match(name):
+            by_layer[int(match[1])].append(name)
+    return by_layer
 
 
 def _tell(progress: Progress | None, done: int, total: int) -> None:
