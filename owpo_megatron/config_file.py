@@ -23,7 +23,7 @@ def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The file's mapping, on top of the file that it includes, with `dotted.field=value` overrides (values are YAML).
 
     `include: OTHER.yaml` (relative to the file that says so) takes another file first: sections are merged field by
-    field, everything else is replaced.
+    field, everything else is replaced. Inside a section the other file becomes that section.
 
     Raises:
         UserError: a file is missing, not YAML, not a mapping, or includes itself; an override is ill-formed.
@@ -60,10 +60,16 @@ def _read(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(field, path, f"not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(field, path, "must hold a mapping of sections, e.g. `model: {path: ...}`")
-    if "include" not in raw:
-        return raw
-    base = _read(path.parent / str(raw.pop("include")), (*including, path.resolve()))
-    return _merged(base, raw)
+    return _with_includes(raw, path.parent, (*including, path.resolve()))
+
+
+def _with_includes(section: dict[str, Any], folder: Path, including: tuple[Path, ...]) -> dict[str, Any]:
+    own = {
+        name: _with_includes(value, folder, including) if isinstance(value, dict) else value
+        for name, value in section.items()
+        if name != "include"
+    }
+    return _merged(_read(folder / str(section["include"]), including), own) if "include" in section else own
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
