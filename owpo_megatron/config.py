@@ -83,6 +83,8 @@ class ParallelConfig(Section):
 class EngineConfig(Section):
     urls: list[str] = []
     """Running SGLang servers to use; empty: the run starts its own and stops it."""
+    router: str | None = None
+    """URL of an sglang-router: samples go through it, weights to each of the engines behind it."""
     rendezvous: Path | None = None
     """Folder where engines that others start announce themselves (`owpo serve --rendezvous`, `owpo launch`)."""
     announced: int = Field(1, gt=0)

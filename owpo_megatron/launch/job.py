@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Literal
 
 from owpo_megatron.config import Config
 from owpo_megatron.config_launch import LaunchConfig
+from owpo_megatron.launch.preflight import needs_own_engine
 
 EnginePlace = Literal["none", "own nodes", "trainer's nodes"]
 
@@ -36,7 +38,7 @@ class Job:
 
     @property
     def engine_place(self) -> EnginePlace:
-        if self.config.engine.urls or self.config.engine.rendezvous or self.config.rollout.replay:
+        if not needs_own_engine(self.config):
             return "none"
         return "own nodes" if self.launch.engine_nodes else "trainer's nodes"
 
@@ -91,6 +93,15 @@ class Job:
             "trainer's nodes": f"{_count(self.num_engines, 'engine')} on the same",
         }
         return f"{ranks}, {engines[self.engine_place]}"
+
+    @property
+    def kubernetes_name(self) -> str:
+        """The run's name as Kubernetes takes names."""
+        return re.sub(r"[^a-z0-9-]+", "-", self.config.name.lower()).strip("-")
+
+    def kubernetes_replicas(self) -> list[tuple[str, int]]:
+        """Roles of a PyTorchJob that have pods; the master is one of the nodes."""
+        return [("Master", 1)] + ([("Worker", self.launch.nodes - 1)] if self.launch.nodes > 1 else [])
 
     def run_configs(self) -> list[Config]:
         """The configuration of every run: one, or one a seed with a name of its own."""

@@ -26,7 +26,8 @@ def preflight(config: Config) -> None:
 
 def needs_own_engine(config: Config) -> bool:
     """True when the run starts SGLang itself."""
-    return not config.engine.urls and config.engine.rendezvous is None and config.rollout.replay is None
+    engine = config.engine
+    return not (engine.urls or engine.router or engine.rendezvous) and config.rollout.replay is None
 
 
 def _model(config: Config) -> None:
@@ -72,9 +73,12 @@ def _devices(config: Config) -> None:
 def _engine(config: Config) -> None:
     if config.engine.urls and config.engine.rendezvous is not None:
         raise UserError("engine.rendezvous", config.engine.rendezvous, "engine.urls names the engines: leave one out")
-    for url in config.engine.urls:
-        if not url.startswith(("http://", "https://")):
-            raise UserError("engine.urls", url, "write whole URLs, e.g. http://127.0.0.1:30000")
+    if config.engine.router and (config.engine.urls or config.engine.rendezvous):
+        raise UserError("engine.router", config.engine.router, "the router names the engines: leave the others out")
+    for field, urls in (("urls", config.engine.urls), ("router", [config.engine.router or "http://"])):
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise UserError(f"engine.{field}", url, "write whole URLs, e.g. http://127.0.0.1:30000")
     if not needs_own_engine(config):
         return
     files = hf_folder(config.model.path)

@@ -67,6 +67,8 @@ class EngineClient:
     def generate(self, requests: Sequence[SampleRequest], sampling: Sampling) -> list[Rollout]:
         """Draw one response a request in a single POST, in order; each has its own seed and finishes on its own."""
         answers = self._post("/generate", generate_body(requests, sampling), self._request_timeout)
+        if isinstance(answers, dict):
+            answers = [answers]
         return [to_rollout(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     # ------------------------------------------------------------------------------------------ control
@@ -138,6 +140,11 @@ class EngineClient:
         ranks = self._post("/weights_checker", {"action": "checksum"})["ranks"]
         ordered = sorted(ranks, key=lambda rank: int(rank["parallelism_info"][0]["tp_rank"]))
         return [dict(rank["checksums"]) for rank in ordered]
+
+    def workers(self) -> list[str]:
+        """Of a router: the URLs of its healthy engines."""
+        found = self._request("GET", "/workers", None, CONTROL_SECONDS)["workers"]
+        return sorted(str(worker["url"]) for worker in found if worker["is_healthy"])
 
     def set_version(self, version: int) -> None:
         """Name the weights in place; responses carry the name from here on."""
@@ -214,9 +221,12 @@ def generate_body(requests: Sequence[SampleRequest], sampling: Sampling) -> dict
     }
     if sampling.stop_token_ids:
         shared["stop_token_ids"] = list(sampling.stop_token_ids)
+    ids = [list(request.prompt.token_ids) for request in requests]
+    parameters = [{**shared, "sampling_seed": request.seed} for request in requests]
+    one = len(requests) == 1  # not as a list of one, which a router refuses
     return {
-        "input_ids": [list(request.prompt.token_ids) for request in requests],
-        "sampling_params": [{**shared, "sampling_seed": request.seed} for request in requests],
+        "input_ids": ids[0] if one else ids,
+        "sampling_params": parameters[0] if one else parameters,
         "return_logprob": True,
     }
 

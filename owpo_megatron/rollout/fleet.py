@@ -80,12 +80,20 @@ class Fleet:
         config: concurrency, max_restarts (for each engine, over the fleet's life).
         on_restart: called without arguments, in the thread that called `generate` or `revive`, after a lost engine
             answers again with its initial weights; must push the current weights to it (pushing to all is fine).
+        front: a router that deals out samples among the engines; None: the fleet does.
     """
 
-    def __init__(self, engines: Sequence[Engine], config: EngineConfig, on_restart: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        config: EngineConfig,
+        on_restart: Callable[[], None] | None = None,
+        front: EngineClient | None = None,
+    ):
         assert engines
         self.engines = list(engines)
         self.on_restart = on_restart
+        self.front = front
         self._config = config
         self._restarts = [0] * len(engines)
         self._version: int | None = None
@@ -132,6 +140,8 @@ class Fleet:
     def close(self) -> None:
         for engine in self.engines:
             engine.close()
+        if self.front is not None:
+            self.front.close()
 
     def __enter__(self) -> Fleet:
         return self
@@ -209,11 +219,15 @@ class _Generation:
     ):
         self.fleet, self.requests, self.sampling, self.progress = fleet, requests, sampling, progress
         self.finished = finished
-        self.samples_a_post = samples_a_post(len(requests), len(fleet.engines), sampling)
+        self.clients = [fleet.front] if fleet.front is not None else fleet.clients
+        # sglang-router takes no list of sampling parameters, and siblings differ by their seeds
+        self.samples_a_post = (
+            1 if fleet.front is not None else samples_a_post(len(requests), len(self.clients), sampling)
+        )
         self.posts = deque(range(0, len(requests), self.samples_a_post))  # each by its first sample
-        share = fleet._config.concurrency // len(fleet.engines)
+        share = fleet._config.concurrency // len(self.clients)
         self.workers_an_engine = max(1, share // self.samples_a_post)
-        self.workers = [0] * len(fleet.engines)
+        self.workers = [0] * len(self.clients)
         self.lost: dict[int, EngineGone] = {}
         self.outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
 
@@ -239,19 +253,32 @@ class _Generation:
                 if isinstance(result, EngineGone):
                     assert first is not None
                     self.posts.appendleft(first)
-                    if outcome.incarnation == self.fleet.engines[engine].client.incarnation:
+                    if outcome.incarnation == self.clients[engine].incarnation:
                         self.lost[engine] = result
-                        self.fleet.engines[engine].stop()
+                        self._give_up(engine)
                     elif engine not in self.lost:
                         self._start_workers(engine, 1)  # it has come back while another one was brought back
                 elif result is not None:
                     raise result
                 if engine in self.lost and self.workers[engine] == 0:
-                    self.fleet._bring_back({engine: self.lost.pop(engine)}, needed=self.fleet._version)
+                    self._bring_back(engine)
                     self._start_workers(engine)
         finally:
             self.posts.clear()  # workers of an interrupted call end after their present post
         return rollouts  # type: ignore[return-value]
+
+    def _give_up(self, engine: int) -> None:
+        if self.fleet.front is None:
+            self.fleet.engines[engine].stop()
+
+    def _bring_back(self, engine: int) -> None:
+        cause = self.lost.pop(engine)
+        lost = {engine: cause}
+        if self.fleet.front is not None:
+            lost = self.fleet._lost()
+            if not lost:
+                raise cause  # every engine answers: it is the router that does not
+        self.fleet._bring_back(lost, needed=self.fleet._version)
 
     def _start_workers(self, engine: int, most: int | None = None) -> None:
         count = min(most or self.workers_an_engine, len(self.posts))
@@ -260,7 +287,7 @@ class _Generation:
             threading.Thread(target=self._work, args=(engine,), daemon=True).start()
 
     def _work(self, engine: int) -> None:
-        client = self.fleet.engines[engine].client
+        client = self.clients[engine]
         while True:
             incarnation = client.incarnation
             try:

@@ -18,7 +18,7 @@ from typing import Any
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.errors import EngineError
-from owpo_megatron.rollout.client import EngineClient, EngineGone
+from owpo_megatron.rollout.client import EngineClient
 
 POLL_SECONDS = 0.5
 
@@ -73,7 +73,7 @@ class AnnouncedEngine:
                 try:
                     self.client.model_info(timeout=5.0)
                     return
-                except EngineGone as error:  # an announcement that its engine outlived
+                except EngineError as error:  # an announcement that outlived its engine
                     said = str(error)
             if time.monotonic() > deadline:
                 waited = f"engine.startup_timeout = {self._patience:g} s"

@@ -10,6 +10,7 @@ from typing import Any
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.rollout.client import EngineClient
 from owpo_megatron.rollout.command import find_device
 from owpo_megatron.rollout.fleet import Fleet, UrlEngine
 from owpo_megatron.rollout.rendezvous import announced_engines
@@ -24,15 +25,26 @@ def start_fleet(
     log_dir: Path,
     on_restart: Callable[[], None] | None = None,
 ) -> Fleet:
-    """The configured engines: those of `config.urls`, those that announce themselves in `config.rendezvous`, or
-    `config.count` servers of our own that log to log_dir/engine_N.log.
+    """The configured engines: those of `config.urls`, those behind `config.router`, those that announce themselves in
+    `config.rendezvous`, or `config.count` servers of our own that log to log_dir/engine_N.log.
 
     Raises:
-        UserError: a URL does not answer, or interpreter, SGLang, model or port are not usable.
+        UserError: a URL or the router does not answer, or interpreter, SGLang, model or port are not usable.
         EngineError: a server of our own, or one that was to announce itself, does not start.
     """
     if config.rendezvous is not None:
         return Fleet(announced_engines(config.rendezvous, config), config, on_restart)
+    if config.router is not None:
+        front = EngineClient(config.router, config.request_timeout)
+        try:
+            urls = front.workers()
+        except EngineError as error:
+            raise UserError("engine.router", config.router, f"no sglang-router answers: {error}") from error
+        if not urls:
+            raise UserError(
+                "engine.router", config.router, "has no healthy workers; add them, and wait until it says so"
+            )
+        return Fleet([UrlEngine(url, config) for url in urls], config, on_restart, front)
     if config.urls:
         engines = [UrlEngine(url, config) for url in config.urls]
         for engine in engines:

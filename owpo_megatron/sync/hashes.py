@@ -3,13 +3,14 @@
 SGLang's /weights_checker gives SHA-256 (the first 8 bytes) of every parameter of every tensor-parallel rank. It fuses
 and cuts what it loads, so the same is done here with what is sent, one tensor at a time:
 
-    q_proj, k_proj, v_proj -> qkv_proj        rows of a rank's heads; key-value heads repeat where ranks outnumber them
-    gate_proj, up_proj -> gate_up_proj        rows
-    o_proj, down_proj                         columns
-    embed_tokens, lm_head                     rows of the vocabulary, padded with zeros to a multiple of 64
+    q_proj, k_proj, v_proj -> qkv_proj        rows, by key-value heads
+    gate_proj, up_proj -> gate_up_proj        rows, by 32
+    o_proj, down_proj                         columns, by the same
+    embed_tokens, lm_head                     rows, of a vocabulary padded to a multiple of 64
     experts.N.gate_proj, up_proj -> experts.w13_weight, experts.N.down_proj -> experts.w2_weight, expert by expert
 
-For engines on a CPU: on CUDA SGLang hashes with a kernel of its own.
+A rank whose share is not full has zeros behind it. This is SGLang's layout on a CPU, for which the check is: on CUDA it
+pads differently and hashes with a kernel of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from owpo_megatron.errors import EngineError
 from owpo_megatron.sync.push import WeightEngine
 
 VOCABULARY_MULTIPLE = 64
+MLP_MULTIPLE = 32
 _FUSED = {
     "q_proj": ("qkv_proj", 0),
     "k_proj": ("qkv_proj", 1),
@@ -40,7 +42,7 @@ class EngineHashes:
     """Follows the weights of a push, then asks every engine.
 
     Args:
-        engines: those that are pushed to, all with the same number of tensor-parallel ranks.
+        engines: those that are pushed to.
         num_kv_heads: of the model.
     """
 
@@ -49,21 +51,21 @@ class EngineHashes:
 
     def follow(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """The same pairs, hashed as they pass."""
-        ranks = self._engines[0].tp_size
-        self._expected: list[dict[str, _InOrder]] = [{} for _ in range(ranks)]
+        places = [(rank, ranks) for ranks in {engine.tp_size for engine in self._engines} for rank in range(ranks)]
+        self._expected: dict[tuple[int, int], dict[str, _InOrder]] = {place: {} for place in places}
         for name, tensor in weights:
-            param, place = engine_parameter(name)
-            for rank in range(ranks):
-                part = shard(name, tensor, rank, ranks, self._num_kv_heads)
-                self._expected[rank].setdefault(param, _InOrder()).add(place, part)
+            param, position = engine_parameter(name)
+            for rank, ranks in places:
+                digest = self._expected[rank, ranks].setdefault(param, _InOrder())
+                digest.add(position, shard(name, tensor, rank, ranks, self._num_kv_heads))
             yield name, tensor
 
     def check(self) -> None:
         """Raises EngineError that names the engine and the parameters which are not what was sent."""
-        expected = [{name: digest.result() for name, digest in rank.items()} for rank in self._expected]
+        sent = {place: {name: d.result() for name, d in digests.items()} for place, digests in self._expected.items()}
         for engine in self._engines:
-            for rank, (wanted, found) in enumerate(zip(expected, engine.checksums(), strict=True)):
-                wrong = _differing(wanted, found)
+            for rank, found in enumerate(engine.checksums()):
+                wrong = _differing(sent[rank, engine.tp_size], found)
                 if wrong:
                     more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
                     raise EngineError(
@@ -86,19 +88,23 @@ def engine_parameter(name: str) -> tuple[str, int]:
 
 
 def shard(name: str, tensor: torch.Tensor, rank: int, ranks: int, num_kv_heads: int) -> torch.Tensor:
-    """What a tensor-parallel rank of SGLang holds of a HF tensor."""
+    """What a tensor-parallel rank of SGLang on a CPU holds of a HF tensor."""
     module = name.split(".")[-2]
+    dim = 1 if module in ("o_proj", "down_proj") and tensor.dim() == 2 else 0
+    size = tensor.shape[dim]
     if module in ("embed_tokens", "lm_head"):
-        rows = -(-len(tensor) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // ranks
-        mine = tensor[rank * rows : (rank + 1) * rows]
-        return torch.nn.functional.pad(mine, (0, 0, 0, rows - len(mine)))
-    if module in ("k_proj", "v_proj") and ranks > num_kv_heads:
-        return tensor.chunk(num_kv_heads)[rank * num_kv_heads // ranks]
-    if module in _FUSED:
-        return tensor.chunk(ranks)[rank]
-    if module in ("o_proj", "down_proj") and tensor.dim() == 2:
-        return tensor.chunk(ranks, dim=1)[rank]
-    return tensor
+        share = -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // ranks
+    elif module in ("q_proj", "k_proj", "v_proj", "o_proj") and (dim or module != "o_proj"):
+        share = -(-num_kv_heads // ranks) * (size // num_kv_heads)
+    elif module in ("gate_proj", "up_proj", "down_proj") and (dim or module != "down_proj"):
+        share = -(-size // (MLP_MULTIPLE * ranks)) * MLP_MULTIPLE
+    else:
+        return tensor
+    first = min(rank * share, size)
+    mine = tensor.narrow(dim, first, min(share, size - first))
+    missing = share - mine.shape[dim]
+    padding = [0, 0] * (tensor.dim() - 1 - dim) + [0, missing]
+    return torch.nn.functional.pad(mine, padding) if missing else mine
 
 
 class _InOrder:

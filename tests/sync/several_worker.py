@@ -1,0 +1,105 @@
+"""Trains on two tensor-parallel ranks and brings the weights to two engines after every update; prints what held.
+
+several_worker.py MODEL URL PYTHON FOLDER
+
+The engines: the one at URL, to which weights travel by value, and a server of two tensor-parallel ranks that this run
+starts, which sees its shared memory. In one of the pushes that server is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+UPDATES, KILLED_AT = 10, 7
+TRANSPORTS = ["tensor", "distributed", "disk"]
+
+
+def start(url: str, python: str, model: Path, folder: Path) -> Any:
+    from owpo_megatron.config import EngineConfig
+    from owpo_megatron.rollout import Fleet, Server
+    from owpo_megatron.rollout.fleet import UrlEngine
+
+    config = EngineConfig(python=Path(python), device="cpu", tp=2)
+    server = Server(config, model, "float32", {"load_format": "dummy"}, folder / "engine.log")
+    server.start()
+    return Fleet([UrlEngine(url, config), server], config)
+
+
+def kill_when_the_next_weights_come(server: Any) -> None:
+    """SIGKILL for SGLang's main process at the second bucket of the next push, with the first one in place."""
+    import psutil
+
+    client, asked = server.client, []
+    load = client.update_from_tensor
+
+    def die(payloads: list[bytes]) -> None:
+        asked.append(len(payloads))
+        if len(asked) == 2:
+            client.update_from_tensor = load
+            (main_process,) = psutil.Process(server.pid).children()
+            os.kill(main_process.pid, signal.SIGKILL)
+        load(payloads)
+
+    client.update_from_tensor = die
+
+
+def main(model: Path, url: str, python: str, folder: Path) -> None:
+    from tiny import make_config, random_samples, report
+
+    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.config import SyncConfig
+    from owpo_megatron.convert import read_hf_config
+    from owpo_megatron.parallel.topology import close_topology, init_topology
+    from owpo_megatron.policy import MegatronPolicy
+    from owpo_megatron.sync import make_sync
+    from owpo_megatron.trainer.main_rank import MainRank
+    from owpo_megatron.trainer.sync_check import LogprobCheck
+    from owpo_megatron.types import SampleRequest, Sampling
+
+    config, hf = make_config(model, parallel={"tp": 2}), read_hf_config(model)
+    topology = init_topology(config.parallel, config.seed)
+    fleet = start(url, python, model, folder) if topology.is_main else None
+    policy = MegatronPolicy(config, hf, model, topology, keeps_reference=False)
+    syncs = []
+    if fleet is not None:
+        syncs = [
+            make_sync(SyncConfig(transport=name, verify="hash"), fleet.clients, folder / "sync", hf.num_kv_heads)
+            for name in TRANSPORTS
+        ]
+        for sync in syncs:
+            sync._bucket_bytes = 40_000  # many buckets of a tiny model
+    control = MainRank(
+        topology.broadcast, policy.named_weights, syncs[0] if syncs else None, fleet.revive if fleet else lambda: 0
+    )
+    check = LogprobCheck(config, control, policy, fleet, hf.vocab_size)
+    if fleet is not None:
+        fleet.on_restart = control.push_again
+    rounds = []
+    for version in range(1, UPDATES + 1):
+        policy.update(random_samples(version, logps=False), make_objective("grpo"))
+        if fleet is not None:
+            control._sync = syncs[(version - 1) % len(syncs)]
+            if version == KILLED_AT:
+                kill_when_the_next_weights_come(fleet.engines[1])
+        control.push(version)
+        differences = check()
+        if fleet is not None:
+            versions, restarts = fleet.weight_versions(), list(fleet._restarts)
+            rounds.append({"differences": differences, "versions": versions, "restarts": restarts})
+    if fleet is not None:
+        requests = [SampleRequest(request.prompt, seed) for seed in range(8) for request in check._requests]
+        rollouts = fleet.generate(requests, Sampling(8))
+        of = sorted({rollout.policy_version for rollout in rollouts})
+        report(topology, rounds=rounds, rollouts=len(rollouts), of=of)
+        for sync in syncs:
+            sync.close()
+        fleet.close()
+    close_topology()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]))

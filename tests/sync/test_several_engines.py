@@ -1,0 +1,41 @@
+"""A trainer on two ranks, two engines, ten updates: who has which weights, and what a killed engine changes.
+
+Real training, real servers on a CPU: one that the run only knows by its URL, one of its own with two tensor-parallel
+ranks. Not covered: CUDA, engines on other machines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from several_worker import KILLED_AT, UPDATES
+from tiny import run_ranks
+
+from owpo_megatron.rollout import Fleet
+
+pytestmark = [pytest.mark.server, pytest.mark.ranks]
+
+
+@pytest.fixture(scope="module")
+def held(engine: Fleet, engine_python: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    worker, folder = Path(__file__).with_name("several_worker.py"), tmp_path_factory.mktemp("several")
+    (found,) = run_ranks(worker, 2, tiny_model, engine.clients[0].url, engine_python, folder, timeout=900)
+    return found
+
+
+def test_both_engines_agree_with_the_trainer_after_every_update(held: Any) -> None:
+    """Log-probs within 1e-4 in fp32 (mean over an engine's samples), and every parameter's checksum, shards included,
+    by every transport."""
+    assert len(held["rounds"]) == UPDATES
+    for version, found in enumerate(held["rounds"], 1):
+        assert found["versions"] == [version, version]
+        assert len(found["differences"]) == 2 and max(found["differences"]) < 1e-4
+
+
+def test_an_engine_killed_in_the_middle_of_a_push_comes_back_with_its_version(held: Any) -> None:
+    """It was restarted once, at that push, and the other one not at all; the next ones go on."""
+    restarts = [found["restarts"] for found in held["rounds"]]
+    assert restarts == [[0, 0]] * (KILLED_AT - 1) + [[0, 1]] * (UPDATES - KILLED_AT + 1)
+    assert held["rollouts"] == 32 and held["of"] == [UPDATES]
