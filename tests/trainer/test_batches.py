@@ -146,7 +146,7 @@ def test_each_method_gets_the_passes_that_it_needs(name: str) -> None:
     reference = FakeReference(policy)
     policy.version = 1
     (samples,) = annotated(config_of(), policy, reference, step=2, name=name)  # n_act = 2 of 4
-    wanted = {"none": 0, "active": 8, "all": 16}[make_objective(name).needs_reference]
+    wanted = {"none": 0, "active": 8, "all": 16, "teacher": 16}[make_objective(name).needs_reference]
     assert sum(sample.ref_logp is not None for sample in samples) == wanted
     assert policy.events == ([f"reference.logprobs {wanted}"] if wanted else []) + ["handed out"]
 
