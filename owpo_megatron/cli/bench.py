@@ -88,6 +88,28 @@ def verifier(
     report_rows(rows, json_file)
 
 
+@bench.command("convert")
+def convert(
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to work; default: a temporary folder in this one.")
+    ] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Of Qwen2.5-1.5B's shape: 28 are the 1.5 B parameters.")] = 28,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Threads; default: one a core.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Convert a random checkpoint of Qwen2.5-1.5B's shape, prove it and export it, beside a plain copy of its files.
+
+    Seconds, MB/s and the largest resident memory of each. Needs 10 GB of free disk, which it frees again.
+    """
+    import tempfile
+
+    from owpo_megatron.policy.bench_convert import measure
+
+    with err.status("convert") as status, tempfile.TemporaryDirectory(dir=folder or Path.cwd()) as scratch:
+        rows = list(measure(Path(scratch), layers, jobs, status.update))
+    report_rows(rows, json_file)
+
+
 @bench.command("head")
 def head(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",

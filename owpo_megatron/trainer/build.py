@@ -10,7 +10,7 @@ from typing import Any
 
 from owpo_megatron.algorithms import make_objective
 from owpo_megatron.config import HF_FILES, Config, hf_folder
-from owpo_megatron.convert import HFWriter, carry_files, check_parallel, hf_shapes, read_hf_config
+from owpo_megatron.convert import HFWriter, carry_files, check_context, check_parallel, hf_shapes, read_hf_config
 from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
@@ -75,6 +75,7 @@ class Run:
         self.model_files = hf_folder(config.model.path)
         hf = read_hf_config(self.model_files)
         check_parallel(hf, config.parallel)
+        check_context(hf, config.data.max_prompt_tokens + config.rollout.max_response_tokens)
         self.topology = topology = init_topology(config.parallel, config.seed)
         stack.callback(close_topology)
         self.console = RunConsole(config.optimizer.steps) if topology.is_main else None

@@ -27,6 +27,7 @@ COMMANDS = {
     "serve": [
         "-c",
         "--config",
+        "--advertise",
         "--device",
         "--dtype",
         "--host",
@@ -69,6 +70,7 @@ COMMANDS = {
     ],
     "convert export": ["--hf-template", "--jobs", "--json", "--megatron", "--no-prove", "--out", "--prove"],
     "convert verify": ["--hf", "--hf-template", "--jobs", "--json", "--megatron"],
+    "bench convert": ["--folder", "--jobs", "--json", "--layers"],
     "bench verifier": ["--fuzz", "--json", "--seed", "--timeout", "--workers"],
     "bench head": ["--device", "--hidden", "--json", "--repeats", "--threads", "--tokens", "--vocab"],
     "bench sync": ["--bucket-mb", "--device", "--dtype", "--engine", "--json", "--params", "--rounds", "--transport"],
