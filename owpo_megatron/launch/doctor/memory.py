@@ -8,7 +8,7 @@ import psutil
 
 from owpo_megatron.launch.doctor.facts import torch_facts
 from owpo_megatron.launch.doctor.finding import Finding, Scope
-from owpo_megatron.launch.doctor.needs import host_bytes, plan_of, size
+from owpo_megatron.launch.doctor.needs import count_of, host_bytes, plan_of, size
 
 MIN_BYTES, LOW_BYTES = 2 << 30, 6 << 30
 """Of a run that is not known: an engine of the quickstart's size with one rank; with two, and evaluation beside it."""
@@ -29,7 +29,7 @@ def _host(scope: Scope) -> Finding:
     if scope.config is not None and plan is not None:
         ranks = -(-scope.world_size // scope.nodes)
         needed = host_bytes(scope.config, plan, ranks)
-        detail += f"; {ranks} ranks and what runs beside them take about {size(needed)}"
+        detail += f"; {count_of(ranks, 'rank')} and an engine take about {size(needed)}"
         remedy = (
             "end other programs, lower optimizer.tokens_per_microbatch, or use more nodes (owpo plan has the parts)"
         )

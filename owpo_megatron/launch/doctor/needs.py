@@ -43,6 +43,11 @@ def disk_bytes(config: Config, plan: Plan) -> int:
     return checkpoint * (config.checkpoint.keep + 1) + weights
 
 
+def count_of(number: int, what: str) -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def size(count: float) -> str:
     """Bytes as a person reads them."""
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.launch.doctor.finding import Finding, Scope
-from owpo_megatron.launch.preflight import needs_own_engine
 
 INTERFACE = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface between the nodes"
 
@@ -40,6 +39,8 @@ def hosts(scope: Scope) -> Iterator[Finding]:
 
 def ports(scope: Scope) -> Iterator[Finding]:
     """The address that an engine of this run will listen on."""
+    from owpo_megatron.launch.preflight import needs_own_engine
+
     engine = scope.config.engine if scope.config else EngineConfig()
     if scope.config is not None and not needs_own_engine(scope.config):
         yield Finding("ports", "ok", "none needed: the run starts no engine of its own")

@@ -28,6 +28,7 @@ import yaml
 from owpo_megatron.config import Config
 from owpo_megatron.launch.doctor.examine import examine
 from owpo_megatron.launch.doctor.finding import Finding, Scope
+from owpo_megatron.launch.doctor.needs import count_of
 from owpo_megatron.launch.doctor.network import INTERFACE, resolve
 from owpo_megatron.launch.doctor.storage import existing_parent
 
@@ -125,8 +126,8 @@ def _names(nodes: list[str], control: ProcessGroup) -> Finding:
     unknown = sorted({name for name in nodes if not resolve(name)})
     at = {nodes[rank]: names for rank, names in enumerate(collectives.gather_everywhere(unknown, control)) if names}
     if not at:
-        count = len(set(nodes))
-        return Finding("nodes", "ok", f"{len(nodes)} ranks on {count} node{'s' * (count > 1)}; every name resolves")
+        where = f"{count_of(len(nodes), 'rank')} on {count_of(len(set(nodes)), 'node')}"
+        return Finding("nodes", "ok", f"{where}; every name resolves")
     told = "; ".join(f"{node} does not know {', '.join(names)}" for node, names in at.items())
     status = "fail" if len(set(nodes)) > 1 else "warn"
     return Finding("nodes", status, told, f"correct the name server or /etc/hosts, or {INTERFACE}")
