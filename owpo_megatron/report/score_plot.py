@@ -14,7 +14,9 @@ COLORS = {"best": style.MAIN, "converged": style.WARM}
 def write_score_figure(file: Path, scored: Sequence[Scored]) -> Path:
     """Draw the first metric of every set; returns `file`."""
     titles = {name: str(scores["title"]) for one in scored for name, scores in one.sets.items()}
-    rows = list(dict.fromkeys(f"{one.method or one.model}" for one in scored))
+    several_models = len({one.model for one in scored}) > 1
+    labels = [f"{one.model} {one.method}".strip() if several_models else one.method or one.model for one in scored]
+    rows = list(dict.fromkeys(labels))
     figure, axes = style.new_figure(1, len(titles), height=1.4 + 0.45 * len(rows), width=2.0 + 3.2 * len(titles))
     places = list(dict.fromkeys(one.checkpoint for one in scored))
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
@@ -23,12 +25,12 @@ def write_score_figure(file: Path, scored: Sequence[Scored]) -> Path:
         axis.grid(True, axis="x", color=style.HAIR, linewidth=0.7)
         axis.grid(False, axis="y")
         for place in places:
-            mine = [one for one in scored if one.checkpoint == place and name in one.sets]
-            values = [one.sets[name]["metrics"][metric] for one in mine]
+            mine = [index for index, one in enumerate(scored) if one.checkpoint == place and name in one.sets]
+            values = [scored[index].sets[name]["metrics"][metric] for index in mine]
             shift = 0.16 * (places.index(place) - (len(places) - 1) / 2)
             axis.errorbar(
                 [100 * value["value"] for value in values],
-                [rows.index(one.method or one.model) + shift for one in mine],
+                [rows.index(labels[index]) + shift for index in mine],
                 xerr=[
                     [100 * (value["value"] - value["low"]) for value in values],
                     [100 * (value["high"] - value["value"]) for value in values],
@@ -41,7 +43,8 @@ def write_score_figure(file: Path, scored: Sequence[Scored]) -> Path:
             )
         axis.set_yticks(range(len(rows)), rows)
         axis.set_ylim(len(rows) - 0.5, -0.5)
-        axis.set_xlim(left=0)
+        highest = max(one.sets[name]["metrics"][metric]["high"] for one in scored if name in one.sets)
+        axis.set_xlim(0, max(1.0, 105 * highest))
     if any(places):
         style.legend(axes[-1], outside=True)
     file.parent.mkdir(parents=True, exist_ok=True)
