@@ -16,6 +16,8 @@ from owpo_megatron.config import Config
 from owpo_megatron.experiments.spec import RunSpec
 from owpo_megatron.launch.machine import gpu_names
 
+WORKER = [sys.executable, "-m", "owpo_megatron.experiments.worker"]
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -63,7 +65,7 @@ def run_all(
                 process.stdin.close()
         for process in processes:
             process.wait()
-    return board.failures
+    return board.failures + [Failure(spec, "no worker was left for it", False) for spec in board.waiting]
 
 
 class _Board:
@@ -145,7 +147,7 @@ def _ask(process: subprocess.Popen[str], config: Config) -> dict[str, Any] | Non
 def _start_worker(logs: Path, index: int, threads: int) -> subprocess.Popen[str]:
     with (logs / f"worker_{index}.log").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "owpo_megatron.experiments.worker", str(logs)],
+            [*WORKER, str(logs)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
