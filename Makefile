@@ -7,13 +7,14 @@ export PYTHON TORCH_CPU_INDEX
 
 TRAINER := .venv/.made
 ENGINE := .venv-engine/.made
+NEMO := .venv-nemo/.made
 BIN := .venv/bin
 TRITON := .venv/.triton
 # Several ranks share the machine's cores in the tests: one thread each.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check image image-gpu image-test clean
+.PHONY: help setup quickstart test check nemo slurm image image-gpu image-test clean
 
 help:  ## this list
 	@echo "usage: make TARGET"
@@ -33,7 +34,15 @@ $(ENGINE): requirements/engine-cpu.txt requirements/engine-cpu-nodeps.txt tools/
 quickstart: setup  ## train a small model from start to end on this machine, and show what it learned
 	@$(BIN)/owpo quickstart
 
-test: setup $(TRITON)  ## every test
+nemo: $(NEMO)  ## make .venv-nemo, the environment of NeMo-Run, for `owpo launch --with nemo-run`
+
+$(NEMO): requirements/nemo.txt tools/make_env.sh
+	@tools/make_env.sh nemo
+
+slurm:  ## install Debian's Slurm for tests/slurm; says so where it cannot (no root, no apt-get)
+	@tools/slurm_lab.sh install || echo "tests/slurm will be skipped"
+
+test: setup $(TRITON) $(NEMO) slurm  ## every test
 	$(BIN)/python -m pytest -q --strict-markers --durations=15 --durations-min=2 $(PYTEST_ARGS)
 
 # 1 GB that only these tests need, in a folder that only they look into.
@@ -63,6 +72,6 @@ image-gpu:  ## the GPU image owpo:gpu, on NVIDIA's CUDA 13 base
 image-test:  ## build the CPU image with buildah, as root and without an engine, and run the quickstart in it
 	tools/image_test.sh $(IMAGE_FLAGS)
 
-clean:  ## remove both environments and every cache; runs/ stays
-	rm -rf .venv .venv-engine build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the environments and every cache; runs/ stays
+	rm -rf .venv .venv-engine .venv-nemo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Makes or updates one of the two virtual environments:  tools/make_env.sh trainer|engine
+# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|nemo
 # Called by the Makefile, which says where PyTorch's CPU wheels are (TORCH_CPU_INDEX) and which python to use (PYTHON).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-name=${1:?trainer or engine}
+name=${1:?trainer, engine or nemo}
 case $name in
     trainer) dir=.venv ;;
     engine) dir=.venv-engine ;;
-    *) echo "usage: $0 trainer|engine" >&2; exit 2 ;;
+    nemo) dir=.venv-nemo ;;
+    *) echo "usage: $0 trainer|engine|nemo" >&2; exit 2 ;;
 esac
 base_python=${PYTHON:-python3}
 python=$dir/bin/python
@@ -69,6 +70,16 @@ else
     make_venv || die "cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv python3-pip"
 fi
 : >"$log"
+
+if [ "$name" = nemo ]; then # submits jobs, computes nothing: no torch
+    quietly "packages of requirements/nemo.txt" pip install --quiet --no-deps --no-compile -r requirements/nemo.txt
+    quietly "owpo_megatron itself, editable, without what the trainer needs" \
+        pip install --quiet --no-deps --no-build-isolation -e .
+    quietly "check that NeMo-Run can be imported" "$python" -c "import nemo_run, owpo_megatron.launch.nemo.pipeline"
+    touch "$dir/.made"
+    say "ready: $dir, $((SECONDS - began)) s in all"
+    exit
+fi
 
 quietly "torch $torch_version, CPU build" install_torch
 constraints=$dir/constraints.txt

@@ -224,6 +224,8 @@ def _kubernetes(job: Job, dry_run: bool) -> None:
 
     if job.seeds or job.links > 1:
         raise UserError("--with", "kubernetes", "has neither --seeds nor --chain; write one manifest a run")
+    if job.launch.container is None:
+        raise UserError("launch.container", "(missing)", "pods need an image: give --container IMAGE")
     manifest = render_kubernetes(job)
     if dry_run:
         out.print(manifest, markup=False, end="")

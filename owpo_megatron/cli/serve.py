@@ -46,6 +46,9 @@ def serve(
         Path | None,
         typer.Option(metavar="FOLDER", help="Announce it here, with a key, for runs with engine.rendezvous=FOLDER."),
     ] = None,
+    advertise: Annotated[
+        str | None, typer.Option(metavar="HOST", help="How others reach this machine; else its host name.")
+    ] = None,
     index: Annotated[int, typer.Option(min=0, help="With --rendezvous: its number, from 0.")] = 0,
     restarts: Annotated[int, typer.Option(min=0, help="Start it again this many times when it ends by itself.")] = 0,
 ) -> None:
@@ -78,7 +81,7 @@ def serve(
             _announce_failure(rendezvous, index, str(error))
         raise
     out.print(f"starting SGLang for {escape(str(model_files))} (its output: {escape(str(log))}) ...")
-    _Service(server, host, rendezvous, index, key).run(restarts)
+    _Service(server, advertise or _reachable(host), rendezvous, index, key).run(restarts)
 
 
 class _Service:
@@ -127,8 +130,7 @@ class _Service:
             return
         from owpo_megatron.rollout import Announcement, announce
 
-        if self._host == "0.0.0.0":
-            url = f"http://{socket.gethostname()}:{url.rpartition(':')[2]}"
+        url = f"http://{self._host}:{url.rpartition(':')[2]}"
         announce(
             self._rendezvous, self._index, Announcement(url, self._key, host=socket.gethostname(), pid=os.getpid())
         )
@@ -143,6 +145,10 @@ class _Service:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopped = True
+
+
+def _reachable(host: str) -> str:
+    return socket.gethostname() if host == "0.0.0.0" else host
 
 
 def _announce_failure(folder: Path, index: int, reason: str) -> None:

@@ -62,7 +62,7 @@ def test_make_alone_lists_its_targets() -> None:
     ).stdout
     listed = re.findall(r"^  ([\w-]+) +\S", shown, re.MULTILINE)
     assert listed == [
-        *("help", "setup", "quickstart", "test", "check", "image", "image-gpu", "image-test", "clean"),
+        *("help", "setup", "quickstart", "nemo", "slurm", "test", "check", "image", "image-gpu", "image-test", "clean"),
     ]
 
 
