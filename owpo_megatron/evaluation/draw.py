@@ -82,6 +82,8 @@ def evaluate_set(
     spec, started = prepared.spec, time.monotonic()
     places = [(problem, sibling) for problem in range(len(prepared.prompts)) for sibling in range(spec.samples)]
     missing = [place for place in places if place not in results]
+    if watch is not None and len(results):
+        watch(len(results), len(places), results.right)
     for start in range(0, len(missing), CHUNK):
         _draw(prepared, answering, results, missing[start : start + CHUNK], watch)
     scores = scores_of(prepared, results.draws(len(prepared.prompts), spec.samples))
