@@ -164,8 +164,8 @@ class _Column:
         row["best"] = _spread({seed: run.best for seed, run in self.runs.items()})
         row |= {"equal_compute": _spread(self.total_score), "total_token_passes": _spread(self.total_passes)}
         if main.label != self.label:
-            pairs = (("final", main.final, self.final), ("auc", main.auc, self.auc))
-            pairs = (*pairs, ("equal_compute", main.total_score, self.total_score))
+            pairs = [("final", main.final, self.final), ("auc", main.auc, self.auc)]
+            pairs.append(("equal_compute", main.total_score, self.total_score))
             row["minus"] = {name: _plain(paired_difference(ours, theirs)) for name, ours, theirs in pairs}
         return row
 

@@ -159,7 +159,7 @@ def with_fields(config: Config, fields: Fields) -> Config:
     raw = config.model_dump(mode="json")
     for dotted, value in fields.items():
         *parents, leaf = dotted.split(".")
-        node = raw
+        node: Any = raw
         for name in parents:
             node = node.get(name)
             if not isinstance(node, dict):

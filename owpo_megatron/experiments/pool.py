@@ -17,6 +17,7 @@ from owpo_megatron.experiments.spec import RunSpec
 from owpo_megatron.launch.machine import gpu_names
 
 WORKER = [sys.executable, "-m", "owpo_megatron.experiments.worker"]
+_LOST = {"ok": False, "reason": "its worker ended; logs/worker_N.log may say why", "mistake": False}
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,7 @@ def _serve(process: subprocess.Popen[str], board: _Board) -> None:
             board.tell("started", spec)
             answer = _ask(process, spec.placed(board.root))
         finally:
-            lost = {"ok": False, "reason": "its worker ended; logs/worker_N.log may say why", "mistake": False}
-            found = answer or lost
+            found: dict[str, Any] = answer or _LOST
             board.done(spec, None if found["ok"] else Failure(spec, found["reason"], found["mistake"]))
         if answer is None:
             return
