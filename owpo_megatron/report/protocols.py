@@ -67,7 +67,7 @@ def draw_self_evolution(
         curve = [one["curve"] for one in seeds.values()]
         rows = [[score for _, score in points] for points in curve]
         draw_band(axis, [int(step) for step, _ in curve[0]], rows, colors[label], label, label == table["against"], "o")
-    style.mark_swaps(axis, [step - 0.5 for step in swaps], name=True)
+    style.mark_swaps(axis, swaps, name=True)
     style.legend(axis)
     axis.set_ylim(bottom=0)
     figure.savefig(file, metadata={"Software": None})
