@@ -1,0 +1,73 @@
+"""`owpo eval` up to the point where an engine would start: what it refuses, and what it lists. A real evaluation with
+a server is in tests/e2e/test_learning.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from owpo_megatron.cli.main import main
+from owpo_megatron.data.tokenizer import make_byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model (256 positions) with a tokenizer of bytes, which has no chat template."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_byte_tokenizer().save_pretrained(folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((tiny_model / name).read_bytes())
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["owpo", "eval", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--model = (none): say what to evaluate"),
+        (["--model", "nowhere", "--sets", "amc"], "--model = nowhere: no such folder"),
+        (["--run", "nowhere"], "--run = nowhere: has no config.yaml"),
+        (["--model", "MODEL"], "--sets = (none): say what to ask"),
+        (["--model", "MODEL", "--sets", "aime99"], "evaluation set = aime99: no such set; known: aime24"),
+        (["--model", "MODEL", "--set", "mine"], "--set = mine: write it as NAME=FILE"),
+        (["--model", "MODEL", "--set", "a b=x.jsonl"], "--set = a b: a name is made of letters"),
+        (["--model", "MODEL", "--set", "mine=gone.jsonl"], "evaluation set = gone.jsonl: no such file"),
+        (["--model", "MODEL", "--sets", "amc23"], "evaluation set = amc23: no folder of data is given"),
+        (["--model", "MODEL", "--sets", "amc23", "--data", "gone"], "--data = gone: no such folder"),
+        (["--model", "MODEL", "--set", "mine=one.jsonl", "--template", "x"], "--template = x: use one of auto, chat"),
+        (["--model", "MODEL", "--set", "mine=one.jsonl", "--template", "chat"], "data.template = chat: this tokenizer"),
+        (["--model", "MODEL", "--set", "mine=one.jsonl", "--max-tokens", "250"], "at most 172"),
+        (["--model", "MODEL", "--set", "mine=one.jsonl", "engine.tp=0"], "engine.tp = 0: input should be greater"),
+        (["-c", "x.yaml", "--sets", "amc"], "-c = x.yaml: takes eval.sets=[...] for the sets"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(
+    arguments: list[str],
+    said: str,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OWPO_DATA", raising=False)
+    Path("one.jsonl").write_text(json.dumps({"problem": "2?", "answer": "2"}) + "\n")
+    assert run(monkeypatch, *(str(model) if text == "MODEL" else text for text in arguments)) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_list_of_known_sets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--list") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("aime24", "aime25", "amc23", "gpqa", "mmlu_pro", "12032", "accuracy"))
