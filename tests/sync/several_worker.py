@@ -3,14 +3,17 @@
 several_worker.py MODEL URL PYTHON FOLDER
 
 The engines: the one at URL, to which weights travel by value, and a server of two tensor-parallel ranks that this run
-starts, which sees its shared memory. In one of the pushes that server is killed.
+starts, which sees its shared memory. In one of the pushes that server is killed. At the end an sglang-router stands in
+front of both.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +50,38 @@ def kill_when_the_next_weights_come(server: Any) -> None:
     client.update_from_tensor = die
 
 
+def start_router(python: str, urls: list[str], folder: Path) -> Any:
+    """An sglang-router over the engines, as its users start it; returns its process and its URL."""
+    from owpo_megatron.rollout import EngineClient, EngineGone
+    from owpo_megatron.rollout.server import _free_port
+
+    port, metrics = _free_port("127.0.0.1"), _free_port("127.0.0.1")
+    command = [python, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--policy", "round_robin", "--prometheus-port", str(metrics), "--worker-urls", *urls]
+    with (folder / "router.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    client = EngineClient(f"http://127.0.0.1:{port}")
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert process.poll() is None, (folder / "router.log").read_text()[-2000:]
+        try:
+            if len(client.workers()) == len(urls):
+                break
+        except EngineGone:
+            pass
+        time.sleep(0.2)
+    return process, client.url
+
+
 def main(model: Path, url: str, python: str, folder: Path) -> None:
     from tiny import make_config, random_samples, report
 
     from owpo_megatron.algorithms import make_objective
-    from owpo_megatron.config import SyncConfig
+    from owpo_megatron.config import EngineConfig, SyncConfig
     from owpo_megatron.convert import read_hf_config
     from owpo_megatron.parallel.topology import close_topology, init_topology
     from owpo_megatron.policy import MegatronPolicy
+    from owpo_megatron.rollout import start_fleet
     from owpo_megatron.sync import make_sync
     from owpo_megatron.trainer.main_rank import MainRank
     from owpo_megatron.trainer.sync_check import LogprobCheck
@@ -91,12 +118,38 @@ def main(model: Path, url: str, python: str, folder: Path) -> None:
             versions, restarts = fleet.weight_versions(), list(fleet._restarts)
             rounds.append({"differences": differences, "versions": versions, "restarts": restarts})
     if fleet is not None:
+        router, address = start_router(python, [client.url for client in fleet.clients], folder)
+        try:
+            behind = start_fleet(EngineConfig(router=address), model, "float32", {}, folder)
+            sync = make_sync(SyncConfig(), behind.clients, folder / "sync")
+        except BaseException:
+            router.kill()
+            raise
+        control._sync, control._revive, check._fleet = sync, behind.revive, behind
+    policy.update(random_samples(UPDATES + 1, logps=False), make_objective("grpo"))
+    control.push(UPDATES + 1)
+    differences = check()
+    if fleet is not None:
         requests = [SampleRequest(request.prompt, seed) for seed in range(8) for request in check._requests]
-        rollouts = fleet.generate(requests, Sampling(8))
-        of = sorted({rollout.policy_version for rollout in rollouts})
-        report(topology, rounds=rounds, rollouts=len(rollouts), of=of)
-        for sync in syncs:
-            sync.close()
+        through, directly = (
+            behind.generate(requests, Sampling(8)),
+            fleet.engines[1].client.generate(requests, Sampling(8)),
+        )
+        report(
+            topology,
+            rounds=rounds,
+            router={
+                "engines": len(behind.clients),
+                "differences": differences,
+                "versions": sorted({rollout.policy_version for rollout in through}),
+                "same tokens": sum(a.response_ids == b.response_ids for a, b in zip(through, directly, strict=True)),
+            },
+        )
+        router.kill()
+        router.wait()
+        for one in (*syncs, sync):
+            one.close()
+        behind.close()
         fleet.close()
     close_topology()
 

@@ -38,4 +38,11 @@ def test_an_engine_killed_in_the_middle_of_a_push_comes_back_with_its_version(he
     """It was restarted once, at that push, and the other one not at all; the next ones go on."""
     restarts = [found["restarts"] for found in held["rounds"]]
     assert restarts == [[0, 0]] * (KILLED_AT - 1) + [[0, 1]] * (UPDATES - KILLED_AT + 1)
-    assert held["rollouts"] == 32 and held["of"] == [UPDATES]
+
+
+def test_engines_behind_a_router(held: Any) -> None:
+    """Weights go to each of the two, samples through the router: the same tokens as without it, from their seeds."""
+    router = held["router"]
+    assert router["engines"] == 2 and max(router["differences"]) < 1e-4
+    assert router["versions"] == [UPDATES + 1]
+    assert router["same tokens"] == 32
