@@ -22,17 +22,23 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
-from owpo_megatron.config import ParallelConfig
+from owpo_megatron.config import Config, ParallelConfig
 from owpo_megatron.convert import (
+    Experts,
     HFReader,
     HFWriter,
+    Place,
     Rope,
+    check_context,
     check_parallel,
     check_weights,
     hf_shapes,
     padded_vocab_size,
+    place_of,
     read_hf_config,
     to_hf,
     to_megatron,
@@ -55,6 +61,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
 MODELS = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"num_key_value_heads": 2, "tie_word_embeddings": False}),
     "qwen2_tied": (Qwen2ForCausalLM, Qwen2Config, {"num_key_value_heads": 2, "tie_word_embeddings": True}),
@@ -76,6 +83,17 @@ MODELS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4, "rope_parameters": LLAMA3}),
     "llama_one_group": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 1}),
     "mistral": (MistralForCausalLM, MistralConfig, {"num_key_value_heads": 2, "sliding_window": None}),
+    "qwen3_moe": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        {
+            "num_key_value_heads": 2,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+        },
+    ),
 }
 
 
@@ -92,17 +110,16 @@ def folders(tmp_path_factory):
 
 
 def megatron_names(model, engine):
-    layer_norms = {
-        "local": ["input_layernorm.weight", "pre_mlp_layernorm.weight"],
-        "te": ["self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight"],
-    }[engine]
-    inside = [
-        *layer_norms,
-        "self_attention.linear_qkv.weight",
-        "self_attention.linear_proj.weight",
-        "mlp.linear_fc1.weight",
-        "mlp.linear_fc2.weight",
-    ]
+    """Written out again, as megatron-core's modules name them."""
+    norms = {"local": ["input_layernorm.weight"], "te": ["self_attention.linear_qkv.layer_norm_weight"]}[engine]
+    if model.experts:
+        expert = {"local": "mlp.experts.local_experts.{}.{}.weight", "te": "mlp.experts.{1}.weight{0}"}[engine]
+        mlp = [expert.format(e, part) for e in range(model.num_experts) for part in ("linear_fc1", "linear_fc2")]
+        mlp += ["mlp.router.weight", "pre_mlp_layernorm.weight"]
+    else:
+        mlp = ["mlp.linear_fc1.weight", "mlp.linear_fc2.weight"]
+        norms += {"local": ["pre_mlp_layernorm.weight"], "te": ["mlp.linear_fc1.layer_norm_weight"]}[engine]
+    inside = [*norms, "self_attention.linear_qkv.weight", "self_attention.linear_proj.weight", *mlp]
     inside += ["self_attention.linear_qkv.bias"] if model.qkv_bias else []
     inside += ["self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight"] if model.qk_norm else []
     names = ["embedding.word_embeddings.weight", "decoder.final_layernorm.weight"]
@@ -238,7 +255,11 @@ def test_configs_of_older_transformers(edited):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("qwen2", {"model_type": "gpt2"}, "model_type gpt2 has no table; known: qwen2, qwen3, qwen3_moe, llama, mistral"),
+        (
+            "qwen2",
+            {"model_type": "gpt2"},
+            "model_type gpt2 has no table; known: qwen2, qwen3, qwen3_moe, llama, mistral",
+        ),
         ("llama", {"attention_bias": True}, "attention_bias = True: not supported; only False is"),
         ("llama", {"mlp_bias": True}, "mlp_bias = True: not supported"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act = gelu: not supported; only silu is"),
@@ -247,6 +268,14 @@ def test_configs_of_older_transformers(edited):
             {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 64}},
             "original_max_position_embeddings = 64: megatron-core has 8192 built in",
         ),
+        (
+            "llama",
+            {"rope_parameters": YARN | {"attention_factor": 1.5}},
+            "attention_factor = 1.5: megatron-core derives it from factor; leave it out",
+        ),
+        ("llama", {"rope_parameters": YARN | {"truncate": False}}, "truncate = False: not supported; only true is"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, r"= \(\[0\], 1\): not supported; only experts in every layer"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, r"= \(\[\], 2\): not supported; only experts in every layer"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
@@ -280,6 +309,47 @@ def test_check_parallel(folders):
         check_parallel(model, ParallelConfig(pp=3))
     with pytest.raises(UserError, match="parallel.vpp = 2: must divide the 1 layers of a pipeline rank"):
         check_parallel(model, ParallelConfig(pp=2, vpp=2))
+
+
+def test_experts_and_parallel_sizes(folders):
+    """4 experts of ffn 24; the dense ffn size of the config, 48, does not count."""
+    moe, dense = read_hf_config(folders / "qwen3_moe"), read_hf_config(folders / "qwen2")
+    assert moe.experts == Experts(number=4, chosen=2, ffn_size=24, normalised=True)
+    check_parallel(moe, ParallelConfig(dp=4, ep=4))
+    check_parallel(moe, ParallelConfig(tp=2, sp=True))
+    with pytest.raises(UserError, match="parallel.ep = 3: must divide the model's 4 experts; use one of 1, 2, 4$"):
+        check_parallel(moe, ParallelConfig(dp=3, ep=3))
+    with pytest.raises(UserError, match="parallel.ep = 2: qwen2 has no experts"):
+        check_parallel(dense, ParallelConfig(dp=2, ep=2))
+    with pytest.raises(UserError, match="parallel.sp = False: megatron-core trains experts at tp > 1 with sp only"):
+        check_parallel(moe, ParallelConfig(tp=2))
+    with pytest.raises(UserError, match="parallel.ep = 2: must divide parallel.dp = 3"):
+        Config.build({"model": {"path": "m"}, "data": {"source": "task:cipher"}, "parallel": {"dp": 3, "ep": 2}})
+
+
+def test_an_attention_window_bounds_the_length(edited):
+    windowed = read_hf_config(edited("mistral", sliding_window=64))
+    assert windowed.window == 64
+    check_context(windowed, 64)
+    with pytest.raises(UserError, match=r"max_response_tokens = 65: the model attends to 64 tokens only"):
+        check_context(windowed, 65)
+    assert read_hf_config(edited("mistral", sliding_window=128)).window is None, "as long as the positions"
+
+
+def test_places_in_a_sharded_checkpoint(folders):
+    moe, dense = read_hf_config(folders / "qwen3_moe"), read_hf_config(folders / "qwen2")
+    place = place_of(moe, "decoder.layers.1.mlp.experts.local_experts.3.linear_fc1.weight")
+    assert (place.name, place.index) == ("decoder.layers.mlp.experts.experts.linear_fc1.weight", (1, 3))
+    assert place == place_of(moe, "decoder.layers.1.mlp.experts.linear_fc1.weight3")
+    assert (place.leading, place.blocks, place.is_vocabulary) == ((2, 4), 2, False)
+    assert place_of(moe, "decoder.layers.0.pre_mlp_layernorm.weight").name == "decoder.layers.pre_mlp_layernorm.weight"
+    norm = place_of(dense, "decoder.layers.0.pre_mlp_layernorm.weight")
+    assert norm.name == "decoder.layers.mlp.linear_fc1.layer_norm_weight"
+    assert place_of(dense, "embedding.word_embeddings.weight") == Place(
+        "embedding.word_embeddings.weight", (), (), is_vocabulary=True
+    )
+    with pytest.raises(UserError, match="qwen3_moe with 2 layers and 4 experts has none of that name"):
+        place_of(moe, "decoder.layers.0.mlp.experts.local_experts.4.linear_fc1.weight")
 
 
 @pytest.mark.parametrize(
