@@ -94,14 +94,15 @@ class RunState:
         Args:
             to_evaluate: only the policy is wanted, and nothing on disk changes.
         """
-        found = None
+        found: tuple[Path, dict[str, Any]] | None = None
         if self._ranks.is_main:
             found = self._checkpoints.read(checkpoint) if checkpoint else self._checkpoints.newest()
         found = self._ranks.broadcast(found)
-        state_path, state = found or (None, {})
+        state: dict[str, Any] = found[1] if found else {"step": 0}
         if not to_evaluate:
             self._best.load_state_dict(state.get("best"))  # before the policy, whose parameters it lands in
-        if state_path is not None:
+        if found is not None:
+            state_path = found[0]
             self._policy.restore(state_path, state["reference"]["is_policy"])
             if not to_evaluate:
                 self._reference.load_state_dict(state["reference"])
@@ -110,5 +111,5 @@ class RunState:
             told = "" if to_evaluate else f", reference {self._reference.version.ref_id}"
             self._say(f"resumed at step {state['step']} from {state_path.parent}{told}")
         if self._metrics and not to_evaluate:
-            self._metrics.drop_after(state.get("step", 0), state.get("line"))
-        return state.get("step", 0)
+            self._metrics.drop_after(state["step"], state.get("line"))
+        return state["step"]
