@@ -11,7 +11,6 @@ from typing import Literal
 
 from owpo_megatron.config import Config
 from owpo_megatron.config_launch import LaunchConfig
-from owpo_megatron.launch.preflight import needs_own_engine
 
 EnginePlace = Literal["none", "own nodes", "trainer's nodes"]
 
@@ -133,6 +132,12 @@ class Job:
             if path.is_relative_to(destination):
                 return Path(source) / path.relative_to(destination)
         return None
+
+
+def needs_own_engine(config: Config) -> bool:
+    """True when the run starts SGLang itself."""
+    engine = config.engine
+    return not (engine.urls or engine.router or engine.rendezvous) and config.rollout.replay is None
 
 
 def quoted(value: object) -> str:

@@ -10,6 +10,7 @@ from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data import check_source
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.sets import check_sets
+from owpo_megatron.launch.job import needs_own_engine
 from owpo_megatron.launch.machine import gpu_names
 from owpo_megatron.rollout.command import check_surroundings, server_arguments
 
@@ -22,12 +23,6 @@ def preflight(config: Config) -> None:
     """
     for check in CHECKS:
         check(config)
-
-
-def needs_own_engine(config: Config) -> bool:
-    """True when the run starts SGLang itself."""
-    engine = config.engine
-    return not (engine.urls or engine.router or engine.rendezvous) and config.rollout.replay is None
 
 
 def _model(config: Config) -> None:

@@ -125,3 +125,21 @@ def test_paths_inside_a_container_are_found_outside() -> None:
     assert inside.host_path(Path("/models/new/a")) == Path("/x/a")
     assert inside.host_path(Path("data/dapo.parquet")) == Path("/data/project/data/dapo.parquet")
     assert inside.host_path(Path("/elsewhere")) is None
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", ["cluster", "laptop"])
+def test_examples_ask_for_what_their_layout_needs(name: str) -> None:
+    example = Job(Config.load(EXAMPLES / "slurm" / f"{name}.yaml"), Path("/data/project"))
+    assert example.world_size == example.config.parallel.world_size and example.num_engines > 0
+
+
+def test_the_example_manifest_is_what_is_rendered() -> None:
+    """As the command in examples/kubernetes/README.md writes it, in a folder /lustre/project."""
+    example = Job(Config.load(EXAMPLES / "slurm" / "cluster.yaml"), Path("/lustre/project"))
+    file = EXAMPLES / "kubernetes" / "pytorchjob.yaml"
+    if os.environ.get("OWPO_WRITE_GOLDEN"):
+        file.write_text(render_kubernetes(example))
+    assert file.read_text() == render_kubernetes(example)

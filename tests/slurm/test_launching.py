@@ -36,10 +36,10 @@ def test_logs_and_status_are_at_hand(straight: Launched) -> None:
     status = Owpo(straight.here, "launch", "status", run_dir).done()
     assert status.count("COMPLETED") == 2 and " 10" in status
     assert "done: " in Owpo(straight.here, "launch", "attach", run_dir).done()
-    attempt = next(
-        folder.name for folder in (straight.run_dir / "logs").glob("*.0") if (folder / "rank_1.log").exists()
-    )
-    assert "owpo" in Owpo(straight.here, "launch", "logs", run_dir, "--rank", "1", "--attempt", attempt).done()
+    assert "an earlier job of the chain" in Owpo(straight.here, "launch", "logs", run_dir).done()
+    attempt = next((straight.run_dir / "logs").glob("*.0/rank_1.log")).parent
+    log = Owpo(straight.here, "launch", "logs", run_dir, "--rank", "1", "--attempt", attempt.name).done()
+    assert log == (attempt / "rank_1.log").read_text()
 
 
 def test_a_rank_a_node_and_the_time_limit_cost_no_bit(
