@@ -25,7 +25,7 @@ class DiskTransport:
         delta: leave out tensors whose bytes have not changed since the update before, for engines that have had it.
     """
 
-    max_bucket_bytes = None
+    max_bucket_bytes: int | None = None
 
     def __init__(self, scratch_dir: Path, delta: bool = False):
         self._scratch_dir = scratch_dir.absolute()
@@ -76,4 +76,4 @@ class DiskTransport:
 
 
 def _digest(tensor: torch.Tensor) -> bytes:
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()).digest()
+    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data).digest()

@@ -11,6 +11,7 @@ from datetime import timedelta
 from itertools import accumulate
 from urllib.parse import urlsplit
 
+import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, _new_process_group_helper, _world
 
@@ -31,10 +32,11 @@ class DistributedTransport:
         backend: "nccl" for weights on a GPU, "gloo" for weights on the host; None: by the first tensor's device.
     """
 
-    max_bucket_bytes = None
-
     def __init__(self, backend: str | None = None):
         self._backend = backend
+        # SGLang makes fresh memory for every bucket. On a host that costs more than the copies; what was freed of a
+        # small bucket is used again, and packing, sending and loading overlap.
+        self.max_bucket_bytes: int | None = None if torch.cuda.is_available() else 32 << 20
         self._outbox = Outbox(beside)
         self._group: dist.ProcessGroup | None = None
         self._members: list[tuple[str, int]] = []

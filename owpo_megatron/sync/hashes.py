@@ -118,7 +118,7 @@ class _InOrder:
         self._waiting[place] = piece
         while self._next in self._waiting:
             ready = self._waiting.pop(self._next).detach().contiguous().cpu()
-            self._hash.update(ready.reshape(-1).view(torch.uint8).numpy())
+            self._hash.update(ready.reshape(-1).view(torch.uint8).numpy().data)
             self._next += 1
 
     def result(self) -> str:

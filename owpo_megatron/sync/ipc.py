@@ -28,7 +28,7 @@ _DEVICE = 6  # place of the device's index among the arguments of rebuild_cuda_t
 class IpcTransport:
     """POST /update_weights_from_tensor with handles of a bucket on the trainer's GPU; for engines on the same node."""
 
-    max_bucket_bytes = None
+    max_bucket_bytes: int | None = None
 
     def __init__(self) -> None:
         self._outbox = Outbox(beside)

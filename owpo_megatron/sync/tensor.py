@@ -22,7 +22,7 @@ class TensorTransport:
 
     # Two of these must fit where shared memory is small (64 MB in a container, unless it was told otherwise). By value,
     # small requests keep SGLang's many copies in memory that it reuses.
-    max_bucket_bytes = 16 << 20
+    max_bucket_bytes: int | None = 16 << 20
 
     def __init__(self, share: bool = True) -> None:
         self._share = share

@@ -47,8 +47,9 @@ def bench_sync(
 ) -> list[dict[str, Any]]:
     """Push a random model to one engine, `rounds` times by each transport, taking turns with a plain copy.
 
-    The engine then says by its own checksums (CPU) whether it has every bit. Memory is the peak over what was resident
-    before the pushes, of the trainer and of all processes of the engine together.
+    The engine then says by its own checksums (CPU) whether it has every bit. Memory is the highest peak of a push over
+    what was resident before it, the first one's buffers included: of the trainer, and of all processes of the engine
+    together, each by its own peak.
 
     Args:
         params: parameters of the model, roughly.
@@ -135,16 +136,16 @@ def _measure(
     on_cuda = next(iter(weights.values())).is_cuda
     syncs = {name: EngineSync(transport, [client], bucket_bytes) for name, transport in transports.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ("memcpy", *syncs)}
-    memory = {name: (0, 0) for name in seconds}
+    memory: dict[str, tuple[int, ...]] = {name: (0, 0) for name in seconds}  # trainer, engine
     copy = _copy_of(weights)
     for turn in range(rounds + 1):  # the first one makes groups and buffers, and is not counted
         for name in seconds:
             say(f"{name}, round {turn} of {rounds}")
             with _peaks(fleet) as peak:
                 taken = _timed(copy if name == "memcpy" else partial(syncs[name].push, weights.items(), turn))
+            memory[name] = tuple(map(max, memory[name], peak()))
             if turn:
                 seconds[name].append(taken)
-                memory[name] = max(memory[name], peak())
     if not on_cuda:
         for name, transport in transports.items():
             say(f"{name}: checksums")
