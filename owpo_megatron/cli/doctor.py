@@ -29,9 +29,7 @@ def doctor(
         Path | None,
         typer.Option("--config", "-c", metavar="FILE", help="Look at what this run needs, too."),
     ] = None,
-    nodes: Annotated[
-        int | None, typer.Option(min=1, help="Nodes of the run, reached by srun; else launch.nodes of FILE.")
-    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Look at this many nodes, reached by srun.")] = None,
     backend: Annotated[str, typer.Option(help="Collectives to try: auto, gloo or nccl.")] = "auto",
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="NAME", help="One check, e.g. disk; may be given again.")
@@ -54,12 +52,13 @@ def doctor(
         raise UserError("--backend", backend, f"known are {', '.join(_BACKENDS)}")
     settings = Config.load(config, overrides or []) if config else None
     spread = nodes or (settings.launch.nodes if settings else 1)
+    scope = Scope(settings, spread, reach_nodes=nodes is not None, backend=backend)  # type: ignore[arg-type]
     began = time.monotonic()
     findings: list[Finding] = []
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
     spinner = Spinner("dots", text="looking around ...")
     with Live(Group(table, spinner), console=out, refresh_per_second=8) as live:
-        for finding in examine(Scope(settings, spread, backend), only or (), quick):  # type: ignore[arg-type]
+        for finding in examine(scope, only or (), quick):
             findings.append(finding)
             table.add_row(*_row(finding.status, finding.what, finding.detail, finding.remedy))
         live.update(table)

@@ -31,11 +31,12 @@ class Scope:
     """What is looked at: this machine, or what one run needs of it and of the others.
 
     Example:
-        Scope(Config.load("run.yaml"), nodes=2, backend="nccl")
+        Scope(Config.load("run.yaml"), nodes=2, reach_nodes=True, backend="nccl")
     """
 
     config: Config | None = None
     nodes: int = 1  # that the run spreads over
+    reach_nodes: bool = False  # start ranks on all of them, by srun; else on this machine alone
     backend: BackendName = "auto"  # which collectives are tried; auto: NCCL where torch sees CUDA, else gloo
 
     @property

@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # torch is imported once the command line is known to be righ
     from torch.distributed import ProcessGroup
 
 NODE_CHECKS = ("packages", "devices", "memory", "disk")
-TIMEOUT = timedelta(seconds=60)
+TIMEOUT = timedelta(seconds=120)
 MAX_SKEW_SECONDS = 1.0
 MEGABYTES = {"gloo": 16, "nccl": 256}
 # Below this bus bandwidth the way is wrong rather than slow: Ethernet in place of InfiniBand, a machine that swaps.
@@ -188,7 +188,7 @@ def main() -> int:
     if arguments.settings:
         config = Config.build(yaml.safe_load(arguments.settings))
     nodes = max(1, int(os.environ.get("SLURM_NNODES", "1")))
-    findings = look(Scope(config, nodes, arguments.backend), place, not arguments.between_only)
+    findings = look(Scope(config, nodes, backend=arguments.backend), place, not arguments.between_only)
     if place.rank == 0 and arguments.json:
         print(json.dumps([asdict(finding) for finding in findings]))
     elif place.rank == 0:

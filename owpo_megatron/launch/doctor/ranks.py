@@ -17,7 +17,7 @@ from owpo_megatron.launch.machine import gpu_names, num_cores
 
 PROBE = "owpo_megatron.launch.doctor.probe"
 MAX_LOCAL_RANKS = 8
-SECONDS = 90.0
+SECONDS = 180.0
 QUEUE_SECONDS = 60  # for which srun may wait for its nodes
 
 
@@ -27,13 +27,17 @@ def ranks(scope: Scope) -> Iterator[Finding]:
     if scope.config is not None:
         # by value: another node need not see a file of this one
         options += ["--settings", json.dumps(scope.config.model_dump(mode="json"))]
+    reach = scope.nodes > 1 and (scope.reach_nodes or "SLURM_JOB_ID" in os.environ)
     try:
-        told, error = _by_srun(scope, options) if scope.nodes > 1 else _here(scope, [*options, "--between-only"])
+        told, error = _by_srun(scope, options) if reach else _here(scope, [*options, "--between-only"])
     except UserError as mistake:
         yield Finding("ranks", "fail", f"{mistake.field} = {mistake.value}", mistake.remedy)
         return
     if told:
         yield from (Finding(**raw) for raw in told)
+        if scope.nodes > 1 and not reach:
+            detail = f"the run spreads over {scope.nodes} nodes; ranks were started on this machine alone"
+            yield Finding("other nodes", "warn", detail, f"owpo doctor --nodes {scope.nodes}, where jobs are submitted")
     else:
         remedy = "set GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME) to a working interface, e.g. lo on one machine"
         yield Finding("ranks", "fail", error or "they ended without a word", remedy)
