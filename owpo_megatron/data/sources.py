@@ -142,9 +142,15 @@ def load_problems(
         raise UserError("data.source", source, "holds no records")
     if not kept:
         raise UserError("data.leave_out", list(leaving_out), f"leaves nothing of {source}; see `owpo data check`")
-    counts = {kind: len(ids) for kind, ids in out.items()}
-    shown = tuple(out.get("contradictory", ())[:10])
-    return kept[:limit], replace(report, used=len(kept[:limit]), contradictory_ids=shown, **counts)
+    return kept[:limit], replace(
+        report,
+        contradictory=len(out.get("contradictory", ())),
+        lookalike=len(out.get("lookalike", ())),
+        long_answer=len(out.get("long_answer", ())),
+        contaminated=len(out.get("contaminated", ())),
+        used=len(kept[:limit]),
+        contradictory_ids=tuple(out.get("contradictory", ())[:10]),
+    )
 
 
 def read_problems(source: str, field: str = "data.source") -> Iterator[Problem]:

@@ -1,0 +1,34 @@
+"""Truncated importance sampling through a real update: the engine's log-probs reach the objective, token by token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import build_policy, make_config, make_hf_model, random_samples
+
+from owpo_megatron.algorithms import make_objective
+
+
+def test_an_update_with_an_engine_that_disagrees(tmp_path: Path) -> None:
+    """The engine gave the tokens of every other sample e^-0.1 of the trainer's probability, and a fifth of it to the
+    others': factors of e^0.1, and of 5, which the cap cuts to 3. Every gradient grows."""
+    config = make_config(make_hf_model(tmp_path / "model"))
+    policy = build_policy(config)
+    samples = [
+        replace(one, behaviour_logp=tuple(logp - gap for logp in one.old_logp.tolist()))
+        for one, gap in zip(random_samples(3), [0.1, math.log(5)] * 4, strict=True)
+    ]
+    lengths = [0 if one.masked else len(one.response_ids) for one in samples]
+    small, large = sum(lengths[::2]), sum(lengths[1::2])
+    found = policy.update(samples, make_objective("owpo", tis_cap=3.0))
+    assert found["tokens"] == small + large
+    assert found["tis_sum"] == pytest.approx(small * math.exp(0.1) + large * 3.0, rel=1e-6)
+    assert found["tis_capped"] == large
+    agreeing = build_policy(config, policy.topology)
+    plain = agreeing.update(samples, make_objective("owpo"))
+    assert "tis_sum" not in plain and plain["loss_count"] == found["loss_count"]
+    assert found["grad_norm"] > 1.1 * plain["grad_norm"]
+    assert found["head_gradient_rows"] == plain["head_gradient_rows"]
