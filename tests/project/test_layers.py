@@ -53,6 +53,8 @@ MAY_IMPORT_MODULE = {
     "trainer.loop": {"types", "algorithms"},  # Algorithm 1, and nothing else
     "experiments.worker": BASE | {"rollout", "launch", "trainer"},  # it alone makes runs
     "trainer.bench_swap": BASE | TRAINER_SIDE,  # measures parallel's slots
+    "trainer.bench_sync": BASE | {"convert", "rollout", "sync"},  # measures sync's transports
+    "trainer.sync_check": BASE | {"rollout"},
 }
 
 # Outside package -> the rooms that may import it. What is not listed is free.
