@@ -16,8 +16,6 @@ from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
 
 if TYPE_CHECKING:
-    import click
-
     from owpo_megatron.launch.job import Job
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder, e.g. runs/my-run.")]
@@ -28,7 +26,7 @@ POLL_SECONDS = 1.0
 class _SubmitByDefault(TyperGroup):
     """`owpo launch -c FILE ...` is `owpo launch submit -c FILE ...`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
             args = ["submit", *args]
         return super().parse_args(ctx, args)

@@ -26,19 +26,19 @@ class Launched:
 
     def submit(self, *flags: str) -> int:
         """Returns the number of the last job."""
-        Owpo(self.here, "launch", "-c", str(self.config), *flags).done()
+        Owpo(self.here, "launch", "-c", str(self.config), *flags).done(timeout=300)
         return latest(self.run_dir).jobs[-1]
 
     def states(self) -> list[JobState]:
         return latest(self.run_dir).states()
 
-    def wait_until(self, condition: Callable[[], Any], what: str, timeout: float = 180) -> None:
+    def wait_until(self, condition: Callable[[], Any], what: str, timeout: float = 400) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"no {what} within {timeout} s: {self.told()}"
             time.sleep(0.05)
 
-    def wait_for_end(self, timeout: float = 300) -> list[str]:
+    def wait_for_end(self, timeout: float = 600) -> list[str]:
         """Waits for every job; returns their states."""
         deadline = time.monotonic() + timeout
         while not all(state.ended for state in self.states()):

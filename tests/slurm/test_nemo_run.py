@@ -37,7 +37,7 @@ sys.exit(pipeline.run())
 def pipeline(here: Path, config: Path, first: str, where: str = "slurm") -> subprocess.CompletedProcess[str]:
     (here / "pipeline.py").write_text(TWO_TASKS)
     command = [str(PYTHON), str(here / "pipeline.py"), str(here), str(config), first, where]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=here)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=here)
 
 
 def test_a_run_is_submitted_requeued_and_resumed(lab: Any, tiny_run: dict[str, Any], tmp_path: Path) -> None:
