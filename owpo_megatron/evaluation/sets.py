@@ -149,9 +149,9 @@ def source_of(wanted: EvalSet, folder: Path | None) -> str:
     if wanted.source is not None:
         return wanted.source
     names = [name + suffix for name in wanted.files for suffix in SUFFIXES]
-    for name in names if folder is not None else ():
-        if (folder / name).is_file():
-            return str(folder / name)
+    found = [folder / name for name in names if (folder / name).is_file()] if folder else []
+    if found:
+        return str(found[0])
     if wanted.hub is not None:
         return wanted.hub
     looked = f"{folder} has none of {', '.join(names)}" if folder else "no folder of data is given (--data DIR)"
