@@ -175,22 +175,12 @@ def test_owpo_eval_of_the_run_beside_its_base(
     middle and started again, the result is the same file."""
 
     def evaluate(out: Path, *targets: str) -> Owpo:
-        options = [
-            "--set",
-            "held=task:cipher",
-            "--limit",
-            "100",
-            "--samples",
-            "16",
-            "--max-tokens",
-            "8",
-            "--out",
-            str(out),
-        ]
+        sizes = ["--limit", "100", "--samples", "16", "--max-tokens", "8"]
+        options = ["--set", "held=task:cipher", "--template", "raw", *sizes, "--out", str(out)]
         return Owpo(tmp_path, "eval", *targets, *options, f"engine.urls=['{server_url}']")
 
     base, straight, killed = str(base_model), tmp_path / "straight", tmp_path / "killed"
-    said = evaluate(straight, "--model", base, "--run", str(learned)).done()
+    said = evaluate(straight, "--model", base, "--run", str(learned)).done(timeout=500)
     rows = {row["method"]: row["sets"]["held"] for row in json.loads((straight / "table.json").read_text())["scores"]}
     before, after = (rows[method]["metrics"]["pass@1"] for method in ("", "owpo (learned)"))
     assert "converged" in said and "Mean accuracy" in said and (straight / "scores.png").is_file()
@@ -199,10 +189,10 @@ def test_owpo_eval_of_the_run_beside_its_base(
     assert not list(straight.rglob("model.safetensors")), "the exported folder goes when it has been served"
     part = killed / base_model.name / "held.part.jsonl"
     owpo = evaluate(killed, "--model", base)
-    owpo.wait_until(lambda: part.exists() and part.read_text().count("\n") > 100, "samples", every=0.01)
+    owpo.wait_until(lambda: part.exists() and part.read_text().count("\n") > 100, "samples", timeout=300, every=0.01)
     owpo.kill()
     drawn = part.read_text().count("\n") - 1
-    evaluate(killed, "--model", base).done()
+    evaluate(killed, "--model", base).done(timeout=300)
     whole = json.loads((killed / base_model.name / "held.json").read_text())
     assert 0 < whole["last_call"]["samples"] <= 1600 - drawn + 1, "a line may have been cut by the kill, no more"
     kept = Path(base_model.name) / "held.jsonl"
