@@ -89,5 +89,10 @@ def digest(rows: Iterable[torch.Tensor]) -> str:
     """sha256 of a tensor's bytes, given as its consecutive rows."""
     sha = hashlib.sha256()
     for piece in rows:
-        sha.update(piece.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        sha.update(bytes_of(piece))
     return sha.hexdigest()
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """A tensor's bytes in row order, without a copy where it is contiguous and on the host."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -11,6 +11,7 @@ from types import TracebackType
 import torch
 
 from owpo_megatron.convert.hf_model import HFModel
+from owpo_megatron.convert.manifest import bytes_of
 from owpo_megatron.convert.unfinished import Unfinished
 from owpo_megatron.convert.weights import hf_shapes
 from owpo_megatron.errors import UserError
@@ -74,7 +75,7 @@ class ShardFiles:
         """Put a tensor, or its rows from `first_row` on, where they belong."""
         assert tensor.dtype == self._dtype, f"{name} is {tensor.dtype}, not {self._dtype}"
         file, offset = self._place[name]
-        data = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+        data = bytes_of(tensor)
         offset += first_row * tensor[:1].numel() * tensor.element_size()
         descriptor = os.open(self._folder / file, os.O_WRONLY)
         try:

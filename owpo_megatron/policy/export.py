@@ -43,7 +43,6 @@ from owpo_megatron.parallel.stored import StoredState
 from owpo_megatron.parallel.storing import PartFile, finish_state, part_is_whole
 from owpo_megatron.policy.proof import prove
 from owpo_megatron.policy.tensors import HFSide, Rows, Side, StoredSide, key_of, stored_shapes
-from owpo_megatron.types import Progress
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 _CONVERTED = ("float32", "bfloat16")
@@ -51,7 +50,7 @@ _MANIFEST = "manifest.json"  # a run's checkpoint has it from the moment it is w
 _PART_BYTES = 256 * 2**20  # what an interrupted attempt does again at most, for each thread
 _SHARD_BYTES = 5 * 2**30
 
-Stage = Callable[[str], Progress]  # "convert" or "prove" -> where to report it
+Stage = Callable[[str], Callable[[int, int], None]]  # "convert" or "prove" -> where to report (done, total)
 Record = TypeVar("Record")
 
 

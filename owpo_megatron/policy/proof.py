@@ -17,7 +17,6 @@ from owpo_megatron.convert.rules import EMBEDDING, LM_HEAD, OUTPUT_LAYER
 from owpo_megatron.parallel.layerwise import StoredLayers, one_rank
 from owpo_megatron.parallel.stored import StoredState
 from owpo_megatron.policy.tensors import Rows, Side, key_of, row_pieces
-from owpo_megatron.types import Progress
 
 TOLERANCE = 1e-5  # of a logit, relative to the largest one where that exceeds 1
 _TOKENS = 32
@@ -36,7 +35,7 @@ def prove(
     hashes: Mapping[str, str],
     written: Side,
     jobs: int = 1,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Proof:
     """Compare an HF checkpoint with sharded megatron weights.
 
@@ -139,6 +138,6 @@ def _hf_names_by_layer(model: HFModel) -> list[list[str]]:
     return by_layer
 
 
-def _tell(progress: Progress | None, done: int, total: int) -> None:
+def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
     if progress is not None:
         progress(done, total)

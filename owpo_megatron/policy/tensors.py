@@ -81,9 +81,13 @@ class StoredSide:
     def __init__(self, model: HFModel, state: StoredState):
         self._model, self._state = model, state
         self._made_of = {hf_name: name for name in megatron_names(model) for hf_name in hf_parts(model, name)}
+        self._last: tuple[str, dict[str, torch.Tensor]] = ("", {})  # queries, keys and values are asked for in turn
 
     def tensor(self, hf_name: str) -> torch.Tensor:
-        return dict(self._whole(self._made_of[hf_name]))[hf_name]
+        name = self._made_of[hf_name]
+        if self._last[0] != name:
+            self._last = (name, dict(self._whole(name)))
+        return self._last[1][hf_name]
 
     def rows(self, hf_name: str) -> Rows:
         for first, stop in row_pieces(self._model):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from owpo_megatron.config import OptimizerConfig, ParallelConfig
-from owpo_megatron.convert import HFModel, hf_shapes
+from owpo_megatron.convert import HFModel, Rope, hf_shapes
 from owpo_megatron.errors import UserError
 from owpo_megatron.parallel import cpu
 from owpo_megatron.parallel.optimizer import make_optimizer, wrap_ddp
@@ -144,8 +144,8 @@ def _shape(width: int) -> HFModel:
         head_dim=64,
         vocab_size=8192,
         max_positions=1024,
-        rope_theta=1e6,
-        rope_scaling_factor=None,
+        window=None,
+        rope=Rope(1e6),
         norm_eps=1e-6,
         qkv_bias=False,
         qk_norm=True,
