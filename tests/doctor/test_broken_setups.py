@@ -102,14 +102,29 @@ def assert_failed(finding: dict[str, str], *words: str) -> None:
 # --------------------------------------------------------------------------------------------- environments
 def test_a_wrong_torch(tmp_path: Path) -> None:
     """An older one that stands before ours on PYTHONPATH; the other checks go on."""
+    found = in_a_process(tmp_path, "--quick", env={"PYTHONPATH": str(older_torch(tmp_path))})
+    assert_failed(found["torch"], "2.4.0", "2.13.0 is needed")
+    assert found["disk"]["status"] == "ok"
+
+
+def test_a_rank_with_a_wrong_torch(tmp_path: Path) -> None:
+    """It cannot join the others, so it says why itself; a job's script stops by its exit code."""
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    env = {**os.environ, **place, "PYTHONPATH": str(older_torch(tmp_path))}
+    command = [sys.executable, "-m", "owpo_megatron.launch.doctor.probe"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1, done.stderr
+    assert "fail  torch: 2.4.0; 2.13.0 is needed" in done.stdout
+
+
+def older_torch(tmp_path: Path) -> Path:
+    """A folder for PYTHONPATH that holds one."""
     shadow = tmp_path / "shadow"
     (shadow / "torch").mkdir(parents=True)
     (shadow / "torch" / "__init__.py").write_text('__version__ = "2.4.0"\n')
     (shadow / "torch-2.4.0.dist-info").mkdir()
     (shadow / "torch-2.4.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.4.0\n")
-    found = in_a_process(tmp_path, "--quick", env={"PYTHONPATH": str(shadow)})
-    assert_failed(found["torch"], "2.4.0", "2.13.0 is needed")
-    assert found["disk"]["status"] == "ok"
+    return shadow
 
 
 def test_a_torch_that_hides_the_installed_one(tmp_path: Path) -> None:
@@ -221,6 +236,7 @@ def test_a_job_whose_run_folder_cannot_be_written(raw: dict[str, Any], tmp_path:
     assert f"fail  disk on {socket.gethostname()}: no file can be written in /proc" in done.stdout
     assert "fail  run folder: no file can be written for /proc/runs/run" in done.stdout
     assert "ok    torch: 2.13.0" in done.stdout
+    assert "ok    collectives: gloo starts" in done.stdout
 
 
 @needs_namespaces

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from typing import Any
 
 import torch
 
-facts = {"version": torch.__version__, "file": torch.__file__}
+facts: dict[str, Any] = {"version": torch.__version__, "file": torch.__file__}
 version = getattr(torch, "version", None)
 facts["cuda"] = getattr(version, "cuda", None)
 if hasattr(torch, "cuda"):

@@ -9,7 +9,7 @@ from contextlib import closing
 from urllib.parse import urlsplit
 
 from owpo_megatron.config import EngineConfig
-from owpo_megatron.launch.doctor.finding import Finding, Scope
+from owpo_megatron.launch.doctor.finding import Finding, Scope, Status
 
 INTERFACE = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface between the nodes"
 
@@ -19,7 +19,7 @@ def hosts(scope: Scope) -> Iterator[Finding]:
     own = socket.gethostname()
     addresses = resolve(own)
     if not addresses:
-        status = "fail" if scope.nodes > 1 else "warn"  # on one node gloo falls back to the loopback
+        status: Status = "fail" if scope.nodes > 1 else "warn"  # on one node gloo falls back to the loopback
         detail = f"this machine's name {own} does not resolve"
         yield Finding("host name", status, detail, f"add it to /etc/hosts or the name server, or {INTERFACE}")
     elif not any(map(_is_own, addresses)):

@@ -16,32 +16,18 @@ import os
 import socket
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
 from owpo_megatron.config import Config
 from owpo_megatron.launch.doctor.examine import examine
 from owpo_megatron.launch.doctor.finding import Finding, Scope
-from owpo_megatron.launch.doctor.needs import count_of
-from owpo_megatron.launch.doctor.network import INTERFACE, resolve
-from owpo_megatron.launch.doctor.storage import existing_parent
-
-if TYPE_CHECKING:  # torch is imported once the command line is known to be right
-    import torch
-    from torch.distributed import ProcessGroup
 
 NODE_CHECKS = ("packages", "devices", "memory", "disk")
 TIMEOUT = timedelta(seconds=120)
-MAX_SKEW_SECONDS = 1.0
-MEGABYTES = {"gloo": 16, "nccl": 256}
-# Below this bus bandwidth the way is wrong rather than slow: Ethernet in place of InfiniBand, a machine that swaps.
-MIN_GB_S = {"gloo": 0.05, "nccl": 5.0}
 
 
 @dataclass(frozen=True)
@@ -74,9 +60,16 @@ def find_place() -> Place:
 
 
 def look(scope: Scope, place: Place, node_checks: bool) -> list[Finding]:
-    """Join the others, look around, and return what all found: the same list on every rank."""
+    """Join the others, look around, and return what all found: the same list on every rank.
+
+    Raises:
+        ImportError: torch cannot be imported on this node.
+    """
     import torch
     import torch.distributed as dist
+
+    from owpo_megatron.launch.doctor.between import between
+    from owpo_megatron.launch.doctor.collectives import gather_everywhere
 
     use_nccl = scope.backend != "gloo" and torch.cuda.is_available()
     backend = "nccl" if use_nccl else "gloo"
@@ -87,64 +80,12 @@ def look(scope: Scope, place: Place, node_checks: bool) -> list[Finding]:
     dist.init_process_group(backend, rank=place.rank, world_size=place.world, timeout=TIMEOUT)
     control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
     assert control is not None
-    from owpo_megatron.launch.doctor import collectives
-
-    nodes = collectives.gather_everywhere(socket.gethostname(), control)
+    nodes = gather_everywhere(socket.gethostname(), control)
     own = list(examine(scope, only=NODE_CHECKS)) if node_checks and place.local_rank == 0 else []
-    findings = _merged(collectives.gather_everywhere((place.local_rank, own), control), nodes)
-    findings += [_names(nodes, control), *_between(scope, backend, device, control)]
+    findings = _merged(gather_everywhere((place.local_rank, own), control), nodes)
+    findings += between(scope, nodes, device, control)
     dist.destroy_process_group()
     return findings
-
-
-def _between(scope: Scope, backend: str, device: torch.device, control: ProcessGroup) -> Iterator[Finding]:
-    from owpo_megatron.launch.doctor import collectives
-
-    skew = collectives.clock_skew(control)
-    detail = f"at most {skew * 1e3:.1f} ms apart"
-    if skew > MAX_SKEW_SECONDS:
-        yield Finding("clocks", "warn", detail, "start chrony or another time service: logs and time-outs disagree")
-    else:
-        yield Finding("clocks", "ok", detail)
-    if scope.config is not None:
-        yield _folder(scope.config, control)
-    for name, measure in (("all-reduce", collectives.all_reduce), ("all-gather", collectives.all_gather)):
-        speed = measure(MEGABYTES[backend], device)
-        detail = f"{backend}, {speed.gb_s:.2f} GB/s on the bus at {speed.megabytes} MB"
-        if not speed.right:
-            remedy = "the values that arrived are wrong: leave this node out, and look at its GPUs and network"
-            yield Finding(name, "fail", f"{backend}: wrong result", remedy)
-        elif speed.gb_s < MIN_GB_S[backend]:
-            yield Finding(name, "warn", detail, f"slow: {INTERFACE}; NCCL_DEBUG=INFO tells which way is taken")
-        else:
-            yield Finding(name, "ok", detail)
-
-
-def _names(nodes: list[str], control: ProcessGroup) -> Finding:
-    from owpo_megatron.launch.doctor import collectives
-
-    unknown = sorted({name for name in nodes if not resolve(name)})
-    at = {nodes[rank]: names for rank, names in enumerate(collectives.gather_everywhere(unknown, control)) if names}
-    if not at:
-        where = f"{count_of(len(nodes), 'rank')} on {count_of(len(set(nodes)), 'node')}"
-        return Finding("nodes", "ok", f"{where}; every name resolves")
-    told = "; ".join(f"{node} does not know {', '.join(names)}" for node, names in at.items())
-    status = "fail" if len(set(nodes)) > 1 else "warn"
-    return Finding("nodes", status, told, f"correct the name server or /etc/hosts, or {INTERFACE}")
-
-
-def _folder(config: Config, control: ProcessGroup) -> Finding:
-    from owpo_megatron.launch.doctor import collectives
-
-    token = collectives.gather_everywhere(uuid.uuid4().hex[:8], control)[0]
-    remedy = "set runs_dir to a file system that all nodes share and may write to"
-    try:
-        lost = collectives.strangers(existing_parent(config.run_dir), token, control)
-    except OSError as error:
-        return Finding("run folder", "fail", f"no file can be written for {config.run_dir}: {error.strerror}", remedy)
-    if lost:
-        return Finding("run folder", "fail", f"{config.run_dir} of rank 0 is not what ranks {lost} see there", remedy)
-    return Finding("run folder", "ok", f"{config.run_dir} is the same for all ranks")
 
 
 def _merged(told: list[tuple[int, list[Finding]]], nodes: list[str]) -> list[Finding]:
@@ -187,11 +128,15 @@ def main() -> int:
     config = Config.load(arguments.config) if arguments.config else None
     if arguments.settings:
         config = Config.build(yaml.safe_load(arguments.settings))
-    nodes = max(1, int(os.environ.get("SLURM_NNODES", "1")))
-    findings = look(Scope(config, nodes, backend=arguments.backend), place, not arguments.between_only)
-    if place.rank == 0 and arguments.json:
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    scope = Scope(config, nodes, backend=arguments.backend)
+    try:
+        findings, speaks = look(scope, place, not arguments.between_only), place.rank == 0
+    except ImportError:  # this rank cannot join the others, and says why by itself
+        findings, speaks = list(examine(scope, only=["packages"])), True
+    if speaks and arguments.json:
         print(json.dumps([asdict(finding) for finding in findings]))
-    elif place.rank == 0:
+    elif speaks:
         for finding in findings:
             print(f"{finding.status:4}  {finding.what}: {finding.detail}")
             if finding.remedy:
