@@ -98,7 +98,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Group:
-    """The G siblings of one prompt with their rewards, in submission order."""
+    """The G siblings of one prompt in submission order, with the verifier's rewards (shaped in trainer/rewards.py)."""
 
     rollouts: tuple[Rollout, ...]  # [G]
     verdicts: tuple[Verdict, ...]  # [G]

@@ -72,7 +72,7 @@ def _table(made: Plan) -> Table:
     for what, count in rows:
         table.add_row(what, f"{count / 2**30:.1f}")
     if trainer.host:
-        table.add_row("host memory, offloaded slots", f"{trainer.host / 2**30:.1f}")
+        table.add_row("host memory: offloaded slots, best of the stage", f"{trainer.host / 2**30:.1f}")
     if made.engine:
         table.add_section()
         table.add_row(f"on each GPU of an engine ({made.engine_place})", "")

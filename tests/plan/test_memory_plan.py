@@ -202,6 +202,8 @@ def test_what_lowers_the_need(qwen3_8b: Path) -> None:
     assert make_plan(large(qwen3_8b, algorithm={"name": "dapo"}), 80 * GIB).trainer.reference == 0
     offloaded = make_plan(large(qwen3_8b, reference={"placement": "offloaded"}), 80 * GIB).trainer
     assert offloaded.host == full.trainer.weights and offloaded.reference == full.trainer.reference
+    best = make_plan(large(qwen3_8b, reference={"refresh": "best_of_stage"}, eval={"every": 20}), 80 * GIB).trainer
+    assert best.host == full.trainer.weights and full.trainer.host == 0
     pipelined = make_plan(large(qwen3_8b, parallel={"tp": 2, "pp": 2, "dp": 2, "sp": True}), 80 * GIB)
     assert [stage.head > 0 for stage in pipelined.stages] == [False, True]
     assert pipelined.stages[0].activations > 1.8 * pipelined.stages[1].activations, "two microbatches in flight"

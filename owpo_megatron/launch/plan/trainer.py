@@ -34,7 +34,7 @@ class TrainerMemory:
     activations: int  # kept for the backward, microbatches in flight included
     head: int  # chunks of logits, only on the last stage
     sync: int  # buckets on their way to the engines
-    host: int  # of the host, not of the device: offloaded slots
+    host: int  # of the host, not of the device: offloaded slots, and the best of a stage so far
 
     @property
     def total(self) -> int:
@@ -58,6 +58,7 @@ def _stage(config: Config, model: HFModel, cuda: bool, needs_reference: str, sta
     share = share_of_stage(model, par, stage)
     weight = 4 if config.model.dtype == "float32" else 2
     slots, offloaded = _slots(config, needs_reference)
+    candidate = config.reference.refresh == "best_of_stage" and needs_reference != "none"
     return TrainerMemory(
         stage=stage,
         parameters=share.total,
@@ -68,7 +69,7 @@ def _stage(config: Config, model: HFModel, cuda: bool, needs_reference: str, sta
         activations=activation_bytes(config, model, cuda, stage),
         head=head_bytes(config, model, cuda, weight) if stage == par.pp - 1 else 0,
         sync=2 * (config.sync.bucket_mb << 20),
-        host=offloaded * share.total * weight,
+        host=(offloaded + candidate) * share.total * weight,
     )
 
 
