@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,6 +39,19 @@ class Lab:
         self.command("back", node)
 
 
+def free_ports(count: int) -> int:
+    """The first of so many free ports in a row, below those that jobs and engines take."""
+    for first in random.sample(range(10000, 12000 - count), 200):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no free ports")
+
+
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     if os.geteuid() != 0:
@@ -45,8 +60,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         pytest.skip("no Slurm here; `make slurm` installs Debian's (as root, on Debian or Ubuntu)")
     # a short path: Slurm's sockets lie below it
     folder = tmp_path_factory.mktemp("lab")
-    port = 26817 + os.getpid() % 500 * 4
-    env = os.environ | {"LAB": str(folder), "CTLD_PORT": str(port), "SLURM_CONF": str(folder / "slurm.conf")}
+    env = os.environ | {"LAB": str(folder), "CTLD_PORT": str(free_ports(4)), "SLURM_CONF": str(folder / "slurm.conf")}
     started = subprocess.run([str(LAB), "up"], env=env, capture_output=True, text=True, timeout=300)
     if started.returncode:
         subprocess.run([str(LAB), "down"], env=env, capture_output=True, timeout=300)
