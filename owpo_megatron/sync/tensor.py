@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, on_host
 from owpo_megatron.sync.payload import by_reference, by_value, shared_memory
 from owpo_megatron.sync.push import WeightEngine, on_all
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class TensorTransport:
@@ -33,11 +38,12 @@ class TensorTransport:
         near = {engine.url: self._share and engine.shares_memory for engine in engines}
 
         def deliver(staged: Staged) -> None:
-            value = b"" if all(near.values()) else by_value(staged)
+            named = {url: is_near and staged.flat.is_shared() for url, is_near in near.items()}
+            value = b"" if all(named.values()) else by_value(staged)
 
             def give(engine: WeightEngine) -> None:
                 # a name counts those who open it, so each tensor-parallel rank gets a pickle of its own
-                payloads = [by_reference(staged) if near[engine.url] else value for _ in range(engine.tp_size)]
+                payloads = [by_reference(staged) if named[engine.url] else value for _ in range(engine.tp_size)]
                 engine.update_from_tensor(payloads)
 
             on_all(engines, give)
@@ -53,4 +59,13 @@ class TensorTransport:
 
 
 def _shared(size: int, device: torch.device) -> torch.Tensor:
+    """Shared memory; private memory where there is not enough: touching more than there is would end the process."""
+    free = os.statvfs(SHARED_MEMORY).f_bavail * os.statvfs(SHARED_MEMORY).f_frsize if SHARED_MEMORY.is_dir() else 0
+    if free < size:
+        warnings.warn(
+            f"{SHARED_MEMORY} has {free >> 20} MB free, a bucket needs {size >> 20}: it goes by value, which "
+            "is slow. Enlarge it (docker run --shm-size), or use sync.transport distributed",
+            stacklevel=2,
+        )
+        return on_host(size, device)
     return shared_memory(size)

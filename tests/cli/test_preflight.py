@@ -57,6 +57,11 @@ def test_nothing_wrong(raw: dict[str, Any]) -> None:
         ("rollout", "replay", "no/such/folder"),
         ("engine", "device", "cuda"),
         ("engine", "urls", ["127.0.0.1:30000"]),
+        ("engine", "router", "http://127.0.0.1:30001"),
+        ("engine", "count", 2),
+        ("sync", "transport", "ipc"),
+        ("sync", "fp8", True),
+        ("sglang", "quantization", "fp8"),
         ("megatron", "fp8", "hybrid"),
     ],
 )

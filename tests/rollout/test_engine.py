@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from owpo_megatron.config import EngineConfig, SyncConfig
 from owpo_megatron.errors import EngineError
-from owpo_megatron.rollout import Fleet, Server, start_fleet
+from owpo_megatron.rollout import EngineGone, Fleet, Server, start_fleet
 from owpo_megatron.rollout.fleet import UrlEngine
 from owpo_megatron.sync import make_sync
 from owpo_megatron.types import Prompt, Rollout, SampleRequest, Sampling
@@ -200,3 +200,61 @@ def test_other_families_and_tensor_parallel_engines(family: str, tp: int, engine
             sync.push(models[version % 2].state_dict().items(), version)
             sync.close()
             assert largest_difference(models[version % 2], fleet.generate(REQUESTS[::4], Sampling(8))) < 1e-4
+
+
+def test_an_engine_that_is_behind_gets_the_weights_before_it_draws(
+    engine: Fleet, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    """One server under two names; the second name claims an older version until it has been pushed to."""
+    url = engine.clients[0].url
+    config = EngineConfig(urls=[url, url.replace("127.0.0.1", "localhost")])
+    fleet = Fleet([UrlEngine(address, config) for address in config.urls], config)
+    behind, pushed = fleet.clients[1], []
+    report = behind.weight_version
+    behind.weight_version = lambda: report() if pushed else 0  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match=r"different weight versions \[1, 0\]"):
+        fleet.generate(REQUESTS[:2], Sampling(2))
+
+    def push_again() -> None:
+        make_sync(SyncConfig(), fleet.clients[:1], tmp_path).push(model.state_dict().items(), version=1)
+        pushed.append(True)
+
+    fleet.on_restart = push_again
+    assert {rollout.policy_version for rollout in fleet.generate(REQUESTS[:2], Sampling(2))} == {1}
+    assert pushed == [True]
+
+
+def test_two_engines_that_die_together_come_back_together() -> None:
+    """The first push after a restart finds the other engine gone: that one is restarted too, then all are pushed to."""
+    config = EngineConfig(urls=["http://a", "http://b"], max_restarts=1)
+    alive, restarted, pushes = {"a": False, "b": True}, [], []
+
+    class Fake:
+        """Stands for a server whose process is not the point here."""
+
+        def __init__(self, name: str):
+            self.name, self.client = name, self
+            self.url, self.incarnation = f"http://{name}", 0
+
+        def model_info(self, timeout: float) -> dict[str, str]:
+            if not alive[self.name]:
+                raise EngineGone(f"{self.name} is gone")
+            return {}
+
+        def weight_version(self) -> int:
+            return 4
+
+        def restart(self) -> None:
+            restarted.append(self.name)
+            alive[self.name] = True
+
+    def push() -> None:
+        pushes.append(dict(alive))
+        if len(pushes) == 1:
+            alive["b"] = False
+        if not all(alive.values()):
+            raise EngineGone("b is gone")
+
+    fleet = Fleet([Fake("a"), Fake("b")], config, push)  # type: ignore[list-item]
+    assert fleet.revive() == 1
+    assert restarted == ["a", "b"] and len(pushes) == 2

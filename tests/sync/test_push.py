@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 import pickle
 import threading
 import time
@@ -184,6 +186,27 @@ def test_payload_holds_the_values_and_nothing_else(reference: bool) -> None:
     for name, tensor in BUCKET:
         assert got[name].dtype == tensor.dtype and got[name].shape == tensor.shape
         assert torch.equal(got[name].float(), tensor.float())
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_shared_memory_that_is_full_is_not_used(room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing to more of it than there is would be a SIGBUS: the bytes go by value, with a warning, and arrive."""
+    got: list[bytes] = []
+
+    class Keeping(RecordingEngine):
+        def update_from_tensor(self, payloads: list[bytes]) -> None:
+            got.extend(payloads)
+            self.values = {name: tensor.clone() for name, tensor in pickle.loads(payloads[0])}
+
+    if not room:
+        full = os.statvfs_result((4096, 4096, 10, 10, 0, *[0] * 5))
+        monkeypatch.setattr(os, "statvfs", lambda path: full)
+    engine = Keeping([])
+    weights = [("a", torch.arange(100_000.0))]
+    with contextlib.nullcontext() if room else pytest.warns(UserWarning, match="/dev/shm has 0 MB free"):
+        make_sync(SyncConfig(), [engine], Path("unused")).push(weights, 1)  # type: ignore[list-item]
+    assert torch.equal(engine.values["a"], weights[0][1])
+    assert (len(got[0]) < 1000) == room
 
 
 def test_body_is_the_json_that_its_length_says() -> None:
