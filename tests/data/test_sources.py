@@ -182,3 +182,11 @@ def test_real_records_of_the_original_schema():
     assert report.read == len(problems) == 14
     assert problems[0].id == "9a9b6eb4-a1cb-49d1-8c1e-62eaf2f74079" and problems[0].answer == "34"
     assert problems[0].text.startswith("Solve the following math problem step by step.")
+
+
+@pytest.mark.skipif(not (DATA / "dapo_schema_sample.jsonl").is_file(), reason=f"no DAPO sample under {DATA}")
+def test_real_records_are_the_same_from_parquet(tmp_path):
+    """Nested columns, as the hub's file has them."""
+    records = [json.loads(line) for line in (DATA / "dapo_schema_sample.jsonl").read_text().splitlines()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "dapo.parquet", row_group_size=5)
+    assert load_problems(str(tmp_path / "dapo.parquet"))[0] == load_problems(str(DATA / "dapo_schema_sample.jsonl"))[0]
