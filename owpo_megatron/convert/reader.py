@@ -11,11 +11,14 @@ from safetensors import SafetensorError, safe_open
 
 from owpo_megatron.errors import UserError
 
+_MAX_MAPPED = 256 * 2**20
+
 
 class HFReader:
     """The tensors of an HF folder: one `model.safetensors`, or shards with an index file.
 
-    Files are memory-mapped and opened when first needed.
+    Files are memory-mapped and opened when first needed. What was read stays mapped, and counts as this process's
+    memory, until the files are closed: they are after every 256 MB, and opened again when needed.
 
     Raises:
         UserError: the folder has no safetensors files, or a file that the index names is missing or broken.
@@ -27,6 +30,7 @@ class HFReader:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         self._files: dict[Path, Any] = {}
+        self._mapped = 0  # bytes read since the files were opened
         self._file_of = self._locate()
 
     def names(self) -> list[str]:
@@ -45,12 +49,18 @@ class HFReader:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The whole tensor."""
-        return self._view(name)[:]
+        return self._counted(self._view(name)[:])
 
     def slice(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         """A new tensor with entries `start` .. `stop` - 1 along `dim` (0 or 1)."""
         view = self._view(name)
-        return view[start:stop] if dim == 0 else view[:, start:stop]
+        return self._counted(view[start:stop] if dim == 0 else view[:, start:stop])
+
+    def _counted(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._mapped += tensor.nbytes
+        if self._mapped > _MAX_MAPPED:
+            self._files, self._mapped = {}, 0
+        return tensor
 
     def _view(self, name: str) -> Any:
         if name not in self._file_of:
@@ -58,14 +68,15 @@ class HFReader:
         return self._open(self._file_of[name]).get_slice(name)
 
     def _open(self, file: Path) -> Any:
-        if file not in self._files:
+        files = self._files  # another thread may begin anew meanwhile
+        if file not in files:
             if not file.is_file():
                 raise UserError("model.path", file, "named by the index but not there; download the checkpoint again")
             try:
-                self._files[file] = safe_open(file, framework="pt")
+                files[file] = safe_open(file, framework="pt")
             except SafetensorError as error:
                 raise UserError("model.path", file, f"not a whole safetensors file ({error})") from error
-        return self._files[file]
+        return files[file]
 
     def _locate(self) -> dict[str, Path]:
         index = self.folder / "model.safetensors.index.json"

@@ -31,7 +31,12 @@ QWEN25_15B = dict(
 
 
 def measure(
-    folder: Path, layers: int, jobs: int | None, say: Callable[[str], None], **shape: Any
+    folder: Path,
+    layers: int,
+    jobs: int | None,
+    say: Callable[[str], None],
+    run: Callable[..., tuple[float, float]] | None = None,
+    **shape: Any,
 ) -> Iterator[dict[str, Any]]:
     """Rows {what, seconds, mb_per_s, times_copy, peak_rss_mb} of one checkpoint; `folder` is empty again afterwards.
 
@@ -41,7 +46,9 @@ def measure(
     Args:
         folder: where there is room for three times the checkpoint.
         layers: of Qwen2.5-1.5B's shape, random in bfloat16; `shape` replaces fields of its config.
+        run: how a step is run and measured; None: `in_a_process`.
     """
+    run = run or in_a_process
     folder.mkdir(parents=True, exist_ok=True)
     hf, copy, megatron, back = (folder / name for name in ("hf", "copy", "megatron", "back"))
     try:
@@ -57,16 +64,16 @@ def measure(
         copied = None
         for what, work, arguments, remove in steps:
             say(what)
-            seconds, peak = _alone(work, arguments)
+            seconds, peak = run(work, arguments)
             copied = copied or seconds
             if remove:
                 shutil.rmtree(remove)
             yield {
                 "what": what,
                 "megabytes": round(megabytes, 1),
-                "seconds": round(seconds, 2),
+                "seconds": round(seconds, 3),
                 "mb_per_s": round(megabytes / seconds, 1),
-                "times_copy": round(seconds / copied, 2),
+                "times_copy": round(seconds / copied, 3),
                 "peak_rss_mb": round(peak / 1e6),
             }
     finally:
@@ -85,18 +92,19 @@ def make_checkpoint(folder: Path, fields: dict[str, Any]) -> None:
         generator = torch.Generator().manual_seed(0)
         with HFWriter(folder, template, model, max_shard_bytes=2**30) as writer:
             for name, shape in hf_shapes(model).items():
-                tensor = torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02, generator=generator)
+                tensor = torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.03, 0.03, generator=generator)
                 writer.add(name, tensor + 1 if "norm" in name else tensor)
     finally:
         shutil.rmtree(template, ignore_errors=True)
 
 
-def _alone(work: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[float, float]:
+def in_a_process(work: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[float, float]:
+    """(seconds, largest resident bytes) of a step that has a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_timed, work, arguments).result()
+        return pool.submit(timed, work, arguments).result()
 
 
-def _timed(work: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[float, float]:
+def timed(work: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[float, float]:
     """(seconds, largest resident bytes) of this process."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from owpo_megatron.policy import export  # noqa: F401  (its imports are the start of the process)
