@@ -61,3 +61,26 @@ def test_compare_makes_every_run_once(tmp_path: Path, small: dict[str, Any], ser
     after = {name: (folder / "metrics.jsonl").stat().st_mtime_ns for name, folder in runs.items()}
     assert {name for name in after if after[name] != before[name]} == {"flipped-owpo-s1"}
     assert json.loads((lab / "table.json").read_text())["regimes"]["flipped"]["entries"][0]["auc"] == owpo["auc"]
+
+
+def test_both_protocols_from_start_to_end(tmp_path: Path, small: dict[str, Any], server_url: str) -> None:
+    """The smallest ones: that a best checkpoint becomes the reference, that stages swap, that tables come out."""
+    raw = yaml.safe_load(lab_file(tmp_path, small, server_url).read_text())
+    common = {name: raw[name] for name in ("out_dir", "run", "seeds")} | {"methods": ["owpo"]}
+    two_stage, evolve = tmp_path / "two_stage.yaml", tmp_path / "evolve.yaml"
+    two_stage.write_text(yaml.safe_dump(common | {"first": {"steps": 2}}))
+    evolve.write_text(yaml.safe_dump(common | {"prior": {"steps": 1}, "iterations": 2, "stage_steps": 2}))
+
+    first = Owpo(tmp_path / "logs", "protocol", "two-stage", "-c", str(two_stage))
+    assert first.process.wait(SECONDS) == 0, first.stderr
+    assert "best above the reference" in first.stdout
+    runs = {one.name.rsplit("-", 1)[0]: one for one in (tmp_path / "out" / "two-stage" / "runs").iterdir()}
+    guided = yaml.safe_load((runs["two-stage-owpo-s1"] / "config.yaml").read_text())
+    assert Path(guided["reference"]["path"]) == runs["reference-dapo-s1001"] / "best"
+
+    second = Owpo(tmp_path / "logs", "protocol", "self-evolve", "-c", str(evolve))
+    assert second.process.wait(SECONDS) == 0, second.stderr
+    assert "iteration 2" in second.stdout
+    run = next((tmp_path / "out" / "self-evolution" / "runs").glob("self-evolution-owpo-s1-*"))
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 4 and summary["reference"]["reason"] == "best_of_stage"
