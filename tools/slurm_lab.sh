@@ -19,8 +19,9 @@ install() {
     command -v apt-get >/dev/null || die "Slurm is not installed, and this is no Debian"
     export DEBIAN_FRONTEND=noninteractive
     # Slurm's services are not started: this lab has daemons of its own.
-    RUNLEVEL=1 apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client >/dev/null 2>&1 ||
-        { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client >/dev/null; } ||
+    local apt=(env RUNLEVEL=1 apt-get install -y -qq -o DPkg::Lock::Timeout=120 --no-install-recommends)
+    "${apt[@]}" slurmctld slurmd slurm-client >/dev/null 2>&1 ||
+        { apt-get update -qq && "${apt[@]}" slurmctld slurmd slurm-client >/dev/null; } ||
         die "apt-get could not install Slurm"
 }
 
