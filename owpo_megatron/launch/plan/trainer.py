@@ -68,7 +68,7 @@ def _stage(config: Config, model: HFModel, cuda: bool, needs_reference: str, sta
         reference=slots * share.total * weight,
         activations=activation_bytes(config, model, cuda, stage),
         head=head_bytes(config, model, cuda, weight) if stage == par.pp - 1 else 0,
-        sync=2 * (config.sync.bucket_mb << 20),
+        sync=3 * (config.sync.bucket_mb << 20),  # one gathered, one packed, one on its way
         host=(offloaded + candidate) * share.total * weight,
     )
 
