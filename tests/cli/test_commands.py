@@ -72,7 +72,7 @@ COMMANDS = {
     "convert verify": ["--hf", "--hf-template", "--jobs", "--json", "--megatron"],
     "bench convert": ["--folder", "--jobs", "--json", "--layers"],
     "bench verifier": ["--fuzz", "--json", "--seed", "--timeout", "--workers"],
-    "bench head": ["--device", "--hidden", "--json", "--repeats", "--threads", "--tokens", "--vocab"],
+    "bench head": ["--device", "--hidden", "--json", "--plot", "--repeats", "--threads", "--tokens", "--vocab"],
     "bench sync": ["--bucket-mb", "--device", "--dtype", "--engine", "--json", "--params", "--rounds", "--transport"],
     "bench swap": ["--dtype", "--json", "--params", "--rounds"],
 }
