@@ -57,7 +57,8 @@ def prove(
         for done, found in enumerate(pool.map(written.hashes, names), 1):
             wrong += [hf_name for hf_name, sha in found.items() if hashes.get(hf_name) != sha]
             _tell(progress, done, steps)
-    if wrong or set(hashes) != set(hf_shapes(model)):
+    wrong += sorted(set(hashes) - set(hf_shapes(model)))
+    if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         complaint = f"other bits than the source has: {', '.join(wrong[:_SHOWN])}{more}"
         return Proof(False, len(hashes), 0, 0.0, 0.0, TOLERANCE, complaint)
