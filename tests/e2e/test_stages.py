@@ -115,7 +115,7 @@ def test_two_stages_a_teacher_and_a_restart(staged: dict[str, Any], tmp_path: Pa
     """DAPO keeps its best; OWPO takes that as its fixed reference, MOPD as its teacher; the last run starts each stage
     from its reference."""
     runs = Path(staged["runs_dir"])
-    quiet: dict[str, Any] = {"checkpoint": {"every": 0, "export_hf": False}}
+    quiet: dict[str, Any] = {"checkpoint": {"every": 0, "export_hf": False, "keep_best": False}}
     dapo = {"name": "stages_dapo", "algorithm": {"name": "dapo"}, "optimizer": {"steps": 4}}
     dapo |= {"checkpoint": quiet["checkpoint"] | {"keep_best": True}}
     fixed = {"name": "stages_fixed", "optimizer": {"steps": 1}, "eval": {"every": 0, "before": False, "after": False}}
