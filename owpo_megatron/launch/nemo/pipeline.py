@@ -22,6 +22,7 @@ from owpo_megatron.launch.nemo.request import Request
 from owpo_megatron.launch.slurm.cluster import JobState, from_scontrol
 
 POLL_SECONDS = 2.0
+MOST_UNKNOWN = 30  # polls in a row: a login node may be out of reach for a moment
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Pipeline:
     def wait(self, jobs: dict[str, int]) -> int:
         """Wait until Slurm says that every job has ended, requeues included; returns an exit code."""
         told: dict[str, str] = {}
+        unknown = 0
         while True:
             states = {name: self._state(number) for name, number in jobs.items()}
             for name, state in states.items():
@@ -113,6 +115,10 @@ class Pipeline:
                     told[name] = says
                 if state.reason == "DependencyNeverSatisfied":
                     self._ask(f"scancel {state.number}")
+            unknown = unknown + 1 if any(state.state == "UNKNOWN" for state in states.values()) else 0
+            if unknown > MOST_UNKNOWN:
+                print("neither scontrol nor sacct knows a job any more; how it ended cannot be told", flush=True)
+                return 1
             if all(state.ended for state in states.values()):
                 return 0 if all(state.ended_well for state in states.values()) else 1
             time.sleep(POLL_SECONDS)
@@ -145,9 +151,8 @@ class Pipeline:
                 host=self.where.host, user=self.where.user, job_dir=self.where.job_dir, identity=self.where.identity
             )
         else:
-            tunnel = run.LocalTunnel(
-                job_dir=str(self._home / "experiments")
-            )  # where it writes anyway: nothing is copied
+            # A local tunnel copies nothing: its folder has to be the one where NeMo-Run writes anyway.
+            tunnel = run.LocalTunnel(job_dir=str(self._home / "experiments"))
         return run.SlurmExecutor(
             account=request.account,
             partition=request.partition,
