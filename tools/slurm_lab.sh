@@ -33,6 +33,7 @@ configure() {
 ClusterName=lab
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$CTLD_PORT
+FirstJobId=$((1 + CTLD_PORT % 7000))
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/none

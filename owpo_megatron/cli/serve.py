@@ -116,7 +116,9 @@ class _Service:
             if self._stopped:  # a cluster ends the server's processes together with this one
                 return
             if self._rendezvous is not None:
-                _announce_failure(self._rendezvous, self._index, str(error).splitlines()[0])
+                said, *log = str(error).splitlines()
+                last = f": {log[-1]}" if log else ""
+                _announce_failure(self._rendezvous, self._index, said.partition("; the end of")[0] + last)
             raise
         finally:
             self._server.close()

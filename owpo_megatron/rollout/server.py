@@ -64,7 +64,7 @@ class Server:
         self.client.shares_memory = True
         self._key_file: Path | None = None
         if key is not None:
-            self._key_file = log_path.with_suffix(".key")
+            self._key_file = log_path.with_suffix(".key.yaml")  # SGLang looks at the ending
             write_private(self._key_file, f"api-key: {key}\n")
             self._arguments["config"] = str(self._key_file)
         if config.port and not _is_free(config.host, config.port):
