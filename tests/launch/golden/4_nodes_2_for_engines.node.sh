@@ -27,8 +27,9 @@ mkdir -p "$LOGS" "$RENDEZVOUS" "$RUN/launch"
 if [[ -e $RUN/launch/$JOB.mistake ]]; then
     exit 2
 fi
-if ((SLURM_NODEID == 0)); then # for `owpo launch attach` and `logs`, beside NeMo-Run's own log
-    exec > >(trap '' USR1 && exec tee -a "$RUN/logs/job-$JOB.out") 2>&1
+if ((SLURM_NODEID == 0)); then # where `owpo launch attach` and `logs` look, requeues in one file
+    echo "what this node says is in $RUN/logs/job-$JOB.out"
+    exec >>"$RUN/logs/job-$JOB.out" 2>&1
 fi
 cat >"$RUN/config.yaml.$SLURM_NODEID" <<'CONFIG'
 (the configuration)
