@@ -21,7 +21,7 @@ from tiny import build_policy, make_config, make_hf_model, random_samples, run_r
 from owpo_megatron.algorithms import make_objective
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.config_reference import TeacherConfig
-from owpo_megatron.errors import UserError
+from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.kernels.logprobs import check_batch
 from owpo_megatron.policy import SlotTeacher
 from owpo_megatron.trainer.teachers import EngineTeacher, Routing, Teachers
@@ -252,6 +252,23 @@ def test_a_teacher_behind_an_engine_says_what_the_same_weights_in_a_slot_say(
     assert told[-1] == (40, 40) and len(told) > 4
     assert teacher.logp_mode == "engine" and "weights 41" in teacher.identity()
     scorer.close()
+
+
+@pytest.mark.parametrize(
+    ("told", "right"),
+    [([7, 5, 95], True), ([7, 5, 0], True), ([7, 6, 95], False), ([7, 5], False), ([7, 5, 95, 1], False)],
+)
+def test_log_probs_of_other_tokens_are_refused(told: list[int], right: bool) -> None:
+    """The answer begins with the prompt's last token; SGLang calls the vocabulary's last one (95 here) 0."""
+    from owpo_megatron.rollout.scorer import _logp_of
+
+    scored = [[None if index == 0 else -float(index), token, None] for index, token in enumerate(told)]
+    answer = {"meta_info": {"input_token_logprobs": scored}}
+    if right:
+        assert _logp_of((5, 95), answer) == [-1.0, -2.0]
+    else:
+        with pytest.raises(EngineError, match="scored other tokens than it was given"):
+            _logp_of((5, 95), answer)
 
 
 def test_a_teachers_server_that_does_not_answer_is_told_before_the_run() -> None:
