@@ -116,7 +116,7 @@ class Results:
         lines = self._part.read_bytes().splitlines(keepends=True) if self._part.is_file() else []
         if lines and not lines[-1].endswith(b"\n"):
             lines.pop()  # the line that a killed process was writing
-        if not lines:
+        if len(lines) < 2:  # no sample: nothing would be lost, whatever it was to be of
             _write(self._part, json.dumps({"settings": self._identity}) + "\n")
             return
         _write(self._part, b"".join(lines).decode())
