@@ -129,7 +129,7 @@ def test_two_stages_a_teacher_and_a_restart(staged: dict[str, Any], tmp_path: Pa
         for layer in (dapo, fixed, taught, restart)
     ]
     worker = Path(__file__).with_name("several_runs.py")
-    done = subprocess.run([sys.executable, worker, *files], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, worker, *files], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert json.loads((runs / "stages_dapo" / "summary.json").read_text())["best"]["step"] == 2
     (line,) = steps_of(runs / "stages_fixed")
