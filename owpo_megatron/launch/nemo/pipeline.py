@@ -144,8 +144,6 @@ class Pipeline:
             )
 
     def _executor(self, run: Any, request: Request) -> Any:
-        if self.where == "local":
-            return run.LocalExecutor()
         if isinstance(self.where, SSH):
             tunnel = run.SSHTunnel(
                 host=self.where.host, user=self.where.user, job_dir=self.where.job_dir, identity=self.where.identity
@@ -175,14 +173,21 @@ class Pipeline:
         )
 
     def _run_here(self) -> int:
+        """One after the other: this machine is not a cluster."""
         run = self._nemo_run()
-        with run.Experiment(self.name, log_level="WARN") as experiment:
-            self._fill(run, experiment)
-            experiment.run(sequential=True, tail_logs=False)
-        ended = experiment.status(return_dict=True)
-        for name, found in ended.items():
-            print(f"{name}: {found['status']}", flush=True)
-        return 0 if all(str(found["status"]) == "SUCCEEDED" for found in ended.values()) else 1
+        ended: dict[str, str] = {}
+        for name, (request, after) in self._tasks.items():
+            if any(ended[other] != "SUCCEEDED" for other in after):
+                ended[name] = "SKIPPED"
+            else:
+                with run.Experiment(f"{self.name}-{name}", log_level="WARN") as experiment:
+                    script = run.Script(inline=request.script, entrypoint="bash")
+                    experiment.add(script, executor=run.LocalExecutor(), name=name, tail_logs=False)
+                    experiment.run(detach=False)
+                found = experiment.status(return_dict=True)
+                ended[name] = str(next(iter(found.values()))["status"])
+            print(f"{name}: {ended[name].lower()}", flush=True)
+        return 0 if set(ended.values()) == {"SUCCEEDED"} else 1
 
     def _state(self, number: int) -> JobState:
         shown = from_scontrol(self._ask(f"scontrol show job {number} --oneliner"))
