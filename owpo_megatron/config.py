@@ -152,7 +152,7 @@ class VerifierConfig(Section):
     """Time-outs and crashes leave the loss instead of counting as wrong."""
     flip: float = Field(0.0, ge=0, lt=1)
     """For research: each training reward is turned around with this probability. Which ones depends on the run's seed
-    and the sample's place in the stream only, so that methods with one seed meet the same noise. Never in evaluation."""
+    and the sample's place in the stream only, so that methods of one seed meet the same noise. Not in evaluation."""
 
 
 class SetConfig(Section):

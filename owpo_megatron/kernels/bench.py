@@ -135,7 +135,8 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Rows {impl, density, seconds, cpu_seconds, extra_peak_bytes, max_abs_error} of forward plus backward.
 
-    They come as they are measured. Times are medians; the implementations take turns, so that other load on the machine falls on all of them.
+    They come as they are measured. Times are medians; the implementations take turns, so that other load on the
+    machine falls on all of them.
     `cpu_seconds`, of all threads, is what a busy machine hardly changes.
     `extra_peak_bytes` includes the two gradients that every implementation returns. `max_abs_error` is the largest of
     dh and dweight against float64 (see ExactGradients).

@@ -4,7 +4,8 @@ Covered: log-probs, loss, gradient norm (before clipping, which acts), every par
 tied and untied embeddings, a vocabulary that needs padding, non-uniform advantages, samples that are not active, one
 that is masked, unequal packed lengths, a minibatch of one sample (empty microbatches on the other data-parallel rank);
 experts at ep 1 and 2.
-Not covered: bfloat16, CUDA, Transformer Engine's layers, tp > 2, experts at tp > 1 with ep > 1, several processes over a network.
+Not covered: bfloat16, CUDA, Transformer Engine's layers, tp > 2, experts at tp > 1 with ep > 1, several processes over
+a network.
 """
 
 from __future__ import annotations
