@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 INK, MUTED, HAIR = "#1f2933", "#7b8794", "#e4e7eb"
 MAIN, SECOND, WARM, ALERT, CALM, PLUM = "#1f5f8b", "#5aa9a3", "#d98e32", "#b5493a", "#8fb8d6", "#7a5c99"
-CYCLE = (MAIN, WARM, SECOND, ALERT, PLUM, CALM, "#a3a847", "#566573")
+CYCLE = (MAIN, WARM, SECOND, ALERT, PLUM, CALM, "#a3a847", "#566573", "#c27ba0")  # as many as there are methods
 
 # Paper, Table 1. Blue: ahead of the reference (gains are locked); warm: behind it (correction is accelerated).
 CASES = {
