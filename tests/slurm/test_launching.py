@@ -57,14 +57,18 @@ def test_a_rank_a_node_and_the_time_limit_cost_no_bit(
     run.wait_until(lambda: newest_step(run.run_dir) >= 5, "step 5")
     dead = "n1" if "n1" in run.states()[0].nodes or "[0-" in run.states()[0].nodes else "n2"
     lab.node_dies(dead)
-    run.wait_until(lambda: run.states()[0].attempt == 2 and run.states()[0].state == "RUNNING", "requeue by Slurm")
-    lab.node_is_back(dead)
-    run.wait_until(lambda: newest_step(run.run_dir) >= 7, "step 7")
-    subprocess.run(["scancel", "--batch", "--signal=USR1", str(job)], check=True)
-    run.wait_until(lambda: "requeued: continuation (1 of at most 100)" in run.words(), "requeue after saving")
-    saved_at = newest_step(run.run_dir)
-    assert saved_at < 10, "the run was over before its time was"
-    assert run.wait_for_end() == ["COMPLETED"], run.told()
+    try:
+        run.wait_until(lambda: run.states()[0].attempt == 2 and run.states()[0].state == "RUNNING", "requeue by Slurm")
+        run.wait_until(lambda: newest_step(run.run_dir) >= 7, "step 7")
+        subprocess.run(["scancel", "--batch", "--signal=USR1", str(job)], check=True)
+        run.wait_until(lambda: "requeued: continuation (1 of at most 100)" in run.words(), "requeue after saving")
+        saved_at = newest_step(run.run_dir)
+        assert saved_at < 10, "the run was over before its time was"
+        assert run.wait_for_end() == ["COMPLETED"], run.told()
+    finally:
+        # Not before: to a node that is back Slurm repeats the order to end what it had of this job, and that would end
+        # a later attempt there, which has the same id.
+        lab.node_is_back(dead)
     assert run.states()[0].attempt == 3
     assert f"resumed at step {saved_at}" in run.words(), "the step of the warning was saved"
     assert steps_of(run.run_dir) == steps_of(straight.run_dir)
