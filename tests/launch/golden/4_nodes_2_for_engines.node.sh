@@ -76,7 +76,12 @@ while ((CODE == 138)); do
 done
 
 if ((SLURM_NODEID == 0)); then
-    touch "$ENDED"
+    trap 'touch "$ENDED"' EXIT
+else # the first node speaks for all: a node that ends with a code of its own makes Slurm end the others
+    for ((second = 0; second < 30; second++)); do
+        [[ ! -e $ENDED ]] || break
+        sleep 1
+    done
 fi
 if ((CODE == 0)) && [[ ! -e $STOP ]]; then
     exit 0
