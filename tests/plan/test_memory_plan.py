@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_models import SHAPES
 from tiny import build_policy, make_config, make_hf_model
 from typer.testing import CliRunner
 
@@ -25,21 +26,7 @@ from owpo_megatron.parallel.topology import init_topology
 from owpo_megatron.types import Sample
 
 GIB = 2**30
-QWEN3_8B = {
-    "model_type": "qwen3",
-    "hidden_act": "silu",
-    "head_dim": 128,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "max_position_embeddings": 32768,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 36,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000,
-    "tie_word_embeddings": False,
-    "vocab_size": 151936,
-}
+QWEN3_8B = SHAPES["qwen3-8b-base"]
 WIDE = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2}
 RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 

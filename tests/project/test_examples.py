@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from recipe_models import SHAPES
 
 from owpo_megatron.algorithms import OBJECTIVES
 from owpo_megatron.config import Config
@@ -21,40 +22,6 @@ from owpo_megatron.launch.plan import Plan, make_plan
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = sorted(file for file in EXAMPLES.glob("*/*.yaml") if "apiVersion:" not in file.read_text())  # not Kubernetes'
 GIB = 2**30
-# config.json of the two base models as published, with the position limit that the recipe asks for
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen2.5-math-7b": {
-        "model_type": "qwen2",
-        "hidden_act": "silu",
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "max_position_embeddings": 32768,
-        "num_attention_heads": 28,
-        "num_hidden_layers": 28,
-        "num_key_value_heads": 4,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000,
-        "sliding_window": 4096,
-        "use_sliding_window": False,
-        "tie_word_embeddings": False,
-        "vocab_size": 152064,
-    },
-    "qwen3-8b-base": {
-        "model_type": "qwen3",
-        "hidden_act": "silu",
-        "head_dim": 128,
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "max_position_embeddings": 32768,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 36,
-        "num_key_value_heads": 8,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000,
-        "tie_word_embeddings": False,
-        "vocab_size": 151936,
-    },
-}
 # what the README says to add for a method beside algorithm.name
 ALONE = {"opd": ["rollout.overlong_tokens=0"], "grpo": ["reference.refresh=fixed"]}
 
