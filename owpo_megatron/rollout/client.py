@@ -22,7 +22,11 @@ UNKNOWN_VERSION = -1
 
 
 class EngineGone(EngineError):
-    """The engine does not answer: it died, hangs, or is out of reach. Another try needs a restart."""
+    """The engine at `url` does not answer: it died, hangs, or is out of reach. Another try needs a restart."""
+
+    def __init__(self, url: str, what: str):
+        super().__init__(f"engine {url}{what}")
+        self.url = url
 
 
 class EngineClient:
@@ -182,25 +186,25 @@ class EngineClient:
         return self._request("POST", path, body, timeout)
 
     def _request(self, method: str, path: str, body: dict[str, Any] | TensorBody | None, timeout: float) -> Any:
-        headers = self._headers
+        url, headers = self.url, self._headers
         if isinstance(body, TensorBody):
             headers = headers | {"content-length": str(len(body))}
         try:
             response = self._http.request(
                 method,
-                self.url + path,
+                url + path,
                 content=json.dumps(body) if isinstance(body, dict) else body,
                 headers=headers,
                 timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
             )
         except httpx.TimeoutException as error:
-            raise EngineGone(f"engine {self.url}{path} gave no answer within {timeout:g} s") from error
+            raise EngineGone(url, f"{path} gave no answer within {timeout:g} s") from error
         except httpx.TransportError as error:
-            raise EngineGone(f"engine {self.url}{path} is not reachable: {error or type(error).__name__}") from error
+            raise EngineGone(url, f"{path} is not reachable: {error or type(error).__name__}") from error
         if response.status_code >= 500:
-            raise EngineGone(f"engine {self.url}{path} failed with {response.status_code}: {_message(response)}")
+            raise EngineGone(url, f"{path} failed with {response.status_code}: {_message(response)}")
         if response.status_code >= 400:
-            raise EngineError(f"engine {self.url}{path} refused with {response.status_code}: {_message(response)}")
+            raise EngineError(f"engine {url}{path} refused with {response.status_code}: {_message(response)}")
         try:
             return response.json()
         except ValueError:

@@ -1,35 +1,18 @@
-"""The rollout engine: one or several servers behind one face, with recovery of those that die or hang.
-
-Who waits for whom in `generate`:
-
-    calling thread                       worker threads (a few an engine)
-    deals samples into posts  --->       take a post, POST /generate, hand the outcome over
-    collects outcomes, progress  <---    ... until no post is left, or their engine is gone
-    restarts a lost engine, has its weights pushed (`on_restart`), starts workers for it again
-
-Restart and push happen in the calling thread, since a push may be collective over trainer ranks. A lost post is drawn
-again with the same seeds, so that it gives the same tokens.
-"""
+"""The rollout engine: one or several servers behind one face, with recovery of those that die or hang."""
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.errors import EngineError
 from owpo_megatron.rollout.client import UNKNOWN_VERSION, EngineClient, EngineGone
+from owpo_megatron.rollout.generation import Generation, samples_a_post
 from owpo_megatron.types import Finished, Progress, Rollout, SampleRequest, Sampling
 
-# A post returns when its longest sample ends. Short samples travel together, which saves most of a small model's time;
-# long ones travel alone, so that none waits for another.
-TOKENS_A_POST = 4096
-SAMPLES_A_POST = 64
+T = TypeVar("T")
 
 
 class Engine(Protocol):
@@ -56,13 +39,13 @@ class UrlEngine:
     def restart(self) -> None:
         deadline = time.monotonic() + self._patience
         while True:
+            time.sleep(0.5)  # first of all: one that is about to end may still answer
             try:
                 self.client.model_info(timeout=5.0)
                 break
             except EngineGone:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(0.5)
         self.client.connect(self.client.url)
 
     def stop(self) -> None:
@@ -108,9 +91,10 @@ class Fleet:
         self._version = max(versions)
         return versions
 
-    def revive(self) -> int:
-        """Restart engines that do not answer, and have their weights pushed; returns how many there were."""
-        lost = self._lost()
+    def revive(self, error: EngineError | None = None) -> int:
+        """Restart engines that do not answer, and the one that is gone according to `error`, which may answer once
+        more while it ends; have their weights pushed; return how many there were."""
+        lost = self._lost(error)
         self._bring_back(lost, needed=self._version if self.on_restart is None else None)
         return len(lost)
 
@@ -130,12 +114,29 @@ class Fleet:
         if not requests:
             return []
         self.revive()
-        if not self._agree() and self.on_restart is not None:
-            self.on_restart()  # an update has missed one of them, or was left half-way
-        if not self._agree():
-            versions = self.weight_versions()
-            raise EngineError(f"engines serve different weight versions {versions}; push the weights to all of them")
-        return _Generation(self, requests, sampling, progress, finished).run()
+        self.with_revival(self._make_agree)
+        clients = self.clients if self.front is None else [self.front]
+        return Generation(
+            clients,
+            requests,
+            sampling,
+            # sglang-router takes no list of sampling parameters, and siblings differ by their seeds
+            samples_a_post=samples_a_post(len(requests), len(clients), sampling) if self.front is None else 1,
+            concurrency=self._config.concurrency,
+            give_up=self._give_up,
+            bring_back=self._bring_back_while_generating,
+            progress=progress,
+            finished=finished,
+        ).run()
+
+    def with_revival(self, call: Callable[[], T]) -> T:
+        """`call()`, once more after each engine that was lost meanwhile was brought back; `max_restarts` ends it."""
+        while True:
+            try:
+                return call()
+            except EngineGone as error:
+                if not self.revive(error):
+                    raise
 
     def close(self) -> None:
         for engine in self.engines:
@@ -149,20 +150,36 @@ class Fleet:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _agree(self) -> bool:
-        """Every engine has whole weights, and all the same."""
-        versions = set(self.weight_versions())
-        return len(versions) == 1 and UNKNOWN_VERSION not in versions
+    def _make_agree(self) -> None:
+        """Have every engine serve whole weights, and all the same."""
+        if not _agree(self.weight_versions()) and self.on_restart is not None:
+            self.on_restart()  # an update has missed one of them, or was left half-way
+        versions = self.weight_versions()
+        if not _agree(versions):
+            raise EngineError(f"engines serve different weight versions {versions}; push the weights to all of them")
 
-    def _lost(self) -> dict[int, EngineGone]:
-        """The engines that do not answer, with what became of the question."""
+    def _lost(self, error: EngineError | None = None) -> dict[int, EngineGone]:
+        """The engines that do not answer, and the one that `error` came from, with what became of the question."""
         lost = {}
         for index, client in enumerate(self.clients):
+            if isinstance(error, EngineGone) and error.url == client.url:
+                lost[index] = error
+                continue
             try:
                 client.model_info(timeout=30.0)
-            except EngineGone as error:
-                lost[index] = error
+            except EngineGone as no_answer:
+                lost[index] = no_answer
         return lost
+
+    def _give_up(self, index: int) -> None:
+        if self.front is None:
+            self.engines[index].stop()
+
+    def _bring_back_while_generating(self, index: int, error: EngineGone) -> None:
+        lost = {index: error} if self.front is None else self._lost()
+        if not lost:
+            raise error  # every engine answers: it is the router that does not
+        self._bring_back(lost, needed=self._version)
 
     def _bring_back(self, lost: Mapping[int, EngineGone], needed: int | None) -> None:
         """Restart engines and have the weights pushed; they must then be of version `needed`, where that is known."""
@@ -174,16 +191,19 @@ class Fleet:
             try:
                 if self.on_restart is not None:
                     self.on_restart()
+                self._expect(needed, restarted)
                 break
-            except EngineGone:
-                lost = self._lost()  # another one went while these came back
+            except EngineGone as error:
+                lost = self._lost(error)  # another one went while these came back
                 if not lost:
                     raise
+
+    def _expect(self, version: int | None, restarted: set[int]) -> None:
         for index in sorted(restarted):
-            version = self.clients[index].weight_version()
-            if needed is not None and version != needed:
+            found = self.clients[index].weight_version()
+            if version is not None and found != version:
                 raise EngineError(
-                    f"engine {index} was restarted and has weights of version {version}, but {needed} is current; "
+                    f"engine {index} was restarted and has weights of version {found}, but {version} is current; "
                     "on_restart must push them"
                 )
 
@@ -196,114 +216,6 @@ class Fleet:
         self.engines[index].restart()
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What a worker hands over: rollouts, or its end."""
-
-    engine: int
-    incarnation: int  # of the engine that was asked
-    first: int | None = None  # sample of the post; None: there was no post left
-    result: list[Rollout] | Exception | None = None
-
-
-class _Generation:
-    """One call of `Fleet.generate`."""
-
-    def __init__(
-        self,
-        fleet: Fleet,
-        requests: Sequence[SampleRequest],
-        sampling: Sampling,
-        progress: Progress | None,
-        finished: Finished | None,
-    ):
-        self.fleet, self.requests, self.sampling, self.progress = fleet, requests, sampling, progress
-        self.finished = finished
-        self.clients = [fleet.front] if fleet.front is not None else fleet.clients
-        # sglang-router takes no list of sampling parameters, and siblings differ by their seeds
-        self.samples_a_post = (
-            1 if fleet.front is not None else samples_a_post(len(requests), len(self.clients), sampling)
-        )
-        self.posts = deque(range(0, len(requests), self.samples_a_post))  # each by its first sample
-        share = fleet._config.concurrency // len(self.clients)
-        self.workers_an_engine = max(1, share // self.samples_a_post)
-        self.workers = [0] * len(self.clients)
-        self.lost: dict[int, EngineGone] = {}
-        self.outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
-
-    def run(self) -> list[Rollout]:
-        rollouts: list[Rollout | None] = [None] * len(self.requests)
-        done = 0
-        try:
-            for engine in range(len(self.workers)):
-                self._start_workers(engine)
-            while done < len(self.requests):
-                outcome = self.outcomes.get()
-                engine, first, result = outcome.engine, outcome.first, outcome.result
-                if isinstance(result, list):
-                    assert first is not None
-                    rollouts[first : first + len(result)] = result
-                    done += len(result)
-                    if self.finished is not None:
-                        self.finished(first, result)
-                    if self.progress is not None:
-                        self.progress(done, len(self.requests))
-                    continue
-                self.workers[engine] -= 1
-                if isinstance(result, EngineGone):
-                    assert first is not None
-                    self.posts.appendleft(first)
-                    if outcome.incarnation == self.clients[engine].incarnation:
-                        self.lost[engine] = result
-                        self._give_up(engine)
-                    elif engine not in self.lost:
-                        self._start_workers(engine, 1)  # it has come back while another one was brought back
-                elif result is not None:
-                    raise result
-                if engine in self.lost and self.workers[engine] == 0:
-                    self._bring_back(engine)
-                    self._start_workers(engine)
-        finally:
-            self.posts.clear()  # workers of an interrupted call end after their present post
-        return rollouts  # type: ignore[return-value]
-
-    def _give_up(self, engine: int) -> None:
-        if self.fleet.front is None:
-            self.fleet.engines[engine].stop()
-
-    def _bring_back(self, engine: int) -> None:
-        cause = self.lost.pop(engine)
-        lost = {engine: cause}
-        if self.fleet.front is not None:
-            lost = self.fleet._lost()
-            if not lost:
-                raise cause  # every engine answers: it is the router that does not
-        self.fleet._bring_back(lost, needed=self.fleet._version)
-
-    def _start_workers(self, engine: int, most: int | None = None) -> None:
-        count = min(most or self.workers_an_engine, len(self.posts))
-        self.workers[engine] += count
-        for _ in range(count):
-            threading.Thread(target=self._work, args=(engine,), daemon=True).start()
-
-    def _work(self, engine: int) -> None:
-        client = self.clients[engine]
-        while True:
-            incarnation = client.incarnation
-            try:
-                first = self.posts.popleft()
-            except IndexError:
-                self.outcomes.put(_Outcome(engine, incarnation))
-                return
-            try:
-                rollouts = client.generate(self.requests[first : first + self.samples_a_post], self.sampling)
-            except Exception as error:
-                self.outcomes.put(_Outcome(engine, incarnation, first, error))
-                return
-            self.outcomes.put(_Outcome(engine, incarnation, first, rollouts))
-
-
-def samples_a_post(num_samples: int, num_engines: int, sampling: Sampling) -> int:
-    """How many samples travel in one POST."""
-    by_tokens = max(1, TOKENS_A_POST // sampling.max_tokens)
-    return min(SAMPLES_A_POST, by_tokens, -(-num_samples // num_engines))
+def _agree(versions: Sequence[int]) -> bool:
+    """All are whole weights, and the same."""
+    return len(set(versions)) == 1 and UNKNOWN_VERSION not in versions

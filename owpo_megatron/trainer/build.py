@@ -317,7 +317,7 @@ def _numel(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _nothing_to_revive() -> int:
+def _nothing_to_revive(error: Exception) -> int:
     return 0
 
 

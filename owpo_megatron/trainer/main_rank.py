@@ -28,7 +28,8 @@ class MainRank:
         broadcast: gives rank 0's object to all ranks (collective).
         weights: (HF name, full tensor) on rank 0, complete only when every rank walks through it (collective).
         sync: rank 0's way to its engines; None on the other ranks.
-        revive: restarts engines that do not answer, calling `push_again` for each; returns how many there were.
+        revive: restarts engines that do not answer or that the error names, calling `push_again` for them; returns how
+            many there were.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class MainRank:
         broadcast: Callable[[Any], Any],
         weights: Callable[[], Iterable[tuple[str, torch.Tensor]]],
         sync: WeightSync | None,
-        revive: Callable[[], int],
+        revive: Callable[[EngineError], int],
     ):
         self._broadcast = broadcast
         self._weights = weights
@@ -74,8 +75,8 @@ class MainRank:
     def _push_with_revival(self) -> None:
         try:
             self.push_again()
-        except EngineError:
-            if not self._revive():
+        except EngineError as error:
+            if not self._revive(error):
                 self.push_again()
 
 

@@ -6,11 +6,10 @@ What differs by more than the arithmetic of two programs is a weight that did no
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 from owpo_megatron.config import Config
 from owpo_megatron.errors import EngineError
-from owpo_megatron.rollout import EngineClient, EngineGone, Fleet
+from owpo_megatron.rollout import Fleet
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.types import Policy, Prompt, Rollout, Sample, SampleRequest, Sampling
 
@@ -64,15 +63,11 @@ class LogprobCheck:
         return differences
 
     def _draw(self) -> list[tuple[str, list[Rollout]]]:
-        assert self._fleet is not None
-        try:
-            return self._ask(self._fleet.clients)
-        except EngineGone:
-            self._fleet.revive()
-            return self._ask(self._fleet.clients)
-
-    def _ask(self, clients: Sequence[EngineClient]) -> list[tuple[str, list[Rollout]]]:
-        return [(client.url, client.generate(self._requests, self._sampling)) for client in clients]
+        fleet = self._fleet
+        assert fleet is not None
+        return fleet.with_revival(
+            lambda: [(client.url, client.generate(self._requests, self._sampling)) for client in fleet.clients]
+        )
 
 
 def _sample(rollout: Rollout) -> Sample:

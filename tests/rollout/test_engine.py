@@ -224,37 +224,61 @@ def test_an_engine_that_is_behind_gets_the_weights_before_it_draws(
     assert pushed == [True]
 
 
+class Fake:
+    """Stands for a server whose process is not the point; `gone` says what is asked of it in vain."""
+
+    def __init__(self, name: str, gone: set[str]):
+        self.url, self.incarnation = f"http://{name}", 0
+        self.client, self.gone, self.restarts = self, gone, 0
+
+    def answer(self, question: str) -> None:
+        if question in self.gone:
+            raise EngineGone(self.url, f"/{question} is not reachable")
+
+    def model_info(self, timeout: float) -> None:
+        self.answer("model_info")
+
+    def weight_version(self) -> int:
+        self.answer("weight_version")
+        return 4
+
+    def restart(self) -> None:
+        self.restarts += 1
+        self.gone = set()
+
+
 def test_two_engines_that_die_together_come_back_together() -> None:
     """The first push after a restart finds the other engine gone: that one is restarted too, then all are pushed to."""
-    config = EngineConfig(urls=["http://a", "http://b"], max_restarts=1)
-    alive, restarted, pushes = {"a": False, "b": True}, [], []
-
-    class Fake:
-        """Stands for a server whose process is not the point here."""
-
-        def __init__(self, name: str):
-            self.name, self.client = name, self
-            self.url, self.incarnation = f"http://{name}", 0
-
-        def model_info(self, timeout: float) -> dict[str, str]:
-            if not alive[self.name]:
-                raise EngineGone(f"{self.name} is gone")
-            return {}
-
-        def weight_version(self) -> int:
-            return 4
-
-        def restart(self) -> None:
-            restarted.append(self.name)
-            alive[self.name] = True
+    engines = [Fake("a", {"model_info"}), Fake("b", set())]
+    pushes = []
 
     def push() -> None:
-        pushes.append(dict(alive))
+        pushes.append(True)
         if len(pushes) == 1:
-            alive["b"] = False
-        if not all(alive.values()):
-            raise EngineGone("b is gone")
+            engines[1].gone = {"update", "model_info"}
+        engines[1].answer("update")
 
-    fleet = Fleet([Fake("a"), Fake("b")], config, push)  # type: ignore[list-item]
+    fleet = Fleet(engines, EngineConfig(urls=["http://a", "http://b"], max_restarts=1), push)  # type: ignore[arg-type]
     assert fleet.revive() == 1
-    assert restarted == ["a", "b"] and len(pushes) == 2
+    assert [engine.restarts for engine in engines] == [1, 1] and len(pushes) == 2
+
+
+@pytest.mark.parametrize("question", ["weight_version", "update"])
+def test_an_engine_that_still_answers_while_it_ends_is_restarted(question: str) -> None:
+    """It is found alive, and gone at the next question: what that question says counts."""
+    engines = [Fake("a", set()), Fake("b", {question})]
+    fleet = Fleet(
+        engines,  # type: ignore[arg-type]
+        EngineConfig(urls=["http://a", "http://b"], max_restarts=1),
+        on_restart=lambda: engines[1].answer("update"),
+    )
+
+    def ask() -> list[int]:
+        engines[1].answer("update")
+        return fleet.weight_versions()
+
+    assert fleet.with_revival(ask) == [4, 4]
+    assert [engine.restarts for engine in engines] == [0, 1]
+    engines[1].gone = {question}
+    with pytest.raises(EngineError, match=r"engine 1 was lost again after 1 restarts.*http://b"):
+        fleet.with_revival(ask)

@@ -12,7 +12,7 @@ from owpo_megatron.config import EngineConfig
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.rollout.client import UNKNOWN_VERSION, generate_body, to_rollout
 from owpo_megatron.rollout.command import command_line, environment, server_arguments
-from owpo_megatron.rollout.fleet import samples_a_post
+from owpo_megatron.rollout.generation import samples_a_post
 from owpo_megatron.types import Prompt, SampleRequest, Sampling
 
 PROMPT = Prompt("a/1", (5, 6, 7), "abc", "c")

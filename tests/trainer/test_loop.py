@@ -148,7 +148,9 @@ class Ranks:
 
         return walk
 
-    def run(self, work: Callable[[int, MainRank], Any], sync: Any, revive: Callable[[], int] = lambda: 0) -> list[Any]:
+    def run(
+        self, work: Callable[[int, MainRank], Any], sync: Any, revive: Callable[[Exception], int] = lambda error: 0
+    ) -> list[Any]:
         results: list[Any] = [None] * self.count
         self.main = MainRank(self.broadcast(0), self.weights(0), sync, revive)
 
@@ -211,7 +213,7 @@ def test_an_engine_lost_during_a_push_leaves_no_rank_behind(revived: bool) -> No
     """The other ranks stand in the middle of the weights. Revived, the engine got them in `revive`; else push again."""
     ranks, sync = Ranks(), BreakingSync(times=1)
 
-    def revive() -> int:
+    def revive(error: Exception) -> int:
         if revived:
             ranks.main.push_again()
         return int(revived)
