@@ -13,11 +13,12 @@ ARG BASE_IMAGE=debian:12.11-slim@sha256:2424c1850714a4d94666ec928e24d86de9586467
 FROM ${BASE_IMAGE} AS base
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # gcc and python3-dev stay in: triton and SGLang compile small helpers when they are first used. git: for a checkout's tests.
+# tini: the first process of a container passes `docker stop` on to owpo, and buries what its ranks and engines leave behind.
 # The base fixes the release; within it Debian drops old versions of a package from its archive, so none is named here.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        ca-certificates gcc g++ git libgomp1 libnuma1 make python3 python3-dev python3-venv \
+        ca-certificates gcc g++ git libgomp1 libnuma1 make python3 python3-dev python3-venv tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --home-dir /workspace --no-create-home --shell /bin/bash owpo \
     && install -d -m 1777 /workspace \
@@ -27,7 +28,7 @@ ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 # runs/ and cache/ are written below the working directory, whoever the user is: mount a volume there to keep them.
 WORKDIR /workspace
-ENTRYPOINT ["owpo"]
+ENTRYPOINT ["tini", "--", "owpo"]
 CMD ["--help"]
 # Asks the server of `owpo serve`; a container that runs something else counts as healthy.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=300s --retries=3 CMD ["python", "/app/tools/container_health.py"]
@@ -87,6 +88,10 @@ COPY owpo_megatron/sglang_cpu owpo_megatron/sglang_cpu
 ARG TORCH_CPU_INDEX
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     make setup && make .venv/.triton
+# NeMo-Run's environment is tried out with the project's own pipeline, so it comes after it.
+COPY owpo_megatron owpo_megatron
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+    make nemo
 
 FROM base AS cpu
 ARG VERSION=unknown
@@ -98,3 +103,5 @@ LABEL org.opencontainers.image.title="owpo_megatron, CPU" \
 COPY --from=cpu-build --chown=owpo:owpo /app /app
 COPY --chown=owpo:owpo . /app
 USER owpo
+# The environments are of these very sources, whatever times a fresh clone gave the files: `make test` has nothing to install.
+RUN touch /app/.venv/.made /app/.venv-engine/.made /app/.venv-nemo/.made /app/.venv/.triton

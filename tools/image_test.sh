@@ -1,45 +1,83 @@
 #!/usr/bin/env bash
-# Builds the Dockerfile's cpu target and runs the quickstart in it, with no container engine and no registry of images:
+# Builds the Dockerfile's cpu target and tries it out, with no container engine and no registry of images:
 #
-#   tools/image_test.sh [options of buildah build, e.g. --secret id=pip.conf,src=pip.conf]
+#   sudo make image-test                                       doctor and quickstart, as the image's own user
+#   sudo make image-test TEST=1 [PYTEST_ARGS="tests/cli ..."]  and `make test` in it
+#   sudo make image-test IMAGE_FLAGS="--secret id=pip.conf,src=pip.conf"      more options of `buildah build`
 #
 # As root, after `apt install buildah debootstrap`. The base is a Debian made on the spot, or BASE_IMAGE=... where one can be
-# pulled. The images are removed at the end, unless KEEP=1. Measured times: docs/container.md.
+# pulled. All that was made is removed at the end; with KEEP=1 the images stay, and the next run starts from them.
+# The times are printed at the end, however it ends. Measured ones: docs/container.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export BUILDAH_ISOLATION=chroot
 base=${BASE_IMAGE:-localhost/owpo-test-base}
 image=localhost/owpo-test:cpu
-made=()
+keep=$([ "${KEEP:-0}" = 1 ] && echo true || echo false)
+images=() container='' root='' child='' doing='' began=0 times=()
 
-say() { printf '\n[image-test] %s\n' "$*"; }
-remove() { [ "${KEEP:-0}" = 1 ] || buildah rmi --force "${made[@]}" >/dev/null 2>&1 || true; }
-trap remove EXIT
+say() { printf '\n[image-test] %s\n' "$*" >&2; }
+die() { echo "image_test.sh: $*" >&2; exit 2; }
 
-[ "$(id -u)" = 0 ] || { echo "image_test.sh: chroot isolation needs root" >&2; exit 2; }
-command -v buildah >/dev/null || { echo "image_test.sh: apt install buildah debootstrap" >&2; exit 2; }
+# step WHAT COMMAND...: runs it, and keeps its time. In a session of its own, so that a signal ends it at once, and all of it.
+step() {
+    doing=$1 began=$SECONDS
+    shift
+    say "$doing ..."
+    setsid "$@" &
+    child=$!
+    wait "$child"
+    child=''
+    times+=("$(printf '%6d s  %s' $((SECONDS - began)) "$doing")")
+    doing=''
+}
 
-if ! buildah inspect --type image "$base" >/dev/null 2>&1 && [ -z "${BASE_IMAGE:-}" ]; then
-    began=$SECONDS
+inside() { step "$1" buildah run --workingdir "$2" "$container" -- "${@:3}"; }
+
+finish() {
+    local code=$?
+    trap '' INT TERM HUP
+    [ -z "$doing" ] || times+=("$(printf '%6d s  %s: NOT FINISHED' $((SECONDS - began)) "$doing")")
+    if [ -n "$child" ]; then
+        kill -TERM -- "-$child" 2>/dev/null || true
+        wait "$child" 2>/dev/null || true
+    fi
+    [ -z "$container" ] || buildah rm "$container" >/dev/null || true
+    [ -z "$root" ] || rm -rf "$root"
+    $keep || [ ${#images[@]} = 0 ] || buildah rmi --force "${images[@]}" >/dev/null || true
+    say "$([ "$code" = 0 ] && echo passed || echo "ended with exit code $code")"
+    [ ${#times[@]} = 0 ] || printf '%s\n' "${times[@]}"
+    exit "$code"
+}
+
+[ "$(id -u)" = 0 ] || die "chroot isolation needs root"
+command -v buildah >/dev/null || die "apt install buildah debootstrap"
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+if [ -z "${BASE_IMAGE:-}" ] && ! buildah inspect --type image "$base" >/dev/null 2>&1; then
+    command -v debootstrap >/dev/null || die "apt install debootstrap, or name a BASE_IMAGE that can be pulled"
     root=$(mktemp -d)
-    debootstrap --variant=minbase --include=ca-certificates bookworm "$root" >/dev/null
+    step "base, by debootstrap" debootstrap --variant=minbase --include=ca-certificates bookworm "$root" >/dev/null
     container=$(buildah from scratch)
     buildah add --quiet "$container" "$root" / >/dev/null
-    buildah commit --quiet --rm "$container" "$base" >/dev/null
+    buildah commit --quiet "$container" "$base" >/dev/null
+    images+=("$base")
+    buildah rm "$container" >/dev/null
     rm -rf "$root"
-    made+=("$base")
-    say "the base, by debootstrap: $((SECONDS - began)) s"
+    container='' root=''
 fi
 
-began=$SECONDS
-buildah build --layers --format docker --target cpu --build-arg "BASE_IMAGE=$base" "$@" --tag "$image" .
-made+=("$image")
-say "built in $((SECONDS - began)) s: $(buildah images --noheading --format '{{.Size}}' "$image")"
+images+=("$image")
+step "build" buildah build --layers="$keep" --format docker --target cpu --build-arg "BASE_IMAGE=$base" "$@" --tag "$image" .
 
-# Not as root: the image's own user, in its own working directory.
+# From here on as the image's own user: doctor and quickstart where a user would be, the tests where the sources are.
 container=$(buildah from "$image")
-trap 'buildah rm "$container" >/dev/null; remove' EXIT
-began=$SECONDS
-buildah run "$container" -- owpo doctor
-buildah run "$container" -- owpo quickstart
-say "doctor and quickstart, as $(buildah run "$container" -- id -un): $((SECONDS - began)) s"
+inside "owpo doctor" /workspace owpo doctor
+inside "owpo quickstart" /workspace owpo quickstart
+[ "${TEST:-0}" != 1 ] || inside "make test ${PYTEST_ARGS:-}" /app make test PYTEST_ARGS="${PYTEST_ARGS:-}"
+
+label() { buildah inspect --type image --format "{{index .Docker.Config.Labels \"org.opencontainers.image.$1\"}}" "$image"; }
+say "version $(label version), revision $(label revision), $(buildah images --noheading --format '{{.Size}}' "$image")," \
+    "run as $(buildah run "$container" -- id -un)"

@@ -70,3 +70,15 @@ def test_make_env_refuses_what_it_does_not_know() -> None:
     done = subprocess.run([str(ROOT / "tools" / "make_env.sh"), "other"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("usage:")
+
+
+def test_an_image_gets_nothing_that_git_ignores() -> None:
+    """What a working tree holds beside its sources (environments, runs) is large, private, or of another machine."""
+    words = {
+        name: {line.rstrip("/") for line in (ROOT / name).read_text().splitlines()}
+        for name in (".gitignore", ".dockerignore")
+    }
+    # git looks for a name in every folder, a builder only where it is told to: `**/` where it may be anywhere
+    missing = {word for word in words[".gitignore"] if not words[".dockerignore"] & {word, f"**/{word}"}}
+    assert missing == set()
+    assert ".git" in words[".dockerignore"]
