@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from owpo_megatron.config_file import Section, first_mistake, read_mapping
+from owpo_megatron.config_file import Section, first_mistake, read_mapping, written_as
 from owpo_megatron.config_launch import LaunchConfig
 from owpo_megatron.config_method import DYNAMIC_SAMPLING, AlgorithmConfig, DataConfig, RolloutConfig
 from owpo_megatron.config_reference import ReferenceConfig, TeacherConfig, check_reference, check_teachers
@@ -114,9 +114,14 @@ class SyncConfig(Section):
     bucket_mb: int = Field(512, gt=0)
     """Weights travel in pieces of at most this size; up to three of them are in memory."""
     folder: Path | None = None
-    """Of the disk transport: seen under the same path by the engines; None: sync/ in the run folder."""
+    """Of the disk transport: seen under the same path by the engines, and this run's alone; None: sync/ in the run
+    folder."""
     delta: bool = False
-    """Of the disk transport: only tensors that changed since the last update are written."""
+    """Of the disk transport: only elements that changed since the last update are written (in bfloat16 few, in float32
+    nearly all). For the run's own engines and those of engine.rendezvous."""
+    mirror: Path = Path("/dev/shm")
+    """Of `delta`: the trainer's machine and each such engine's keep a copy of the weights here. Better in memory: each
+    update changes nearly all of its pages."""
     fp8: bool = False
     """Linear weights are quantised on the way (e4m3, 128 x 128 blocks); own engines are started to match. CUDA only."""
     verify: Literal["off", "hash", "logprob"] = "off"
@@ -134,14 +139,18 @@ class SyncConfig(Section):
         return self
 
 
-VERIFIER_RULE = (
-    "^(auto|math|math_any_symbols|dapo|dapo_strict_box|gsm8k|multiple_choice|cipher|countdown"
-    r"|python:[\w.]+:\w+|https?://\S+)$"
-)
+RULES = "auto math math_any_symbols dapo dapo_strict_box gsm8k multiple_choice cipher countdown".split()
+Rule = Annotated[
+    str,
+    written_as(
+        rf"^({'|'.join(RULES)}|python:[\w.]+:\w+|https?://\S+)$",
+        f"use one of {', '.join(RULES)}, python:MODULE:FUNCTION, or the URL of an endpoint",
+    ),
+]
 
 
 class VerifierConfig(Section):
-    rule: str = Field("auto", pattern=VERIFIER_RULE)
+    rule: Rule = "auto"
     """`auto`: the task's own rule, `math` for files. Or `python:module:function`, or the URL of an endpoint."""
     workers: int = Field(2, gt=0)
     timeout: float = Field(4.0, gt=0)
@@ -166,7 +175,7 @@ class SetConfig(Section):
     top_p: float | None = Field(None, gt=0, le=1)
     limit: int | None = Field(None, gt=0)
     pass_at: list[Annotated[int, Field(gt=0)]] | None = Field(None, min_length=1)
-    rule: str | None = Field(None, pattern=VERIFIER_RULE)
+    rule: Rule | None = None
     """The verifier's rule, as `verifier.rule`."""
 
     @model_validator(mode="before")
@@ -185,7 +194,7 @@ class EvalConfig(Section):
     top_p: float = Field(0.7, gt=0, le=1)
     limit: int | None = Field(None, gt=0)
     """Problems used; None: all of the set."""
-    pass_at: list[int] = [1, 8]
+    pass_at: list[Annotated[int, Field(gt=0)]] = Field([1, 8], min_length=1)
     sets: list[SetConfig] = []
     """Empty: the held-out problems of `data` with the fields above. Else these sets, each with fields of its own; a
     plain name stands for {name: ...}."""
@@ -219,7 +228,7 @@ class Config(Section):
     """A whole run. `Config.load` reads a file, applies overrides and raises `UserError` for what is wrong."""
 
     name: str = "run"
-    seed: int = 1
+    seed: int = Field(1, ge=0, lt=2**31)
     runs_dir: Path = Path("runs")
     model: ModelConfig
     data: DataConfig

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from owpo_megatron.errors import UserError
 
 
 class Section(BaseModel):
-    """A block of the file: strict, frozen, its fields documented below each."""
+    """A block of the file: strict, frozen, its fields documented below each. No number in it is infinite or NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def written_as(pattern: str, remedy: str) -> AfterValidator:
+    """A text of this form; another is refused with the remedy instead of the pattern."""
+
+    def check(text: str) -> str:
+        if not re.search(pattern, text):
+            raise ValueError(remedy)
+        return text
+
+    return AfterValidator(check)
 
 
 def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -45,18 +57,42 @@ def first_mistake(error: ValidationError, root: type[BaseModel]) -> UserError:
         return UserError(dotted, first["input"], "unknown field; " + _suggestion(first["loc"], root))
     if first["type"] == "missing":
         return UserError(dotted, "(missing)", "required; add it to the config or pass it as an override")
-    return UserError(dotted, first["input"], first["msg"][0].lower() + first["msg"][1:])
+    if first["type"] == "model_type":
+        return UserError(dotted, first["input"], "is a section: give its fields, {field: value, ...}, or leave it out")
+    remedy = str(cause) if cause else first["msg"]
+    return UserError(dotted, first["input"], remedy[0].lower() + remedy[1:])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a field that stands twice is a mistake; plain YAML lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for name in names:
+            if names.count(name) > 1:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"{name} stands twice in the mapping that begins in line {line}")
+        return super().construct_mapping(node, deep)
+
+
+def parse_value(text: str, field: str) -> Any:
+    """What stands behind `field=` on a command line. Raises UserError where it is not YAML."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(field, text, "is not a YAML value; put it in quotes, or close its brackets") from error
 
 
 def _read(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     field = "include" if including else "config"
     if not path.is_file():
-        raise UserError(field, path, "no such file; give an existing YAML file" + ("" if including else " with -c"))
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(field, path, f"{what}; give an existing YAML file" + ("" if including else " with -c"))
     if path.resolve() in including:
         raise UserError(field, path, f"{including[-1]} includes it again; a file cannot include itself")
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(field, path, f"not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(field, path, "must hold a mapping of sections, e.g. `model: {path: ...}`")
@@ -69,7 +105,11 @@ def _with_includes(section: dict[str, Any], folder: Path, including: tuple[Path,
         for name, value in section.items()
         if name != "include"
     }
-    return _merged(_read(folder / str(section["include"]), including), own) if "include" in section else own
+    if "include" not in section:
+        return own
+    if not isinstance(section["include"], str):
+        raise UserError("include", section["include"], "name one file, as a text")
+    return _merged(_read(folder / section["include"], including), own)
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -91,15 +131,21 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
             raise UserError(dotted, text, f"{name} is a value in the file, not a section")
-    node[leaf] = yaml.safe_load(text)
+    node[leaf] = parse_value(text, dotted)
 
 
 def _suggestion(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
-    section: Any = root
+    section = root
     for name in loc[:-1]:
-        if isinstance(name, str):  # a number is a place in a list of sections
-            section = section.model_fields[name].annotation
-            section = next(iter(get_args(section)), section)
+        if name in section.model_fields:  # else a place in a list, or a name of the user's own
+            section = _section_in(section.model_fields[name].annotation) or section
     known = list(section.model_fields)
     close = difflib.get_close_matches(str(loc[-1]), known, n=1)
     return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation is about: of list[Section], Section | None, dict[str, Section] it is Section."""
+    if parts := get_args(annotation):
+        return next((found for found in map(_section_in, parts) if found), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

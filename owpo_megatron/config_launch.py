@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from owpo_megatron.config_file import Section
+from owpo_megatron.config_file import Section, written_as
 from owpo_megatron.errors import UserError
 
-TIME = r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d(:\d\d)?)?)$"
-"""What sbatch takes: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+Time = Annotated[
+    str,
+    written_as(
+        r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d(:\d\d)?)?)$",
+        "write it as sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]",
+    ),
+]
 
 
 class LaunchConfig(Section):
@@ -23,7 +28,7 @@ class LaunchConfig(Section):
     """Trainer ranks on a node; None: one a GPU, or one where there are no GPUs."""
     engine_nodes: int = Field(0, ge=0)
     """Nodes for SGLang beside the trainer's; 0: engines run on the trainer's nodes, sharing their GPUs."""
-    time: str | None = Field(None, pattern=TIME)
+    time: Time | None = None
     """Time limit of one attempt; None: the partition's."""
     account: str | None = None
     partition: str | None = None

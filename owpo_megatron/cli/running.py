@@ -49,11 +49,17 @@ def run_trainer(
         return True
     if fresh:
         move_aside(config.run_dir)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            "runs_dir", config.runs_dir, f"{error.strerror}; give a folder that can be written to"
+        ) from error
     with _only_one(config.run_dir) as lock:
         resolved = config.run_dir / "config.yaml" if keep_config else config.run_dir / "logs" / "config.yaml"
         if keep_config:
             _announce(config)
+        before = resolved.read_bytes() if resolved.is_file() else None
         config.save(resolved)
         outcome = run_ranks(
             ["--config", str(resolved), *arguments],
@@ -63,6 +69,8 @@ def run_trainer(
             notify=lambda text: err.print(text, markup=False),
             lock=lock,
         )
+        if outcome.code == 2 and before is not None:  # a refused configuration is not the run's
+            resolved.write_bytes(before)
     if outcome.code:
         word = "error" if outcome.code == 2 else "failed"
         where = f" [dim](more in {escape(str(outcome.log))})[/dim]" if outcome.log and outcome.code != 2 else ""

@@ -26,6 +26,7 @@ PORT_TRIES = 3
 PORTS = range(20000, 32000)
 POLL_SECONDS = 0.1
 TAIL_LINES = 20
+ARGPARSE_STATUS = 2  # of a program that does not take its arguments
 
 
 class Server:
@@ -55,6 +56,7 @@ class Server:
         check_surroundings(config, model_path)
         self._arguments = server_arguments(config, model_path, dtype, raw)
         self._config = config
+        self._raw = dict(raw)
         self._model_path = model_path
         self._process: subprocess.Popen[bytes] | None = None
         self._name = ""
@@ -74,6 +76,7 @@ class Server:
         """Return when the server answers.
 
         Raises:
+            UserError: SGLang does not take an argument of the `sglang` section.
             EngineError: it died or did not answer within `startup_timeout`; the message ends with its last log lines.
         """
         for tries_left in reversed(range(PORT_TRIES)):
@@ -158,6 +161,7 @@ class Server:
         while time.monotonic() < deadline:
             status = self._process.poll()
             if status is not None:
+                self._refuse_arguments(status)
                 raise self._failure(f"ended with status {status} before it answered")
             try:
                 if self.client.model_info(timeout=5.0).get("served_model_name") == self._name:
@@ -166,6 +170,12 @@ class Server:
                 pass  # not listening yet, or a stranger answers
             time.sleep(POLL_SECONDS)
         raise self._failure(f"did not answer within engine.startup_timeout = {self._config.startup_timeout:g} s")
+
+    def _refuse_arguments(self, status: int) -> None:
+        """Raises UserError where SGLang did not take its command line: those arguments are the user's."""
+        complaint = re.search(r"error: (.+)$", self.log_tail())
+        if status == ARGPARSE_STATUS and complaint:
+            raise UserError("sglang", self._raw, f"SGLang refuses its command line: {complaint[1]}")
 
     def _failure(self, what: str) -> EngineError:
         return EngineError(f"SGLang {what}; the end of {self.log_path}:\n{self.log_tail()}")
