@@ -21,6 +21,7 @@ from owpo_megatron.errors import EngineError, UserError
 
 if TYPE_CHECKING:
     from owpo_megatron.rollout import Server
+    from owpo_megatron.sync.mirror import Mirror
 
 
 def serve(
@@ -50,6 +51,13 @@ def serve(
         str | None, typer.Option(metavar="HOST", help="How others reach this machine; else its host name.")
     ] = None,
     index: Annotated[int, typer.Option(min=0, help="With --rendezvous: its number, from 0.")] = 0,
+    mirror: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --rendezvous: where a copy of the weights is kept for runs with sync.delta; else sync.mirror.",
+        ),
+    ] = None,
     restarts: Annotated[int, typer.Option(min=0, help="Start it again this many times when it ends by itself.")] = 0,
 ) -> None:
     """Start an engine for a model and keep it in the foreground, for runs with engine.urls=[URL].
@@ -81,14 +89,23 @@ def serve(
             _announce_failure(rendezvous, index, str(error))
         raise
     out.print(f"starting SGLang for {escape(str(model_files))} (its output: {escape(str(log))}) ...")
-    _Service(server, advertise or _reachable(host), rendezvous, index, key).run(restarts)
+    beside = _mirror(host, key, mirror or settings.sync.mirror) if key is not None else None
+    _Service(server, advertise or _reachable(host), rendezvous, index, key, beside).run(restarts)
 
 
 class _Service:
     """The engine in the foreground, announced while it answers."""
 
-    def __init__(self, server: Server, host: str, rendezvous: Path | None, index: int, key: str | None):
-        self._server, self._host, self._key = server, host, key
+    def __init__(
+        self,
+        server: Server,
+        host: str,
+        rendezvous: Path | None,
+        index: int,
+        key: str | None,
+        mirror: Mirror | None,
+    ):
+        self._server, self._host, self._key, self._mirror = server, host, key, mirror
         self._rendezvous, self._index = rendezvous, index
         self._stopped = False
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -122,6 +139,8 @@ class _Service:
             raise
         finally:
             self._server.close()
+            if self._mirror is not None:
+                self._mirror.close()
             if self._stopped:
                 self._withdraw()
 
@@ -133,9 +152,9 @@ class _Service:
         from owpo_megatron.rollout import Announcement, announce
 
         url = f"http://{self._host}:{url.rpartition(':')[2]}"
-        announce(
-            self._rendezvous, self._index, Announcement(url, self._key, host=socket.gethostname(), pid=os.getpid())
-        )
+        mirror = f"http://{self._host}:{self._mirror.port}" if self._mirror is not None else None
+        told = Announcement(url, self._key, host=socket.gethostname(), pid=os.getpid(), mirror=mirror)
+        announce(self._rendezvous, self._index, told)
         where = escape(str(self._rendezvous))
         out.print(f"serving at [bold]{url}[/bold], announced as engine {self._index} (engine.rendezvous={where})")
 
@@ -147,6 +166,13 @@ class _Service:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopped = True
+
+
+def _mirror(host: str, key: str, copies: Path) -> Mirror:
+    """What runs with sync.delta ask for; it takes no memory until the first of them does."""
+    from owpo_megatron.sync.mirror import Mirror
+
+    return Mirror(host, key, copies)
 
 
 def _reachable(host: str) -> str:

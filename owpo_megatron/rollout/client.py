@@ -18,6 +18,7 @@ from owpo_megatron.types import Rollout, SampleRequest, Sampling
 # uvicorn closes a connection that was idle for 5 s: give it up before it does, or a request meets a closing socket.
 KEEPALIVE_SECONDS = 2.0
 CONTROL_SECONDS = 120.0
+MIRROR_SECONDS = 1800.0  # all weights of a large model, through a slow file system
 UNKNOWN_VERSION = -1
 
 
@@ -46,6 +47,8 @@ class EngineClient:
         """Grows with every `connect`: a process group made with an earlier one is void."""
         self.shares_memory = False
         """The server was started by this process: both see the same shared memory."""
+        self.mirror: str | None = None
+        """http://host:port of the program beside the server that keeps a copy of its weights (sync/mirror.py)."""
         self._request_timeout = request_timeout
         self._info: dict[str, Any] | None = None
         self._headers = _headers(key)
@@ -56,9 +59,10 @@ class EngineClient:
             trust_env=False,
         )
 
-    def connect(self, url: str, key: str | None = None) -> None:
-        """Talk to another process from now on: the engine was restarted; without a key, it has the earlier one's."""
+    def connect(self, url: str, key: str | None = None, mirror: str | None = None) -> None:
+        """Talk to another process from now on: the engine was restarted. What is not given is as it was."""
         self.url = url.rstrip("/")
+        self.mirror = mirror or self.mirror
         if key is not None:
             self._headers = _headers(key)
         self.incarnation += 1
@@ -164,6 +168,12 @@ class EngineClient:
         body = {"model_path": path, "load_format": "auto"}
         self._post("/update_weights_from_disk", {**body, **NO_FLUSH})
 
+    def ask_mirror(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        """POST /what to the mirror beside the server; as sync/mirror.py answers."""
+        if self.mirror is None:
+            raise EngineError(f"engine {self.url} has no mirror; start it with owpo serve --rendezvous")
+        return dict(self._request("POST", f"/{what}", body, MIRROR_SECONDS, self.mirror))
+
     def update_from_distributed(
         self, names: list[str], dtypes: list[str], shapes: list[list[int]], group_name: str
     ) -> None:
@@ -185,26 +195,34 @@ class EngineClient:
     def _post(self, path: str, body: dict[str, Any], timeout: float = CONTROL_SECONDS) -> Any:
         return self._request("POST", path, body, timeout)
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | TensorBody | None, timeout: float) -> Any:
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | TensorBody | None,
+        timeout: float,
+        mirror: str | None = None,
+    ) -> Any:
         url, headers = self.url, self._headers
+        what = path if mirror is None else f"'s mirror {mirror}{path}"  # for messages, behind the engine's url
         if isinstance(body, TensorBody):
             headers = headers | {"content-length": str(len(body))}
         try:
             response = self._http.request(
                 method,
-                url + path,
+                (mirror or url) + path,
                 content=json.dumps(body) if isinstance(body, dict) else body,
                 headers=headers,
                 timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
             )
         except httpx.TimeoutException as error:
-            raise EngineGone(url, f"{path} gave no answer within {timeout:g} s") from error
+            raise EngineGone(url, f"{what} gave no answer within {timeout:g} s") from error
         except httpx.TransportError as error:
-            raise EngineGone(url, f"{path} is not reachable: {error or type(error).__name__}") from error
+            raise EngineGone(url, f"{what} is not reachable: {error or type(error).__name__}") from error
         if response.status_code >= 500:
-            raise EngineGone(url, f"{path} failed with {response.status_code}: {_message(response)}")
+            raise EngineGone(url, f"{what} failed with {response.status_code}: {_message(response)}")
         if response.status_code >= 400:
-            raise EngineError(f"engine {url}{path} refused with {response.status_code}: {_message(response)}")
+            raise EngineError(f"engine {url}{what} refused with {response.status_code}: {_message(response)}")
         try:
             return response.json()
         except ValueError:

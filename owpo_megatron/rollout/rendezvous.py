@@ -35,6 +35,7 @@ class Announcement:
     key: str  # goes as `Authorization: Bearer KEY` with every request
     host: str  # for a reader; the url is what counts
     pid: int
+    mirror: str | None = None  # where it takes changes of its weights (sync/mirror.py), by the same key
 
 
 def announce(folder: Path, index: int, announcement: Announcement) -> None:
@@ -69,7 +70,7 @@ class AnnouncedEngine:
         while True:
             found = read(self._folder, self._index)
             if found is not None:
-                self.client.connect(found.url, found.key)
+                self.client.connect(found.url, found.key, found.mirror)
                 try:
                     self.client.model_info(timeout=5.0)
                     return

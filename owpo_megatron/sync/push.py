@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ class WeightEngine(Protocol):
     url: str
     incarnation: int  # grows when the engine is restarted
     shares_memory: bool  # it runs on this machine, in the same namespaces: names of shared memory mean the same
+    mirror: str | None  # URL of the program that keeps a copy of its weights; see mirror.py
 
     @property
     def tp_size(self) -> int: ...
@@ -45,6 +46,7 @@ class WeightEngine(Protocol):
     def checksums(self) -> list[dict[str, str]]: ...
     def update_from_tensor(self, payloads: Sequence[bytes]) -> None: ...
     def update_from_disk(self, path: str) -> None: ...
+    def ask_mirror(self, what: str, body: dict[str, Any]) -> dict[str, Any]: ...
     def update_from_distributed(
         self, names: list[str], dtypes: list[str], shapes: list[list[int]], group_name: str
     ) -> None: ...

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from owpo_megatron.config import SyncConfig
 from owpo_megatron.errors import UserError
+from owpo_megatron.sync.delta import DeltaTransport
 from owpo_megatron.sync.disk import DiskTransport
 from owpo_megatron.sync.distributed import DistributedTransport
 from owpo_megatron.sync.fp8 import quantized
@@ -18,9 +19,11 @@ from owpo_megatron.sync.tensor import TensorTransport
 TRANSPORTS: dict[str, Callable[[SyncConfig, Path], Transport]] = {
     "tensor": lambda config, scratch_dir: TensorTransport(),
     "distributed": lambda config, scratch_dir: DistributedTransport(),
-    "disk": lambda config, scratch_dir: DiskTransport(config.folder or scratch_dir, config.delta),
+    "disk": lambda config, scratch_dir: _disk(config, config.folder or scratch_dir),
     "ipc": lambda config, scratch_dir: IpcTransport(),
 }
+
+WITHOUT_MIRROR = "start it with `owpo serve --rendezvous FOLDER` and set engine.rendezvous, or leave delta out"
 
 
 def make_sync(
@@ -33,10 +36,12 @@ def make_sync(
         num_kv_heads: of the model; asked for by `verify: hash` alone.
 
     Raises:
-        UserError: an engine's precision is not what `sync.fp8` says.
+        UserError: an engine's precision is not what `sync.fp8` says, or it cannot take changes.
     """
     for engine in engines:
         _check_precision(engine, config.fp8)
+        if config.delta and not engine.shares_memory and engine.mirror is None:
+            raise UserError("sync.delta", True, f"engine {engine.url} has no mirror beside it; {WITHOUT_MIRROR}")
     return EngineSync(
         TRANSPORTS[config.transport](config, scratch_dir),
         engines,
@@ -44,6 +49,10 @@ def make_sync(
         quantized if config.fp8 else None,
         EngineHashes(engines, num_kv_heads) if engines and config.verify == "hash" else None,
     )
+
+
+def _disk(config: SyncConfig, folder: Path) -> Transport:
+    return DeltaTransport(folder, config.mirror) if config.delta else DiskTransport(folder)
 
 
 def _check_precision(engine: WeightEngine, fp8: bool) -> None:
