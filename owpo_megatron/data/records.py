@@ -1,6 +1,7 @@
 """From the lines of a file to problems: two record schemas, and messages that name the line.
 
-Ours: `{problem, answer}` with optional `id` and `domain`; other fields are ignored. DAPO-Math-17k's:
+Ours: `{problem, answer}` with optional `id` and `domain`; other fields are ignored. `messages: [{role, content}]` may
+stand for `problem`. DAPO-Math-17k's:
 `{prompt: [{role, content}], reward_model: {ground_truth}, extra_info: {index}}`.
 """
 
@@ -36,7 +37,7 @@ def parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
-    columns = {"id", "problem", "answer", "domain", "prompt", "reward_model", "extra_info"}
+    columns = {"id", "problem", "messages", "answer", "domain", "prompt", "reward_model", "extra_info"}
     number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
@@ -59,12 +60,15 @@ def problem_of(record: Any, place: str, index: int) -> Problem:
         raise UserError(place, short(record), "must be an object with `problem` and `answer`")
     domain = record.get("domain") or DEFAULT_DOMAIN
     if "prompt" in record and "problem" not in record:
-        text = _prompt_text(record["prompt"], place)
+        text = _prompt_text(record["prompt"], place, "prompt")
         answer = _field(record.get("reward_model"), "ground_truth", place, "reward_model.ground_truth")
         extra = record.get("extra_info")
         name = extra.get("index") if isinstance(extra, dict) else None
     else:
-        text = _text(_field(record, "problem", place), place, "problem")
+        if "messages" in record and "problem" not in record:
+            text = _prompt_text(record["messages"], place, "messages")
+        else:
+            text = _text(_field(record, "problem", place), place, "problem")
         answer = _field(record, "answer", place)
         name = record.get("id")
     if isinstance(answer, int) and not isinstance(answer, bool):
@@ -77,18 +81,18 @@ def problem_of(record: Any, place: str, index: int) -> Problem:
     )
 
 
-def _prompt_text(messages: Any, place: str) -> str:
+def _prompt_text(messages: Any, place: str, name: str) -> str:
     """The one user message; the template of the run makes the dialogue, so a record's own system turn has no place."""
     is_dialogue = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
     if not is_dialogue or [message.get("role") for message in messages] != ["user"]:
-        raise UserError(f"{place} prompt", short(messages), "must be a list of one {role: user, content: text}")
-    return _text(messages[0].get("content"), place, "prompt[0].content")
+        raise UserError(f"{place} {name}", short(messages), "must be a list of one {role: user, content: text}")
+    return _text(messages[0].get("content"), place, f"{name}[0].content")
 
 
 def _field(record: Any, name: str, place: str, shown_name: str | None = None) -> Any:
     shown_name = shown_name or name
     if not isinstance(record, dict) or name not in record:
-        raise UserError(place, short(record), f"lacks `{shown_name}`; add it")
+        raise UserError(place, short(record), f"lacks `{shown_name}`; add it (docs/data.md)")
     return record[name]
 
 

@@ -181,17 +181,17 @@ def source_files(source: str, field: str = "data.source") -> list[Path]:
     if path.suffix not in (".jsonl", ".parquet"):
         raise UserError(field, source, "give `task:NAME`, a .jsonl file, a .parquet file or `hub:OWNER/NAME`")
     if not path.is_file():
-        raise UserError(field, source, "no such file")
+        raise UserError(field, source, "is a folder; name a file in it" if path.is_dir() else "no such file")
     return [path]
 
 
 def check_source(source: str, field: str = "data.source") -> None:
-    """Find a source that cannot be read before a run starts, which downloads a set of the hub.
+    """Read a source's first record before a run starts, which downloads a set of the hub.
 
     Raises:
-        UserError: as for `source_files`, or there is no such task.
+        UserError: as for `read_problems`, there is no such task, or it holds no records.
     """
     if source.startswith("task:"):
         get_task(source.removeprefix("task:"))
-    else:
-        source_files(source, field)
+    elif next(read_problems(source, field), None) is None:
+        raise UserError(field, source, "holds no records")

@@ -9,6 +9,7 @@ traceback. The trainer writes that file itself; what never reaches it (an import
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import runpy
@@ -25,6 +26,7 @@ def main(logs: Path, module: str, arguments: list[str]) -> int:
     rank = int(os.environ.get("RANK", "0"))
     logs.mkdir(parents=True, exist_ok=True)
     end_with_parent()
+    _keep_descriptors()
     _write_streams_to(logs / f"rank_{rank}.log", streams=(2,) if rank == 0 else (1, 2))
     return _run(module, arguments, logs / f"error_rank_{rank}.txt")
 
@@ -48,6 +50,15 @@ def _write_streams_to(log: Path, streams: tuple[int, ...]) -> None:
     for stream in streams:
         os.dup2(descriptor, stream)
     os.close(descriptor)
+
+
+def _keep_descriptors() -> None:
+    """The launcher's lock is for this process: torch's shared-memory manager, which outlives it a little, would hold it
+    on, and the next command would find the folder taken."""
+    for descriptor in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            if int(descriptor) > 2:
+                os.set_inheritable(int(descriptor), False)
 
 
 def end_with_parent() -> None:

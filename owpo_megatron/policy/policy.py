@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -85,7 +86,11 @@ class MegatronPolicy:
         return list(flat.cpu().split(lengths))
 
     def update(self, samples: Sequence[Sample], objective: Objective) -> dict[str, Any]:
-        """One optimizer step. Returns sums over the minibatch's tokens, and `grad_norm` and `lr`."""
+        """One optimizer step. Returns sums over the minibatch's tokens, and `grad_norm` and `lr`.
+
+        Raises:
+            FloatingPointError: on every rank, where the gradient is not finite; the weights are lost with it.
+        """
 
         def sums_of(out: PolicyHeadOut) -> dict[str, torch.Tensor]:
             batch = out.batch
@@ -112,8 +117,11 @@ class MegatronPolicy:
         self.slots.before_step()
         with cpu.scope():
             _, grad_norm, _ = self._optimizer.step()
-        metrics = self._summed(collected)
-        return metrics | {"grad_norm": float(grad_norm), "lr": float(self._optimizer.param_groups[0]["lr"])}
+        metrics, lr = self._summed(collected), float(self._optimizer.param_groups[0]["lr"])
+        if not math.isfinite(grad_norm):
+            what = f"the gradient's norm is {float(grad_norm)} at learning rate {lr:g}"
+            raise FloatingPointError(f"{what}; lower optimizer.lr and go on from the last checkpoint")
+        return metrics | {"grad_norm": float(grad_norm), "lr": lr}
 
     # ------------------------------------------------------------------------------------------ weights
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -52,8 +52,10 @@ def learning(run: RunMetrics) -> Figure:
         for index, side in {0: "left", len(series.steps) - 1: "right"}.items():
             at = (series.steps[index], series.values[index])
             label = f"{series.values[index]:.0%}"
+            # A curve that rises from its first point would run through a label above it.
+            place = (7, -8) if index == 0 and series.values[index] < series.values[-1] else (0, 6)
             eval_axis.annotate(
-                label, at, xytext=(0, 6), textcoords="offset points", ha=side, fontsize=8, color=color
+                label, at, xytext=place, textcoords="offset points", ha=side, fontsize=8, color=color
             )  # fmt: skip
     if scores:
         eval_axis.set_ylim(0, min(1.08, max(max(run.eval_column(name).values) for name in scores) * 1.25 + 0.02))

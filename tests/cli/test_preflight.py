@@ -95,6 +95,14 @@ def test_a_port_in_use(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
     preflight(Config.build(raw))
 
 
+def test_the_first_record_is_read(raw: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "problems.jsonl"
+    file.touch()
+    assert mistake(raw, data={"source": str(file)}).remedy == "holds no records"
+    file.write_text('{"question": "1+1", "answer": "2"}\n')
+    assert "lacks `problem`" in mistake(raw, data={"source": str(file)}).remedy
+
+
 def test_a_run_name_stays_inside_runs_dir(raw: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="plain folder name"):
         preflight(Config.build(raw | {"name": "../elsewhere"}))

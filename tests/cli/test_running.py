@@ -21,7 +21,7 @@ from owpo_megatron.errors import UserError
 run_trainer = partial(running.run_trainer, module="tiny_loop")
 
 TRAINER = """
-    import argparse, json
+    import argparse, json, subprocess, sys
     from pathlib import Path
     from owpo_megatron.config import Config
     from owpo_megatron.errors import UserError
@@ -35,6 +35,8 @@ TRAINER = """
         raise UserError("seed", 2, "take another one")
     if config.seed == 3:
         raise RuntimeError("broken")
+    if config.seed == 5:
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(5)"], close_fds=False)
     line = {"step": 1, "reward_mean": 0.5, "eval_only": args.eval_only, "config": str(args.config)}
     (config.run_dir / "metrics.jsonl").write_text(json.dumps(line))
     (config.run_dir / "checkpoints" / "step_000001").mkdir(parents=True, exist_ok=True)
@@ -86,6 +88,13 @@ def test_a_failure_is_one_line_with_its_code(
     assert captured.count("\n") == 1
 
 
+def test_a_refused_configuration_does_not_become_the_runs(config: Config) -> None:
+    run_trainer(config)
+    with pytest.raises(typer.Exit):
+        run_trainer(config.model_copy(update={"seed": 2}))
+    assert Config.load(config.run_dir / "config.yaml") == config
+
+
 def test_resuming_says_what_changed(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     run_trainer(config)
     capsys.readouterr()
@@ -110,6 +119,11 @@ def test_two_runs_never_share_a_folder(config: Config) -> None:
     config.run_dir.mkdir(parents=True)
     with _only_one(config.run_dir), pytest.raises(UserError, match="another owpo command"):
         run_trainer(config)
+    assert run_trainer(config)
+
+
+def test_a_process_that_a_rank_leaves_behind_does_not_keep_the_folder(config: Config) -> None:
+    run_trainer(config.model_copy(update={"seed": 5}))
     assert run_trainer(config)
 
 

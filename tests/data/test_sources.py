@@ -46,14 +46,16 @@ def test_both_schemas_in_jsonl(tmp_path):
         "",
         {"problem": "2+2?", "answer": "4"},
         _dapo_record("3+3?", "6", "uuid-3"),
+        {"messages": [{"role": "user", "content": "4+4?"}], "answer": "8"},
     )
     problems, report = load_problems(source)
     assert [(p.id, p.text, p.answer, p.domain) for p in problems] == [
         ("a", "1+1?", "2", "sums"),
         ("1", "2+2?", "4", "math"),
         ("uuid-3", "3+3?", "6", "math"),
+        ("3", "4+4?", "8", "math"),
     ]
-    assert (report.read, report.used, report.repeated, report.contradictory) == (3, 3, 0, 0)
+    assert (report.read, report.used, report.repeated, report.contradictory) == (4, 4, 0, 0)
 
 
 def test_the_original_schema_in_parquet(tmp_path):
@@ -81,6 +83,7 @@ def test_repeats_and_contradictions_are_left_out_and_reported(tmp_path):
     [
         ("{broken", r"x.jsonl:2 = \{broken: is not JSON"),
         ("[1, 2]", r"x.jsonl:2 = \[1, 2\]: must be an object"),
+        ('{"messages": "q", "answer": "4"}', r"x.jsonl:2 messages = q: must be a list of one"),
         ('{"problem": "q"}', r"x.jsonl:2 = .*: lacks `answer`; add it"),
         ('{"answer": "4"}', r"x.jsonl:2 = .*: lacks `problem`; add it"),
         ('{"problem": "", "answer": "4"}', r"x.jsonl:2 problem = : must be a text that is not empty"),

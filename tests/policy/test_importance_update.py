@@ -32,3 +32,12 @@ def test_an_update_with_an_engine_that_disagrees(tmp_path: Path) -> None:
     assert "tis_sum" not in plain and plain["loss_count"] == found["loss_count"]
     assert found["grad_norm"] > 1.1 * plain["grad_norm"]
     assert found["head_gradient_rows"] == plain["head_gradient_rows"]
+
+
+def test_an_update_that_diverged_says_so(tmp_path: Path) -> None:
+    """Adam moves every weight by about the learning rate: after the first update nothing is finite any more."""
+    config = make_config(make_hf_model(tmp_path / "model"), optimizer={"lr": 1e30, "warmup_steps": 0})
+    policy = build_policy(config)
+    with pytest.raises(FloatingPointError, match="norm is (nan|inf) at learning rate 1e"):
+        for _ in range(3):
+            policy.update(random_samples(3), make_objective("owpo"))
