@@ -36,8 +36,12 @@ class ChunkLogits(Protocol):
 class ForwardBackend(Protocol):
     """Logits of one weight on one kind of device."""
 
-    def chunk_rows(self) -> int:
-        """Rows whose logits exist at the same time, unless the caller says otherwise."""
+    def chunk_rows(self, columns: int) -> int:
+        """Rows whose logits exist at the same time for a weight of `columns` rows, unless the caller says otherwise.
+
+        `columns` counts padding too: it is the same on every tensor-parallel rank, and so must the chunks be, of which
+        each is a collective.
+        """
 
     def chunks(
         self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False

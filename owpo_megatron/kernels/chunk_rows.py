@@ -7,7 +7,7 @@ CUDA_BYTES = 5 << 29  # 2.5 GB: 4,096 rows of 152 k columns. Fewer rows read and
 
 
 def torch_rows(vocab: int) -> int:
-    """For this many rows of the weight on this rank."""
+    """For this many rows of the weight on this rank, padding included."""
     return max(TORCH_BYTES // (4 * max(vocab, 1)), 16)
 
 

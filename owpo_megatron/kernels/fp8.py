@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from owpo_megatron.kernels.backend import wide
-from owpo_megatron.kernels.torch_backend import TorchBackend, TorchLogits
+from owpo_megatron.kernels.chunk_rows import torch_rows
+from owpo_megatron.kernels.torch_backend import TorchLogits
 
 E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
 CANDIDATES = 32  # 16 already give a mean error of 2e-4; flat distributions need more
@@ -55,8 +56,8 @@ class Fp8Backend:
         self._inverse_temperature = inverse_temperature
         self._refine = refine
 
-    def chunk_rows(self) -> int:
-        return TorchBackend.rows_for(self._weight_VH)
+    def chunk_rows(self, columns: int) -> int:
+        return torch_rows(columns)
 
     def chunks(
         self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False

@@ -86,7 +86,7 @@ def logprob(
         backend = fp8_backend(valid_VH, fp8_weight, 1.0 / temperature, mode == "fp8_refined", backend_name)
     rows_R = None if row_mask_T is None else row_mask_T.nonzero()[:, 0]
     h_RH, column_R = pick(h_TH, rows_R), shard.column(pick(target_T, rows_R))
-    slices = row_slices(h_RH.shape[0], chunk_rows or backend.chunk_rows())
+    slices = row_slices(h_RH.shape[0], chunk_rows or backend.chunk_rows(shard.local_rows))
     local_4R = torch.empty(4, h_RH.shape[0], dtype=wide(h_TH), device=h_TH.device)
     for chunk, logits in zip(slices, backend.chunks(h_RH, column_R, slices), strict=True):
         local_4R[:, chunk] = logits.stats()

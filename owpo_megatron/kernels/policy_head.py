@@ -128,7 +128,7 @@ def _form(
     backend = exact_backend(weight_VH[:valid], inverse_temperature, backend_name)
     rows_R = None if row_mask_T is None else row_mask_T.nonzero()[:, 0]
     h_RH, column_R = pick(h_TH, rows_R), shard.column(pick(target_T, rows_R))
-    slices = row_slices(h_RH.shape[0], chunk_rows or backend.chunk_rows())
+    slices = row_slices(h_RH.shape[0], chunk_rows or backend.chunk_rows(shard.local_rows))
 
     logp_T = torch.zeros(h_TH.shape[0], dtype=wide(h_TH), device=h_TH.device)
     entropy_T = torch.zeros_like(logp_T)

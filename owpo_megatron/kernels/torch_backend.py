@@ -28,13 +28,8 @@ class TorchBackend:
         self._weight_VH = weight_VH.to(wide(weight_VH))
         self._inverse_temperature = inverse_temperature
 
-    @staticmethod
-    def rows_for(weight_VH: torch.Tensor) -> int:
-        """Rows of a chunk for a vocabulary of this size, so that its logits take 24 MB (float32)."""
-        return torch_rows(weight_VH.shape[0])
-
-    def chunk_rows(self) -> int:
-        return self.rows_for(self._weight_VH)
+    def chunk_rows(self, columns: int) -> int:
+        return torch_rows(columns)
 
     def chunks(
         self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False

@@ -28,8 +28,8 @@ class TritonBackend:
         self._weight_VH = weight_VH if weight_VH.is_cuda else weight_VH.float()
         self._inverse_temperature = inverse_temperature
 
-    def chunk_rows(self) -> int:
-        return rows_for(self._weight_VH)
+    def chunk_rows(self, columns: int) -> int:
+        return cuda_rows(columns)
 
     def chunks(
         self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
@@ -76,11 +76,6 @@ class TritonLogits:
             self._logits_CV, keep_K, self._column_C, stats.lse_C, stats.entropy_C, dlogp_C, dentropy_C,
             self._inverse_temperature, self._operand,
         )  # fmt: skip
-
-
-def rows_for(weight_VH: torch.Tensor) -> int:
-    """Rows of a chunk for a vocabulary of this size, a multiple of 128 as the GEMM's tiles."""
-    return cuda_rows(len(weight_VH))
 
 
 def one_ahead(

@@ -13,8 +13,9 @@ import torch
 
 from owpo_megatron.kernels import triton_ops
 from owpo_megatron.kernels.backend import ChunkLogits
+from owpo_megatron.kernels.chunk_rows import cuda_rows
 from owpo_megatron.kernels.fp8 import CANDIDATES, Fp8Weight
-from owpo_megatron.kernels.triton_backend import TritonLogits, rows_for
+from owpo_megatron.kernels.triton_backend import TritonLogits
 
 
 class TritonFp8Backend:
@@ -26,8 +27,8 @@ class TritonFp8Backend:
         self._inverse_temperature = inverse_temperature
         self._refine = refine
 
-    def chunk_rows(self) -> int:
-        return rows_for(self._weight_VH)
+    def chunk_rows(self, columns: int) -> int:
+        return cuda_rows(columns)
 
     def chunks(
         self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
