@@ -108,10 +108,7 @@ class _ScaledMm:
         self._weight_VH, self._scale = quantise(weight_VH)
 
     def __call__(self, h_CH: torch.Tensor) -> torch.Tensor:
-        values_CH, scale = quantise(h_CH)
-        rows = -len(values_CH) % 16  # the GEMM wants multiples of 16
-        if rows:
-            values_CH = torch.nn.functional.pad(values_CH.view(torch.uint8), (0, 0, 0, rows)).view(values_CH.dtype)
+        values_CH, scale = quantise(_with_whole_tiles(h_CH))
         out = torch._scaled_mm(
             values_CH, self._weight_VH.t(), scale_a=scale, scale_b=self._scale, out_dtype=torch.float32,
             use_fast_accum=False,
@@ -134,14 +131,20 @@ class _TransformerEngine:
         self._weight_VH = self._quantise(weight_VH)
 
     def __call__(self, h_CH: torch.Tensor) -> torch.Tensor:
+        values_CH = self._quantise(_with_whole_tiles(h_CH))
         out, *_ = self._gemm(
-            self._weight_VH, self._quantise(h_CH), out_dtype=torch.float32, layout="TN", use_split_accumulator=True
+            self._weight_VH, values_CH, out_dtype=torch.float32, layout="TN", use_split_accumulator=True
         )
-        return out
+        return out[: len(h_CH)]
+
+
+def _with_whole_tiles(h_CH: torch.Tensor) -> torch.Tensor:
+    """Rows of zeros up to the next multiple of 16, which cuBLAS's FP8 GEMM wants of every dimension."""
+    return torch.nn.functional.pad(h_CH, (0, 0, 0, -len(h_CH) % 16))
 
 
 def _best_product(weight_VH: torch.Tensor) -> _Simulated | _ScaledMm | _TransformerEngine:
-    # a GEMM in FP8 needs Hopper or later, and multiples of 16 everywhere
+    # a GEMM in FP8 needs Ada or later, and multiples of 16 everywhere (rows of h are added where they are missing)
     hardware = weight_VH.is_cuda and torch.cuda.get_device_capability(weight_VH.device) >= (8, 9)
     if not hardware or any(size % 16 for size in weight_VH.shape):
         return _Simulated(weight_VH)

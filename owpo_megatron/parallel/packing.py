@@ -61,6 +61,19 @@ def plan_microbatches(
     return plan
 
 
+def padded_to_longest(lengths: Sequence[int], plan: Sequence[Sequence[int]], pad_to: int) -> int:
+    """The multiple of `pad_to` that every pack of one rank has to be padded to, so that all have one length.
+
+    Example:
+        >>> padded_to_longest([3, 5, 2], [[0, 2], [1], []], pad_to=2)
+        6
+        >>> padded_to_longest([], [[], []], pad_to=2)  # a rank without samples takes part with padding alone
+        2
+    """
+    longest = max(sum(lengths[index] for index in indices) for indices in plan)
+    return max(-(-longest // pad_to), 1) * pad_to
+
+
 def packed_length(sample: Sample) -> int:
     """Tokens that a sample takes in a pack: all but its last, which is only a target."""
     assert sample.prompt_ids, "the first response token needs a position to be predicted from"

@@ -20,6 +20,7 @@ from owpo_megatron.parallel.packing import (
     Microbatch,
     build_microbatch,
     packed_length,
+    padded_to_longest,
     plan_microbatches,
     token_batch_of,
 )
@@ -182,8 +183,7 @@ class MegatronPolicy:
             plan = plan_microbatches(
                 lengths, topology.dp_size, self._tokens_per_microbatch, multiple_of=stages, at_least=2 * stages
             )[topology.dp_rank]
-            longest = max(sum(lengths[index] for index in indices) for indices in plan)
-            pad_to = -(-longest // pad_to) * pad_to
+            pad_to = padded_to_longest(lengths, plan, pad_to)
         return [build_microbatch(samples, indices, pad_to, cpu.device()) for indices in plan]
 
     def _summed(self, collected: list[dict[str, torch.Tensor]]) -> dict[str, Any]:

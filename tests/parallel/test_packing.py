@@ -13,7 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from owpo_megatron.parallel.packing import build_microbatch, packed_length, plan_microbatches, token_batch
+from owpo_megatron.parallel.packing import (
+    build_microbatch,
+    packed_length,
+    padded_to_longest,
+    plan_microbatches,
+    token_batch,
+)
 from owpo_megatron.types import Sample, TokenBatch
 
 CPU = torch.device("cpu")
@@ -54,6 +60,17 @@ def test_plan_by_hand() -> None:
     """Longest first to the emptiest rank: 5 -> 0, 4 -> 1, 3 -> 1, 2 -> 0; first fit into packs of 6."""
     assert plan_microbatches([3, 5, 2, 4], dp_size=2, max_tokens=6) == [[[1], [2]], [[3], [0]]]
     assert plan_microbatches([3, 5, 2, 4], dp_size=1, max_tokens=7) == [[[1, 2], [3, 0]]]
+
+
+@pytest.mark.parametrize("pad_to", [1, 4])
+def test_all_packs_of_a_rank_get_one_length(pad_to: int) -> None:
+    """Also on a rank that has no sample: with interleaved stages a pass over few samples leaves ranks idle."""
+    samples = [sample((7, 8), (9, 1)), sample((7,), (9, 9, 9, 1))]
+    lengths = [packed_length(one) for one in samples]
+    for plan in plan_microbatches(lengths, dp_size=3, max_tokens=64, multiple_of=2, at_least=4):
+        width = padded_to_longest(lengths, plan, pad_to)
+        packs = [build_microbatch(samples, indices, width, CPU) for indices in plan]
+        assert {pack.token_T.shape[1] for pack in packs} == {width} and width % pad_to == 0
 
 
 def sample(prompt: tuple[int, ...], response: tuple[int, ...], **fields: Any) -> Sample:
