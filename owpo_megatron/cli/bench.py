@@ -44,7 +44,10 @@ def swap(
 @bench.command("sync")
 def sync(
     transport: Annotated[
-        str, typer.Option(help="all, or some of tensor, tensor_by_value, distributed, disk, ipc, with commas between.")
+        str,
+        typer.Option(
+            help="all, or some of tensor, tensor_by_value, distributed, disk, delta, ipc, with commas between."
+        ),
     ] = "all",
     params: Annotated[str, typer.Option(metavar="COUNT", help="Size of the random model, e.g. 50M or 8B.")] = "50M",
     engine: Annotated[Literal["sglang"], typer.Option(help="What the weights are brought to.")] = "sglang",
@@ -52,6 +55,9 @@ def sync(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where weights and engine are.")] = "cpu",
     rounds: Annotated[int, typer.Option(min=1, help="Pushes by each that are timed; medians are given.")] = 7,
     bucket_mb: Annotated[int, typer.Option(min=1, help="As sync.bucket_mb.")] = 512,
+    changed: Annotated[
+        float, typer.Option(min=0, max=100, help="Of delta: percent of the elements that change before each push.")
+    ] = 1.0,
     json_file: JsonFile = None,
 ) -> None:
     """Bring a model's weights to an SGLang server by each transport, against a plain copy of the same bytes.
@@ -65,8 +71,8 @@ def sync(
     if unknown := set(names) - set(TRANSPORTS):
         raise UserError("--transport", ", ".join(sorted(unknown)), f"use all, or some of {', '.join(TRANSPORTS)}")
     with err.status("sync") as status:
-        rows = bench_sync(_count(params), dtype, names, device, rounds, bucket_mb, status.update)
-    report_rows(rows, json_file, {"engine": engine, "dtype": dtype, "bucket_mb": bucket_mb})
+        rows = bench_sync(_count(params), dtype, names, device, rounds, bucket_mb, changed / 100, status.update)
+    report_rows(rows, json_file, {"engine": engine, "dtype": dtype, "bucket_mb": bucket_mb, "changed": changed})
 
 
 @bench.command("verifier")

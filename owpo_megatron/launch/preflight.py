@@ -94,6 +94,11 @@ def _sync(config: Config) -> None:
         raise UserError("sync.fp8", True, "SGLang runs FP8 on CUDA devices; leave it out on a CPU")
     if sync.fp8 and config.model.dtype != "bfloat16":
         raise UserError("sync.fp8", True, "engines in FP8 compute in bfloat16; set model.dtype bfloat16")
+    if sync.delta and (config.engine.urls or config.engine.router):
+        remedy = (
+            "servers known by their URL have no mirror for changes; start them with owpo serve --rendezvous FOLDER "
+        )
+        raise UserError("sync.delta", True, remedy + "and set engine.rendezvous, or leave it out")
     if sync.verify == "hash" and on_cuda:
         raise UserError("sync.verify", "hash", "SGLang hashes CUDA tensors in a way of its own; use logprob")
     if "quantization" in config.sglang:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +20,14 @@ import torch
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.convert import hf_shapes, read_hf_config
 from owpo_megatron.errors import UserError
-from owpo_megatron.rollout import Fleet, Server, start_fleet
+from owpo_megatron.rollout import EngineClient, Fleet, Server, start_fleet
 from owpo_megatron.sync import EngineSync
+from owpo_megatron.sync.delta import DeltaTransport
 from owpo_megatron.sync.disk import DiskTransport
 from owpo_megatron.sync.distributed import DistributedTransport
 from owpo_megatron.sync.hashes import EngineHashes
 from owpo_megatron.sync.ipc import IpcTransport
+from owpo_megatron.sync.mirror import Mirror
 from owpo_megatron.sync.push import Transport
 from owpo_megatron.sync.tensor import TensorTransport
 
@@ -33,6 +36,7 @@ TRANSPORTS: dict[str, Callable[[Path], Transport]] = {
     "tensor_by_value": lambda folder: TensorTransport(share=False),
     "distributed": lambda folder: DistributedTransport(),
     "disk": DiskTransport,
+    "delta": lambda folder: DeltaTransport(folder, folder),
     "ipc": lambda folder: IpcTransport(),
 }
 EXPECTED = {"tensor", "distributed"}  # held to 5 copies and 0.3 s
@@ -43,7 +47,14 @@ Say = Callable[[str], None]
 
 
 def bench_sync(
-    params: int, dtype: str, transports: Sequence[str], device: str, rounds: int, bucket_mb: int, say: Say
+    params: int,
+    dtype: str,
+    transports: Sequence[str],
+    device: str,
+    rounds: int,
+    bucket_mb: int,
+    changed: float,
+    say: Say,
 ) -> list[dict[str, Any]]:
     """Push a random model to one engine, `rounds` times by each transport, taking turns with a plain copy.
 
@@ -57,6 +68,8 @@ def bench_sync(
         transports: names of TRANSPORTS.
         device: cpu or cuda; where the weights are and the engine runs.
         bucket_mb: as `sync.bucket_mb`.
+        changed: share of the elements that become others before each push of `delta`, which goes to a mirror in this
+            process, as to an engine elsewhere; its extra memory has the trainer's copy and the mirror's.
         say: told what is going on.
 
     Raises:
@@ -78,7 +91,10 @@ def bench_sync(
         made = {transport: TRANSPORTS[transport](Path(on_disk)) for transport in transports}
         for transport in made.values():
             stack.callback(transport.close)
-        return _measure(weights, num_kv_heads, fleet, made, rounds, bucket_mb << 20, say)
+        engines = dict.fromkeys(made, fleet.clients[0])
+        if "delta" in made:
+            engines["delta"] = stack.enter_context(_elsewhere(fleet.clients[0].url, Path(on_disk)))
+        return _measure(weights, num_kv_heads, fleet, made, engines, rounds, bucket_mb << 20, changed, say)
 
 
 def random_model(params: int, folder: Path, dtype: torch.dtype, device: str) -> tuple[dict[str, torch.Tensor], int]:
@@ -128,29 +144,34 @@ def _measure(
     num_kv_heads: int,
     fleet: Fleet,
     transports: dict[str, Transport],
+    engines: dict[str, EngineClient],
     rounds: int,
     bucket_bytes: int,
+    changed: float,
     say: Say,
 ) -> list[dict[str, Any]]:
-    client, size = fleet.clients[0], sum(tensor.nbytes for tensor in weights.values())
+    size = sum(tensor.nbytes for tensor in weights.values())
     on_cuda = next(iter(weights.values())).is_cuda
-    syncs = {name: EngineSync(transport, [client], bucket_bytes) for name, transport in transports.items()}
+    syncs = {name: EngineSync(transport, [engines[name]], bucket_bytes) for name, transport in transports.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ("memcpy", *syncs)}
     memory: dict[str, tuple[int, ...]] = {name: (0, 0) for name in seconds}  # trainer, engine
     copy = _copy_of(weights)
     for turn in range(rounds + 1):  # the first one makes groups and buffers, and is not counted
         for name in seconds:
             say(f"{name}, round {turn} of {rounds}")
+            if name == "delta":
+                _change(weights, changed)
             with _peaks(fleet) as peak:
                 taken = _timed(copy if name == "memcpy" else partial(syncs[name].push, weights.items(), turn))
             memory[name] = tuple(map(max, memory[name], peak()))
             if turn:
                 seconds[name].append(taken)
+    written = {name: t.written_bytes for name, t in transports.items() if isinstance(t, DiskTransport | DeltaTransport)}
     if not on_cuda:
         for name, transport in transports.items():
             say(f"{name}: checksums")
-            check = EngineHashes([client], num_kv_heads)
-            EngineSync(transport, [client], bucket_bytes, check=check).push(weights.items(), rounds + 1)
+            check = EngineHashes([engines[name]], num_kv_heads)
+            EngineSync(transport, [engines[name]], bucket_bytes, check=check).push(weights.items(), rounds + 1)
     allowed = 5 * statistics.median(seconds["memcpy"]) + 0.3
     return [
         {
@@ -159,6 +180,7 @@ def _measure(
             "seconds": round(statistics.median(taken), 4),
             "slowest": round(max(taken), 4),
             "MB_per_s": round(size / 1e6 / statistics.median(taken)),
+            "written_MB": round(written[name] / 1e6, 3) if name in written else None,
             "allowed_seconds": round(allowed, 4) if name in EXPECTED else None,
             "trainer_extra_MB": round(memory[name][0] / 1e6, 1),
             "engine_extra_MB": round(memory[name][1] / 1e6, 1),
@@ -166,6 +188,25 @@ def _measure(
         }
         for name, taken in seconds.items()
     ]
+
+
+@contextlib.contextmanager
+def _elsewhere(url: str, copies: Path) -> Iterator[EngineClient]:
+    """The engine as one of another machine, with a mirror beside it."""
+    key = secrets.token_hex()
+    with (
+        contextlib.closing(Mirror("127.0.0.1", key, copies)) as mirror,
+        contextlib.closing(EngineClient(url, key=key)) as client,
+    ):
+        client.mirror = f"http://127.0.0.1:{mirror.port}"
+        yield client
+
+
+def _change(weights: dict[str, torch.Tensor], share: float) -> None:
+    """Turn the lowest bit of this share of the elements."""
+    for tensor in weights.values():
+        bits = tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+        bits ^= (torch.rand(bits.shape, device=bits.device) < share).to(bits.dtype)
 
 
 def _copy_of(weights: dict[str, torch.Tensor]) -> Callable[[], None]:

@@ -73,6 +73,13 @@ def test_the_field_at_fault_is_named(raw: dict[str, Any], section: str, field: s
     assert error.remedy
 
 
+def test_changes_of_weights_need_a_mirror(raw: dict[str, Any]) -> None:
+    delta = {"transport": "disk", "delta": True}
+    for engine in ({"urls": ["http://127.0.0.1:30000"]}, {"router": "http://127.0.0.1:30001"}):
+        error = mistake(raw, sync=delta, engine=engine)
+        assert error.field == "sync.delta" and "owpo serve --rendezvous" in error.remedy
+
+
 def test_an_empty_model_folder(raw: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "neither config.json" in mistake(raw, model={"path": str(tmp_path / "empty")}).remedy
