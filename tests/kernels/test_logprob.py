@@ -20,6 +20,7 @@ from owpo_megatron.kernels import (
     logprob,
     settled_mode,
 )
+from owpo_megatron.kernels.fp8 import _ScaledMm, _Simulated
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, None])
@@ -112,6 +113,13 @@ def test_a_quantised_weight_is_used_as_it_is() -> None:
     assert torch.equal(logprob(h_TH, weight_VH, target_T, mode="fp8_raw", fp8_weight=kept).logp_T, first.logp_T)
     other = Fp8Weight(2 * weight_VH)
     assert not torch.equal(logprob(h_TH, weight_VH, target_T, mode="fp8_raw", fp8_weight=other).logp_T, first.logp_T)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 19])
+def test_torchs_fp8_gemm_is_what_is_simulated(rows: int) -> None:
+    """Any number of rows: the GEMM's own wants are met inside. torch has it on a CPU too, unused."""
+    h_TH, weight_VH, _ = peaked_inputs(rows=rows, vocab=48)
+    torch.testing.assert_close(_ScaledMm(weight_VH)(h_TH), _Simulated(weight_VH)(h_TH), rtol=1e-5, atol=1e-5)
 
 
 def test_ratios_between_incompatible_modes_are_refused() -> None:
