@@ -25,7 +25,9 @@ def rows(run: RunMetrics) -> dict[str, str]:
         facts[name] = _percent(values[0]) + (f" -> {_percent(values[-1])}" if len(values) > 1 else "")
     reward = run.column("reward_mean")
     if reward:
-        facts["reward"] = f"{_percent(reward.values[0])} -> {_percent(last_mean(reward) or 0.0)} (last 10 steps)"
+        facts["reward"] = (
+            f"{_percent(reward.values[0])} -> {_percent(last_mean(reward) or 0.0)} (last {min(10, steps)} steps)"
+        )
     swaps = run.swaps()
     if run.column("ref_id") or swaps:
         shown = ", ".join(str(step) for step in swaps[:6]) + (", ..." if len(swaps) > 6 else "")
@@ -33,7 +35,7 @@ def rows(run: RunMetrics) -> dict[str, str]:
     for field, label, text in (
         ("entropy", "entropy", "{:.3f} nats"),
         ("kl_ref", "KL to the reference", "{:.4f} nats"),
-        ("clip_fraction", "clipped tokens", "{:.2%}"),
+        ("clip_fraction", "clipped tokens", "{:.2f} %"),
         ("grad_norm", "gradient norm", "{:.3f}"),
         ("mismatch", "trainer against engine", "{:.1e} mean |dlogp|"),
         ("response_length", "response length", "{:.1f} tokens"),
@@ -41,7 +43,7 @@ def rows(run: RunMetrics) -> dict[str, str]:
     ):
         mean = last_mean(run.column(field))
         if mean is not None:
-            facts[label] = text.format(mean)
+            facts[label] = text.format(100 * mean if text.endswith("%") else mean)
     return facts | _from_summary(run)
 
 
@@ -62,7 +64,7 @@ def _from_summary(run: RunMetrics) -> dict[str, str]:
     facts: dict[str, str] = {}
     parallel, engine = run.summary.get("parallel"), run.summary.get("engine")
     if isinstance(parallel, dict):
-        facts["ranks"] = ", ".join(f"{name} {size}" for name, size in parallel.items())
+        facts["ranks"] = ", ".join(f"{name} {size}" for name, size in parallel.items() if size is not False)
     if isinstance(engine, dict):
         facts["engine"] = f"{engine.get('name', '?')} {engine.get('version', '')}".strip()
     if isinstance(run.summary.get("seconds"), (int, float)):
