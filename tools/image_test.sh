@@ -32,7 +32,8 @@ step() {
     doing=''
 }
 
-inside() { step "$1" buildah run --workingdir "$2" "$container" -- "${@:3}"; }
+# The name: Docker puts a container's into its /etc/hosts, buildah does not.
+inside() { step "$1" buildah run --hostname localhost --workingdir "$2" "$container" -- "${@:3}"; }
 
 finish() {
     local code=$?
