@@ -75,7 +75,7 @@ def test_the_field_at_fault_is_named(raw: dict[str, Any], section: str, field: s
 
 def test_changes_of_weights_need_a_mirror(raw: dict[str, Any]) -> None:
     delta = {"transport": "disk", "delta": True}
-    for engine in ({"urls": ["http://127.0.0.1:30000"]}, {"router": "http://127.0.0.1:30001"}):
+    for engine in ({"urls": ["http://127.0.0.1:30000"]}, {"urls": [], "router": "http://127.0.0.1:30001"}):
         error = mistake(raw, sync=delta, engine=engine)
         assert error.field == "sync.delta" and "owpo serve --rendezvous" in error.remedy
 
