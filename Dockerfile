@@ -79,7 +79,7 @@ USER owpo
 FROM base AS cpu-build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
-# The environments first: a change of the code alone does not make them again.
+# The two large environments first: a change of the code alone does not make them again.
 COPY Makefile setup.py pyproject.toml ./
 COPY requirements requirements
 COPY tools/make_env.sh tools/make_env.sh
@@ -88,7 +88,7 @@ COPY owpo_megatron/sglang_cpu owpo_megatron/sglang_cpu
 ARG TORCH_CPU_INDEX
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     make setup && make .venv/.triton
-# NeMo-Run's environment is tried out with the project's own pipeline, so it comes after it.
+# NeMo-Run's (a minute) is tried out with the project's own pipeline, so it comes after that.
 COPY owpo_megatron owpo_megatron
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     make nemo
