@@ -18,13 +18,14 @@ import triton
 import triton.language as tl
 
 TILE = 128  # columns that one candidate stands for
+TILES = 16  # tiles that a program looks at together: 2,048 columns, so that it waits for memory, not for its reductions
 BLOCK = 2048  # columns of one program step of the gradient
 
 
 @triton.jit
 def _stats_kernel(
     logits, column, out, best, best_column, rows, columns, stride, inverse_temperature, tiles,
-    WITH_CANDIDATES: tl.constexpr, TILE: tl.constexpr,
+    WITH_CANDIDATES: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """One row a program: online max m, s = sum e^(z - m), q = sum (z - m) e^(z - m), target; best of every tile."""
     row = tl.program_id(0).to(tl.int64)
@@ -33,24 +34,25 @@ def _stats_kernel(
     s = 0.0
     q = 0.0
     at_target = 0.0
-    for tile in range(0, tiles):
-        c = tile * TILE + tl.arange(0, TILE)
+    for first in range(0, tiles, TILES):
+        tile = first + tl.arange(0, TILES)
+        c = tile[:, None] * TILE + tl.arange(0, TILE)[None, :]
         ok = c < columns
         z = tl.load(logits + row * stride + c, mask=ok, other=-float("inf")).to(tl.float32) * inverse_temperature
-        top = tl.max(z, 0)
-        new = tl.maximum(m, top)
+        top = tl.max(z, 1)
+        new = tl.maximum(m, tl.max(top, 0))
         p = tl.exp(z - new)
         # what was summed against the old maximum moves to the new one: e^(m - new), and (z - m) + (m - new)
         shift = tl.where(m == -float("inf"), 0.0, m - new)
         scale = tl.where(m == -float("inf"), 0.0, tl.exp(shift))
-        q = scale * (q + shift * s) + tl.sum(tl.where(ok, (z - new) * p, 0.0), 0)
-        s = s * scale + tl.sum(p, 0)
+        q = scale * (q + shift * s) + tl.sum(tl.sum(tl.where(ok, (z - new) * p, 0.0), 1), 0)
+        s = s * scale + tl.sum(tl.sum(p, 1), 0)
         # `ok` too: a target on another rank is -1 and never here, padded lanes hold -inf and must not be read
-        at_target += tl.sum(tl.where((c == target) & ok, z, 0.0), 0)
+        at_target += tl.sum(tl.sum(tl.where((c == target) & ok, z, 0.0), 1), 0)
         m = new
         if WITH_CANDIDATES:
-            tl.store(best + row * tiles + tile, top)
-            tl.store(best_column + row * tiles + tile, tile * TILE + tl.argmax(z, 0))
+            tl.store(best + row * tiles + tile, top, mask=tile < tiles)
+            tl.store(best_column + row * tiles + tile, tile * TILE + tl.argmax(z, 1), mask=tile < tiles)
     tl.store(out + row, m)
     tl.store(out + rows + row, s)
     tl.store(out + 2 * rows + row, at_target)
@@ -173,6 +175,7 @@ def row_stats(
     _stats_kernel[(rows,)](
         logits_CV, column_C, out_4C, best_CN if candidates else out_4C, column_CN if candidates else out_4C, rows,
         columns, logits_CV.stride(0), inverse_temperature, tiles, WITH_CANDIDATES=candidates, TILE=TILE,
+        TILES=TILES,
     )  # fmt: skip
     return out_4C, best_CN, column_CN
 

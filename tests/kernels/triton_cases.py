@@ -36,10 +36,11 @@ MAPS = {
 
 
 @on_each_device
-@pytest.mark.parametrize("columns", [(0, 300), (0, 140), (140, 300), (299, 300)], ids=str)
+@pytest.mark.parametrize("columns", [(0, 300), (0, 140), (140, 300), (299, 300), (0, 2500)], ids=str)
 def test_row_stats(device: str, columns: tuple[int, int]) -> None:
-    """Whole and part of a vocabulary: targets of other ranks, padded lanes of the last tile, one column."""
-    h_TH, weight_VH, target_T = make_inputs(rows=9, vocab=300, dtype=torch.float32)
+    """Whole and part of a vocabulary: targets of other ranks, padded lanes of the last tile, one column; more tiles
+    than a program takes at a time, with the largest logit among the first or the last."""
+    h_TH, weight_VH, target_T = make_inputs(rows=9, vocab=max(columns[1], 300), dtype=torch.float32)
     logits_CV = (h_TH @ weight_VH.t())[:, columns[0] : columns[1]].contiguous().to(device)
     here_T = (target_T >= columns[0]) & (target_T < columns[1])
     column_T = torch.where(here_T, target_T - columns[0], -1).to(device)
