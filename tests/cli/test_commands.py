@@ -33,6 +33,7 @@ COMMANDS = {
         "--host",
         "--index",
         "--log",
+        "--mirror",
         "--port",
         "--python",
         "--rendezvous",
@@ -73,7 +74,19 @@ COMMANDS = {
     "bench convert": ["--folder", "--jobs", "--json", "--layers"],
     "bench verifier": ["--fuzz", "--json", "--seed", "--timeout", "--workers"],
     "bench head": ["--device", "--hidden", "--json", "--plot", "--repeats", "--threads", "--tokens", "--vocab"],
-    "bench sync": ["--bucket-mb", "--device", "--dtype", "--engine", "--json", "--params", "--rounds", "--transport"],
+    "bench sync": [
+        *(
+            "--bucket-mb",
+            "--changed",
+            "--device",
+            "--dtype",
+            "--engine",
+            "--json",
+            "--params",
+            "--rounds",
+            "--transport",
+        ),
+    ],
     "bench swap": ["--dtype", "--json", "--params", "--rounds"],
 }
 
@@ -129,6 +142,8 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         (["serve", "nowhere"], "error: "),
         (["serve", "nowhere", "max_total_tokens"], "error: argument = max_total_tokens: write it as NAME=VALUE"),
         (["eval", "-c", "config.yaml", "--checkpoint", "nowhere"], "error: --checkpoint = nowhere: no such folder"),
+        (["convert", "import", "--hf", "nowhere", "--out", "x"], "error: --hf = nowhere: no such folder"),
+        (["convert", "export", "--megatron", ".", "--out", "."], "error: --out = .: exists already; choose another"),
         (
             ["train", "-c", "config.yaml", "rollout.group_siez=2"],
             "error: rollout.group_siez = 2: unknown field; did you",
