@@ -47,6 +47,7 @@ def import_hf(
 
     Run it again to go on with an interrupted conversion. Example: owpo convert import --hf Qwen3-8B --out Qwen3-8B-mg
     """
+    _look_at("--hf", hf, out_dir)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everything stays in host memory, wherever this runs
     from owpo_megatron.config import ParallelConfig
     from owpo_megatron.convert import check_parallel, read_hf_config
@@ -71,6 +72,7 @@ def export_hf(
 
     Example: owpo convert export --megatron runs/NAME/checkpoints/step_000080 --out step80
     """
+    _look_at("--megatron", megatron, out_dir)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from owpo_megatron.policy.export import megatron_to_hf
     from owpo_megatron.trainer.checkpoints import verify_manifest
@@ -97,12 +99,21 @@ def verify(
 
     The outcome goes to the folder's conversion.json; exit code 1 where the two sides differ.
     """
+    _look_at("--megatron", megatron)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from owpo_megatron.policy.export import verify as verify_folder
 
     with _bars() as stage:
         conversion = verify_folder(megatron, hf, hf_template, stage, jobs)
     _tell(conversion, f"verified: {megatron}", json_file)
+
+
+def _look_at(option: str, source: Path, target: Path | None = None) -> None:
+    """What can be told before torch is imported. Raises UserError."""
+    if not source.is_dir():
+        raise UserError(option, source, "no such folder")
+    if target is not None and target.exists():
+        raise UserError("--out", target, "exists already; choose another folder or remove it")
 
 
 def _tell(conversion: Conversion, line: str, json_file: Path | None) -> None:

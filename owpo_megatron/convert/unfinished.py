@@ -44,7 +44,10 @@ class Unfinished:
         self.journal = self.path / _JOURNAL
 
     def __enter__(self) -> Unfinished:
-        self.journal.mkdir(parents=True, exist_ok=True)
+        try:
+            self.journal.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError("out", self._folder, f"{error.strerror}; give a folder that can be written to") from error
         self._lock = (self.path.with_name(f"{self.path.name}.lock")).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -286,4 +286,4 @@ def test_script_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(TOOLS / "convert_hf_to_megatron.py"), "--hf", "nowhere", "--out", "x"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: model.path = nowhere: no such folder") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: --hf = nowhere: no such folder") and done.stderr.count("\n") == 1
