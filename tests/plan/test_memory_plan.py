@@ -186,6 +186,8 @@ def test_what_lowers_the_need(qwen3_8b: Path) -> None:
     full = make_plan(large(qwen3_8b), 80 * GIB)
     recomputed = make_plan(large(qwen3_8b, megatron=RECOMPUTE), 80 * GIB)
     assert recomputed.trainer.activations < 0.2 * full.trainer.activations
+    few = make_plan(large(qwen3_8b, megatron=RECOMPUTE | {"recompute_method": "block"}), 80 * GIB)
+    assert few.trainer.activations > 0.9 * full.trainer.activations, "one layer of a block is computed again, not all"
     assert make_plan(large(qwen3_8b, algorithm={"name": "dapo"}), 80 * GIB).trainer.reference == 0
     offloaded = make_plan(large(qwen3_8b, reference={"placement": "offloaded"}), 80 * GIB).trainer
     assert offloaded.host == full.trainer.weights and offloaded.reference == full.trainer.reference

@@ -103,12 +103,16 @@ def activation_bytes(config: Config, model: HFModel, cuda: bool, stage: int = 0)
     layers = model.num_layers // par.pp
     hidden = model.hidden_size // (par.tp if par.sp else 1)
     one = layer_elements(model, par.tp, par.sp, cuda) * weight + _statistics(model, par.tp)
-    if config.megatron.get("recompute_granularity") == "full":
-        together = int(config.megatron.get("recompute_num_layers", 1))
-        # inputs of the recomputed pieces, and all of one piece while it is computed again
-        kept, again = layers * hidden * weight // together, together * one
-    else:
+    number = int(config.megatron.get("recompute_num_layers") or 1)
+    if config.megatron.get("recompute_granularity") != "full":
         kept, again = layers * one, 0
+    elif config.megatron.get("recompute_method") == "block":
+        # so many layers of each chunk are computed again, one by one; the others keep everything
+        again_layers = min(number * (par.vpp or 1), layers)
+        kept, again = again_layers * hidden * weight + (layers - again_layers) * one, one
+    else:
+        # inputs of the recomputed pieces, and all of one piece while it is computed again
+        kept, again = layers * hidden * weight // number, number * one
     in_flight = par.pp - stage if par.vpp is None else par.pp + (par.pp - 1) / par.vpp
     ends = 4 * model.hidden_size * weight  # embedding, last norm, gathered hidden states and their gradient
     return int(tokens * (kept * in_flight + again + ends))
