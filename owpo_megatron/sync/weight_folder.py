@@ -36,6 +36,7 @@ from owpo_megatron.sync.private_folder import PrivateFolder
 MANIFEST = "update.json"
 _PATCH_FILES, _WEIGHT_FILES = "changes-*.safetensors", "model-*.safetensors"
 _SHOWN = 5  # names in a message
+_MOST_THREADS = 16
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -215,8 +216,8 @@ def write_patches(patches: Mapping[str, Patch], file: Path) -> int:
 
 
 def on_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Comparing, copying and hashing release Python's lock: a thread a core."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    """Comparing, copying and hashing release Python's lock: a thread a core, as far as memory keeps up."""
+    with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
         return list(pool.map(function, items))
 
 
