@@ -44,7 +44,7 @@ def methods(
     for row in rows:
         settings = ", ".join(f"{field} {value:g}" for field, value in row["settings"].items())
         table.add_row(row["name"], row["reference"], row["groups"], row["divisor"], escape(settings))
-    out.print(table)
+    out.print(table, width=None if out.is_terminal else max(out.width, 120))  # a pipe has no width to be kept
     result: dict[str, Any] = {"methods": rows}
     if figure is not None:
         from owpo_megatron.report.dynamics import draw_dynamics

@@ -7,6 +7,7 @@ below are in this project's words. All of them are about the start of an update,
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -169,8 +170,9 @@ def test_figure_3_is_made_of_these_curves(tmp_path) -> None:
 def test_names_of_the_configuration_are_those_of_the_methods() -> None:
     """config_method.py imports no torch, so it repeats which method has what."""
     from owpo_megatron.algorithms import SAMPLE_MEAN
-    from owpo_megatron.config_method import DYNAMIC_SAMPLING, METHODS_WITH
+    from owpo_megatron.config_method import DYNAMIC_SAMPLING, METHODS_WITH, AlgorithmName
 
+    assert set(get_args(AlgorithmName)) == set(OBJECTIVES)
     assert set(DYNAMIC_SAMPLING) == {name for name, one in OBJECTIVES.items() if one.dynamic_sampling}
     for field, names in METHODS_WITH.items():
         assert set(names) == {name for name, one in OBJECTIVES.items() if field in vars(one)}
