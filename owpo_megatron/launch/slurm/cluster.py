@@ -13,8 +13,6 @@ ENDED_WELL = frozenset({"COMPLETED"})
 ENDED_BADLY = frozenset(
     {"FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY", "PREEMPTED"}
 )
-# Slurm keeps a job with these for a moment before it is in the queue again.
-REQUEUED = frozenset({"REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class JobState:
 
     @property
     def ended(self) -> bool:
+        """Not so of a job in REQUEUED or REQUEUE_HOLD, which Slurm puts into the queue again in a moment."""
         return self.state in ENDED_WELL | ENDED_BADLY
 
     @property
