@@ -55,7 +55,7 @@ def on_host(size: int, device: torch.device) -> torch.Tensor:
 
 
 class Outbox:
-    """Copies buckets into one of two buffers and delivers them in another thread, in order.
+    """Copies buckets into one of two buffers and delivers them in other threads.
 
     While a bucket is on its way the next one is gathered and packed, so memory is two buckets, whatever the model's
     size. The buffers are kept between updates: fresh memory costs more than the copy into it.
@@ -68,9 +68,13 @@ class Outbox:
         self._allocate = allocate
         self._buffers: list[torch.Tensor | None] = [None] * STAGES
 
-    def open(self, deliver: Callable[[Staged], None]) -> Delivery:
-        """A context in which `put` accepts buckets; it ends when all are delivered. Raises what `deliver` raises."""
-        return Delivery(self, deliver)
+    def open(self, deliver: Callable[[Staged], None], at_once: int = 1) -> Delivery:
+        """A context in which `put` accepts buckets; it ends when all are delivered. Raises what `deliver` raises.
+
+        Args:
+            at_once: 1: in order, one after the other; STAGES: the next is on its way before the last one has arrived.
+        """
+        return Delivery(self, deliver, at_once)
 
     def stage(self, bucket: Bucket, turn: int) -> Staged:
         """Pack the bucket into a buffer; valid until the same buffer's next turn."""
@@ -102,9 +106,9 @@ class Outbox:
 class Delivery:
     """The buckets of one update on their way; see Outbox.open."""
 
-    def __init__(self, outbox: Outbox, deliver: Callable[[Staged], None]):
+    def __init__(self, outbox: Outbox, deliver: Callable[[Staged], None], at_once: int):
         self._outbox, self._deliver = outbox, deliver
-        self._pool = ThreadPoolExecutor(1, "weights")
+        self._pool = ThreadPoolExecutor(at_once, "weights")
         self._under_way: list[Future[None]] = []
         self._turn = 0
 

@@ -7,9 +7,9 @@ An engine whose update fails stays paused: it has neither the old weights nor th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -129,7 +129,7 @@ class EngineSync:
         on_all(engines, lambda engine: engine.flush())
         # until all is in place an engine has no version: one that was left half-way can never pass for the old one
         on_all(engines, lambda engine: engine.set_version(UNKNOWN_VERSION))
-        with self._transport.session(engines, version) as send:
+        with one_thread(), self._transport.session(engines, version) as send:
             for bucket in buckets:
                 send(bucket)
         if self._check:
@@ -143,6 +143,21 @@ class EngineSync:
 
     def close(self) -> None:
         self._transport.close()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Copies on the host by one thread; those of the weights are short.
+
+    OpenMP's threads wait for each other after every copy, and a paused engine (SGLang asks for requests without rest)
+    has one core to itself: a team that wants all cores then waits for a time slice at each of hundreds of tensors.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def on_all(engines: Sequence[WeightEngine], call: Callable[[WeightEngine], Result]) -> list[Result]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, on_host
+from owpo_megatron.sync.bucket import STAGES, Bucket, Outbox, Staged, on_host
 from owpo_megatron.sync.payload import by_reference, by_value, shared_memory
 from owpo_megatron.sync.push import WeightEngine, on_all
 
@@ -49,7 +49,8 @@ class TensorTransport:
             on_all(engines, give)
 
         on_all(engines, lambda engine: engine.begin_update())
-        with (self._shared if any(near.values()) else self._private).open(deliver) as delivery:
+        outbox = self._shared if any(near.values()) else self._private
+        with outbox.open(deliver, at_once=STAGES) as delivery:  # an engine unpacks one while it loads another
             yield delivery.put
         on_all(engines, lambda engine: engine.end_update())
 
