@@ -88,8 +88,7 @@ def _scores(table: Mapping[str, Any], regime: str, curves: Curves, file: Path) -
     for axis, (title, labels) in zip(axes, panels, strict=True):
         style.dress(axis, f"{title}: {table['metric']} on held-out problems ({regime})", percent=True)
         if reference:
-            axis.axhline(reference["mean"], color=style.MUTED, linewidth=1.0, linestyle="--")
-            _note(axis, reference["mean"], "reference")
+            axis.axhline(reference["mean"], color=style.MUTED, linewidth=1.0, linestyle="--", label="reference")
         for label in labels:
             color = colors[label]
             rows = [dict(map(tuple, one["curve"])) for one in curves[label].values()]
@@ -115,13 +114,6 @@ def _training(table: Mapping[str, Any], regime: str, curves: Curves, file: Path)
     style.legend(axes[1], outside=True)
     figure.savefig(file, metadata={"Software": None})
     return file
-
-
-def _note(axis: Axes, height: float, text: str) -> None:
-    axis.annotate(
-        text, (1.0, height), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
-        ha="right", fontsize=8, color=style.MUTED,
-    )  # fmt: skip
 
 
 def draw_band(
