@@ -98,14 +98,14 @@ def _compare_logits(
             if not apart < _LAYER_TOLERANCE and not complaint:
                 complaint = f"layer {layer} is the first that computes something else"
             layer_done(layer + 1)
-    difference = largest = 0.0
+    gaps, largest = [], 0.0
     our_head, their_head = (EMBEDDING, _HF_EMBEDDING) if model.tied else (OUTPUT_LAYER, LM_HEAD)
     pieces = zip(_stored_rows(state, model, our_head), source.rows(their_head), strict=True)
     for (_, our_rows), (_, their_rows) in pieces:
         our_logits, their_logits = F.linear(ours, our_rows.float()), F.linear(theirs, their_rows.float())
-        apart = float((our_logits - their_logits).abs().max())
-        difference = apart if not apart <= difference else difference  # a NaN stays
+        gaps.append((our_logits - their_logits).abs().max())
         largest = max(largest, float(their_logits.abs().max()))
+    difference = float(torch.stack(gaps).max())  # a NaN of any piece is the largest
     tolerance = TOLERANCE * max(1.0, largest)
     ok = difference <= tolerance
     if not ok and not complaint:

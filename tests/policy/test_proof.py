@@ -85,6 +85,16 @@ def test_a_shifted_layer_is_caught_by_the_logits(hf: Path, tmp_path: Path, monke
         hf_to_megatron(hf, tmp_path / "megatron")
 
 
+def test_a_logit_that_is_no_number_is_no_agreement(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides have it, bit for bit, in the first of the vocabulary's pieces; the pieces behind it agree."""
+    monkeypatch.setattr(tensors, "_VOCAB_ROWS", 16)
+    everything = load_file(hf / "model.safetensors")
+    everything["lm_head.weight"][3] = float("nan")
+    save_file(everything, hf / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ProofError, match="the logits differ"):
+        hf_to_megatron(hf, tmp_path / "megatron")
+
+
 def name_of_other_layer(name: str) -> str:
     other = {"1": "2", "2": "1"}
     return re.sub(r"(?<=\.layers\.)[12](?=\.)", lambda match: other[match[0]], name)
