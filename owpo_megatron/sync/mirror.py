@@ -13,6 +13,7 @@ from __future__ import annotations
 import hmac
 import http.server
 import json
+import socketserver
 import threading
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ class Mirror:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._http = http.server.ThreadingHTTPServer((host, 0), Handler)
+        # not ThreadingHTTPServer, which asks for the name of its own address and may wait for it
+        self._http = socketserver.ThreadingTCPServer((host, 0), Handler)
+        self._http.daemon_threads = True
         self.port: int = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, args=(POLL_SECONDS,), daemon=True, name="mirror").start()
 

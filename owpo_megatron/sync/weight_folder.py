@@ -119,11 +119,10 @@ class WeightFolder:
             patch = difference(old, new)
             if patch is not None:
                 apply(patch, old)
+                self._digests[name] = _hash(old)
             return name, patch
 
-        patches = {name: patch for name, patch in on_cores(one, bucket) if patch is not None}
-        self._digest(patches)
-        return patches
+        return {name: patch for name, patch in on_cores(one, bucket) if patch is not None}
 
     def seal(self) -> str:
         """All weights are in place: the state that they are."""
@@ -188,7 +187,7 @@ class WeightFolder:
 
     def _digest(self, names: Iterable[str]) -> None:
         def one(name: str) -> tuple[str, str]:
-            return name, hashlib.sha256(self._arrays[name].data).hexdigest()
+            return name, _hash(self._arrays[name])
 
         self._digests.update(on_cores(one, names))
 
@@ -219,6 +218,10 @@ def on_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
     """Comparing, copying and hashing release Python's lock: a thread a core, as far as memory keeps up."""
     with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
         return list(pool.map(function, items))
+
+
+def _hash(bits: Bits) -> str:
+    return hashlib.sha256(bits.data).hexdigest()
 
 
 def _state(digests: Mapping[str, str]) -> str:
