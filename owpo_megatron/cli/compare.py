@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from owpo_megatron.cli.options import Overrides, err, out
+from owpo_megatron.cli.options import Overrides, err, out, wide
 
 if TYPE_CHECKING:
     from owpo_megatron.experiments.lab import Lab
     from owpo_megatron.experiments.pool import Failure, Tell
     from owpo_megatron.experiments.spec import RunSpec
 
-LINE_IN_A_FILE = 132  # columns of a table that no terminal limits
 
 LabFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="YAML file of the comparison.")]
 NoRun = Annotated[bool, typer.Option("--no-run", help="Make no run: the tables of what is there.")]
@@ -67,11 +65,6 @@ def show(folder: Path, table: Mapping[str, Any]) -> None:
     figures = write_comparison_figures(table, curves, folder)
     write_markdown(table, folder / "table.md")
     out.print(f"[bold]{escape(str(folder / 'table.json'))}[/bold], figures: {', '.join(file.name for file in figures)}")
-
-
-def wide() -> Console:
-    """The terminal, or a console of lines long enough for a table where there is none."""
-    return out if out.is_terminal else Console(width=LINE_IN_A_FILE)
 
 
 def end(failures: Sequence[Failure]) -> None:

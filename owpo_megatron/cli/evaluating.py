@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from owpo_megatron.cli.exporting import as_hf
-from owpo_megatron.cli.options import err, out
+from owpo_megatron.cli.options import err, out, wide
 from owpo_megatron.config import Config, SetConfig, hf_folder
 from owpo_megatron.config_file import apply_override
 from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer
@@ -173,10 +173,10 @@ def _table_folder(targets: Sequence[Target], folder: Path | None) -> Path:
 
 def _show(scored: Sequence[Scored], folder: Path, json_file: Path | None) -> None:
     tables = score_tables(scored)
-    width = None if out.is_terminal else max(out.width, 120)  # a pipe has no width that would have to be kept
+    console = wide()
     for table in (*(one.rich() for one in tables), details(scored)):
-        out.print()
-        out.print(table, width=width)
+        console.print()
+        console.print(table)
     from owpo_megatron.report.score_plot import write_score_figure
 
     figure = write_score_figure(folder / "scores.png", scored)

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from owpo_megatron.cli.options import JsonFile, out
+from owpo_megatron.cli.options import JsonFile, out, wide
 
 BETA = 2.0  # of the drawn penalty: the paper's 1e-3 would be a line at 1 in this window
 
@@ -44,7 +44,7 @@ def methods(
     for row in rows:
         settings = ", ".join(f"{field} {value:g}" for field, value in row["settings"].items())
         table.add_row(row["name"], row["reference"], row["groups"], row["divisor"], escape(settings))
-    out.print(table, width=None if out.is_terminal else max(out.width, 120))  # a pipe has no width to be kept
+    wide().print(table)
     result: dict[str, Any] = {"methods": rows}
     if figure is not None:
         from owpo_megatron.report.dynamics import draw_dynamics

@@ -20,6 +20,12 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="W
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+LINE_IN_A_FILE = 132  # columns of a table that no terminal limits
+
+
+def wide() -> Console:
+    """The terminal, or a console of lines long enough for a table where there is none."""
+    return out if out.is_terminal else Console(width=LINE_IN_A_FILE)
 
 
 def this_command() -> str:

@@ -36,7 +36,7 @@ def plan(
     made = make_plan(loaded, int(gpu_memory * 2**30), cuda=not cpu)
     par = loaded.parallel
     out.print(
-        f"[bold]{escape(loaded.name)}[/bold]: {loaded.algorithm.name}, {made.parameters / 1e9:.3g} B parameters in "
+        f"[bold]{escape(loaded.name)}[/bold]: {loaded.algorithm.name}, {_count(made.parameters)} parameters in "
         f"{loaded.model.dtype}, tp {par.tp}, pp {par.pp}, dp {par.dp}"
     )
     out.print(_table(made))
@@ -48,6 +48,10 @@ def plan(
         out.print(f"written: {escape(str(json_file))}")
     if made.problem:
         raise typer.Exit(1)
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.3g} B" if parameters >= 1e9 else f"{parameters / 1e6:.3g} M"
 
 
 def _table(made: Plan) -> Table:
@@ -62,6 +66,7 @@ def _table(made: Plan) -> Table:
         ("reference and teachers", trainer.reference),
         ("activations, estimated", trainer.activations),
         ("head, chunks of logits", trainer.head),
+        ("instead of these two: weights under way to engines", trainer.sync),
         ("overhead, guessed", made.trainer_total - trainer.total),
         ("trainer, at its peak", made.trainer_total),
     ]
@@ -80,5 +85,5 @@ def _table(made: Plan) -> Table:
         table.add_row("cache", f"{made.engine.cache / 2**30:.1f}")
         at_once = made.engine.tokens / made.full_length
         table.add_row(f"cached tokens of an engine: {made.engine.tokens:,}", "")
-        table.add_row(f"responses of full length at a time: {at_once:.1f}", "")
+        table.add_row(f"responses of full length at a time: {at_once:,.1f}", "")
     return table

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from owpo_megatron.cli.compare import NoRun, end, make, show, wide
-from owpo_megatron.cli.options import Overrides, out
+from owpo_megatron.cli.compare import NoRun, end, make, show
+from owpo_megatron.cli.options import Overrides, out, wide
 
 ProtocolFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="YAML file of the protocol.")]
 
