@@ -61,11 +61,7 @@ class ParameterSlots:
     def keep(self) -> None:
         """Copy the current parameters to host memory, as the candidate of a later `swap_to_candidate`."""
         assert self.shows_policy
-        if self._candidate is None:
-            self._candidate = [_to_host(data) for data in self._policy.buffers]
-        else:
-            for to, of in zip(self._candidate, self._policy.buffers, strict=True):
-                to.copy_(of)
+        self._candidate = _to_host(self._policy.buffers, self._candidate)
 
     @torch.no_grad()
     def swap_to_candidate(self) -> None:
@@ -96,7 +92,7 @@ class ParameterSlots:
             return
         self.aliased = False
         if not self._resident:
-            self._host = [_to_host(data) for data in self._policy.buffers]
+            self._host = _to_host(self._policy.buffers, self._host)
             return
         # Zeros, as in megatron's own: the gaps between parameters are hashed with them.
         target = self._spare or _Slot(self._layout, [torch.zeros_like(data) for data in self._policy.buffers])
@@ -122,7 +118,7 @@ class ParameterSlots:
         slot = _Slot(self._layout, [torch.zeros_like(data) for data in self._policy.buffers])
         with self._showing(slot):
             yield
-        self._further[name] = slot if resident else [_to_host(data) for data in slot.buffers]
+        self._further[name] = slot if resident else _to_host(slot.buffers)
 
     @contextlib.contextmanager
     def _showing(self, slot: _Slot | None) -> Iterator[None]:
@@ -142,27 +138,24 @@ class ParameterSlots:
         if self._resident:
             self._spare = _Slot(self._layout, [data.clone() for data in self._policy.buffers])
         else:
-            self._host = [_to_host(data) for data in self._policy.buffers]
+            self._host = _to_host(self._policy.buffers, self._host)
         self.aliased = False
 
-    def digest(self, further: str | None = None) -> str:
-        """sha256 of this rank's share of the weights of the reference, or of a further slot."""
+    def digest(self) -> str:
+        """sha256 of this rank's share of the reference's weights."""
+        held = self._reference_where_it_is()
         sha = hashlib.sha256()
-        if further is not None:
-            held = self._further[further]
-            buffers = held.buffers if isinstance(held, _Slot) else held
-        else:
-            buffers = self._policy.buffers if self.aliased else self._reference().buffers
-        for data in buffers:
-            sha.update(data.detach().cpu().view(torch.uint8).numpy().tobytes())
+        for data in held.buffers if isinstance(held, _Slot) else held:
+            sha.update(data.detach().cpu().view(torch.uint8).numpy().data)
         return sha.hexdigest()
 
     def _reference(self) -> _Slot:
-        if self._resident:
-            assert self._spare is not None
-            return self._spare
-        assert self._host is not None
-        return self._on_device(self._host)
+        return self._on_device(self._reference_where_it_is())
+
+    def _reference_where_it_is(self) -> _Slot | list[torch.Tensor]:
+        held = self._policy if self.aliased else self._spare if self._resident else self._host
+        assert held is not None
+        return held
 
     def _on_device(self, held: _Slot | list[torch.Tensor]) -> _Slot:
         if isinstance(held, _Slot):
@@ -237,5 +230,10 @@ class _Slot:
                     yield shard, bucket_views[id(bucket)][where.start : where.end], carried
 
 
-def _to_host(data: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(data, device="cpu", pin_memory=not cpu.on_cpu()).copy_(data)
+def _to_host(buffers: list[torch.Tensor], into: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
+    """Copies in pinned memory; `into` is written over where it is there: pinning takes longer than the copy."""
+    if into is None:
+        into = [torch.empty_like(data, device="cpu", pin_memory=not cpu.on_cpu()) for data in buffers]
+    for to, of in zip(into, buffers, strict=True):
+        to.copy_(of)
+    return into
