@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from owpo_megatron.convert import HFWriter, carry_files, check_context, check_pa
 from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
-from owpo_megatron.parallel.topology import Topology, close_topology, init_topology
+from owpo_megatron.parallel.topology import close_topology, init_topology
 from owpo_megatron.policy import MegatronPolicy, SlotReference
 from owpo_megatron.rollout import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
 from owpo_megatron.sync import fp8_engine_arguments, make_sync
@@ -22,7 +23,7 @@ from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.best import BestWeights
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
 from owpo_megatron.trainer.checkpoints import CheckpointFolder
-from owpo_megatron.trainer.console import RunConsole
+from owpo_megatron.trainer.console import RunConsole, headline
 from owpo_megatron.trainer.evaluate import Evaluator, prepare_sets
 from owpo_megatron.trainer.loop import Loop
 from owpo_megatron.trainer.main_rank import MainRank
@@ -87,7 +88,7 @@ class Run:
         progress = self.console.working if self.console else None
         references = ReferenceBuilder(config, hf, needs_reference, topology.is_main, domains, progress, stack)
         engine_start = self._start_engine(stack)
-        self.say(_headline(config, sum(_numel(shape) for shape in hf_shapes(hf).values()), topology))
+        self.say(headline(config, sum(math.prod(shape) for shape in hf_shapes(hf).values())))
         self.plan = StagePlan.of(config, references.keeps_reference)
         self.policy = MegatronPolicy(config, hf, config.model.path, topology, references.keeps_reference)
         self.engine: Fleet | RecordedEngine | None = engine_start.result() if engine_start else None
@@ -300,21 +301,6 @@ class Run:
         else:
             for _ in self.policy.named_weights():
                 pass
-
-
-def _headline(config: Config, parameters: int, topology: Topology) -> str:
-    par = config.parallel
-    return (
-        f"[bold]{config.name}[/bold]: {config.algorithm.name}, {parameters / 1e6:.3g} M parameters in "
-        f"{config.model.dtype} on {topology.world_size} ranks (tp {par.tp}, pp {par.pp}, dp {par.dp})"
-    )
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _nothing_to_revive(error: Exception) -> int:

@@ -10,6 +10,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from owpo_megatron.config import Config
+
+
+def headline(config: Config, parameters: int) -> str:
+    """The run in a line, before it starts."""
+    par = config.parallel
+    return (
+        f"[bold]{config.name}[/bold]: {config.algorithm.name}, {parameters / 1e6:.3g} M parameters in "
+        f"{config.model.dtype} on {par.world_size} ranks (tp {par.tp}, pp {par.pp}, dp {par.dp})"
+    )
+
 
 class RunConsole:
     """Global rank 0's voice: a bar for the whole run, a bar for the generation under way, a line a step.
