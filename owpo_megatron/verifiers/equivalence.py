@@ -38,6 +38,7 @@ _LISTED = re.compile(r"[,;&]|\\\\|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _SET = re.compile(r"\[|\]|\\infty|\\cup")
 _APPROX = re.compile(r"\\approx(?:eq)?(?![A-Za-z])|\\simeq(?![A-Za-z])")
 _BASE = re.compile(r"([0-9A-F]+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{)?\s*([0-9]+|[a-z]+)\s*\}?\s*\}|([0-9]))")
+_OTHER_BASE = "^{base}"  # makes of a numeral an expression that equals no number
 _BASE_NAMES = {
     name: str(value) for value, name in enumerate(
         ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], start=2)
@@ -161,8 +162,8 @@ def _same_base(answer: str, gold: str) -> tuple[str, str]:
         return (answer, theirs[1]) if theirs else (answer, gold)
     base = _base(ours)
     if theirs is None:
-        return (ours[1], gold) if base == "10" else (f"{ours[1]}^{{base}}", gold)
-    return (ours[1], theirs[1]) if base == _base(theirs) else (f"{ours[1]}^{{base}}", theirs[1])
+        return (ours[1], gold) if base == "10" else (ours[1] + _OTHER_BASE, gold)
+    return (ours[1], theirs[1]) if base == _base(theirs) else (ours[1] + _OTHER_BASE, theirs[1])
 
 
 def _base(match: re.Match[str]) -> str:
