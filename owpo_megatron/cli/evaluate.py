@@ -98,6 +98,8 @@ def evaluate(
 
         wish = Wish(
             tuple(_wanted_sets(sets, own_sets or [], samples, limit)),
+            samples,
+            limit,
             data,
             max_tokens,
             template,

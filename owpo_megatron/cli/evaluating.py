@@ -20,7 +20,7 @@ from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.prepare import PreparedSet, held_out, prepare
 from owpo_megatron.evaluation.serve import DEFAULT_MAX_TOKENS, evaluate_weights, response_limit, stored_dtype
-from owpo_megatron.evaluation.sets import HELD_OUT, EvalSet, data_folder, resolve, sets_of_run, source_of
+from owpo_megatron.evaluation.sets import HELD_OUT, EvalSet, data_folder, narrowed, resolve, sets_of_run, source_of
 from owpo_megatron.evaluation.targets import Target, model_target, run_targets
 from owpo_megatron.report.scores import Scored, details, score_tables, write_tables
 
@@ -32,6 +32,8 @@ class Wish:
     """The options that hold for every target."""
 
     sets: tuple[SetConfig, ...]  # empty: those of each run's configuration
+    samples: int | None
+    limit: int | None
     data: Path | None
     max_tokens: int | None
     template: str
@@ -112,7 +114,7 @@ def _specs(target: Target, wish: Wish) -> list[EvalSet]:
         raise UserError(
             "--sets", "(none)", "say what to ask, e.g. --sets aime24,amc or --set mine=FILE (owpo eval --list)"
         )
-    return sets_of_run(target.config)
+    return [narrowed(one, wish.samples, wish.limit) for one in sets_of_run(target.config)]
 
 
 def _set(

@@ -128,6 +128,13 @@ def sets_of_run(config: Config) -> list[EvalSet]:
     ]
 
 
+def narrowed(one: EvalSet, samples: int | None, limit: int | None) -> EvalSet:
+    """The set with other samples and fewer problems (None: its own); a Pass@k of more than its samples falls away."""
+    samples = samples or one.samples
+    pass_at = tuple(k for k in one.pass_at if k <= samples) or (1,)
+    return replace(one, samples=samples, limit=limit or one.limit, pass_at=pass_at)
+
+
 def data_folder(given: Path | None) -> Path | None:
     """The folder with the files of known sets: the given one, else that of the environment variable OWPO_DATA.
 

@@ -25,6 +25,7 @@ from owpo_megatron.evaluation.sets import (
     VARIABLE,
     check_sets,
     data_folder,
+    narrowed,
     resolve,
     sets_of_run,
     source_of,
@@ -244,3 +245,11 @@ def test_the_real_sample_of_mmlu_pro() -> None:
     for record, problem in zip(records, problems, strict=True):
         right = record["options"][record["answer_index"]].strip()
         assert f"({problem.answer}) {right}\n" in problem.text
+
+
+def test_a_runs_own_sets_with_fewer_samples_and_problems() -> None:
+    """As `owpo eval --run DIR --samples 4 --limit 20` asks for them."""
+    own = EvalSet("held_out", "held out", 8, (1, 8), limit=100)
+    fewer = narrowed(own, 4, 20)
+    assert (fewer.samples, fewer.pass_at, fewer.limit) == (4, (1,), 20)
+    assert narrowed(own, None, None) == own
