@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from owpo_megatron import algorithms
 from owpo_megatron.cli.main import app
+from owpo_megatron.report import plots
 from owpo_megatron.report.bench import BenchResult
 from owpo_megatron.report.metrics import RunMetrics, read_run
 from owpo_megatron.report.plots import FIGURES
@@ -77,6 +79,11 @@ def test_the_reward_panel_shows_the_reward(tmp_path: Path) -> None:
     raw = figure.axes[0].lines[0]
     assert list(raw.get_xdata()) == list(range(1, 10))
     assert list(raw.get_ydata()) == pytest.approx([0.1 * step for step in range(1, 10)])
+
+
+def test_the_histogram_of_deviations_spans_what_the_methods_count() -> None:
+    """The report reads files without torch, so the span stands twice."""
+    assert plots.DELTA_RANGE == algorithms.DELTA_RANGE
 
 
 def test_facts_of_a_run(tmp_path: Path) -> None:
