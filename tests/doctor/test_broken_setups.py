@@ -144,7 +144,8 @@ def test_no_psutil(tmp_path: Path) -> None:
     assert_failed(found["psutil"], "not installed", "pip install")
     assert found["torch"]["status"] == "ok"
     assert_failed(found["memory"], "No module named 'psutil'")
-    assert found["host name"]["status"] == found["disk"]["status"] == "ok"
+    assert found["disk"]["status"] == "ok"
+    assert found["host name"]["status"] != "fail"  # found without psutil; in a bare container it may not resolve
 
 
 # ------------------------------------------------------------------------------------------------- machine

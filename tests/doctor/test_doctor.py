@@ -18,7 +18,7 @@ from owpo_megatron.launch.doctor import CHECKS, Finding, Scope, examine, probe
 @pytest.mark.ranks
 @pytest.mark.server
 def test_the_whole_round_of_this_machine(engine_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two real ranks and a real SGLang server. Memory and disk depend on the machine: they may warn."""
+    """Two real ranks and a real SGLang server. Memory, disk and the host's name depend on the machine: they may warn."""
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["doctor", "--json", "told.json"])
     written = json.loads(Path("told.json").read_text())
@@ -26,7 +26,7 @@ def test_the_whole_round_of_this_machine(engine_python: Path, tmp_path: Path, mo
     assert result.exit_code == 0, result.output
     assert found["megatron-core"]["detail"] == "0.16.1"
     assert found["torch"]["status"] == found["engine"]["status"] == "ok"
-    assert found["nodes"]["status"] == "ok"
+    assert found["nodes"]["status"] != "fail"
     assert "GB/s" in found["all-reduce"]["detail"]  # a wrong sum has no bandwidth; a busy machine may have little
     assert "GB/s" in found["all-gather"]["detail"]
     assert "drew 4 tokens" in found["engine start"]["detail"]

@@ -59,7 +59,7 @@ def test_nothing_wrong(raw: dict[str, Any]) -> None:
         ({"engine": {"python": "/no/python"}}, "engine.python", "no such interpreter"),
         ({"launch": {"python": "/no/python"}}, "launch.python", "no such interpreter"),
         ({"launch": {"time": "5"}}, "launch.time", "signal_seconds"),
-        ({"launch": {"time": "four hours"}}, "launch.time", "pattern"),
+        ({"launch": {"time": "four hours"}}, "launch.time", "as sbatch takes it"),
         ({"launch": {"container": "/no/image.sif"}}, "launch.container", "no such image file"),
         ({"launch": {"container": "owpo:gpu", "mounts": ["/no/data:/data"]}}, "launch.mounts", "does not exist"),
         ({"launch": {"mounts": ["/data"]}}, "launch.mounts", "SOURCE:DESTINATION"),
