@@ -18,7 +18,7 @@ from owpo_megatron.launch.doctor import CHECKS, Finding, Scope, examine, probe
 @pytest.mark.ranks
 @pytest.mark.server
 def test_the_whole_round_of_this_machine(engine_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two real ranks and a real SGLang server. Memory, disk and the host's name depend on the machine: they may warn."""
+    """Two real ranks and a real SGLang server. Memory, disk and host name depend on the machine: they may warn."""
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["doctor", "--json", "told.json"])
     written = json.loads(Path("told.json").read_text())
