@@ -23,6 +23,7 @@ from owpo_megatron.evaluation.sets import (
     HELD_OUT,
     SETS,
     VARIABLE,
+    EvalSet,
     check_sets,
     data_folder,
     narrowed,
