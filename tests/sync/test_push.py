@@ -78,6 +78,27 @@ def test_sequence_of_a_push() -> None:
     assert calls == ["pause", "flush", "version -1", "begin", "tensor", "end", "version 4", "resume"]
 
 
+@pytest.mark.parametrize("refuses", ["", "tensor"])
+def test_copies_by_one_thread_and_gives_the_others_back(refuses: str) -> None:
+    seen: list[int] = []
+
+    def weights():
+        for name, tensor in WEIGHTS:
+            seen.append(torch.get_num_threads())
+            yield name, tensor
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        sync = make_sync(SyncConfig(), [RecordingEngine([], refuses=refuses)], Path("unused"))  # type: ignore[list-item]
+        with pytest.raises(EngineError) if refuses else contextlib.nullcontext():
+            sync.push(weights(), 4)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
 def test_a_failed_update_leaves_the_engine_paused_and_unversioned() -> None:
     calls: list[str] = []
     sync = make_sync(SyncConfig(), [RecordingEngine(calls, refuses="tensor")], Path("unused"))  # type: ignore[list-item]
