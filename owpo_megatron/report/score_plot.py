@@ -45,6 +45,7 @@ def write_score_figure(file: Path, scored: Sequence[Scored]) -> Path:
         axis.set_ylim(len(rows) - 0.5, -0.5)
         highest = max(one.sets[name]["metrics"][metric]["high"] for one in scored if name in one.sets)
         axis.set_xlim(0, max(1.0, 105 * highest))
+        axis.locator_params(axis="x", steps=[1, 2, 5, 10])
     if any(places):
         style.legend(axes[-1], outside=True)
     file.parent.mkdir(parents=True, exist_ok=True)
