@@ -111,11 +111,11 @@ class Job:
 
     def environment(self) -> dict[str, str]:
         """Variables of every rank and engine; those of `launch.env` win."""
-        env = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "TORCHDYNAMO_DISABLE": "1"}
+        env = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         if self.launch.gpus_per_node:
             env["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # megatron's overlap of communication relies on it
         else:
-            env["OMP_NUM_THREADS"] = "1"
+            env |= {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}  # compiling costs more there than it saves
         return env | {name: str(value) for name, value in self.launch.env.items()}
 
     def mounts(self) -> list[str]:

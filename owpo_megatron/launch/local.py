@@ -92,11 +92,11 @@ def rank_environment(world_size: int) -> dict[str, str]:
     env = dict(os.environ)
     env.setdefault("PYTHONUNBUFFERED", "1")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
-    env.setdefault("TORCHDYNAMO_DISABLE", "1")
     if gpu_names():
         env.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron's overlap of communication relies on it
     else:
         env.setdefault("OMP_NUM_THREADS", "1")
+        env.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs more there than it saves
     return env
 
 

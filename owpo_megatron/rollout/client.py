@@ -91,10 +91,6 @@ class EngineClient:
         """Forget cached keys and values; refused while requests run (not when they are paused)."""
         self._post("/flush_cache", {})
 
-    def abort_all(self) -> None:
-        """End every request now; they return what they have with finish_reason "abort"."""
-        self._post("/abort_request", {"abort_all": True})
-
     def freeze_gc(self) -> None:
         """Move the server's long-lived objects out of the garbage collector's sight."""
         self._post("/freeze_gc", {})

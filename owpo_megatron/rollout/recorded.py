@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ def save_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "w", encoding="utf-8") as file:
         for rollout in rollouts:
-            file.write(json.dumps(asdict(rollout), ensure_ascii=False) + "\n")
+            line = vars(rollout) | {"prompt": vars(rollout.prompt)}  # asdict would copy every token
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(temporary, path)
 
 
