@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from owpo_megatron.config import EngineConfig
 from owpo_megatron.rollout import Fleet, start_fleet
 
 ENGINE_PYTHON = Path(__file__).resolve().parents[1] / ".venv-engine" / "bin" / "python"
+
+# One process makes hundreds of gloo groups, several open files each: Debian's soft limit of 1024 is too low for that.
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @pytest.fixture(scope="session")

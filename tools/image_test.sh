@@ -74,7 +74,8 @@ images+=("$image")
 step "build" buildah build --layers="$keep" --format docker --target cpu --build-arg "BASE_IMAGE=$base" "$@" --tag "$image" .
 
 # From here on as the image's own user: doctor and quickstart where a user would be, the tests where the sources are.
-container=$(buildah from "$image")
+# buildah allows 1,024 open files, Docker many more; gloo's groups of hundreds of tests need them.
+container=$(buildah from --ulimit nofile=16384:16384 "$image")
 inside "owpo doctor" /workspace owpo doctor
 inside "owpo quickstart" /workspace owpo quickstart
 [ "${TEST:-0}" != 1 ] || inside "make test ${PYTEST_ARGS:-}" /app make test PYTEST_ARGS="${PYTEST_ARGS:-}"
