@@ -50,7 +50,8 @@ class TensorTransport:
 
         on_all(engines, lambda engine: engine.begin_update())
         outbox = self._shared if any(near.values()) else self._private
-        with outbox.open(deliver, at_once=STAGES) as delivery:  # an engine unpacks one while it loads another
+        # by reference an engine unpacks one while it loads another; by value a second one would be ten more copies
+        with outbox.open(deliver, at_once=STAGES if all(near.values()) else 1) as delivery:
             yield delivery.put
         on_all(engines, lambda engine: engine.end_update())
 
