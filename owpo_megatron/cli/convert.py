@@ -143,4 +143,8 @@ def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
             bar = bars.add_task(name, total=None)
             return lambda done, total: bars.update(bar, completed=done, total=total)
 
-        yield stage
+        try:
+            yield stage
+        except KeyboardInterrupt:
+            err.print("interrupted: the same command goes on with what is done")
+            raise
