@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,26 +16,31 @@ from owpo_megatron.sync.push import WeightEngine, on_all
 
 
 class DiskTransport:
-    """Works wherever trainer and engines share a file system. The folder appears whole (written aside, then renamed)
-    and goes when the engines have read it.
+    """Works wherever trainer and engines share a file system. An update's folder appears whole (written aside, then
+    renamed) and goes when the engines have read it. SGLang answers as soon as its first tensor-parallel rank has; where
+    there are more, the folder stays until the next update.
 
     Args:
-        scratch_dir: where the folders are made.
+        scratch_dir: where the folders are made; of this run alone.
     """
 
     max_bucket_bytes: int | None = None
 
     def __init__(self, scratch_dir: Path):
         self._scratch_dir = scratch_dir.absolute()
+        self._folders: list[Path] | None = None  # that engines may read; None: what a killed run left is still there
         self.written_bytes = 0
         """Of the last update."""
 
     @contextmanager
     def session(self, engines: Sequence[WeightEngine], version: int) -> Iterator[Callable[[Bucket], None]]:
-        final = self._scratch_dir / f"weights_{version}"
-        partial = self._scratch_dir / f".weights_{version}.partial"
-        for leftover in (final, partial):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if self._folders is None:
+            self._folders = [*self._scratch_dir.glob("weights_*"), *self._scratch_dir.glob(".weights_*")]
+            self._keep(0)
+        several_ranks = any(engine.tp_size > 1 for engine in engines)
+        # a name of its own: no file system remembers anything else by it
+        final = self._scratch_dir / f"weights_{version}_{uuid.uuid4().hex[:8]}"
+        partial = final.with_name(f".{final.name}.partial")
         partial.mkdir(parents=True)
         shard_of: dict[str, str] = {}
         self.written_bytes = 0
@@ -50,10 +56,16 @@ class DiskTransport:
             index = {"metadata": {"total_size": self.written_bytes}, "weight_map": shard_of}
             (partial / "model.safetensors.index.json").write_text(json.dumps(index))
             partial.rename(final)
+            self._folders.append(final)
             on_all(engines, lambda engine: engine.update_from_disk(str(final)))
         finally:
-            for folder in (final, partial):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            self._keep(1 if several_ranks else 0)
 
     def close(self) -> None:
-        pass
+        self._keep(0)
+
+    def _keep(self, newest: int) -> None:
+        folders = self._folders or []
+        while len(folders) > newest:
+            shutil.rmtree(folders.pop(0), ignore_errors=True)

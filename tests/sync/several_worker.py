@@ -100,7 +100,10 @@ def main(model: Path, url: str, python: str, folder: Path) -> None:
         for sync in syncs:
             sync._bucket_bytes = 40_000  # many buckets of a tiny model
     control = MainRank(
-        topology.broadcast, policy.named_weights, syncs[0] if syncs else None, fleet.revive if fleet else lambda: 0
+        topology.broadcast,
+        policy.named_weights,
+        syncs[0] if syncs else None,
+        fleet.revive if fleet else lambda error: 0,
     )
     check = LogprobCheck(config, control, policy, fleet, hf.vocab_size)
     if fleet is not None:
