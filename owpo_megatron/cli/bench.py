@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.progress import track
 
-from owpo_megatron.cli.options import JsonFile, err, out
+from owpo_megatron.cli.options import JsonFile, err, out, wide
 from owpo_megatron.errors import UserError
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the stack on this machine.")
@@ -183,7 +183,7 @@ def report_rows(
 
     command = shlex.join(["owpo", *sys.argv[1:]])
     result = BenchResult(machine(), versions(), command, rows, figures or {})
-    out.print(result.table())
+    wide().print(result.table())
     if json_file is not None:
         result.write(json_file)
         out.print(f"written: {escape(str(json_file))}")
