@@ -60,6 +60,11 @@ class RecordingEngine:
     def update_from_tensor(self, payloads: list[bytes]) -> None:
         self._call("tensor")
 
+    def update_from_disk(self, path: str) -> None:
+        self.read = Path(path)
+        assert self.read.is_dir()
+        self._call("disk")
+
     def set_version(self, version: int) -> None:
         self._call(f"version {version}")
         self.version = version
@@ -97,6 +102,24 @@ def test_copies_by_one_thread_and_gives_the_others_back(refuses: str) -> None:
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {1}
+
+
+@pytest.mark.parametrize(("tp_size", "refuses"), [(1, ""), (2, ""), (1, "disk"), (2, "disk")])
+def test_a_folder_stays_while_further_ranks_may_read_it(tp_size: int, refuses: str, tmp_path: Path) -> None:
+    """SGLang answers when its first rank has loaded. Until the next update; what a killed run left goes at once."""
+    (tmp_path / "weights_9_killed").mkdir()
+    engine = RecordingEngine([])
+    engine.tp_size = tp_size
+    sync = make_sync(SyncConfig(transport="disk"), [engine], tmp_path)  # type: ignore[list-item]
+    sync.push(WEIGHTS, 1)
+    first = engine.read
+    assert list(tmp_path.iterdir()) == ([first] if tp_size > 1 else [])
+    engine.refuses = refuses
+    with pytest.raises(EngineError) if refuses else contextlib.nullcontext():
+        sync.push(WEIGHTS, 1)
+    assert engine.read != first and list(tmp_path.iterdir()) == ([engine.read] if tp_size > 1 else [])
+    sync.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_update_leaves_the_engine_paused_and_unversioned() -> None:
