@@ -23,7 +23,7 @@ setup(
     package_data={"owpo_megatron.launch": ["templates/*.j2"]},
     entry_points={"console_scripts": ["owpo = owpo_megatron.cli.main:main"]},
     install_requires=[
-        # Pinned: parallel/ relies on internals of these two; transformers follows the engine's pin.
+        # Pinned: mcore/ relies on internals of these two; transformers follows the engine's pin.
         "megatron-core==0.16.1",
         "torch==2.13.0",
         "transformers==5.12.1",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "abort"]
 ReferenceReason = Literal["init", "interval", "best_of_stage", "loaded"]
 LogpMode = Literal["exact", "fp8_refined", "engine", "fp8_raw"]
-"""How log-probs were computed, best first: by the trainer's head, or by a teacher's engine. See kernels/logprobs.py."""
+"""How log-probs were computed, best first: by the trainer's head, or by a teacher's engine. See head/logprobs.py."""
 ReferenceNeed = Literal["none", "active", "all", "teacher"]
 """Samples that need ref_logp: none; active ones; all; all, and a teacher's will do, which may come from an engine."""
 VerdictReason = Literal["ok", "wrong", "no_answer", "parse_failed", "timeout", "crashed", "too_long"]

@@ -10,7 +10,7 @@ import pytest
 from tiny import make_hf_model
 
 from owpo_megatron.config import EngineConfig
-from owpo_megatron.rollout import Fleet, start_fleet
+from owpo_megatron.engine import Fleet, start_fleet
 
 ENGINE_PYTHON = Path(__file__).resolve().parents[1] / ".venv-engine" / "bin" / "python"
 

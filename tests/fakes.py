@@ -204,10 +204,10 @@ def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) 
 
     The run's own collector, prompts, tokenizer and verifier decide what is asked for. Returns the prompts of each step.
     """
-    from owpo_megatron.algorithms import make_objective
     from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
     from owpo_megatron.data.tasks import get_task
-    from owpo_megatron.rollout import rollouts_path, save_rollouts
+    from owpo_megatron.engine import rollouts_path, save_rollouts
+    from owpo_megatron.methods import make_objective
     from owpo_megatron.trainer.rollouts import RolloutCollector
     from owpo_megatron.verifiers import make_verifier
 

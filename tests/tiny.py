@@ -109,8 +109,8 @@ def build_policy(config: Config, topology: Any = None) -> Any:
 
     Several policies of one layout should share a topology: every gloo group brings threads of its own.
     """
-    from owpo_megatron.convert import read_hf_config
-    from owpo_megatron.parallel.topology import init_topology
+    from owpo_megatron.families import read_hf_config
+    from owpo_megatron.mcore.topology import init_topology
     from owpo_megatron.policy import MegatronPolicy
 
     topology = topology or init_topology(config.parallel, config.seed)

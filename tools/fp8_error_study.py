@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from owpo_megatron.kernels.fp8 import E4M3_MAX, exact_logits
+from owpo_megatron.head.fp8 import E4M3_MAX, exact_logits
 
 # name: hidden size, vocabulary, tokens, factor of the outlier channels
 SYNTHETIC = {"A": (1024, 32768, 256, 20.0), "B": (2048, 65536, 128, 200.0)}

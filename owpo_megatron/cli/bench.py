@@ -35,7 +35,7 @@ def swap(
     Example: owpo bench swap --params 50M --json swap.json
     """
     count = _count(params)
-    from owpo_megatron.trainer.bench_swap import bench_swap
+    from owpo_megatron.bench.swap import bench_swap
 
     figures = bench_swap(count, dtype, rounds)
     report_rows(figures.pop("rows"), json_file, figures)
@@ -64,7 +64,7 @@ def sync(
 
     Example: owpo bench sync --transport all --params 50M --engine sglang --json sync.json
     """
-    from owpo_megatron.trainer.bench_sync import TRANSPORTS, bench_sync
+    from owpo_megatron.bench.sync import TRANSPORTS, bench_sync
 
     here = [name for name in TRANSPORTS if name != "ipc" or device == "cuda"]
     names = here if transport == "all" else transport.split(",")
@@ -84,7 +84,7 @@ def verifier(
     json_file: JsonFile = None,
 ) -> None:
     """Verifications a second against math-verify called directly, and a batch with hostile answers in it."""
-    from owpo_megatron.verifiers import bench as verifier_bench
+    from owpo_megatron.bench import verifier as verifier_bench
 
     with err.status("verifier") as status:
         if fuzz:
@@ -109,7 +109,7 @@ def convert(
     """
     import tempfile
 
-    from owpo_megatron.policy.bench_convert import measure
+    from owpo_megatron.bench.conversion import measure
 
     with err.status("convert") as status, tempfile.TemporaryDirectory(dir=folder or Path.cwd()) as scratch:
         rows = list(measure(Path(scratch), layers, jobs, status.update))
@@ -137,18 +137,18 @@ def head(
 
     import torch
 
-    from owpo_megatron.algorithms import make_objective
-    from owpo_megatron.kernels.bench import DENSITIES, HeadProblem, measure
+    from owpo_megatron.bench.head import DENSITIES, HeadProblem, measure
+    from owpo_megatron.methods import make_objective
 
     if device == "cuda":
         if not torch.cuda.is_available():
             raise UserError("--device", device, "torch sees no CUDA device here; use --device cpu")
-        from owpo_megatron.kernels import bench_cuda, bench_peers
-        from owpo_megatron.parallel.cross_entropy import one_rank_cross_entropy
+        from owpo_megatron.bench import head_cuda, head_peers
+        from owpo_megatron.mcore.cross_entropy import one_rank_cross_entropy
 
-        shapes = bench_cuda.SHAPES if tokens is None else ((tokens, hidden or 4096, vocab or 151936),)
-        peers = (*bench_peers.PEERS, bench_peers.megatron(one_rank_cross_entropy()))
-        measured = bench_cuda.measure(make_objective("owpo"), shapes, peers=peers)
+        shapes = head_cuda.SHAPES if tokens is None else ((tokens, hidden or 4096, vocab or 151936),)
+        peers = (*head_peers.PEERS, head_peers.megatron(one_rank_cross_entropy()))
+        measured = head_cuda.measure(make_objective("owpo"), shapes, peers=peers)
         count = None
     else:
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
@@ -178,8 +178,8 @@ def report_rows(
     rows: Sequence[Mapping[str, Any]], json_file: Path | None, figures: Mapping[str, Any] | None = None
 ) -> None:
     """Print a benchmark's rows and write them with what they depend on; `figures` stand at the top of the JSON."""
+    from owpo_megatron.bench.table import BenchResult
     from owpo_megatron.launch.machine import machine, versions
-    from owpo_megatron.report.bench import BenchResult
 
     command = shlex.join(["owpo", *sys.argv[1:]])
     result = BenchResult(machine(), versions(), command, rows, figures or {})

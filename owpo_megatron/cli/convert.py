@@ -18,7 +18,7 @@ from owpo_megatron.cli.options import JsonFile, err, out
 from owpo_megatron.errors import UserError
 
 if TYPE_CHECKING:
-    from owpo_megatron.convert.manifest import Conversion
+    from owpo_megatron.run.manifest import Conversion
 
 convert = typer.Typer(no_args_is_help=True, help="Convert models between HF and megatron folders, and prove it.")
 
@@ -50,8 +50,8 @@ def import_hf(
     _look_at("--hf", hf, out_dir)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everything stays in host memory, wherever this runs
     from owpo_megatron.config import ParallelConfig
-    from owpo_megatron.convert import check_parallel, read_hf_config
-    from owpo_megatron.policy.export import hf_to_megatron
+    from owpo_megatron.conversion.export import hf_to_megatron
+    from owpo_megatron.families import check_parallel, read_hf_config
 
     check_parallel(read_hf_config(hf), ParallelConfig(tp=tp, pp=pp, dp=ep, ep=ep, sp=tp > 1))
     with _bars() as stage:
@@ -74,8 +74,8 @@ def export_hf(
     """
     _look_at("--megatron", megatron, out_dir)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from owpo_megatron.policy.export import megatron_to_hf
-    from owpo_megatron.trainer.checkpoints import verify_manifest
+    from owpo_megatron.conversion.export import megatron_to_hf
+    from owpo_megatron.run.checkpoints import verify_manifest
 
     if (megatron / "manifest.json").is_file() and not verify_manifest(megatron):
         raise UserError("megatron", megatron, "a file is not what its manifest says; take another checkpoint")
@@ -101,7 +101,7 @@ def verify(
     """
     _look_at("--megatron", megatron)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from owpo_megatron.policy.export import verify as verify_folder
+    from owpo_megatron.conversion.export import verify as verify_folder
 
     with _bars() as stage:
         conversion = verify_folder(megatron, hf, hf_template, stage, jobs)

@@ -46,7 +46,7 @@ def doctor(
 
     Example: owpo doctor -c run.yaml --nodes 4
     """
-    from owpo_megatron.launch.doctor import Finding, Scope, examine
+    from owpo_megatron.doctor import Finding, Scope, examine
 
     if backend not in _BACKENDS:
         raise UserError("--backend", backend, f"known are {', '.join(_BACKENDS)}")

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from owpo_megatron.cli.exporting import as_hf
 from owpo_megatron.cli.options import err, out, wide
 from owpo_megatron.config import Config, SetConfig, hf_folder
-from owpo_megatron.config_file import apply_override
+from owpo_megatron.config.file import apply_override
 from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.prepare import PreparedSet, held_out, prepare

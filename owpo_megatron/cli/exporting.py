@@ -41,7 +41,7 @@ def _export(weights: Path, out: Path) -> None:
 
 def _export_here(weights: Path, out: Path) -> tuple[str, str, str] | None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the model stays in host memory, wherever this runs
-    from owpo_megatron.policy.export import megatron_to_hf
+    from owpo_megatron.conversion.export import megatron_to_hf
 
     try:
         megatron_to_hf(weights, out, proof=False)  # for as long as an engine serves it

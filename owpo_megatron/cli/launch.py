@@ -255,7 +255,7 @@ def _yaml(value: Any) -> str:
 
 def _progress(run_dir: Path) -> str:
     """Steps done of steps wanted."""
-    from owpo_megatron.report.metrics import read_run
+    from owpo_megatron.run.metrics_reader import read_run
 
     if not (run_dir / "metrics.jsonl").is_file():
         return ""

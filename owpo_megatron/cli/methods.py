@@ -26,7 +26,7 @@ def methods(
 
     Example: owpo methods --figure dynamics.png
     """
-    from owpo_megatron.algorithms import OBJECTIVES, SAMPLE_MEAN
+    from owpo_megatron.methods import OBJECTIVES, SAMPLE_MEAN
 
     rows = [
         {
@@ -63,7 +63,7 @@ def dynamics(points: int = 241, window: float = 0.8) -> dict[str, Any]:
     """delta, and g(delta) by label, for the methods that pull to the reference and for the one-way family."""
     import torch
 
-    from owpo_megatron.algorithms import effective_progress, make_objective
+    from owpo_megatron.methods import effective_progress, make_objective
 
     delta_D = torch.linspace(-window, window, points, dtype=torch.float64)
     penalised = make_objective("sym_dapo", beta=BETA)

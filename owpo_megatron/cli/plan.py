@@ -12,7 +12,7 @@ from rich.table import Table
 from owpo_megatron.cli.options import ConfigFile, JsonFile, Overrides, out
 
 if TYPE_CHECKING:
-    from owpo_megatron.launch.plan import Plan
+    from owpo_megatron.plan import Plan
 
 
 def plan(
@@ -30,7 +30,7 @@ def plan(
     Example: owpo plan -c examples/qwen3-8b-base/config.yaml algorithm.name=dapo --gpu-memory 141
     """
     from owpo_megatron.config import Config
-    from owpo_megatron.launch.plan import make_plan
+    from owpo_megatron.plan import make_plan
 
     loaded = Config.load(config, overrides or ())
     made = make_plan(loaded, int(gpu_memory * 2**30), cuda=not cpu)

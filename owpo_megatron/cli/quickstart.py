@@ -78,17 +78,17 @@ def _run(script: Path, *arguments: str) -> None:
 
 
 def _report(settings: Config) -> None:
-    from owpo_megatron.report.metrics import read_run
     from owpo_megatron.report.page import write_page
     from owpo_megatron.report.plots import write_figures
+    from owpo_megatron.run.metrics_reader import read_run
 
     run, folder = read_run(settings.run_dir), settings.run_dir / "report"
     write_page(run, write_figures(run, folder), folder / "index.html")
 
 
 def _show(settings: Config, file: Path, seconds: float) -> None:
-    from owpo_megatron.report.metrics import read_run
     from owpo_megatron.report.table import summary_table
+    from owpo_megatron.run.metrics_reader import read_run
 
     run_dir, recipe, owpo = escape(str(settings.run_dir)), escape(os.path.relpath(file)), escape(this_command())
     out.print()

@@ -21,8 +21,8 @@ def report(
 
     Example: owpo report runs/quickstart runs/dapo
     """
-    from owpo_megatron.report.metrics import read_run
     from owpo_megatron.report.table import summary_table
+    from owpo_megatron.run.metrics_reader import read_run
 
     runs = [read_run(folder) for folder in run_dirs]
     out.print(summary_table(runs))

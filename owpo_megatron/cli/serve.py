@@ -20,8 +20,8 @@ from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.errors import EngineError, UserError
 
 if TYPE_CHECKING:
-    from owpo_megatron.rollout import Server
-    from owpo_megatron.sync.mirror import Mirror
+    from owpo_megatron.engine import Server
+    from owpo_megatron.sync.delta.replica import Mirror
 
 
 def serve(
@@ -67,7 +67,7 @@ def serve(
 
     Example: owpo serve cache/quickstart/cipher --device cpu max_running_requests=64
     """
-    from owpo_megatron.rollout import Server
+    from owpo_megatron.engine import Server
 
     words = list(words or [])
     if config is None:
@@ -149,7 +149,7 @@ class _Service:
         if self._rendezvous is None or self._key is None:
             out.print(f"serving at [bold]{url}[/bold] (a run uses it with engine.urls={escape(f'[{url}]')})")
             return
-        from owpo_megatron.rollout import Announcement, announce
+        from owpo_megatron.engine import Announcement, announce
 
         url = f"http://{self._host}:{url.rpartition(':')[2]}"
         mirror = f"http://{self._host}:{self._mirror.port}" if self._mirror is not None else None
@@ -160,7 +160,7 @@ class _Service:
 
     def _withdraw(self) -> None:
         if self._rendezvous is not None:
-            from owpo_megatron.rollout import withdraw
+            from owpo_megatron.engine import withdraw
 
             withdraw(self._rendezvous, self._index)
 
@@ -170,7 +170,7 @@ class _Service:
 
 def _mirror(host: str, key: str, copies: Path) -> Mirror:
     """What runs with sync.delta ask for; it takes no memory until the first of them does."""
-    from owpo_megatron.sync.mirror import Mirror
+    from owpo_megatron.sync.delta.replica import Mirror
 
     return Mirror(host, key, copies)
 
@@ -180,7 +180,7 @@ def _reachable(host: str) -> str:
 
 
 def _announce_failure(folder: Path, index: int, reason: str) -> None:
-    from owpo_megatron.rollout import announce_failure
+    from owpo_megatron.engine import announce_failure
 
     announce_failure(folder, index, reason)
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from owpo_megatron.config import Config
 from owpo_megatron.data import Tokenizer
+from owpo_megatron.engine import Fleet, Server, start_fleet
+from owpo_megatron.engine.client import UNKNOWN_VERSION
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.draw import Answering, Watch, evaluate_set, identity
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.results import Results
-from owpo_megatron.rollout import Fleet, Server, start_fleet
-from owpo_megatron.rollout.client import UNKNOWN_VERSION
 from owpo_megatron.verifiers.build import make_verifier
 
 _WEIGHTS = ("*.safetensors", "*.bin", "state/*.distcp")

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.algorithms import make_objective
 from owpo_megatron.experiments.lab import Entry, Lab, Regime, with_fields
 from owpo_megatron.experiments.outcome import Outcome, read_outcome
 from owpo_megatron.experiments.pool import Failure, Tell, run_all
 from owpo_megatron.experiments.spec import RunSpec
 from owpo_megatron.experiments.statistics import Estimate, estimate, paired_difference
+from owpo_megatron.methods import make_objective
 
 
 @dataclass(frozen=True)

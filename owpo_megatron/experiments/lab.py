@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from owpo_megatron.config import Config, Section
-from owpo_megatron.config_file import first_mistake, read_mapping
-from owpo_megatron.config_method import AlgorithmName
+from owpo_megatron.config.file import first_mistake, read_mapping
+from owpo_megatron.config.method import AlgorithmName
 from owpo_megatron.errors import UserError
 
 Kind = TypeVar("Kind", bound=Section)

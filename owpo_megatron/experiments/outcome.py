@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.algorithms import make_objective
-from owpo_megatron.config_method import AlgorithmName
-from owpo_megatron.report.metrics import RunMetrics, read_run
+from owpo_megatron.config.method import AlgorithmName
+from owpo_megatron.methods import make_objective
+from owpo_megatron.run.metrics_reader import RunMetrics, read_run
 
 TRAINING_COLUMNS = ("reward_mean", "entropy", "grad_norm", "response_length", "w_mean", "kl_ref")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from owpo_megatron.config_file import Section
+from owpo_megatron.config.file import Section
 from owpo_megatron.experiments.lab import Entry, Fields, Lab, ReferenceRun, Regime, with_fields
 
 

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from owpo_megatron.config import Config, hf_folder
+from owpo_megatron.engine.server import Server
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.launch.local import run_ranks
 from owpo_megatron.launch.preflight import preflight
 from owpo_megatron.launch.rank import end_with_parent
-from owpo_megatron.rollout.server import Server
 
 STOPPED = "stopped on request"
 

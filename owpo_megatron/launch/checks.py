@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from owpo_megatron.config import hf_folder
+from owpo_megatron.engine.command import find_python
 from owpo_megatron.errors import UserError
 from owpo_megatron.launch.job import Job
 from owpo_megatron.launch.preflight import FILE_CHECKS
-from owpo_megatron.rollout.command import find_python
 
 
 def check_job(job: Job) -> None:
@@ -31,7 +31,7 @@ def check_model(job: Job) -> None:
     Raises:
         UserError: they do not, or the model is none that megatron's side knows.
     """
-    from owpo_megatron.convert import check_parallel, read_hf_config
+    from owpo_megatron.families import check_parallel, read_hf_config
 
     path = job.host_path(job.config.model.path)
     if path is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from owpo_megatron.config import Config
-from owpo_megatron.config_launch import LaunchConfig
+from owpo_megatron.config.launch import LaunchConfig
 
 EnginePlace = Literal["none", "own nodes", "trainer's nodes"]
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data import check_source
+from owpo_megatron.engine.command import check_surroundings, server_arguments
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.sets import check_sets
 from owpo_megatron.launch.job import needs_own_engine
 from owpo_megatron.launch.machine import gpu_names
-from owpo_megatron.rollout.command import check_surroundings, server_arguments
 
 
 def preflight(config: Config) -> None:

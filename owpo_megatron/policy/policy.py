@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from owpo_megatron.config import Config
-from owpo_megatron.convert import HFModel, to_hf
-from owpo_megatron.kernels import PolicyHeadOut, settled_mode
-from owpo_megatron.parallel import checkpoint, cpu
-from owpo_megatron.parallel.loading import load_model_weights
-from owpo_megatron.parallel.optimizer import make_optimizer, make_scheduler, restart_optimizer, wrap_ddp
-from owpo_megatron.parallel.packing import (
+from owpo_megatron.families import HFModel, to_hf
+from owpo_megatron.head import PolicyHeadOut, settled_mode
+from owpo_megatron.mcore import checkpoint, cpu
+from owpo_megatron.mcore.loading import load_model_weights
+from owpo_megatron.mcore.optimizer import make_optimizer, make_scheduler, restart_optimizer, wrap_ddp
+from owpo_megatron.mcore.packing import (
     Microbatch,
     build_microbatch,
     packed_length,
@@ -24,11 +24,11 @@ from owpo_megatron.parallel.packing import (
     plan_microbatches,
     token_batch_of,
 )
-from owpo_megatron.parallel.schedule import forward_backward, forward_fp8_errors, forward_logprobs
-from owpo_megatron.parallel.slots import ParameterSlots
-from owpo_megatron.parallel.topology import Topology
-from owpo_megatron.parallel.transformer import build_chunks, transformer_config
-from owpo_megatron.parallel.weights import gathered_weights
+from owpo_megatron.mcore.schedule import forward_backward, forward_fp8_errors, forward_logprobs
+from owpo_megatron.mcore.slots import ParameterSlots
+from owpo_megatron.mcore.topology import Topology
+from owpo_megatron.mcore.transformer import build_chunks, transformer_config
+from owpo_megatron.mcore.weights import gathered_weights
 from owpo_megatron.types import LogpMode, Objective, Sample
 
 

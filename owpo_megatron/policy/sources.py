@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from owpo_megatron.config import hf_folder
-from owpo_megatron.convert import HFModel, read_hf_config
 from owpo_megatron.errors import UserError
+from owpo_megatron.families import HFModel, read_hf_config
 
 # What the forward pass does not read: a model trained further for longer contexts fits, if its rope is the same.
 _MAY_DIFFER = ("max_positions",)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from owpo_megatron.report.metrics import RunMetrics
 from owpo_megatron.report.table import rows
+from owpo_megatron.run.metrics_reader import RunMetrics
 
 _CAPTIONS = {
     "learning": "Left: share of right answers among the rollouts of each step. Right: held-out problems.",

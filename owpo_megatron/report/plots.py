@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from owpo_megatron.report import style
-from owpo_megatron.report.metrics import RunMetrics, Series, smoothed
+from owpo_megatron.run.metrics_reader import RunMetrics, Series, smoothed
 
 DELTA_RANGE = 0.5  # delta_hist spans [-0.5, 0.5] in equal bins, open at both ends
 _SEQUENTIAL = LinearSegmentedColormap.from_list("ink", ["#ffffff", "#cfe1ee", "#6fa3c8", "#1f5f8b", "#0b2f4d"])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from owpo_megatron.report.metrics import RunMetrics, last_mean
+from owpo_megatron.run.metrics_reader import RunMetrics, last_mean
 
 
 def rows(run: RunMetrics) -> dict[str, str]:

@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from owpo_megatron.engine.client import UNKNOWN_VERSION
 from owpo_megatron.errors import EngineError
-from owpo_megatron.rollout.client import UNKNOWN_VERSION
 from owpo_megatron.sync.bucket import Bucket, in_buckets
 
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from owpo_megatron.config import SyncConfig
 from owpo_megatron.errors import UserError
-from owpo_megatron.sync.delta import DeltaTransport
+from owpo_megatron.sync.delta.transport import DeltaTransport
 from owpo_megatron.sync.disk import DiskTransport
 from owpo_megatron.sync.distributed import DistributedTransport
 from owpo_megatron.sync.fp8 import quantized

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import torch
 
-from owpo_megatron.algorithms import group_advantages, num_active, top_active
 from owpo_megatron.config import Config
+from owpo_megatron.methods import group_advantages, num_active, top_active
 from owpo_megatron.trainer.loop import StepLog
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.stage import StagePlan

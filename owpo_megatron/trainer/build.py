@@ -9,30 +9,31 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.algorithms import make_objective
 from owpo_megatron.config import HF_FILES, Config, hf_folder
-from owpo_megatron.convert import HFWriter, carry_files, check_context, check_parallel, hf_shapes, read_hf_config
+from owpo_megatron.conversion import HFWriter, carry_files
 from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
+from owpo_megatron.engine import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
-from owpo_megatron.parallel.topology import close_topology, init_topology
+from owpo_megatron.families import check_context, check_parallel, hf_shapes, read_hf_config
+from owpo_megatron.mcore.topology import close_topology, init_topology
+from owpo_megatron.methods import make_objective
 from owpo_megatron.policy import MegatronPolicy, SlotReference
-from owpo_megatron.rollout import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
+from owpo_megatron.run.best import BestWeights
+from owpo_megatron.run.checkpoints import CheckpointFolder
+from owpo_megatron.run.metrics import MetricsFile, silent_step
+from owpo_megatron.run.state import RunState
+from owpo_megatron.run.summary import write_summary
 from owpo_megatron.sync import fp8_engine_arguments, make_sync
 from owpo_megatron.trainer.batches import BatchBuilder
-from owpo_megatron.trainer.best import BestWeights
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
-from owpo_megatron.trainer.checkpoints import CheckpointFolder
 from owpo_megatron.trainer.console import RunConsole, headline
 from owpo_megatron.trainer.evaluate import Evaluator, prepare_sets
 from owpo_megatron.trainer.loop import Loop
 from owpo_megatron.trainer.main_rank import MainRank
-from owpo_megatron.trainer.metrics import MetricsFile, silent_step
 from owpo_megatron.trainer.rollouts import RolloutCollector
-from owpo_megatron.trainer.saving import RunState
 from owpo_megatron.trainer.stage import StagePlan, due_every
 from owpo_megatron.trainer.stop import StopSignal
-from owpo_megatron.trainer.summary import write_summary
 from owpo_megatron.trainer.sync_check import LogprobCheck
 from owpo_megatron.types import Prompt, Rollout, Verifier, WeightSync
 from owpo_megatron.verifiers import make_verifier

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterable
 
 from owpo_megatron.config import Config
-from owpo_megatron.config_reference import TeacherConfig
-from owpo_megatron.convert import HFModel
+from owpo_megatron.config.reference import TeacherConfig
+from owpo_megatron.engine import Scorer
+from owpo_megatron.families import HFModel
 from owpo_megatron.policy import MegatronPolicy, SlotReference, SlotTeacher, check_same_model
-from owpo_megatron.rollout import Scorer
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.teachers import EngineTeacher, Routing, Teacher, Teachers
 from owpo_megatron.types import Progress

@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 
 from owpo_megatron.config import Config
+from owpo_megatron.engine import Fleet
 from owpo_megatron.errors import EngineError
-from owpo_megatron.rollout import Fleet
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.types import Policy, Prompt, Rollout, Sample, SampleRequest, Sampling
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from owpo_megatron.config_reference import TeacherConfig
+from owpo_megatron.config.reference import TeacherConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.types import LogpMode, ReferenceReason, ReferenceVersion, Sample

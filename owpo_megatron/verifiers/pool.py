@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 
 from owpo_megatron.types import GradingItem, Verdict
 from owpo_megatron.verifiers.dispatcher import STARVED, Dispatcher
-from owpo_megatron.verifiers.frames import frame
 from owpo_megatron.verifiers.grading import Grading
 from owpo_megatron.verifiers.process import Job
+from owpo_megatron.verifiers.protocol import frame
 from owpo_megatron.verifiers.rules import Rule, quick_part
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import psutil
 
 from owpo_megatron.types import GradingItem, VerdictReason
-from owpo_megatron.verifiers.frames import READY, frame, take_frames
 from owpo_megatron.verifiers.grading import Grading
+from owpo_megatron.verifiers.protocol import READY, frame, take_frames
 
 STOP_GRACE = 1.0  # seconds for a worker to exit by itself once its socket is closed
 RECEIVE_BYTES = 65536

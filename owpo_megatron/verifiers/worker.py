@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 
-from owpo_megatron.verifiers.frames import READY, frame, read_frame
+from owpo_megatron.verifiers.protocol import READY, frame, read_frame
 
 OUT_OF_MEMORY = 3  # exit status
 

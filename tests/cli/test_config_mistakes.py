@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from owpo_megatron.config import Config
-from owpo_megatron.config_file import read_mapping
+from owpo_megatron.config.file import read_mapping
 from owpo_megatron.errors import UserError
 from owpo_megatron.experiments.lab import Lab
 

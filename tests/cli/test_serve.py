@@ -20,10 +20,10 @@ from tiny import make_hf_model
 from transformers import AutoModelForCausalLM
 
 from owpo_megatron.config import EngineConfig, SyncConfig
+from owpo_megatron.engine import Fleet
+from owpo_megatron.engine.command import check_surroundings
+from owpo_megatron.engine.rendezvous import announced_engines
 from owpo_megatron.errors import UserError
-from owpo_megatron.rollout import Fleet
-from owpo_megatron.rollout.command import check_surroundings
-from owpo_megatron.rollout.rendezvous import announced_engines
 from owpo_megatron.sync import make_sync
 from owpo_megatron.types import Prompt, SampleRequest, Sampling
 

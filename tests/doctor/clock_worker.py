@@ -7,7 +7,7 @@ import time
 
 import torch.distributed as dist
 
-from owpo_megatron.launch.doctor.collectives import clock_skew
+from owpo_megatron.doctor.collectives import clock_skew
 
 dist.init_process_group("gloo")
 ahead = 3.0 * dist.get_rank()

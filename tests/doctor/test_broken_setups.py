@@ -111,7 +111,7 @@ def test_a_rank_with_a_wrong_torch(tmp_path: Path) -> None:
     """It cannot join the others, so it says why itself; a job's script stops by its exit code."""
     place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env = {**os.environ, **place, "PYTHONPATH": str(older_torch(tmp_path))}
-    command = [sys.executable, "-m", "owpo_megatron.launch.doctor.probe"]
+    command = [sys.executable, "-m", "owpo_megatron.doctor.probe"]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1, done.stderr
     assert "fail  torch: 2.4.0; 2.13.0 is needed" in done.stdout
@@ -230,7 +230,7 @@ def test_a_job_whose_run_folder_cannot_be_written(raw: dict[str, Any], tmp_path:
     place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     config = write(raw | {"runs_dir": "/proc/runs"}, tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "owpo_megatron.launch.doctor.probe", "--config", config],
+        [sys.executable, "-m", "owpo_megatron.doctor.probe", "--config", config],
         env={**os.environ, **place, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
@@ -246,7 +246,7 @@ def test_two_nodes_that_do_not_belong_together(raw: dict[str, Any], tmp_path: Pa
     """Rank 1 has another host name, which nobody knows, and another file system where the run folder should be."""
     runs, port = tmp_path / "runs", free_port()
     runs.mkdir()
-    probe = [sys.executable, "-m", "owpo_megatron.launch.doctor.probe", "--between-only", "--json"]
+    probe = [sys.executable, "-m", "owpo_megatron.doctor.probe", "--between-only", "--json"]
     probe += ["--config", write(raw, tmp_path)]
     shell = f"hostname stranger-node\nmount -t tmpfs owpo '{runs}'\nexec \"$@\""
     ranks = []

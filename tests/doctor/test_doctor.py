@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from owpo_megatron.cli.main import app
 from owpo_megatron.config import Config
+from owpo_megatron.doctor import CHECKS, Finding, Scope, examine, probe
 from owpo_megatron.errors import UserError
-from owpo_megatron.launch.doctor import CHECKS, Finding, Scope, examine, probe
 
 
 @pytest.mark.ranks
@@ -36,7 +36,7 @@ def test_the_whole_round_of_this_machine(engine_python: Path, tmp_path: Path, mo
 
 
 def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    from owpo_megatron.launch.doctor import network
+    from owpo_megatron.doctor import network
 
     monkeypatch.setattr(network.socket, "gethostname", lambda: 1 / 0)
     (finding,) = examine(Scope(), only=["hosts"])
@@ -105,4 +105,4 @@ def test_every_check_can_be_found() -> None:
     from importlib import import_module
 
     for check in CHECKS.values():
-        assert callable(getattr(import_module(f"owpo_megatron.launch.doctor.{check.module}"), check.function))
+        assert callable(getattr(import_module(f"owpo_megatron.doctor.{check.module}"), check.function))

@@ -12,7 +12,7 @@ from fakes import record_rollouts
 from owpo import ROOT
 
 from owpo_megatron.config import Config, EngineConfig
-from owpo_megatron.rollout import start_fleet
+from owpo_megatron.engine import start_fleet
 
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
 

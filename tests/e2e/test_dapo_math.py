@@ -17,7 +17,7 @@ import pytest
 from owpo import ROOT, Owpo, steps_of
 
 from owpo_megatron.config import EngineConfig
-from owpo_megatron.rollout import load_rollouts, start_fleet
+from owpo_megatron.engine import load_rollouts, start_fleet
 
 pytestmark = [pytest.mark.server, pytest.mark.ranks]
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from owpo import ROOT, Owpo, lines_of, newest_step, steps_of, values, without, write_config
 
-from owpo_megatron.rollout import load_rollouts
+from owpo_megatron.engine import load_rollouts
 
 pytestmark = [pytest.mark.server, pytest.mark.ranks]
 
@@ -156,7 +156,7 @@ def test_the_engine_serves_exactly_what_was_exported(learned: Path, server_url: 
     from transformers import AutoModelForCausalLM
 
     from owpo_megatron.config import EngineConfig, SyncConfig
-    from owpo_megatron.rollout import start_fleet
+    from owpo_megatron.engine import start_fleet
     from owpo_megatron.sync import make_sync
     from owpo_megatron.types import SampleRequest, Sampling
 

@@ -33,8 +33,8 @@ def record_evaluation(config: Config, folder: Path) -> None:
     """The samples of the run's evaluations beside its recorded rollouts, drawn by a fake engine."""
     from owpo_megatron.data import load_tokenizer
     from owpo_megatron.data.tasks import get_task
+    from owpo_megatron.engine import rollouts_path, save_rollouts
     from owpo_megatron.evaluation.draw import Answering
-    from owpo_megatron.rollout import rollouts_path, save_rollouts
     from owpo_megatron.trainer.evaluate import Evaluator, prepare_sets
     from owpo_megatron.verifiers import make_verifier
 

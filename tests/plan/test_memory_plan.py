@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 from owpo_megatron.cli.main import app
 from owpo_megatron.config import Config, ParallelConfig
-from owpo_megatron.convert import HFReader, megatron_names, read_hf_config, to_megatron
-from owpo_megatron.launch.plan import make_plan
-from owpo_megatron.launch.plan.parameters import share_of_stage, whole_model
-from owpo_megatron.launch.plan.trainer import activation_bytes, head_bytes, layer_elements
-from owpo_megatron.parallel.packing import build_microbatch
-from owpo_megatron.parallel.topology import init_topology
+from owpo_megatron.families import HFReader, megatron_names, read_hf_config, to_megatron
+from owpo_megatron.mcore.packing import build_microbatch
+from owpo_megatron.mcore.topology import init_topology
+from owpo_megatron.plan import make_plan
+from owpo_megatron.plan.parameters import share_of_stage, whole_model
+from owpo_megatron.plan.trainer import activation_bytes, head_bytes, layer_elements
 from owpo_megatron.types import Sample
 
 GIB = 2**30

@@ -40,7 +40,7 @@ def update(policy: Any, reference: Any, number: int) -> dict[str, Any]:
     """One OWPO update whose reference log-probs come from the reference."""
     from tiny import random_samples
 
-    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.methods import make_objective
 
     samples = random_samples(number)
     logps = reference.logprobs(samples)
@@ -52,7 +52,7 @@ def snapshot(policy: Any, reference: Any) -> dict[str, Any]:
     """Everything that a resumed run must have, of this rank."""
     from tiny import random_samples
 
-    from owpo_megatron.parallel.optimizer import distributed_optimizers
+    from owpo_megatron.mcore.optimizer import distributed_optimizers
 
     probe = random_samples(50, logps=False)
     adam = [
@@ -135,7 +135,7 @@ def load(policy: Any, reference: Any, case: dict[str, Any], folder: Path) -> dic
 def main() -> None:
     from tiny import report
 
-    from owpo_megatron.parallel.topology import close_topology
+    from owpo_megatron.mcore.topology import close_topology
 
     mode, model, other, root = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
     for index, case in enumerate(json.loads(sys.argv[5])):

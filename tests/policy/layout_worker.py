@@ -17,7 +17,7 @@ def walk(case: dict[str, Any]) -> None:
     from tiny import build_policy, make_config, report
 
     from owpo_megatron.config import HF_FILES
-    from owpo_megatron.convert import carry_files
+    from owpo_megatron.conversion import carry_files
 
     original = load_file(Path(case["hf"]) / "model.safetensors")
     source = Path(case["megatron"])
@@ -39,7 +39,7 @@ def walk(case: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    from owpo_megatron.parallel.topology import close_topology
+    from owpo_megatron.mcore.topology import close_topology
 
     for case in json.loads(Path(sys.argv[1]).read_text()):
         walk(case)

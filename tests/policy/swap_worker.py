@@ -61,7 +61,7 @@ def follow_a_run(build: Build, placement: str) -> dict[str, bool]:
     """Several updates with swaps against the copying run, bit for bit."""
     from tiny import random_samples
 
-    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.methods import make_objective
     from owpo_megatron.policy import SlotReference
 
     probe = random_samples(50, logps=False)
@@ -111,7 +111,7 @@ def weights_of_one(build: Build) -> dict[str, bool]:
     """Right after a swap OWPO is DAPO bit for bit, whether the reference's pass was spent or not."""
     from tiny import random_samples
 
-    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.methods import make_objective
     from owpo_megatron.policy import SlotReference
 
     runs = {name: build() for name in ("spent", "not spent", "dapo")}
@@ -144,7 +144,7 @@ def loaded_reference(build: Build, other: Path) -> dict[str, bool]:
     """`reference.path`: another model's weights until the first swap."""
     from tiny import random_samples
 
-    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.methods import make_objective
     from owpo_megatron.policy import SlotReference
 
     probe = random_samples(50, logps=False)
@@ -173,7 +173,7 @@ def best_of_stage(build: Build, placement: str, root: Path) -> dict[str, bool]:
     in a stage whose best is its last. A run that takes the candidate up from disk has the same bits."""
     from tiny import random_samples
 
-    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.methods import make_objective
     from owpo_megatron.policy import SlotReference
     from owpo_megatron.types import Candidate
 
@@ -231,7 +231,7 @@ def restart(build: Build, reference: Any, policy: Any, best_weights: list[Any]) 
     import torch
     from tiny import random_samples
 
-    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.methods import make_objective
 
     fresh = build()
     with torch.no_grad():
@@ -263,7 +263,7 @@ def refusals(build: Build) -> dict[str, bool]:
     """What may not happen while the parameters are the reference's."""
     from tiny import random_samples
 
-    from owpo_megatron.algorithms import make_objective
+    from owpo_megatron.methods import make_objective
 
     policy = build()
     policy.update(random_samples(1), make_objective("owpo"))
@@ -286,7 +286,7 @@ def refusals(build: Build) -> dict[str, bool]:
 def main() -> None:
     from tiny import build_policy, make_config, report
 
-    from owpo_megatron.parallel.topology import close_topology, init_topology
+    from owpo_megatron.mcore.topology import close_topology, init_topology
 
     model, other, root, cases = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
     for number, case in enumerate(cases):

@@ -26,7 +26,7 @@ def teacher_samples() -> list[Any]:
 
 
 def routing() -> Any:
-    from owpo_megatron.config_reference import TeacherConfig
+    from owpo_megatron.config.reference import TeacherConfig
     from owpo_megatron.trainer.teachers import Routing
 
     first = TeacherConfig(name="first", domains=["maths"], path=Path("x"))
@@ -41,8 +41,8 @@ def main() -> None:
     import torch
     from tiny import build_policy, make_config, random_samples, report
 
-    from owpo_megatron.algorithms import make_objective
-    from owpo_megatron.parallel.topology import close_topology, init_topology
+    from owpo_megatron.mcore.topology import close_topology, init_topology
+    from owpo_megatron.methods import make_objective
     from owpo_megatron.policy import SlotTeacher
     from owpo_megatron.trainer.teachers import Teachers
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from owpo_megatron.policy.bench_convert import measure, timed
+from owpo_megatron.bench.conversion import measure, timed
 
 
 def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import build_policy, make_config, make_hf_model, random_samples
 
-from owpo_megatron.algorithms import make_objective
+from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf
 from owpo_megatron.errors import UserError
-from owpo_megatron.policy.export import hf_to_megatron, megatron_to_hf
-from owpo_megatron.trainer.checkpoints import CheckpointFolder
+from owpo_megatron.methods import make_objective
+from owpo_megatron.run.checkpoints import CheckpointFolder
 
 TOOLS = Path(__file__).parents[2] / "tools"
 MODELS: dict[str, dict[str, Any]] = {
@@ -246,7 +246,7 @@ def test_an_interrupted_conversion_goes_on(
     hf: Path, megatron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of the final name is there before the second attempt, and after it every bit is right."""
-    monkeypatch.setattr("owpo_megatron.policy.export._PART_BYTES", 20_000)
+    monkeypatch.setattr("owpo_megatron.conversion.export._PART_BYTES", 20_000)
     go_on(partial(hf_to_megatron, hf), tmp_path / "second")
     go_on(partial(megatron_to_hf, megatron), tmp_path / "back")
     assert_same(tensors_of(tmp_path / "back"), tensors_of(hf))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny import build_policy, make_config, make_hf_model, random_samples
 
-from owpo_megatron.algorithms import make_objective
+from owpo_megatron.methods import make_objective
 
 
 def test_an_update_with_an_engine_that_disagrees(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_hf_model, run_ranks
 
-from owpo_megatron.policy.export import hf_to_megatron, megatron_to_hf
+from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf
 
 WORKER = Path(__file__).with_name("layout_worker.py")
 MODELS: dict[str, dict[str, Any]] = {

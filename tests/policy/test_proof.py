@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import build_policy, make_config, make_hf_model
 
-from owpo_megatron.convert import HFModel, HFReader, megatron_names, place_of, read_hf_config, weights
-from owpo_megatron.convert.manifest import CONVERSION, Conversion
+from owpo_megatron.conversion import tensors
+from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf, open_megatron, verify
+from owpo_megatron.conversion.tensors import HFSide
 from owpo_megatron.errors import ProofError, UserError
-from owpo_megatron.parallel.storing import PartFile, finish_state
-from owpo_megatron.policy import tensors
-from owpo_megatron.policy.export import hf_to_megatron, megatron_to_hf, open_megatron, verify
-from owpo_megatron.policy.tensors import HFSide
+from owpo_megatron.families import HFModel, HFReader, megatron_names, place_of, read_hf_config, weights
+from owpo_megatron.mcore.sharded_writer import PartFile, finish_state
+from owpo_megatron.run.manifest import CONVERSION, Conversion
 
 Fuse = Callable[[HFModel, Any, list[torch.Tensor]], torch.Tensor]
 
@@ -194,7 +194,7 @@ def test_an_export_is_proved(hf: Path, megatron: Path, tmp_path: Path, monkeypat
 
 def wrong_config(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """transformers reads this folder's config.json, megatron its own."""
-    from owpo_megatron.policy import proof
+    from owpo_megatron.conversion import proof
 
     stock = proof.HFLayers
     monkeypatch.setattr(proof, "HFLayers", lambda _, model: stock(folder, model))

@@ -9,14 +9,15 @@ import pytest
 import torch
 from tiny import build_policy, make_config, make_hf_model, random_samples
 
-from owpo_megatron.algorithms import make_objective
 from owpo_megatron.config import HF_FILES, hf_folder
-from owpo_megatron.convert import carry_files, read_hf_config
+from owpo_megatron.conversion import carry_files
+from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf
 from owpo_megatron.errors import UserError
+from owpo_megatron.families import read_hf_config
+from owpo_megatron.methods import make_objective
 from owpo_megatron.policy import SlotReference, check_same_model
-from owpo_megatron.policy.export import hf_to_megatron, megatron_to_hf
-from owpo_megatron.trainer.best import BestWeights
-from owpo_megatron.trainer.checkpoints import CheckpointFolder
+from owpo_megatron.run.best import BestWeights
+from owpo_megatron.run.checkpoints import CheckpointFolder
 from owpo_megatron.types import Candidate
 
 

@@ -18,11 +18,11 @@ from fakes import alone
 from teacher_worker import DOMAINS, routing, teacher_samples
 from tiny import build_policy, make_config, make_hf_model, random_samples, run_ranks
 
-from owpo_megatron.algorithms import make_objective
 from owpo_megatron.config import EngineConfig
-from owpo_megatron.config_reference import TeacherConfig
+from owpo_megatron.config.reference import TeacherConfig
 from owpo_megatron.errors import EngineError, UserError
-from owpo_megatron.kernels.logprobs import check_batch
+from owpo_megatron.head.logprobs import check_batch
+from owpo_megatron.methods import make_objective
 from owpo_megatron.policy import SlotTeacher
 from owpo_megatron.trainer.teachers import EngineTeacher, Routing, Teachers
 from owpo_megatron.types import LogpMode, Sample
@@ -232,7 +232,7 @@ def test_a_teacher_behind_an_engine_says_what_the_same_weights_in_a_slot_say(
 ) -> None:
     """To 1e-4, in several posts to two URLs; with prompts of one token, and responses longer than their prompts."""
     from owpo_megatron.config import SyncConfig
-    from owpo_megatron.rollout import Scorer
+    from owpo_megatron.engine import Scorer
     from owpo_megatron.sync import make_sync
 
     policy = build_policy(make_config(make_hf_model(tmp_path / "policy", seed=5)))
@@ -241,7 +241,7 @@ def test_a_teacher_behind_an_engine_says_what_the_same_weights_in_a_slot_say(
     sync.push(loaded(tiny_model).state_dict().items(), version=41)
     url = engine.clients[0].url
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr("owpo_megatron.rollout.scorer.TOKENS_A_POST", 64)
+    monkeypatch.setattr("owpo_megatron.engine.scorer.TOKENS_A_POST", 64)
     scorer = Scorer([url, url], EngineConfig(), "teachers (t) urls", lambda done, total: told.append((done, total)))
     teacher = EngineTeacher(alone(), scorer.score, scorer.serves)
     samples = random_samples(8, count=40)
@@ -260,7 +260,7 @@ def test_a_teacher_behind_an_engine_says_what_the_same_weights_in_a_slot_say(
 )
 def test_log_probs_of_other_tokens_are_refused(told: list[int], right: bool) -> None:
     """The answer begins with the prompt's last token; SGLang calls the vocabulary's last one (95 here) 0."""
-    from owpo_megatron.rollout.scorer import _logp_of
+    from owpo_megatron.engine.scorer import _logp_of
 
     scored = [[None if index == 0 else -float(index), token, None] for index, token in enumerate(told)]
     answer = {"meta_info": {"input_token_logprobs": scored}}
@@ -272,7 +272,7 @@ def test_log_probs_of_other_tokens_are_refused(told: list[int], right: bool) -> 
 
 
 def test_a_teachers_server_that_does_not_answer_is_told_before_the_run() -> None:
-    from owpo_megatron.rollout import Scorer
+    from owpo_megatron.engine import Scorer
 
     with pytest.raises(UserError, match=r"teachers \(t\) urls = http://127.0.0.1:9: no SGLang server answers"):
         Scorer(["http://127.0.0.1:9"], EngineConfig(), "teachers (t) urls")

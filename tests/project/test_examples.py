@@ -10,14 +10,14 @@ import pytest
 import yaml
 from recipe_models import SHAPES
 
-from owpo_megatron.algorithms import OBJECTIVES
 from owpo_megatron.config import Config
-from owpo_megatron.config_file import read_mapping
+from owpo_megatron.config.file import read_mapping
 from owpo_megatron.errors import UserError
 from owpo_megatron.experiments.lab import Lab, load_section
 from owpo_megatron.experiments.protocols import SelfEvolution, TwoStage
 from owpo_megatron.launch.job import Job
-from owpo_megatron.launch.plan import Plan, make_plan
+from owpo_megatron.methods import OBJECTIVES
+from owpo_megatron.plan import Plan, make_plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = sorted(file for file in EXAMPLES.glob("*/*.yaml") if "apiVersion:" not in file.read_text())  # not Kubernetes'

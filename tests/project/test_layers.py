@@ -11,58 +11,56 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "owpo_megatron"
 
-BASE = {"types", "config", "config_file", "config_launch", "config_method", "config_reference", "errors"}
-PURE = {"algorithms", "kernels", "verifiers", "data"}
-TRAINER_SIDE = {"parallel", "convert"}
-POLICY_SIDE = {"policy", "sync"}
-ABOVE = {"rollout", "evaluation", "trainer", "launch", "report", "experiments", "cli"}
-EVERY_ROOM = BASE | PURE | TRAINER_SIDE | POLICY_SIDE | ABOVE
+BASE = {"types", "config", "errors"}
+PURE = {"methods", "head", "verifiers", "data", "run"}
+ABOVE_PURE = {"families", "mcore", "conversion", "policy", "engine", "sync", "evaluation"}
+ABOVE = {"trainer", "launch", "doctor", "plan", "report", "experiments", "bench", "cli"}
+EVERY_ROOM = BASE | PURE | ABOVE_PURE | ABOVE
 
 # Room -> the rooms that it may import. A room that is not listed here fails the test: give it a place first.
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
-    "config": {"errors", "config_file", "config_launch", "config_method", "config_reference"},
-    "config_launch": {"errors", "config_file"},
-    "config_method": {"errors", "config_file"},
-    "config_reference": {"errors", "config_file"},
-    "config_file": {"errors"},
-    "algorithms": BASE,
-    "kernels": BASE,
+    "config": {"errors"},
+    "methods": BASE,
+    "head": BASE,
     "verifiers": BASE,
+    "run": BASE,
     "data": BASE | {"verifiers"},  # a generated task writes its answers as its rule reads them
-    "parallel": BASE | {"algorithms", "kernels", "convert"},
-    "convert": BASE,
-    "rollout": BASE,
-    "policy": BASE | PURE | TRAINER_SIDE,
-    "sync": BASE | {"rollout"},
-    "evaluation": BASE | {"verifiers", "data", "rollout"},
-    "trainer": BASE | {"algorithms"},
-    "launch": EVERY_ROOM - {"trainer", "experiments", "cli"},
-    "experiments": BASE | {"algorithms", "rollout", "launch", "report"},
-    "report": BASE,
+    "families": BASE,
+    "mcore": BASE | {"methods", "head", "families", "run"},
+    "engine": BASE,
+    "conversion": BASE | {"families", "mcore", "run"},
+    "policy": BASE | PURE | {"families", "mcore"},
+    "sync": BASE | {"engine"},
+    "evaluation": BASE | {"verifiers", "data", "engine"},
+    "trainer": BASE | {"methods", "run"},
+    "launch": BASE | PURE | ABOVE_PURE,
+    "plan": BASE | {"methods", "head", "families", "launch"},
+    "doctor": BASE | PURE | ABOVE_PURE | {"launch", "plan"},
+    "report": BASE | {"run"},
+    "experiments": BASE | {"methods", "run", "engine", "launch", "report"},
+    "bench": EVERY_ROOM - {"cli"},
     "cli": EVERY_ROOM,
     "sglang_cpu": set(),  # a distribution of its own, in the engine's environment
 }
 
 # Modules with rules of their own.
 MAY_IMPORT_MODULE = {
-    "trainer.build": EVERY_ROOM - {"cli", "report", "launch", "experiments"},  # the composition root
-    "trainer.build_reference": BASE | TRAINER_SIDE | {"policy", "rollout"},
+    "trainer.build": EVERY_ROOM - {"cli", "report", "launch", "experiments", "bench"},  # the composition root
+    "trainer.build_reference": BASE | {"policy", "families", "engine"},
     "trainer.evaluate": BASE | {"data", "evaluation"},
-    "trainer.loop": {"types", "algorithms"},  # Algorithm 1, and nothing else
-    "experiments.worker": BASE | {"rollout", "launch", "trainer"},  # it alone makes runs
-    "trainer.bench_swap": BASE | TRAINER_SIDE,  # measures parallel's slots
-    "trainer.bench_sync": BASE | {"convert", "rollout", "sync"},  # measures sync's transports
-    "trainer.sync_check": BASE | {"rollout"},
+    "trainer.loop": {"types", "methods"},  # Algorithm 1, and nothing else
+    "trainer.sync_check": BASE | {"engine"},
+    "experiments.worker": BASE | {"engine", "launch", "trainer"},  # it alone makes runs
 }
 
 # Outside package -> the rooms that may import it. What is not listed is free.
 OUTSIDE = {
-    "megatron": {"parallel"},
-    "transformer_engine": {"parallel", "kernels"},
-    "apex": {"parallel"},
-    "httpx": {"rollout", "sync", "launch", "cli"},
+    "megatron": {"mcore"},
+    "transformer_engine": {"mcore", "head"},
+    "apex": {"mcore"},
+    "httpx": {"engine", "sync", "launch", "doctor", "cli"},
     "requests": set(),
     "sglang": {"sglang_cpu"},
     "ray": set(),
@@ -72,7 +70,7 @@ OUTSIDE = {
 }
 
 # Rooms that are torch and nothing distributed: process groups are handed down, or not needed.
-NO_PROCESS_GROUPS = {"types", "config", "errors", "algorithms", "verifiers", "data", "report", "cli"}
+NO_PROCESS_GROUPS = {"types", "config", "errors", "methods", "verifiers", "run", "data", "report", "cli"}
 
 
 def imports_of(source: str, module: str) -> Iterator[tuple[str, int]]:
@@ -92,7 +90,7 @@ def imports_of(source: str, module: str) -> Iterator[tuple[str, int]]:
 
 
 def room_of(dotted: str) -> str | None:
-    """`owpo_megatron.parallel.cpu.install` -> parallel; None outside the package and for the package itself."""
+    """`owpo_megatron.mcore.cpu.install` -> parallel; None outside the package and for the package itself."""
     parts = dotted.split(".")
     return parts[1] if parts[0] == "owpo_megatron" and len(parts) > 1 else None
 
@@ -142,11 +140,11 @@ def test_every_room_is_walked() -> None:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("owpo_megatron.algorithms.owpo", "import megatron.core"),
-        ("owpo_megatron.algorithms.owpo", "import torch.distributed as dist"),
-        ("owpo_megatron.trainer.loop", "from owpo_megatron.parallel import cpu"),
-        ("owpo_megatron.rollout.client", "from owpo_megatron.convert.rules import x"),
-        ("owpo_megatron.convert.rules", "from ..rollout import client"),
+        ("owpo_megatron.methods.owpo", "import megatron.core"),
+        ("owpo_megatron.methods.owpo", "import torch.distributed as dist"),
+        ("owpo_megatron.trainer.loop", "from owpo_megatron.mcore import cpu"),
+        ("owpo_megatron.engine.client", "from owpo_megatron.families.rules import x"),
+        ("owpo_megatron.families.rules", "from ..engine import client"),
         ("owpo_megatron.policy.policy", "def f():\n    from megatron.core import parallel_state"),
         ("owpo_megatron.attic.old", "import json"),
     ],
@@ -158,8 +156,8 @@ def test_the_walk_sees_a_breach(module: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("owpo_megatron.parallel.schedule", "from megatron.core import parallel_state"),
-        ("owpo_megatron.trainer.build", "from owpo_megatron.parallel.topology import Topology"),
+        ("owpo_megatron.mcore.schedule", "from megatron.core import parallel_state"),
+        ("owpo_megatron.trainer.build", "from owpo_megatron.mcore.topology import Topology"),
         ("owpo_megatron.config", "from owpo_megatron.errors import UserError"),
     ],
 )

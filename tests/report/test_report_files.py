@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from owpo_megatron import algorithms
+from owpo_megatron import methods
+from owpo_megatron.bench.table import BenchResult
 from owpo_megatron.cli.main import app
 from owpo_megatron.report import plots
-from owpo_megatron.report.bench import BenchResult
-from owpo_megatron.report.metrics import RunMetrics, read_run
 from owpo_megatron.report.plots import FIGURES
 from owpo_megatron.report.table import rows, summary_table
+from owpo_megatron.run.metrics_reader import RunMetrics, read_run
 
 
 def full_line(step: int, every: int = 4, group_size: int = 4) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def test_the_reward_panel_shows_the_reward(tmp_path: Path) -> None:
 
 def test_the_histogram_of_deviations_spans_what_the_methods_count() -> None:
     """The report reads files without torch, so the span stands twice."""
-    assert plots.DELTA_RANGE == algorithms.DELTA_RANGE
+    assert plots.DELTA_RANGE == methods.DELTA_RANGE
 
 
 def test_facts_of_a_run(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.report.metrics import Series, last_mean, read_run, smoothed
+from owpo_megatron.run.metrics_reader import Series, last_mean, read_run, smoothed
 
 
 def write(folder: Path, *lines: dict[str, Any], tail: str = "") -> Path:

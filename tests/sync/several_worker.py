@@ -23,8 +23,8 @@ TRANSPORTS = ["tensor", "distributed", "disk"]
 
 def start(url: str, python: str, model: Path, folder: Path) -> Any:
     from owpo_megatron.config import EngineConfig
-    from owpo_megatron.rollout import Fleet, Server
-    from owpo_megatron.rollout.fleet import UrlEngine
+    from owpo_megatron.engine import Fleet, Server
+    from owpo_megatron.engine.fleet import UrlEngine
 
     config = EngineConfig(python=Path(python), device="cpu", tp=2)
     server = Server(config, model, "float32", {"load_format": "dummy"}, folder / "engine.log")
@@ -52,8 +52,8 @@ def kill_when_the_next_weights_come(server: Any) -> None:
 
 def start_router(python: str, urls: list[str], folder: Path) -> Any:
     """An sglang-router over the engines, as its users start it; returns its process and its URL."""
-    from owpo_megatron.rollout import EngineClient, EngineGone
-    from owpo_megatron.rollout.server import _free_port
+    from owpo_megatron.engine import EngineClient, EngineGone
+    from owpo_megatron.engine.server import _free_port
 
     port, metrics = _free_port("127.0.0.1"), _free_port("127.0.0.1")
     command = [python, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", str(port)]
@@ -76,12 +76,12 @@ def start_router(python: str, urls: list[str], folder: Path) -> Any:
 def main(model: Path, url: str, python: str, folder: Path) -> None:
     from tiny import make_config, random_samples, report
 
-    from owpo_megatron.algorithms import make_objective
     from owpo_megatron.config import EngineConfig, SyncConfig
-    from owpo_megatron.convert import read_hf_config
-    from owpo_megatron.parallel.topology import close_topology, init_topology
+    from owpo_megatron.engine import start_fleet
+    from owpo_megatron.families import read_hf_config
+    from owpo_megatron.mcore.topology import close_topology, init_topology
+    from owpo_megatron.methods import make_objective
     from owpo_megatron.policy import MegatronPolicy
-    from owpo_megatron.rollout import start_fleet
     from owpo_megatron.sync import make_sync
     from owpo_megatron.trainer.main_rank import MainRank
     from owpo_megatron.trainer.sync_check import LogprobCheck

@@ -20,14 +20,14 @@ import torch
 from safetensors.torch import load_file
 
 from owpo_megatron.config import SyncConfig
+from owpo_megatron.engine import EngineClient
 from owpo_megatron.errors import EngineError, UserError
-from owpo_megatron.rollout import EngineClient
 from owpo_megatron.sync import make_sync
 from owpo_megatron.sync.bucket import in_buckets
-from owpo_megatron.sync.delta import DeltaTransport, mirrored
-from owpo_megatron.sync.mirror import Mirror
-from owpo_megatron.sync.patch import bits_of
-from owpo_megatron.sync.private_folder import PrivateFolder
+from owpo_megatron.sync.delta.encoding import bits_of
+from owpo_megatron.sync.delta.private_folder import PrivateFolder
+from owpo_megatron.sync.delta.replica import Mirror
+from owpo_megatron.sync.delta.transport import DeltaTransport, mirrored
 
 KEY = "the-key"
 Weights = dict[str, torch.Tensor]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from owpo_megatron.sync.patch import Patch, apply, bits_of, difference
+from owpo_megatron.sync.delta.encoding import Patch, apply, bits_of, difference
 
 DTYPES = [torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.float64]
 # NaNs with payloads of both signs, signalling ones, -0.0, infinities, the smallest subnormals: as bits of 16

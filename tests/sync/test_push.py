@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from owpo_megatron.config import SyncConfig
+from owpo_megatron.engine.tensor_body import TensorBody
 from owpo_megatron.errors import EngineError, UserError
-from owpo_megatron.rollout.tensor_body import TensorBody
 from owpo_megatron.sync import EngineSync, make_sync
 from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, beside, in_buckets, on_host
 from owpo_megatron.sync.distributed import address_seen_from

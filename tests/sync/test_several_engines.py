@@ -13,7 +13,7 @@ import pytest
 from several_worker import KILLED_AT, UPDATES
 from tiny import run_ranks
 
-from owpo_megatron.rollout import Fleet
+from owpo_megatron.engine import Fleet
 
 pytestmark = [pytest.mark.server, pytest.mark.ranks]
 

@@ -1,6 +1,6 @@
 """Every transport against a real server: weights, versions, log-probs, failures.
 
-Tensor-parallel engines: tests/rollout/test_engine.py. Not covered: NCCL, and engines on other machines.
+Tensor-parallel engines: tests/engine/test_engine.py. Not covered: NCCL, and engines on other machines.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tiny import make_hf_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from owpo_megatron.config import SyncConfig
+from owpo_megatron.engine import EngineClient, Fleet
 from owpo_megatron.errors import EngineError
-from owpo_megatron.rollout import EngineClient, Fleet
 from owpo_megatron.sync import EngineSync, make_sync
-from owpo_megatron.sync.delta import DeltaTransport
+from owpo_megatron.sync.delta.replica import Mirror
+from owpo_megatron.sync.delta.transport import DeltaTransport
 from owpo_megatron.sync.disk import DiskTransport
 from owpo_megatron.sync.distributed import DistributedTransport
 from owpo_megatron.sync.hashes import EngineHashes
-from owpo_megatron.sync.mirror import Mirror
 from owpo_megatron.sync.push import Transport
 from owpo_megatron.sync.tensor import TensorTransport
 from owpo_megatron.types import Prompt, SampleRequest, Sampling

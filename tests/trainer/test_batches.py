@@ -11,9 +11,9 @@ import torch
 from fakes import FakePolicy, FakeReference, NoLog, fake_logprobs
 from tiny import make_config
 
-from owpo_megatron.algorithms import make_objective
 from owpo_megatron.config import Config
-from owpo_megatron.parallel.packing import build_microbatch, token_batch
+from owpo_megatron.mcore.packing import build_microbatch, token_batch
+from owpo_megatron.methods import make_objective
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.stage import StagePlan
 from owpo_megatron.types import Group, Prompt, Rollout, Sample, Verdict

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from owpo_megatron.bench.swap import bench_swap
 from owpo_megatron.errors import UserError
-from owpo_megatron.trainer.bench_swap import bench_swap
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

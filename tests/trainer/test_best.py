@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.trainer.best import BestWeights
-from owpo_megatron.trainer.checkpoints import CheckpointFolder, verify_manifest
+from owpo_megatron.run.best import BestWeights
+from owpo_megatron.run.checkpoints import CheckpointFolder, verify_manifest
 from owpo_megatron.types import Candidate
 
 
@@ -176,7 +176,7 @@ def test_half_written_weights_are_ignored_and_removed(tmp_path: Path, monkeypatc
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("owpo_megatron.trainer.best.seal", killed)
+    monkeypatch.setattr("owpo_megatron.run.best.seal", killed)
     with pytest.raises(KeyboardInterrupt):
         run.evaluate(0.5, start=2)
     assert run.linked() == "after 1" and verify_manifest(tmp_path / "best")

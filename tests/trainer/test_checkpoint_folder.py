@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.trainer.checkpoints import CheckpointFolder
+from owpo_megatron.run.checkpoints import CheckpointFolder
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import torch
 from fakes import FakePolicy, FakeReference, FakeSync, NoLog
 from tiny import make_config
 
-from owpo_megatron.algorithms import make_objective
 from owpo_megatron.errors import EngineError
+from owpo_megatron.methods import make_objective
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.loop import Loop
 from owpo_megatron.trainer.main_rank import MainRank

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tiny import make_config
 
-from owpo_megatron.trainer.metrics import MetricsFile, StepLine
-from owpo_megatron.trainer.summary import write_summary
+from owpo_megatron.run.metrics import MetricsFile, StepLine
+from owpo_megatron.run.summary import write_summary
 from owpo_megatron.types import Candidate, ReferenceVersion
 
 

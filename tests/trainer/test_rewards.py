@@ -9,10 +9,10 @@ import pytest
 from fakes import FakeEngine, FakePolicy, FakeReference, FakeVerifier, NoLog, alone
 from tiny import make_config
 
-from owpo_megatron.algorithms import make_objective
 from owpo_megatron.config import Config
 from owpo_megatron.data import ShuffledStream
 from owpo_megatron.errors import UserError
+from owpo_megatron.methods import make_objective
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.rollouts import RolloutCollector

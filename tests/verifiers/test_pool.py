@@ -15,7 +15,7 @@ import pytest
 
 from owpo_megatron.types import GradingItem
 from owpo_megatron.verifiers import VerifierPool
-from owpo_megatron.verifiers.frames import frame, take_frames
+from owpo_megatron.verifiers.protocol import frame, take_frames
 
 TIMEOUT = 2.0
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from owpo_megatron.bench.verifier import _FRAGMENTS, _fuzzed
 from owpo_megatron.types import GradingItem, VerdictReason
 from owpo_megatron.verifiers import VerifierPool
-from owpo_megatron.verifiers.bench import _FRAGMENTS, _fuzzed
 from owpo_megatron.verifiers.extraction import final_answer
 from owpo_megatron.verifiers.math_answer import MathRule
 from owpo_megatron.verifiers.rational import compare

@@ -7,9 +7,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from owpo_megatron.bench import verifier as bench
 from owpo_megatron.cli.main import app
 from owpo_megatron.errors import UserError
-from owpo_megatron.verifiers import bench
 from owpo_megatron.verifiers.cases import read_cases
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks of single parts: head, hard swap, weight sync, conversion, verifier."""

@@ -1,0 +1,167 @@
+"""owpo bench head --device cuda: our passes and the installed peers on one GPU. Written, but not run on a GPU yet."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from owpo_megatron.bench.head import DENSITIES, HeadProblem
+from owpo_megatron.bench.head_peers import PEERS, Peer
+from owpo_megatron.bench.memory import PeakMemory
+from owpo_megatron.head.fp8 import Fp8Weight
+from owpo_megatron.head.logprob import logprob
+from owpo_megatron.head.policy_head import policy_head
+from owpo_megatron.types import LogpMode, Objective
+
+SHAPES = (
+    (16384, 4096, 151936),
+    (16384, 3584, 151936),
+    (16384, 4096, 37984),  # a rank's part of the first at tensor parallelism 4
+    (1024, 896, 151936),
+)
+CHECKED = 256  # rows that are compared with float64
+
+Row = dict[str, Any]
+
+
+def measure(
+    objective: Objective, shapes: Sequence[tuple[int, int, int]] = SHAPES, budget_seconds: float = 540.0,
+    peers: Sequence[Peer] = PEERS,
+) -> Iterator[Row]:  # fmt: skip
+    """Rows {impl, work, tokens, hidden, vocab, density, ms, extra_peak_bytes, tflops, max_abs_error}, as they come.
+
+    `tflops` counts the least work (2 T V H without gradients, 6 with), so that a recomputation shows as a lower rate. A
+    peer that is not installed, or fails, is a row with `error`. Past the budget no new row is started.
+    """
+    end = time.monotonic() + budget_seconds
+    for tokens, hidden, vocab in shapes:
+        problem = HeadProblem.random(tokens, hidden, vocab, "cuda", torch.bfloat16)
+        where = {"tokens": tokens, "hidden": hidden, "vocab": vocab}
+        for impl, work, density, flop, run, error in _runs(problem, objective, peers):
+            row: Row = {"impl": impl, "work": work, **where, "density": density}
+            if time.monotonic() > end:
+                return
+            try:
+                row |= _timed(run, flop)
+                row["max_abs_error"] = error() if error else None
+            except Exception as failure:  # a peer may fail in any way; its row says how, and the others go on
+                row["error"] = f"{type(failure).__name__}: {failure}"[:200]
+            yield row
+            torch.cuda.empty_cache()
+        del problem
+
+
+Run = tuple[str, str, float, float, Callable[[], object], Callable[[], float] | None]
+
+
+def _runs(problem: HeadProblem, objective: Objective, peers: Sequence[Peer]) -> Iterator[Run]:
+    (tokens, hidden), vocab = problem.h_TH.shape, len(problem.weight_VH)
+    flop = 2.0 * tokens * hidden * vocab
+    yield from _gemms(problem)
+    exact_C, exact_dh_CH = _float64(problem)
+    found: dict[str, torch.Tensor] = {}
+
+    def logp_error() -> float:
+        return (found["logp"][:CHECKED].double() - exact_C).abs().max().item()
+
+    def dh_error() -> float:
+        return (found["dh"][:CHECKED].double() - exact_dh_CH).abs().max().item()
+
+    fp8_weight = Fp8Weight(problem.weight_VH)
+    modes: tuple[LogpMode, ...] = ("exact", "fp8_refined", "fp8_raw")
+    for mode in modes:
+
+        def without_gradients(mode: LogpMode = mode) -> None:
+            found["logp"] = logprob(
+                problem.h_TH, problem.weight_VH, problem.target_T, mode=mode, fp8_weight=fp8_weight
+            ).logp_T
+
+        yield f"ours, {mode}", "log-probs", 1.0, flop, without_gradients, logp_error
+
+    main_grad = torch.zeros(vocab, hidden, device="cuda")
+    for density in DENSITIES:
+        given = problem.at_density(density)
+
+        def with_gradients(given: HeadProblem = given) -> None:
+            h_TH, weight_VH = given.h_TH.detach().requires_grad_(), given.weight_VH.detach().requires_grad_()
+            weight_VH.main_grad = main_grad  # type: ignore[attr-defined]
+            policy_head(h_TH, weight_VH, given.target_T, given.batch, objective).loss_sum.backward()
+
+        yield "ours", "loss and gradients", density, 3 * flop, with_gradients, None
+    for peer in peers:
+        try:
+            function = peer.load()
+        except (ImportError, AttributeError) as failure:
+            reason = f"not available: {failure}"
+
+            def absent(reason: str = reason) -> None:
+                raise ImportError(reason)
+
+            yield peer.name, "log-probs", 1.0, flop, absent, None
+            continue
+
+        def peer_logp(function: Any = function) -> None:
+            with torch.no_grad():
+                found["logp"] = function(problem.h_TH, problem.weight_VH, problem.target_T)
+
+        def peer_gradients(function: Any = function, per_token: bool = peer.per_token) -> None:
+            h_TH, weight_VH = problem.h_TH.detach().requires_grad_(), problem.weight_VH.detach().requires_grad_()
+            value = function(h_TH, weight_VH, problem.target_T)
+            (-value.float().sum() if per_token else value).backward()
+            assert h_TH.grad is not None
+            found["dh"] = h_TH.grad
+
+        work = "gradients" if peer.per_token else "gradients of the sum only"
+        if peer.per_token:
+            yield peer.name, "log-probs", 1.0, flop, peer_logp, logp_error
+        yield peer.name, work, 1.0, 3 * flop, peer_gradients, dh_error
+
+
+def _float64(problem: HeadProblem) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logp, d(-sum logp)/dh) of the first rows."""
+    h, weight, target = problem.h_TH[:CHECKED].double(), problem.weight_VH.double(), problem.target_T[:CHECKED]
+    log_p = torch.log_softmax(h @ weight.t(), 1)
+    return log_p.gather(1, target[:, None])[:, 0], log_p.exp() @ weight - weight[target]
+
+
+def _gemms(problem: HeadProblem) -> Iterator[Run]:
+    """The ceiling: what the GEMMs alone take, on at most 4,096 rows."""
+    h, weight = problem.h_TH[:4096], problem.weight_VH
+    flop = 2.0 * h.shape[0] * h.shape[1] * len(weight)
+    wide = torch.empty(len(h), len(weight), device="cuda")
+    dlogits = torch.randn(len(h), len(weight), device="cuda", dtype=torch.bfloat16)
+    total = torch.zeros(weight.shape, device="cuda")
+    mm, addmm = torch.ops.aten.mm.dtype_out, torch.ops.aten.addmm.dtype_out
+    yield "GEMM bf16", "GEMM", 1.0, flop, lambda: torch.mm(h, weight.t()), None
+    yield "GEMM to fp32", "GEMM", 1.0, flop, lambda: mm(h, weight.t(), torch.float32, out=wide), None
+    yield "GEMM dgrad", "GEMM", 1.0, flop, lambda: torch.mm(dlogits, weight), None
+    yield (
+        "GEMM wgrad, fp32 sum",
+        "GEMM",
+        1.0,
+        flop,
+        lambda: addmm(total, dlogits.t(), h, torch.float32, out=total),
+        None,
+    )
+    fp8 = Fp8Weight(weight)
+    yield "GEMM FP8 with quantisation of h", "GEMM", 1.0, flop, lambda: fp8.logits(h), None
+
+
+def _timed(run: Callable[[], object], flop: float, repeats: int = 5) -> Row:
+    for _ in range(2):
+        run()
+    times = []
+    with PeakMemory(torch.device("cuda")) as memory:
+        for _ in range(repeats):
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            run()
+            stop.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(stop))
+    ms = statistics.median(times)
+    return {"ms": ms, "extra_peak_bytes": memory.extra_bytes, "tflops": flop / ms / 1e9}

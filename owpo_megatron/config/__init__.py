@@ -1,0 +1,42 @@
+"""The one configuration of a run. Imports no torch."""
+
+from owpo_megatron.config.file import Section
+from owpo_megatron.config.launch import LaunchConfig
+from owpo_megatron.config.method import AlgorithmConfig, DataConfig, RolloutConfig
+from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig
+from owpo_megatron.config.run import (
+    HF_FILES,
+    CheckpointConfig,
+    Config,
+    EngineConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    SetConfig,
+    SyncConfig,
+    VerifierConfig,
+    hf_folder,
+)
+
+__all__ = [
+    "HF_FILES",
+    "AlgorithmConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "EvalConfig",
+    "LaunchConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "ReferenceConfig",
+    "RolloutConfig",
+    "Section",
+    "SetConfig",
+    "SyncConfig",
+    "TeacherConfig",
+    "VerifierConfig",
+    "hf_folder",
+]

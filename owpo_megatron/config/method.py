@@ -1,0 +1,134 @@
+"""The sections `data:`, `algorithm:` and `rollout:`: what is learned from, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from owpo_megatron.config.file import Section
+from owpo_megatron.errors import UserError
+
+AlgorithmName = Literal[
+    "owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel", "grpo", "dapo", "sym_dapo", "opd", "mopd"
+]
+DYNAMIC_SAMPLING = ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel", "dapo", "sym_dapo")
+"""The methods that train on groups with unequal verdicts only."""
+METHODS_WITH = {
+    "weight_low": ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel"),
+    "weight_high": ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel"),
+    "beta": ("grpo", "sym_dapo"),
+    "alpha": ("mopd",),
+}
+"""Hyper-parameters that only some methods have."""
+
+
+class DataConfig(Section):
+    source: str
+    """`task:cipher`, `task:countdown`, a .jsonl / .parquet file (DAPO-Math-17k's schema is understood), or
+    `hub:OWNER/NAME[@REVISION][:FILES]`, a data set of the Hugging Face hub (FILES is a pattern of its file names)."""
+    eval_source: str | None = None
+    """Held-out problems; for a `task:` the default is its own test split."""
+    template: Literal["raw", "completion", "chat"] = "raw"
+    """`raw`: the problem's text as it is; `completion`: a question-answer frame; `chat`: the tokenizer's template."""
+    max_prompt_tokens: int = Field(1024, gt=0)
+    """Longer prompts are left out, and counted."""
+    limit: int | None = Field(None, gt=0)
+    """Use only the first problems of the source."""
+    leave_out: list[Literal["repeated", "contradictory", "lookalike", "long_answer", "contaminated"]] = [
+        "repeated",
+        "contradictory",
+    ]
+    """Training problems to leave out: `repeated` (same text and answer), `contradictory` (same text, another answer),
+    `lookalike` (the same letters and digits, another answer), `long_answer` (an integer of more than 15 digits, often
+    a rounded float), `contaminated` (stands in a set of `against`). docs/data.md"""
+    against: list[str] = []
+    """Evaluation sets (sources like the above) that `contaminated` looks at."""
+    overlap: float = Field(0.8, gt=0, le=1)
+    """Share of an evaluation problem's word sequences that a training problem must hold to count as contaminated."""
+
+    @model_validator(mode="after")
+    def _contamination_against_something(self) -> DataConfig:
+        if ("contaminated" in self.leave_out) != bool(self.against):
+            raise UserError(
+                "data.against",
+                self.against,
+                "`contaminated` in data.leave_out and sets in data.against go together; give both or neither",
+            )
+        return self
+
+
+class AlgorithmConfig(Section):
+    name: AlgorithmName = "owpo"
+    clip_low: float | None = Field(None, gt=0, lt=1)
+    """Lower clip range of the ratio; None: the method's own."""
+    clip_high: float | None = Field(None, gt=0)
+    """Upper clip range of the ratio; None: the method's own."""
+    weight_low: float | None = Field(None, gt=0, le=1)
+    """Lower bound of OWPO's weight w (paper: 0.8)."""
+    weight_high: float | None = Field(None, ge=1)
+    """Upper bound of OWPO's weight w (paper: 1.2)."""
+    beta: float | None = Field(None, ge=0)
+    """Coefficient of the k3 penalty (grpo, sym_dapo)."""
+    alpha: float | None = Field(None, ge=0)
+    """Weight of the outcome advantage (mopd)."""
+    curriculum: bool = True
+    """Active samples of a group fall linearly from group_size to 1 within a stage; False: all stay active."""
+    advantage_std: Literal["unbiased", "population"] = "unbiased"
+    """Which standard deviation normalises a group's rewards."""
+    tis_cap: float | None = Field(None, ge=1)
+    """Truncated importance sampling: each token's loss times min(trainer's / engine's probability, this); None: off."""
+
+    @model_validator(mode="after")
+    def _has_its_hyper_parameters(self) -> AlgorithmConfig:
+        for name, methods in METHODS_WITH.items():
+            value = getattr(self, name)
+            if value is not None and self.name not in methods:
+                remedy = f"{self.name} has no {name}; leave it out, or use one of {', '.join(methods)}"
+                raise UserError(f"algorithm.{name}", value, remedy)
+        return self
+
+    def overrides(self) -> dict[str, float]:
+        """Hyper-parameters that were set, by the objective's own field names."""
+        names = ("clip_low", "clip_high", "weight_low", "weight_high", "beta", "alpha", "tis_cap")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class RolloutConfig(Section):
+    prompts_per_step: int = Field(512, gt=0)
+    group_size: int = Field(16, ge=2)
+    temperature: float = Field(1.0, gt=0)
+    max_response_tokens: int = Field(8192, gt=0)
+    max_rounds: int = Field(4, ge=1)
+    """Generation rounds a step may take to fill its prompts with groups whose verdicts differ."""
+    oversampling: float = Field(1.0, ge=1)
+    """Prompts drawn for each one that is missing: above 1, fewer rounds and more surplus groups (dropped)."""
+    overlong_tokens: int = Field(0, ge=0)
+    """DAPO's soft punishment (there 4096): the reward falls linearly over the last so many tokens before
+    max_response_tokens; 0: off. Dynamic sampling looks at the verifier's reward, without it."""
+    overlong_penalty: float = Field(0.5, gt=0)
+    """Reward taken from a response of max_response_tokens. Rewards here are 0 and 1; 0.5 is DAPO's 1 of -1 and 1."""
+    mask_truncated: bool = False
+    """Responses cut off at max_response_tokens leave the loss, their group's statistics and dynamic sampling."""
+    save: bool = True
+    """Keep every step's rollouts in the run folder (rollouts/), where `rollout.replay` can read them."""
+    replay: Path | None = None
+    """Take rollouts from this folder instead of an engine (made by a run with `save`)."""
+
+    @model_validator(mode="after")
+    def _long_answers_one_way(self) -> RolloutConfig:
+        if self.overlong_tokens > self.max_response_tokens:
+            raise UserError(
+                "rollout.overlong_tokens",
+                self.overlong_tokens,
+                f"cannot exceed rollout.max_response_tokens = {self.max_response_tokens}",
+            )
+        if self.overlong_tokens and self.mask_truncated:
+            raise UserError(
+                "rollout.mask_truncated",
+                True,
+                "with overlong_tokens it would reward running into the limit: nearly too long is punished, too long "
+                "is not; use one of the two",
+            )
+        return self

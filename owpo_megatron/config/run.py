@@ -1,0 +1,317 @@
+"""The one configuration of a run: a YAML file, dotted overrides, strict fields.
+
+Imports no torch. Unknown fields, values of the wrong type and contradictions are refused with one `UserError` that
+names the field, the value and the remedy. The resolved configuration is saved in the run folder and loads again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from owpo_megatron.config.file import Section, first_mistake, read_mapping, written_as
+from owpo_megatron.config.launch import LaunchConfig
+from owpo_megatron.config.method import DYNAMIC_SAMPLING, AlgorithmConfig, DataConfig, RolloutConfig
+from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig, check_reference, check_teachers
+from owpo_megatron.errors import UserError
+
+HF_FILES = "hf"  # inside a converted megatron folder: config.json, tokenizer and the like of the HF folder it came from
+
+
+def hf_folder(path: Path, field: str = "model.path") -> Path:
+    """The folder with config.json and tokenizer that belongs to a model path: itself, or hf/ inside a converted one.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if not path.is_dir():
+        remedy = "no such folder; give an HF folder or a converted megatron folder (a small model: owpo quickstart)"
+        raise UserError(field, path, remedy)
+    for folder in (path, path / HF_FILES):
+        if (folder / "config.json").is_file():
+            return folder
+    if (path / "checkpoints").is_dir():
+        raise UserError(field, path, "is a run's folder; give its best/ or one of its checkpoints/step_N")
+    raise UserError(field, path, f"has neither config.json (HF) nor {HF_FILES}/config.json (converted)")
+
+
+class ModelConfig(Section):
+    path: Path
+    """HF checkpoint folder, or a megatron folder made by tools/convert_hf_to_megatron.py."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights and activations of the policy; masters and gradients stay float32."""
+    logprob: Literal["exact", "fp8_refined"] = "exact"
+    """Head of the passes without gradients (old, reference). `fp8_refined`: FP8 over the vocabulary, target and best
+    candidates again exactly; compared with exact at the start, which takes over where the error is too large."""
+
+
+class OptimizerConfig(Section):
+    steps: int = Field(400, gt=0)
+    updates_per_step: int = Field(16, gt=0)
+    lr: float = Field(1e-6, gt=0)
+    warmup_steps: int = Field(10, ge=0)
+    """Optimizer updates over which the learning rate rises to lr; it is constant afterwards."""
+    weight_decay: float = Field(0.01, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    clip_grad: float = Field(1.0, gt=0)
+    tokens_per_microbatch: int = Field(16384, gt=0)
+    """Samples are packed into microbatches of at most this many tokens (a longer sample gets its own)."""
+
+
+class ParallelConfig(Section):
+    tp: int = Field(1, gt=0)
+    pp: int = Field(1, gt=0)
+    dp: int = Field(1, gt=0)
+    vpp: int | None = Field(None, ge=2)
+    """Virtual pipeline stages a rank (needs pp > 1)."""
+    sp: bool = False
+    """Sequence parallelism inside the tensor-parallel group (needs tp > 1)."""
+    ep: int = Field(1, gt=0)
+    """Expert parallelism: data-parallel ranks share out a layer's experts among them; must divide dp."""
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.dp
+
+
+class EngineConfig(Section):
+    urls: list[str] = []
+    """Running SGLang servers to use; empty: the run starts its own and stops it."""
+    router: str | None = None
+    """URL of an sglang-router: samples go through it, weights to each of the engines behind it."""
+    rendezvous: Path | None = None
+    """Folder where engines that others start announce themselves (`owpo serve --rendezvous`, `owpo launch`)."""
+    announced: int = Field(1, gt=0)
+    """Engines to wait for in `rendezvous`."""
+    python: Path | None = None
+    """Interpreter of SGLang's environment; None: .venv-engine beside the project, else this interpreter."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535)
+    """0: a free port. With several servers: of the first one; the others follow."""
+    tp: int = Field(1, gt=0)
+    count: int = Field(1, gt=0)
+    """Servers that the run starts; requests are dealt out among them."""
+    startup_timeout: float = Field(300.0, gt=0)
+    """Seconds to wait for the server's first answer."""
+    request_timeout: float = Field(600.0, gt=0)
+    """Seconds for one response before its engine counts as hung."""
+    max_restarts: int = Field(3, ge=0)
+    concurrency: int = Field(256, gt=0)
+    """Requests in flight at a time, over all engines."""
+
+
+class SyncConfig(Section):
+    transport: Literal["tensor", "distributed", "disk", "ipc"] = "tensor"
+    """`tensor`: in the request, or by shared memory to the run's own engines; `distributed`: broadcast, NCCL or gloo;
+    `disk`: safetensors in a folder that the engines see; `ipc`: CUDA handles, engines on the trainer's node."""
+    bucket_mb: int = Field(512, gt=0)
+    """Weights travel in pieces of at most this size; up to three of them are in memory."""
+    folder: Path | None = None
+    """Of the disk transport: seen under the same path by the engines, and this run's alone; None: sync/ in the run
+    folder."""
+    delta: bool = False
+    """Of the disk transport: only elements that changed since the last update are written (in bfloat16 few, in float32
+    nearly all). For the run's own engines and those of engine.rendezvous."""
+    mirror: Path = Path("/dev/shm")
+    """Of `delta`: the trainer's machine and each such engine's keep a copy of the weights here. Better in memory: each
+    update changes nearly all of its pages."""
+    fp8: bool = False
+    """Linear weights are quantised on the way (e4m3, 128 x 128 blocks); own engines are started to match. CUDA only."""
+    verify: Literal["off", "hash", "logprob"] = "off"
+    """What arrived is checked after every update. `hash`: every tensor of every engine; `logprob`: short samples of
+    every engine, computed again by the trainer."""
+    tolerance: float | None = Field(None, gt=0)
+    """Of `verify: logprob`, mean |difference|; None: 1e-4 for float32, 0.05 for bfloat16, 0.2 with fp8."""
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> SyncConfig:
+        if self.delta and self.transport != "disk":
+            raise UserError("sync.delta", True, f"only transport disk has it, not {self.transport}; leave it out")
+        if self.fp8 and self.verify == "hash":
+            raise UserError("sync.verify", "hash", "engines hash quantised weights differently; use logprob")
+        return self
+
+
+RULES = "auto math math_any_symbols dapo dapo_strict_box gsm8k multiple_choice cipher countdown".split()
+Rule = Annotated[
+    str,
+    written_as(
+        rf"^({'|'.join(RULES)}|python:[\w.]+:\w+|https?://\S+)$",
+        f"use one of {', '.join(RULES)}, python:MODULE:FUNCTION, or the URL of an endpoint",
+    ),
+]
+
+
+class VerifierConfig(Section):
+    rule: Rule = "auto"
+    """`auto`: the task's own rule, `math` for files. Or `python:module:function`, or the URL of an endpoint."""
+    workers: int = Field(2, gt=0)
+    timeout: float = Field(4.0, gt=0)
+    """Seconds from the start of grading one answer."""
+    memory_gb: float = Field(2.0, gt=0)
+    """Address space of a grading process."""
+    mask_failures: bool = True
+    """Time-outs and crashes leave the loss instead of counting as wrong."""
+    flip: float = Field(0.0, ge=0, lt=1)
+    """For research: each training reward is turned around with this probability. Which ones depends on the run's seed
+    and the sample's place in the stream only, so that methods of one seed meet the same noise. Not in evaluation."""
+
+
+class SetConfig(Section):
+    """An evaluation set: a known one (`owpo eval --list`), or your own by `source`. None: as the known set has it."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    source: str | None = None
+    """A .jsonl, .parquet or .csv file, or `task:NAME` for a generated task's test split."""
+    samples: int | None = Field(None, gt=0)
+    temperature: float | None = Field(None, gt=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    limit: int | None = Field(None, gt=0)
+    pass_at: list[Annotated[int, Field(gt=0)]] | None = Field(None, min_length=1)
+    rule: Rule | None = None
+    """The verifier's rule, as `verifier.rule`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_alone(cls, raw: Any) -> Any:
+        return {"name": raw} if isinstance(raw, str) else raw
+
+
+class EvalConfig(Section):
+    every: int = Field(0, ge=0)
+    """Steps between evaluations; 0: only before and after."""
+    before: bool = True
+    after: bool = True
+    samples: int = Field(8, gt=0)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(0.7, gt=0, le=1)
+    limit: int | None = Field(None, gt=0)
+    """Problems used; None: all of the set."""
+    pass_at: list[Annotated[int, Field(gt=0)]] = Field([1, 8], min_length=1)
+    sets: list[SetConfig] = []
+    """Empty: the held-out problems of `data` with the fields above. Else these sets, each with fields of its own; a
+    plain name stands for {name: ...}."""
+    primary: str | None = None
+    """The set whose scores stand for an evaluation (curves, choice of the best checkpoint); None: the first of sets."""
+    data_dir: Path | None = None
+    """Folder with the files of known sets; None: that of the variable OWPO_DATA. What it lacks comes from the hub."""
+
+    @model_validator(mode="after")
+    def _sets_are_told_apart(self) -> EvalConfig:
+        names = [one.name for one in self.sets]
+        if len(set(names)) < len(names):
+            raise UserError("eval.sets", ", ".join(names), "a set is named twice; give each a name of its own")
+        if self.primary is not None and self.primary not in names:
+            raise UserError("eval.primary", self.primary, f"must be one of eval.sets: {', '.join(names) or '(empty)'}")
+        return self
+
+
+class CheckpointConfig(Section):
+    every: int = Field(20, ge=0)
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = Field(2, gt=0)
+    """Newest checkpoints that stay on disk."""
+    keep_best: bool = False
+    """Keep the weights with the best Pass@1 of the run's evaluations in best/ (any method)."""
+    export_hf: bool = True
+    """Write the final policy as an HF folder (hf/) too."""
+
+
+class Config(Section):
+    """A whole run. `Config.load` reads a file, applies overrides and raises `UserError` for what is wrong."""
+
+    name: str = "run"
+    seed: int = Field(1, ge=0, lt=2**31)
+    runs_dir: Path = Path("runs")
+    model: ModelConfig
+    data: DataConfig
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    teachers: list[TeacherConfig] = []
+    """opd, mopd: who teaches which domain, instead of the reference."""
+    parallel: ParallelConfig = ParallelConfig()
+    engine: EngineConfig = EngineConfig()
+    sync: SyncConfig = SyncConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    launch: LaunchConfig = LaunchConfig()
+    megatron: dict[str, Any] = {}
+    """Raw fields of megatron-core's TransformerConfig."""
+    sglang: dict[str, Any] = {}
+    """Raw server arguments of SGLang: `mem_fraction_static: 0.8` becomes `--mem-fraction-static 0.8`."""
+
+    @property
+    def run_dir(self) -> Path:
+        return self.runs_dir / self.name
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Config:
+        par, opt, roll = self.parallel, self.optimizer, self.rollout
+        if par.sp and par.tp == 1:
+            raise UserError("parallel.sp", True, "sequence parallelism needs parallel.tp > 1; set sp false or raise tp")
+        if par.dp % par.ep:
+            raise UserError("parallel.ep", par.ep, f"must divide parallel.dp = {par.dp}, whose ranks share the experts")
+        if par.vpp and par.pp == 1:
+            raise UserError("parallel.vpp", par.vpp, "virtual stages need parallel.pp > 1; leave vpp out")
+        if roll.prompts_per_step % opt.updates_per_step:
+            raise UserError(
+                "optimizer.updates_per_step",
+                opt.updates_per_step,
+                f"must divide rollout.prompts_per_step = {roll.prompts_per_step}, so that updates are equally large",
+            )
+        check_reference(self.reference, self.eval.every)
+        self._has_a_best()
+        check_teachers(self.teachers, self.algorithm.name, self.reference, roll.temperature)
+        if max(self.eval.pass_at) > self.eval.samples:
+            raise UserError("eval.pass_at", self.eval.pass_at, f"cannot exceed eval.samples = {self.eval.samples}")
+        method = self.algorithm.name
+        if roll.oversampling > 1 and method not in DYNAMIC_SAMPLING:
+            raise UserError(
+                "rollout.oversampling", roll.oversampling, f"{method} keeps every group, none is replaced; leave it out"
+            )
+        if roll.overlong_tokens and method == "opd":
+            raise UserError(
+                "rollout.overlong_tokens", roll.overlong_tokens, "opd does not use rewards; leave it out, or use mopd"
+            )
+        return self
+
+    def _has_a_best(self) -> None:
+        """Where the best weights are kept, there are evaluations with a Pass@1 to choose by."""
+        wants = self.eval
+        if self.checkpoint.keep_best and not (wants.every or wants.after):
+            raise UserError("checkpoint.keep_best", True, "nothing is evaluated; set eval.every, or leave it out")
+        chooses = self.checkpoint.keep_best or self.reference.refresh == "best_of_stage"
+        if chooses and not wants.sets and 1 not in wants.pass_at:
+            raise UserError("eval.pass_at", wants.pass_at, "the best weights are chosen by Pass@1; add 1")
+
+    @classmethod
+    def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Config:
+        """Read a YAML file (and what it includes) and apply `dotted.field=value` overrides (values are YAML).
+
+        Raises:
+            UserError: the file is missing or not YAML, or a field is unknown, ill-typed or contradictory.
+        """
+        return cls.build(read_mapping(Path(path), overrides))
+
+    @classmethod
+    def build(cls, raw: dict[str, Any]) -> Config:
+        """Validate a plain mapping; the first mistake becomes a `UserError`."""
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise first_mistake(error, Config) from error
+
+    def save(self, path: Path) -> None:
+        """Write the resolved configuration, every default spelled out."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))

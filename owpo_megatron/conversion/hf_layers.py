@@ -1,0 +1,76 @@
+"""transformers' own forward pass with one layer of the model in memory at a time, in float32 on the host."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers.utils import logging as transformers_logging
+
+from owpo_megatron.families.hf_model import HFModel
+
+_FEW_TOKENS = 8  # the embedding of the one-layer models, which nothing uses
+_LAYER = re.compile(r"(?<=^model\.layers\.)\d+(?=\.)")
+
+
+class HFLayers:
+    """The layers of an HF model, each made by transformers from the checkpoint's tensors when it is its turn.
+
+    Args:
+        folder: has the config.json.
+    """
+
+    def __init__(self, folder: Path, model: HFModel):
+        self._model = model
+        self._config = AutoConfig.from_pretrained(folder)
+
+    @torch.no_grad()
+    def layer(self, tensors: dict[str, torch.Tensor], norm: torch.Tensor | None, hidden_TH: torch.Tensor) -> Any:
+        """[T, H] -> [T, H] through one layer.
+
+        Args:
+            tensors: the layer's, by the checkpoint's names.
+            norm: the final norm's weight, applied behind the layer; None: it is not the last one.
+        """
+        whole = {_LAYER.sub("0", name): tensor for name, tensor in tensors.items()}
+        size = (_FEW_TOKENS, self._model.hidden_size)
+        whole |= {"model.embed_tokens.weight": torch.zeros(size), "lm_head.weight": torch.zeros(size)}
+        whole["model.norm.weight"] = torch.ones(self._model.hidden_size) if norm is None else norm
+        (number,) = {int(match[0]) for name in tensors if (match := _LAYER.search(name))}
+        with _quiet():
+            causal_lm = MODEL_FOR_CAUSAL_LM_MAPPING[type(self._config)].from_pretrained(
+                None, config=self._config_of(number), state_dict=whole, dtype=torch.float32
+            )
+        decoder = causal_lm.model.eval()
+        if norm is None:
+            decoder.norm = torch.nn.Identity()
+        return decoder(inputs_embeds=hidden_TH[None], use_cache=False).last_hidden_state[0]
+
+    def _config_of(self, layer: int) -> Any:
+        config = copy.deepcopy(self._config)
+        config.num_hidden_layers = 1
+        config.vocab_size = _FEW_TOKENS
+        config.pad_token_id = None
+        config.tie_word_embeddings = False
+        if getattr(config, "layer_types", None):
+            config.layer_types = [self._config.layer_types[layer]]
+        return config
+
+
+class _quiet:
+    """No bar and no warnings for each one-layer model."""
+
+    def __enter__(self) -> None:
+        self._verbosity = transformers_logging.get_verbosity()
+        self._bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self._verbosity)
+        if self._bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,202 @@
+"""Writes an HF folder: sharded safetensors, and everything beside the weights carried along from a template."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from owpo_megatron.conversion.unfinished import Unfinished
+from owpo_megatron.errors import UserError
+from owpo_megatron.families.hf_model import HFModel
+from owpo_megatron.families.weights import hf_shapes
+from owpo_megatron.run.manifest import bytes_of
+
+_CARRIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.*",
+)
+_SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+
+
+def carry_files(template: Path, folder: Path) -> None:
+    """Copy what stands beside the weights of an HF folder: config, tokenizer, generation config, chat template."""
+    for pattern in _CARRIED:
+        for file in template.glob(pattern):
+            if file.is_file():
+                shutil.copy(file, folder / file.name)
+
+
+def state_dtype(config_file: Path, dtype: torch.dtype) -> None:
+    """Write the dtype of the weights into a config.json: a float32 run may start from a bfloat16 template."""
+    config = json.loads(config_file.read_text())
+    field = "torch_dtype" if "torch_dtype" in config else "dtype"
+    config[field] = str(dtype).removeprefix("torch.")
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+class ShardFiles:
+    """The .safetensors files of a model in an existing folder, laid out beforehand and filled in any order.
+
+    Every tensor goes straight to its place on the disk, so nothing is held; several threads may write.
+    """
+
+    def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int):
+        self._folder, self._dtype = folder, dtype
+        self._total = 0
+        shards: list[dict[str, int]] = [{}]  # name -> bytes
+        for name, shape in shapes.items():
+            size = torch.Size(shape).numel() * dtype.itemsize
+            if shards[-1] and sum(shards[-1].values()) + size > max_shard_bytes:
+                shards.append({})
+            shards[-1][name] = size
+            self._total += size
+        count = len(shards)
+        self._names = (
+            ["model.safetensors"]
+            if count == 1
+            else [f"model-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
+        )
+        self._place: dict[str, tuple[str, int]] = {}  # name -> (file, offset of its first byte)
+        for file, sizes in zip(self._names, shards, strict=True):
+            self._lay_out(file, sizes, shapes)
+
+    def write(self, name: str, tensor: torch.Tensor, first_row: int = 0) -> None:
+        """Put a tensor, or its rows from `first_row` on, where they belong."""
+        assert tensor.dtype == self._dtype, f"{name} is {tensor.dtype}, not {self._dtype}"
+        file, offset = self._place[name]
+        data = bytes_of(tensor)
+        offset += first_row * tensor[:1].numel() * tensor.element_size()
+        descriptor = os.open(self._folder / file, os.O_WRONLY)
+        try:
+            written = 0
+            while written < data.nbytes:
+                written += os.pwrite(descriptor, data[written:], offset + written)
+        finally:
+            os.close(descriptor)
+
+    def write_index(self) -> None:
+        """The list of which tensor is in which file, where there are several."""
+        if len(self._names) == 1:
+            return
+        index = {
+            "metadata": {"total_size": self._total},
+            "weight_map": {name: file for name, (file, _) in sorted(self._place.items())},
+        }
+        (self._folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+    def _lay_out(self, file: str, sizes: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
+        """The file with its header and its full length (https://github.com/huggingface/safetensors#format)."""
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, size in sizes.items():
+            header[name] = {
+                "dtype": _SAFETENSORS_TYPES[self._dtype],
+                "shape": list(shapes[name]),
+                "data_offsets": [end, end + size],
+            }
+            end += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        start = 8 + len(text)
+        end = 0
+        for name, size in sizes.items():
+            self._place[name] = (file, start + end)
+            end += size
+        path = self._folder / file
+        if path.is_file() and path.stat().st_size == start + end:
+            return  # of an attempt that goes on
+        with path.open("wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            out.truncate(start + end)
+
+
+class HFWriter:
+    """A context manager that takes tensors one by one; the folder appears complete, or not at all.
+
+    Tensors go to the disk as they come; nothing is held.
+
+    Args:
+        folder: the HF folder to make.
+        template: an HF folder of the same model; config, tokenizer, generation config and chat template come from it.
+        model: decides which tensors must come.
+        max_shard_bytes: a file's weights do not exceed this, unless one tensor does.
+        overwrite: replace `folder` where it exists.
+
+    Raises:
+        UserError: the template has no config.json, or `folder` exists and `overwrite` is False.
+
+    Example:
+        with HFWriter(out, template, model) as writer:
+            for name, tensor in policy.named_weights():
+                writer.add(name, tensor)
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        template: Path | str,
+        model: HFModel,
+        *,
+        max_shard_bytes: int = 5 * 2**30,
+        overwrite: bool = False,
+    ):
+        self._template = Path(template)
+        self._max_shard_bytes = max_shard_bytes
+        self._expected = hf_shapes(model)
+        self._came: set[str] = set()
+        self._files: ShardFiles | None = None
+        self._dtype = torch.float32
+        refuse_no_config(self._template)
+        self._work = Unfinished(Path(folder), {"pid": os.getpid()}, overwrite)
+
+    def __enter__(self) -> HFWriter:
+        self._work.__enter__()
+        self._work.start_over()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._finish()
+        finally:
+            self._work.discard()
+            self._work.__exit__()
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Take one tensor, in any order and on any device; all have one dtype."""
+        assert name in self._expected, f"{name} is no tensor of this model"
+        assert name not in self._came, f"{name} came twice"
+        assert tuple(tensor.shape) == self._expected[name], f"{name} {tuple(tensor.shape)} != {self._expected[name]}"
+        if self._files is None:
+            self._dtype = tensor.dtype
+            self._files = ShardFiles(self._work.path, self._expected, self._dtype, self._max_shard_bytes)
+        self._files.write(name, tensor)
+        self._came.add(name)
+
+    def _finish(self) -> None:
+        missing = [name for name in self._expected if name not in self._came]
+        assert not missing, f"{len(missing)} tensors never came: {', '.join(missing[:8])}"
+        assert self._files is not None
+        self._files.write_index()
+        carry_files(self._template, self._work.path)
+        state_dtype(self._work.path / "config.json", self._dtype)
+        self._work.finish()
+
+
+def refuse_no_config(template: Path) -> None:
+    """Raises UserError where the folder has no config.json."""
+    if not (template / "config.json").is_file():
+        raise UserError("template", template, "holds no config.json; give the HF folder the model came from")

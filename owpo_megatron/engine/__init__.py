@@ -1,0 +1,29 @@
+"""Rollouts from SGLang servers: client, supervision, the fleet behind one face, and recordings of them."""
+
+from owpo_megatron.engine.client import EngineClient, EngineGone
+from owpo_megatron.engine.fleet import Engine, Fleet, UrlEngine
+from owpo_megatron.engine.recorded import RecordedEngine, load_rollouts, rollouts_path, save_rollouts
+from owpo_megatron.engine.rendezvous import AnnouncedEngine, Announcement, announce, announce_failure, withdraw
+from owpo_megatron.engine.scorer import Scorer
+from owpo_megatron.engine.server import Server
+from owpo_megatron.engine.start import start_fleet
+
+__all__ = [
+    "AnnouncedEngine",
+    "Announcement",
+    "Engine",
+    "EngineClient",
+    "EngineGone",
+    "Fleet",
+    "RecordedEngine",
+    "Scorer",
+    "Server",
+    "UrlEngine",
+    "announce",
+    "announce_failure",
+    "load_rollouts",
+    "rollouts_path",
+    "save_rollouts",
+    "start_fleet",
+    "withdraw",
+]

@@ -1,0 +1,288 @@
+"""One SGLang server over HTTP: requests, control and weight endpoints (SGLang 0.5.21).
+
+Legend: L tokens of one response.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from owpo_megatron.engine.tensor_body import TensorBody
+from owpo_megatron.errors import EngineError
+from owpo_megatron.types import Rollout, SampleRequest, Sampling
+
+# uvicorn closes a connection that was idle for 5 s: give it up before it does, or a request meets a closing socket.
+KEEPALIVE_SECONDS = 2.0
+CONTROL_SECONDS = 120.0
+MIRROR_SECONDS = 1800.0  # all weights of a large model, through a slow file system
+UNKNOWN_VERSION = -1
+
+
+class EngineGone(EngineError):
+    """The engine at `url` does not answer: it died, hangs, or is out of reach. Another try needs a restart."""
+
+    def __init__(self, url: str, what: str):
+        super().__init__(f"engine {url}{what}")
+        self.url = url
+
+
+class EngineClient:
+    """Talks to one server. Safe to use from several threads.
+
+    Every method raises EngineGone when the server is dead or silent, and EngineError with its message when it refuses.
+
+    Args:
+        url: http://host:port of the server.
+        request_timeout: seconds without an answer after which a generation counts as hung.
+        key: the server's API key, for one that has one.
+    """
+
+    def __init__(self, url: str, request_timeout: float = 600.0, key: str | None = None):
+        self.url = url.rstrip("/")
+        self.incarnation = 0
+        """Grows with every `connect`: a process group made with an earlier one is void."""
+        self.shares_memory = False
+        """The server was started by this process: both see the same shared memory."""
+        self.mirror: str | None = None
+        """http://host:port of the program beside the server that keeps a copy of its weights (sync/delta)."""
+        self._request_timeout = request_timeout
+        self._info: dict[str, Any] | None = None
+        self._headers = _headers(key)
+        # No proxies of the environment: engines are on this machine or on this cluster.
+        self._http = httpx.Client(
+            timeout=httpx.Timeout(CONTROL_SECONDS, connect=10.0, pool=None),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS),
+            trust_env=False,
+        )
+
+    def connect(self, url: str, key: str | None = None, mirror: str | None = None) -> None:
+        """Talk to another process from now on: the engine was restarted. What is not given is as it was."""
+        self.url = url.rstrip("/")
+        self.mirror = mirror or self.mirror
+        if key is not None:
+            self._headers = _headers(key)
+        self.incarnation += 1
+        self._info = None
+
+    def close(self) -> None:
+        self._http.close()
+
+    # ------------------------------------------------------------------------------------------ samples
+    def generate(self, requests: Sequence[SampleRequest], sampling: Sampling) -> list[Rollout]:
+        """Draw one response a request in a single POST, in order; each has its own seed and finishes on its own."""
+        answers = self._post("/generate", generate_body(requests, sampling), self._request_timeout)
+        if isinstance(answers, dict):
+            answers = [answers]
+        return [to_rollout(request, answer) for request, answer in zip(requests, answers, strict=True)]
+
+    # ------------------------------------------------------------------------------------------ control
+    def pause(self) -> None:
+        """Stop generating. Requests in flight are kept and start over from their tokens so far at `resume`."""
+        self._post("/pause_generation", {"mode": "retract"})
+
+    def resume(self) -> None:
+        self._post("/continue_generation", {})
+
+    def flush(self) -> None:
+        """Forget cached keys and values; refused while requests run (not when they are paused)."""
+        self._post("/flush_cache", {})
+
+    def freeze_gc(self) -> None:
+        """Move the server's long-lived objects out of the garbage collector's sight."""
+        self._post("/freeze_gc", {})
+
+    def model_info(self, timeout: float = CONTROL_SECONDS) -> dict[str, Any]:
+        return self._request("GET", "/model_info", None, timeout)
+
+    def weight_version(self) -> int:
+        """The version of the weights in place; UNKNOWN_VERSION for a server that was never given one."""
+        return _version(self.model_info()["weight_version"])
+
+    @property
+    def tp_size(self) -> int:
+        """Tensor-parallel ranks of the server."""
+        return int(self._server_info()["tp_size"])
+
+    @property
+    def quantization(self) -> str | None:
+        """How the server's weights are quantised, in SGLang's word for it."""
+        found = self._server_info().get("quantization")
+        return None if found is None else str(found)
+
+    def server_version(self) -> str:
+        """SGLang's version."""
+        return str(self._server_info()["version"])
+
+    def _server_info(self) -> dict[str, Any]:
+        """What does not change while the server runs."""
+        if self._info is None:
+            self._info = self._request("GET", "/server_info", None, CONTROL_SECONDS)
+        return self._info
+
+    # ------------------------------------------------------------------------------------------ weights
+    def begin_update(self) -> None:
+        """Open a weight-update session; one that an interrupted update left open is closed first."""
+        try:
+            self._post("/begin_weight_update", {"selector": "all"})
+        except EngineGone:
+            raise
+        except EngineError as error:
+            if "already open" not in str(error):
+                raise
+            self.end_update()
+            self._post("/begin_weight_update", {"selector": "all"})
+
+    def end_update(self) -> None:
+        self._post("/end_weight_update", {})
+
+    def checksums(self) -> list[dict[str, str]]:
+        """Of every tensor-parallel rank: its parameters' checksums by SGLang's names."""
+        ranks = self._post("/weights_checker", {"action": "checksum"})["ranks"]
+        ordered = sorted(ranks, key=lambda rank: int(rank["parallelism_info"][0]["tp_rank"]))
+        return [dict(rank["checksums"]) for rank in ordered]
+
+    def workers(self) -> list[str]:
+        """Of a router: the URLs of its healthy engines."""
+        found = self._request("GET", "/workers", None, CONTROL_SECONDS)["workers"]
+        return sorted(str(worker["url"]) for worker in found if worker["is_healthy"])
+
+    def set_version(self, version: int) -> None:
+        """Name the weights in place; responses carry the name from here on."""
+        self._post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
+
+    def update_from_tensor(self, payloads: Sequence[bytes]) -> None:
+        """Load pickled (name, full tensor) pairs: a pickle for every tensor-parallel rank."""
+        self._request("POST", "/update_weights_from_tensor", TensorBody(payloads), CONTROL_SECONDS)
+
+    def update_from_disk(self, path: str) -> None:
+        """Load the safetensors files of a folder that the server sees under the same path."""
+        # without a format of its own, a server that was started with dummy weights would look for those
+        body = {"model_path": path, "load_format": "auto"}
+        self._post("/update_weights_from_disk", {**body, **NO_FLUSH})
+
+    def ask_mirror(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        """POST /what to the mirror beside the server; as sync/delta/replica.py answers."""
+        if self.mirror is None:
+            raise EngineError(f"engine {self.url} has no mirror; start it with owpo serve --rendezvous")
+        return dict(self._request("POST", f"/{what}", body, MIRROR_SECONDS, self.mirror))
+
+    def update_from_distributed(
+        self, names: list[str], dtypes: list[str], shapes: list[list[int]], group_name: str
+    ) -> None:
+        """Receive one flat broadcast of these tensors from rank 0 of the group; returns when they are loaded."""
+        body = {"names": names, "dtypes": dtypes, "shapes": shapes, "group_name": group_name}
+        self._post("/update_weights_from_distributed", {**body, "load_format": "flattened_bucket", **NO_FLUSH})
+
+    def join_group(
+        self, host: str, port: int, rank_offset: int, world_size: int, group_name: str, backend: str
+    ) -> None:
+        """Join a process group as ranks rank_offset .. rank_offset + tp_size - 1; returns when it is complete."""
+        body = {"master_address": host, "master_port": port, "rank_offset": rank_offset, "world_size": world_size}
+        self._post("/init_weights_update_group", {**body, "group_name": group_name, "backend": backend})
+
+    def leave_group(self, group_name: str) -> None:
+        self._post("/destroy_weights_update_group", {"group_name": group_name})
+
+    # ------------------------------------------------------------------------------------------ transport
+    def _post(self, path: str, body: dict[str, Any], timeout: float = CONTROL_SECONDS) -> Any:
+        return self._request("POST", path, body, timeout)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | TensorBody | None,
+        timeout: float,
+        mirror: str | None = None,
+    ) -> Any:
+        url, headers = self.url, self._headers
+        what = path if mirror is None else f"'s mirror {mirror}{path}"  # for messages, behind the engine's url
+        if isinstance(body, TensorBody):
+            headers = headers | {"content-length": str(len(body))}
+        try:
+            response = self._http.request(
+                method,
+                (mirror or url) + path,
+                content=json.dumps(body) if isinstance(body, dict) else body,
+                headers=headers,
+                timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
+            )
+        except httpx.TimeoutException as error:
+            raise EngineGone(url, f"{what} gave no answer within {timeout:g} s") from error
+        except httpx.TransportError as error:
+            raise EngineGone(url, f"{what} is not reachable: {error or type(error).__name__}") from error
+        if response.status_code >= 500:
+            raise EngineGone(url, f"{what} failed with {response.status_code}: {_message(response)}")
+        if response.status_code >= 400:
+            raise EngineError(f"engine {url}{what} refused with {response.status_code}: {_message(response)}")
+        try:
+            return response.json()
+        except ValueError:
+            return {"message": response.text}
+
+
+# The cache is flushed once, before an update, while the engine is paused.
+NO_FLUSH = {"flush_cache": False}
+
+
+def generate_body(requests: Sequence[SampleRequest], sampling: Sampling) -> dict[str, Any]:
+    """The JSON of /generate. Top-k is off and log-probs are asked for, of logits / temperature."""
+    shared: dict[str, Any] = {
+        "max_new_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": -1,
+    }
+    if sampling.stop_token_ids:
+        shared["stop_token_ids"] = list(sampling.stop_token_ids)
+    ids = [list(request.prompt.token_ids) for request in requests]
+    parameters = [{**shared, "sampling_seed": request.seed} for request in requests]
+    one = len(requests) == 1  # not as a list of one, which a router refuses
+    return {
+        "input_ids": ids[0] if one else ids,
+        "sampling_params": parameters[0] if one else parameters,
+        "return_logprob": True,
+    }
+
+
+def to_rollout(request: SampleRequest, answer: dict[str, Any]) -> Rollout:
+    """A rollout with the server's own ids and log-probs."""
+    meta = answer["meta_info"]
+    logp_and_id = meta["output_token_logprobs"]
+    response_ids = tuple(int(token) for _, token, *_ in logp_and_id)
+    if list(response_ids) != answer["output_ids"]:
+        raise EngineError(f"the engine's ids and log-probs of prompt {request.prompt.id} do not belong together")
+    versions = meta.get("weight_versions")
+    return Rollout(
+        prompt=request.prompt,
+        response_ids=response_ids,
+        behaviour_logp=tuple(float(logp) for logp, *_ in logp_and_id),
+        policy_version=_version(versions[-1]["version"] if versions else meta["weight_version"]),
+        finish_reason=meta["finish_reason"]["type"],
+        seed=request.seed,
+    )
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+
+
+def _version(name: str) -> int:
+    return int(name) if name.lstrip("-").isdigit() else UNKNOWN_VERSION
+
+
+def _message(response: httpx.Response) -> str:
+    """What the server says went wrong, whichever of its shapes it chose."""
+    try:
+        content = response.json()
+    except ValueError:
+        return response.text[:500].strip() or "no message"
+    if isinstance(content, dict):
+        content = content.get("error", content.get("message", content))
+    if isinstance(content, dict):
+        content = content.get("message", content)
+    return str(content)[:500]

@@ -1,0 +1,221 @@
+"""Weights between an HF checkpoint and megatron's shards, one parameter at a time, bit for bit in both directions.
+
+A megatron name here carries the indices of layer and expert in the whole model (not in its pipeline stage or on its
+expert-parallel rank) and no wrapper prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from owpo_megatron.errors import UserError
+from owpo_megatron.families.hf_model import HFModel, padded_vocab_size
+from owpo_megatron.families.reader import HFReader
+from owpo_megatron.families.rules import EMBEDDING, LM_HEAD, OUTPUT_LAYER, Part, Rule
+
+_LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
+_EXPERT = re.compile(r"(?<=\.local_experts\.)\d+(?=\.)|(?<=linear_fc[12]\.weight)\d+$")
+_SHOWN = 8  # names of each kind in an error
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a megatron parameter stands in a sharded checkpoint: an entry of one tensor for all layers and experts.
+
+    Example: expert 5 of layer 2 is entry (2, 5) of "decoder.layers.mlp.experts.experts.linear_fc1.weight".
+    """
+
+    name: str
+    index: tuple[int, ...]  # layer, expert; () outside the layers
+    leading: tuple[int, ...]  # how many layers and experts there are
+    blocks: int = 1  # equal blocks of rows that ranks read apart: 2 for a gate and an up projection
+    is_vocabulary: bool = False  # its rows may be followed by padding, and it may be read and written in pieces
+
+
+def to_megatron(model: HFModel, name: str, reader: HFReader, *, tp_rank: int = 0, tp_size: int = 1) -> torch.Tensor:
+    """This TP rank's shard of the megatron parameter `name`; only its own slices are read from disk.
+
+    With tied embeddings `output_layer.weight` (the copy on the last pipeline stage) reads the embedding.
+
+    Raises:
+        UserError: the family has no such parameter.
+
+    Example:
+        to_megatron(model, "decoder.layers.7.mlp.linear_fc1.weight", reader, tp_rank=1, tp_size=2)
+    """
+    rule, index = _find(model, EMBEDDING if model.tied and name == OUTPUT_LAYER else name)
+    assert rule.fuse != "qkv" or model.num_kv_heads % tp_size == 0, "query groups do not divide over TP ranks"
+    pieces = []
+    for part in rule.hf:
+        shape = [model.size(size) for size in part.shape]
+        hf_name = part.name.format(**index)
+        if rule.tp_dim is None:
+            pieces.append(reader.slice(hf_name, 0, 0, shape[0]))
+        elif part.shape[0] == "vocab":
+            pieces.append(_vocab_rows(reader, hf_name, model.vocab_size, tp_rank, tp_size))
+        else:
+            assert shape[rule.tp_dim] % tp_size == 0, f"{hf_name} {shape} does not divide over {tp_size} ranks"
+            length = shape[rule.tp_dim] // tp_size
+            pieces.append(reader.slice(hf_name, rule.tp_dim, tp_rank * length, (tp_rank + 1) * length))
+    return _fuse(model, rule, pieces)
+
+
+def to_hf(model: HFModel, name: str, shards: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    """(HF name, full tensor) of every HF tensor that the megatron parameter `name` is made of.
+
+    Args:
+        shards: the parameter of every TP rank, in rank order (of a replicated one, the first is taken).
+
+    Returns:
+        Contiguous or not, possibly views of the shards; padding rows of the vocabulary are dropped. Empty for the
+        output layer of a model with tied embeddings: the embedding stands for both.
+
+    Raises:
+        UserError: the family has no such parameter.
+    """
+    if model.tied and name == OUTPUT_LAYER:
+        return []
+    rule, index = _find(model, name)
+    split_shards = [_unfuse(model, rule, shard, len(shards)) for shard in shards]
+    tensors = []
+    for part, pieces in zip(rule.hf, zip(*split_shards, strict=True), strict=True):
+        tensor = pieces[0] if rule.tp_dim is None or len(pieces) == 1 else torch.cat(pieces, dim=rule.tp_dim)
+        if part.shape[0] == "vocab":
+            tensor = tensor[: model.vocab_size]
+        assert tuple(tensor.shape) == _shape(model, part), f"{name}: {tuple(tensor.shape)} for {part.name}"
+        tensors.append((part.name.format(**index), tensor))
+    return tensors
+
+
+def megatron_names(model: HFModel) -> Iterator[str]:
+    """Every parameter of the whole model by its (first) megatron name: the outer ones, then layer by layer."""
+    rules = [rule for rule in model.family.rules if not (model.tied and rule.megatron[0] == OUTPUT_LAYER)]
+    yield from (rule.megatron[0] for rule in rules if not rule.per_layer)
+    for layer in range(model.num_layers):
+        for rule in rules:
+            if rule.per_layer:
+                for expert in range(model.num_experts) if rule.per_expert else [0]:
+                    yield rule.megatron[0].format(layer=layer, expert=expert)
+
+
+def hf_parts(model: HFModel, name: str) -> dict[str, tuple[int, ...]]:
+    """The HF tensors that the megatron parameter `name` is made of, with their shapes. Raises UserError as `to_hf`."""
+    rule, index = _find(model, name)
+    return {part.name.format(**index): _shape(model, part) for part in rule.hf}
+
+
+def place_of(model: HFModel, name: str) -> Place:
+    """Where the megatron parameter `name` stands in a sharded checkpoint. Raises UserError as `to_hf`."""
+    rule, index = _find(model, name)
+    sizes = {"layer": model.num_layers} if rule.per_layer else {}
+    sizes |= {"expert": model.num_experts} if rule.per_expert else {}
+    return Place(
+        rule.stored_name,
+        tuple(index[axis] for axis in sizes),
+        tuple(sizes.values()),
+        blocks=2 if rule.fuse == "gate_up" else 1,
+        is_vocabulary=rule.hf[0].shape[0] == "vocab",
+    )
+
+
+def hf_shapes(model: HFModel) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a checkpoint of this model holds, with its shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in megatron_names(model):
+        shapes |= hf_parts(model, name)
+    return shapes
+
+
+def check_weights(model: HFModel, reader: HFReader) -> None:
+    """Compare the checkpoint's tensors with what the model needs, before anything is loaded.
+
+    Raises:
+        UserError: with the missing, unexpected and wrongly shaped tensors.
+    """
+    expected = hf_shapes(model)
+    found = set(reader.names())
+    # buffers of old checkpoints, and the copy some tied checkpoints carry
+    ignored = {name for name in found if name.endswith("rotary_emb.inv_freq") or (model.tied and name == LM_HEAD)}
+    wrong = [
+        f"{name} {reader.shape(name)} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and reader.shape(name) != shape
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": sorted(found - set(expected) - ignored),
+        "wrong shape": wrong,
+    }
+    told = [f"{kind}: {_listed(names)}" for kind, names in problems.items() if names]
+    if told:
+        raise UserError("model.path", reader.folder, f"its weights do not fit its config.json; {'; '.join(told)}")
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shape(model: HFModel, part: Part) -> tuple[int, ...]:
+    return tuple(model.size(size) for size in part.shape)
+
+
+def _find(model: HFModel, name: str) -> tuple[Rule, dict[str, int]]:
+    """(the rule of a megatron name, its "layer" and "expert", 0 where it has none)."""
+    template, index = name, {"layer": 0, "expert": 0}
+    known = True
+    for axis, pattern, size in (("layer", _LAYER, model.num_layers), ("expert", _EXPERT, model.num_experts)):
+        if match := pattern.search(template):
+            index[axis] = int(match[0])
+            known = known and index[axis] < size
+            template = pattern.sub(f"{{{axis}}}", template, count=1)
+    rule = _rules_by_name(model.family_name, model.family.rules).get(template)
+    if rule is None or not known:
+        experts = f" and {model.num_experts} experts" if model.experts else ""
+        raise UserError(
+            "megatron parameter",
+            name,
+            f"{model.family_name} with {model.num_layers} layers{experts} has none of that name",
+        )
+    return rule, index
+
+
+@lru_cache
+def _rules_by_name(family_name: str, rules: tuple[Rule, ...]) -> dict[str, Rule]:
+    return {name: rule for rule in rules for name in rule.megatron}
+
+
+def _vocab_rows(reader: HFReader, hf_name: str, vocab_size: int, tp_rank: int, tp_size: int) -> torch.Tensor:
+    """Rows of one rank, zeros below the true vocabulary."""
+    length = padded_vocab_size(vocab_size, tp_size) // tp_size
+    start, stop = (min(edge, vocab_size) for edge in (tp_rank * length, (tp_rank + 1) * length))
+    rows = reader.slice(hf_name, 0, start, stop)
+    return torch.cat([rows, rows.new_zeros(length - len(rows), rows.shape[1])])
+
+
+def _fuse(model: HFModel, rule: Rule, pieces: list[torch.Tensor]) -> torch.Tensor:
+    """One rank's pieces of the HF tensors -> its megatron shard."""
+    if rule.fuse == "plain":
+        return pieces[0]
+    if rule.fuse == "gate_up":
+        return torch.cat(pieces)
+    groups = pieces[1].shape[0] // model.head_dim
+    grouped = [piece.reshape(groups, -1, *piece.shape[1:]) for piece in pieces]
+    return torch.cat(grouped, dim=1).flatten(0, 1)
+
+
+def _unfuse(model: HFModel, rule: Rule, shard: torch.Tensor, tp_size: int) -> Sequence[torch.Tensor]:
+    """The inverse of `_fuse`."""
+    if rule.fuse == "plain":
+        return [shard]
+    if rule.fuse == "gate_up":
+        return shard.chunk(2)
+    query_rows = model.num_heads // model.num_kv_heads * model.head_dim
+    grouped = shard.reshape(model.num_kv_heads // tp_size, -1, *shard.shape[1:])
+    pieces = grouped.split([query_rows, model.head_dim, model.head_dim], dim=1)
+    return [piece.flatten(0, 1) for piece in pieces]

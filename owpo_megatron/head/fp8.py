@@ -1,0 +1,154 @@
+"""FP8 log-probs that are good enough for a ratio: FP8 over the whole vocabulary, the columns that matter again exactly.
+
+e4m3 has three bits of mantissa: log-probs from it alone are off by 0.01 to 0.03 on average, whatever the scales are
+per. A softmax is decided by its largest terms, so the target and the best candidates of every row are computed again
+from the unquantised operands, and FP8 is left with the tail. All of them or none: with only the target exact, its
+error no longer cancels with that of the log-sum-exp, and the result is worse than FP8 alone.
+
+Shapes: C rows of a chunk, H hidden, V columns on this rank, N refined columns of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from owpo_megatron.head.backend import wide
+from owpo_megatron.head.chunk_rows import torch_rows
+from owpo_megatron.head.torch_backend import TorchLogits
+
+E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
+CANDIDATES = 32  # 16 already give a mean error of 2e-4; flat distributions need more
+
+
+def quantise(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(e4m3 values, fp32 scale) with values * scale ~ tensor: one scale a tensor, from its largest magnitude now."""
+    scale = tensor.abs().amax().float().clamp(min=1e-12) / E4M3_MAX
+    return (tensor.float() / scale).to(torch.float8_e4m3fn), scale
+
+
+class Fp8Weight:
+    """A weight quantised once for all passes of one version. [V, H], e4m3, one scale.
+
+    Products are made by Transformer Engine's FP8 GEMM where it is installed, by torch._scaled_mm on a GPU without it,
+    and elsewhere by a float32 GEMM of the quantised values, which rounds as FP8 does and is not faster than exact.
+    """
+
+    def __init__(self, weight_VH: torch.Tensor):
+        self._product = _best_product(weight_VH)
+
+    def logits(self, h_CH: torch.Tensor) -> torch.Tensor:
+        """h weight^T in float32."""
+        return self._product(h_CH)
+
+
+class Fp8Backend:
+    """The forward half of a Backend: FP8 logits, refined or raw.
+
+    Args:
+        weight_VH: the same weight unquantised, for the refinement.
+    """
+
+    def __init__(self, weight_VH: torch.Tensor, fp8_weight: Fp8Weight, inverse_temperature: float, refine: bool):
+        self._weight_VH = weight_VH
+        self._fp8_weight = fp8_weight
+        self._inverse_temperature = inverse_temperature
+        self._refine = refine
+
+    def chunk_rows(self, columns: int) -> int:
+        return torch_rows(columns)
+
+    def chunks(
+        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
+    ) -> Iterator[TorchLogits]:
+        assert not for_entropy_gradient, "no gradient goes through FP8 log-probs"
+        for chunk in slices:
+            yield TorchLogits(
+                self._logits(h_RH[chunk], column_R[chunk]), column_R[chunk], self._inverse_temperature, False
+            )
+
+    def _logits(self, h_CH: torch.Tensor, column_C: torch.Tensor) -> torch.Tensor:
+        logits_CV = self._fp8_weight.logits(h_CH)
+        if self._refine and logits_CV.shape[1]:
+            best_CN = logits_CV.topk(min(CANDIDATES, logits_CV.shape[1]), dim=1).indices
+            column_CN = torch.cat([best_CN, column_C.clamp(min=0)[:, None]], dim=1)
+            logits_CV.scatter_(1, column_CN, exact_logits(h_CH, self._weight_VH, column_CN))
+        return logits_CV.mul_(self._inverse_temperature)
+
+
+def exact_logits(h_CH: torch.Tensor, weight_VH: torch.Tensor, column_CN: torch.Tensor) -> torch.Tensor:
+    """[C, N] products of each row with its own columns, in float32 (float64)."""
+    dtype = wide(h_CH)
+    out_CN = torch.empty(column_CN.shape, dtype=dtype, device=h_CH.device)
+    rows = max((16 << 20) // (column_CN.shape[1] * weight_VH.shape[1]), 1)  # gathered at a time: 64 MB
+    for start in range(0, len(h_CH), rows):
+        part = slice(start, start + rows)
+        weight_CNH = weight_VH[column_CN[part]].to(dtype)
+        out_CN[part] = torch.bmm(weight_CNH, h_CH[part].to(dtype)[:, :, None])[:, :, 0]
+    return out_CN
+
+
+class _Simulated:
+    """Rounds both operands to e4m3 and multiplies in float32."""
+
+    def __init__(self, weight_VH: torch.Tensor):
+        values_VH, scale = quantise(weight_VH)
+        self._weight_VH = values_VH.float().mul_(scale)
+
+    def __call__(self, h_CH: torch.Tensor) -> torch.Tensor:
+        values_CH, scale = quantise(h_CH)
+        return torch.mm(values_CH.float().mul_(scale), self._weight_VH.t())
+
+
+class _ScaledMm:
+    """cuBLASLt's FP8 GEMM through torch. Not run on a GPU yet."""
+
+    def __init__(self, weight_VH: torch.Tensor):
+        self._weight_VH, self._scale = quantise(weight_VH)
+
+    def __call__(self, h_CH: torch.Tensor) -> torch.Tensor:
+        values_CH, scale = quantise(_with_whole_tiles(h_CH))
+        out = torch._scaled_mm(
+            values_CH, self._weight_VH.t(), scale_a=scale, scale_b=self._scale, out_dtype=torch.float32,
+            use_fast_accum=False,
+        )  # fmt: skip
+        return out[: len(h_CH)]
+
+
+class _TransformerEngine:
+    """Transformer Engine's FP8 GEMM with current scaling. Not run on a GPU yet."""
+
+    def __init__(self, weight_VH: torch.Tensor):
+        import transformer_engine_torch as tex  # type: ignore[import-not-found]
+        from transformer_engine.pytorch.cpp_extensions import general_gemm
+        from transformer_engine.pytorch.tensor.float8_tensor import Float8CurrentScalingQuantizer
+
+        self._quantise = Float8CurrentScalingQuantizer(
+            tex.DType.kFloat8E4M3, device=weight_VH.device, rowwise=True, columnwise=False
+        )
+        self._gemm = general_gemm
+        self._weight_VH = self._quantise(weight_VH)
+
+    def __call__(self, h_CH: torch.Tensor) -> torch.Tensor:
+        values_CH = self._quantise(_with_whole_tiles(h_CH))
+        out, *_ = self._gemm(
+            self._weight_VH, values_CH, out_dtype=torch.float32, layout="TN", use_split_accumulator=True
+        )
+        return out[: len(h_CH)]
+
+
+def _with_whole_tiles(h_CH: torch.Tensor) -> torch.Tensor:
+    """Rows of zeros up to the next multiple of 16, which cuBLAS's FP8 GEMM wants of every dimension."""
+    return torch.nn.functional.pad(h_CH, (0, 0, 0, -len(h_CH) % 16))
+
+
+def _best_product(weight_VH: torch.Tensor) -> _Simulated | _ScaledMm | _TransformerEngine:
+    # a GEMM in FP8 needs Ada or later, and multiples of 16 everywhere (rows of h are added where they are missing)
+    hardware = weight_VH.is_cuda and torch.cuda.get_device_capability(weight_VH.device) >= (8, 9)
+    if not hardware or any(size % 16 for size in weight_VH.shape):
+        return _Simulated(weight_VH)
+    try:
+        return _TransformerEngine(weight_VH)
+    except ImportError:
+        return _ScaledMm(weight_VH)

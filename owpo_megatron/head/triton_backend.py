@@ -1,0 +1,126 @@
+"""The head on a GPU: cuBLAS GEMMs with float32 results, Triton epilogues, and the next chunk's GEMM under this one's.
+
+Under TRITON_INTERPRET=1 the same classes run on a CPU, with float32 GEMMs and without a second stream. Not run on a GPU
+yet.
+Shapes: R rows that take part, C rows of a chunk, K kept rows, H hidden, V columns on this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+import torch
+
+from owpo_megatron.head import triton_ops
+from owpo_megatron.head.chunk_rows import cuda_rows
+from owpo_megatron.head.shard import RowStats
+
+
+class TritonBackend:
+    """Implements Backend.
+
+    Args:
+        weight_VH: this rank's rows of the output embedding without padding; bfloat16, float16 or float32.
+    """
+
+    def __init__(self, weight_VH: torch.Tensor, inverse_temperature: float):
+        # a CPU has no GEMM with a result wider than its operands
+        self._weight_VH = weight_VH if weight_VH.is_cuda else weight_VH.float()
+        self._inverse_temperature = inverse_temperature
+
+    def chunk_rows(self, columns: int) -> int:
+        return cuda_rows(columns)
+
+    def chunks(
+        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
+    ) -> Iterator[TritonLogits]:
+        h_RH = h_RH.to(self._weight_VH.dtype)
+
+        def product(chunk: slice, out_CV: torch.Tensor) -> None:
+            _mm_float32(h_RH[chunk], self._weight_VH.t(), out_CV)
+
+        for chunk, logits_CV in one_ahead(product, slices, self._weight_VH):
+            yield TritonLogits(logits_CV, column_R[chunk], self._inverse_temperature, self._weight_VH.dtype)
+
+    def dgrad(self, dlogits_KV: torch.Tensor) -> torch.Tensor:
+        return torch.mm(dlogits_KV, self._weight_VH)
+
+    def add_wgrad(self, grad_VH: torch.Tensor, dlogits_KV: torch.Tensor, h_KH: torch.Tensor) -> None:
+        h_KH = h_KH.to(dlogits_KV.dtype)
+        if dlogits_KV.dtype == torch.float32:
+            grad_VH.addmm_(dlogits_KV.t(), h_KH)
+        else:
+            torch.ops.aten.addmm.dtype_out(grad_VH, dlogits_KV.t(), h_KH, torch.float32, out=grad_VH)
+
+
+class TritonLogits:
+    """Implements ChunkLogits over float32 logits in memory, before the temperature."""
+
+    def __init__(
+        self, logits_CV: torch.Tensor, column_C: torch.Tensor, inverse_temperature: float, operand: torch.dtype
+    ):
+        self._logits_CV = logits_CV
+        self._column_C = column_C
+        self._inverse_temperature = inverse_temperature
+        self._operand = operand
+
+    def stats(self) -> torch.Tensor:
+        return triton_ops.row_stats(self._logits_CV, self._column_C, self._inverse_temperature)[0]
+
+    def dlogits(
+        self, keep_K: torch.Tensor | None, stats: RowStats, dlogp_C: torch.Tensor, dentropy_C: torch.Tensor | None
+    ) -> torch.Tensor:
+        if keep_K is None:
+            keep_K = torch.arange(len(self._logits_CV), device=self._logits_CV.device)
+        return triton_ops.dlogits(
+            self._logits_CV, keep_K, self._column_C, stats.lse_C, stats.entropy_C, dlogp_C, dentropy_C,
+            self._inverse_temperature, self._operand,
+        )  # fmt: skip
+
+
+def one_ahead(
+    product: Callable[[slice, torch.Tensor], None], slices: Sequence[slice], weight_VH: torch.Tensor
+) -> Generator[tuple[slice, torch.Tensor], None, None]:
+    """(chunk, its logits [C, V] fp32) in turn, the next chunk's GEMM running on a second stream meanwhile.
+
+    Two buffers: chunk i + 1 goes where chunk i - 1 was, once all that was enqueued for chunk i - 1 is done.
+    """
+    if not slices:
+        return
+    longest = max(chunk.stop - chunk.start for chunk in slices)
+    buffers = [
+        torch.empty(longest, len(weight_VH), dtype=torch.float32, device=weight_VH.device)
+        for _ in range(min(2, len(slices)))
+    ]
+    views = [buffers[i % 2][: chunk.stop - chunk.start] for i, chunk in enumerate(slices)]
+    if not weight_VH.is_cuda:
+        for chunk, out_CV in zip(slices, views, strict=True):
+            product(chunk, out_CV)
+            yield chunk, out_CV
+        return
+    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    done = [torch.cuda.Event() for _ in slices]
+
+    def launch(index: int) -> None:
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            product(slices[index], views[index])
+            done[index].record()
+
+    try:
+        launch(0)
+        for index, chunk in enumerate(slices):
+            if index + 1 < len(slices):
+                launch(index + 1)
+            main.wait_event(done[index])
+            yield chunk, views[index]
+    finally:
+        # also where the caller leaves early: the buffers return to the main stream's pool
+        main.wait_stream(side)
+
+
+def _mm_float32(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    if a.dtype == torch.float32:
+        torch.mm(a, b, out=out)
+    else:
+        torch.ops.aten.mm.dtype_out(a, b, torch.float32, out=out)

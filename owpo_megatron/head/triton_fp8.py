@@ -1,0 +1,96 @@
+"""FP8 log-probs on a GPU: the FP8 GEMM of fp8.py, Triton statistics, candidates found while the softmax is summed.
+
+Under TRITON_INTERPRET=1 the same classes run on a CPU. Not run on a GPU yet.
+Shapes: R rows that take part, C rows of a chunk, H hidden, V columns on this rank, N refined columns of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+
+from owpo_megatron.head import triton_ops
+from owpo_megatron.head.backend import ChunkLogits
+from owpo_megatron.head.chunk_rows import cuda_rows
+from owpo_megatron.head.fp8 import CANDIDATES, Fp8Weight
+from owpo_megatron.head.triton_backend import TritonLogits
+
+
+class TritonFp8Backend:
+    """Implements ForwardBackend; see Fp8Backend."""
+
+    def __init__(self, weight_VH: torch.Tensor, fp8_weight: Fp8Weight, inverse_temperature: float, refine: bool):
+        self._weight_VH = weight_VH if weight_VH.is_cuda else weight_VH.float()
+        self._fp8_weight = fp8_weight
+        self._inverse_temperature = inverse_temperature
+        self._refine = refine
+
+    def chunk_rows(self, columns: int) -> int:
+        return cuda_rows(columns)
+
+    def chunks(
+        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
+    ) -> Iterator[ChunkLogits]:
+        assert not for_entropy_gradient, "no gradient goes through FP8 log-probs"
+        for chunk in slices:
+            logits_CV, column_C = self._fp8_weight.logits(h_RH[chunk]), column_R[chunk]
+            if self._refine:
+                exact = partial(triton_ops.gather_dot, h_RH[chunk].to(self._weight_VH.dtype), self._weight_VH)
+                yield RefinedLogits(logits_CV, column_C, self._inverse_temperature, exact, CANDIDATES)
+            else:
+                yield TritonLogits(logits_CV, column_C, self._inverse_temperature, self._weight_VH.dtype)
+            del logits_CV
+
+
+class RefinedLogits:
+    """FP8 logits in memory whose best columns and target are replaced by exact ones, in the statistics alone.
+
+    The candidates are the best column of each 128-wide tile of the best tiles: found while the softmax is summed, so
+    that the logits are read once.
+    """
+
+    def __init__(
+        self, logits_CV: torch.Tensor, column_C: torch.Tensor, inverse_temperature: float,
+        exact: Callable[[torch.Tensor], torch.Tensor], candidates: int,
+    ):  # fmt: skip
+        self._logits_CV = logits_CV
+        self._column_C = column_C
+        self._inverse_temperature = inverse_temperature
+        self._exact = exact
+        self._candidates = candidates
+
+    def stats(self) -> torch.Tensor:
+        out_4C, best_CN, tile_column_CN = triton_ops.row_stats(
+            self._logits_CV, self._column_C, self._inverse_temperature, candidates=True
+        )
+        if self._logits_CV.shape[1] == 0:
+            return out_4C
+        assert best_CN is not None and tile_column_CN is not None
+        chosen_CN = best_CN.topk(min(self._candidates, best_CN.shape[1]), dim=1).indices
+        here_C = self._column_C >= 0
+        target_C1 = self._column_C.clamp(min=0)[:, None]
+        column_CN = torch.cat([tile_column_CN.gather(1, chosen_CN).long(), target_C1], dim=1)
+        exact_CN = self._exact(column_CN) * self._inverse_temperature
+        screened_CN = self._logits_CV.gather(1, column_CN) * self._inverse_temperature
+        counts_CN = torch.ones_like(column_CN, dtype=torch.bool)
+        # a target that is a candidate too is exchanged once; a target of another rank not at all
+        counts_CN[:, -1] = here_C & (column_CN[:, :-1] != target_C1).all(dim=1)
+        old_max_C, old_sum_C, _, old_moment_C = out_4C.unbind(0)
+        max_C = torch.maximum(old_max_C, exact_CN.masked_fill(~counts_CN, -torch.inf).amax(dim=1))
+        shift_C = old_max_C - max_C
+        sum_C = shift_C.exp() * old_sum_C
+        moment_C = shift_C.exp() * (old_moment_C + shift_C * old_sum_C)
+        for sign, value_CN in ((-1, screened_CN), (1, exact_CN)):
+            away_CN = value_CN - max_C[:, None]
+            weight_CN = away_CN.exp().masked_fill(~counts_CN, 0)
+            part_C = weight_CN.sum(dim=1)
+            # what FP8 leaves for the tail may come out below zero by rounding
+            sum_C = (sum_C - part_C).clamp(min=0) if sign < 0 else sum_C + part_C
+            moment_C = moment_C + sign * (weight_CN * away_CN).sum(dim=1)
+        target_C = exact_CN[:, -1].masked_fill(~here_C, 0)
+        return torch.stack([max_C, sum_C, target_C, moment_C])
+
+    def dlogits(self, *_: object) -> torch.Tensor:
+        raise TypeError("no gradient goes through FP8 log-probs")

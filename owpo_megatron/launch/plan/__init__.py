@@ -1,5 +1,0 @@
-"""Memory of a run before it is started: `owpo plan`."""
-
-from owpo_megatron.launch.plan.plan import Plan, make_plan
-
-__all__ = ["Plan", "make_plan"]

@@ -1,0 +1,180 @@
+"""Sharded checkpoints (torch_dist): policy, optimizer, scheduler and reference, at any TP, PP or DP size."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from owpo_megatron.mcore import cpu
+from owpo_megatron.mcore.sharded_reader import StoredState
+from owpo_megatron.mcore.slots import ParameterSlots
+
+# Saved once for all ranks and readable at another data-parallel size ("fully_sharded_model_space" is broken in 0.16.1).
+_OPTIMIZER_FORMAT = "fully_reshardable"
+_EXTRA_STATE = "_extra_state"
+# What an optimizer keeps in its parameter groups besides settings; FusedAdam counts its steps there.
+_GROUP_STATE = ("params", "step")
+
+
+@cpu.scoped
+def save_training_state(
+    path: Path,
+    chunks: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    slots: ParameterSlots,
+) -> None:
+    """Write everything that is sharded into the existing empty folder `path`. Collective.
+
+    The reference is written only when it differs from the policy (`slots.aliased` False).
+    """
+    metadata = _metadata()
+    state = _model_state(chunks, "model.", metadata)
+    state |= {
+        "optimizer": optimizer.sharded_state_dict(_merged(state), is_loading=False, metadata=metadata),
+        "scheduler": scheduler.state_dict(),
+    }
+    if not slots.aliased:
+        with slots.showing_reference():
+            reference = _model_state(chunks, "reference.", metadata)
+            _pin_to_current_storage(reference.values())
+        state |= {f"reference_{key}": value for key, value in reference.items()}
+    _save(path, state)
+
+
+@cpu.scoped
+def load_training_state(
+    path: Path,
+    chunks: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    slots: ParameterSlots,
+    aliased: bool,
+) -> None:
+    """Restore what `save_training_state` wrote, bit for bit. `aliased`: the reference was the policy. Collective.
+
+    Of the optimizer's and the scheduler's settings (learning rate, weight decay, betas ...) those of this run's config
+    hold, not the saved ones; how many updates were made is restored.
+    """
+    metadata = _metadata()
+    if aliased:
+        slots.swap()  # a reference of its own, from `reference.path`, may have been loaded at the start
+    else:
+        # The parameters serve as landing place; the policy is loaded into them next.
+        _load_model(path, chunks, "reference.", metadata)
+        slots.load_reference()
+    state = _model_state(chunks, "model.", metadata)
+    state |= {
+        "optimizer": optimizer.sharded_state_dict(_merged(state), is_loading=True, metadata=metadata),
+        "scheduler": scheduler.state_dict(),
+    }
+    loaded = dist_checkpointing.load(state, str(path))
+    _fill_chunks(chunks, loaded, "model.")
+    settings = [{key: group[key] for key in group if key not in _GROUP_STATE} for group in optimizer.param_groups]
+    optimizer.load_state_dict(loaded["optimizer"])
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    scheduler.load_state_dict(loaded["scheduler"])
+
+
+@cpu.scoped
+def save_weights(path: Path, chunks: list[Any]) -> None:
+    """Write the weights alone (what tools/convert_hf_to_megatron.py makes). Collective."""
+    _save(path, _weights_state(chunks, "model.", _metadata()))
+
+
+@cpu.scoped
+def load_weights(path: Path, chunks: list[Any]) -> None:
+    """Read the weights of a folder written by `save_weights` or `save_training_state`; dtypes may differ. Collective.
+
+    Raises:
+        UserError: the folder is not whole, or holds another model.
+    """
+    metadata = _metadata()
+    model = _bare(chunks[0])
+    StoredState(path).check_fits(
+        _weights_state(chunks, "model.", metadata),
+        "model.",
+        model.true_vocab_size,
+        model.share_embeddings_and_output_weights,
+    )
+    _load_model(path, chunks, "model.", metadata)
+
+
+def stored_dtype(path: Path) -> torch.dtype:
+    """The dtype of the weights that `load_weights` would read. Raises UserError where the folder is not whole."""
+    return StoredState(path).dtype("model.embedding.word_embeddings.weight")
+
+
+def tensors_of(module: Any, prefix: str, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The sharded state dict of a megatron module, weights alone."""
+    state = module.sharded_state_dict(prefix=prefix, metadata=metadata or _metadata())
+    return {key: value for key, value in state.items() if not key.endswith(_EXTRA_STATE)}
+
+
+def fill(module: Any, named: dict[str, Any]) -> None:
+    """Load weights that must be all of the module's."""
+    missing, unexpected = module.load_state_dict(named, strict=False)
+    lost = [name for name in missing if not name.endswith(_EXTRA_STATE)]
+    assert not lost and not unexpected, f"{lost} not loaded, {unexpected} unknown"
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    # megatron hands the results of the writing through a queue in a spawned manager process, which an asynchronous save
+    # needs and this one does not: starting it and importing torch in it takes seconds, and it imports `__main__` again.
+    filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
+    metadata = {key: value for key, value in _metadata().items() if key != "dp_cp_group"}
+    dist_checkpointing.save(state, str(path), content_metadata=metadata)
+
+
+def _load_model(path: Path, chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> None:
+    _fill_chunks(chunks, dist_checkpointing.load(_weights_state(chunks, prefix, metadata), str(path)), prefix)
+
+
+def _metadata() -> dict[str, Any]:
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return {"distrib_optim_sharding_type": _OPTIMIZER_FORMAT, "dp_cp_group": group}
+
+
+def _model_state(chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"chunk{index}": _bare(chunk).sharded_state_dict(prefix=prefix, metadata=metadata)
+        for index, chunk in enumerate(chunks)
+    }
+
+
+def _weights_state(chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Weights alone: what Transformer Engine's layers keep besides (FP8 scales) is made anew, and local layers have
+    nothing of the kind, so that folders move between the two."""
+    return {f"chunk{index}": tensors_of(_bare(chunk), prefix, metadata) for index, chunk in enumerate(chunks)}
+
+
+def _merged(state: dict[str, Any]) -> dict[str, Any]:
+    return state["chunk0"] if len(state) == 1 else dict(state)
+
+
+def _fill_chunks(chunks: list[Any], loaded: dict[str, Any], prefix: str) -> None:
+    for index, chunk in enumerate(chunks):
+        named = {key.removeprefix(prefix): value for key, value in loaded[f"chunk{index}"].items()}
+        fill(_bare(chunk), named)
+
+
+def _bare(chunk: Any) -> Any:
+    return chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
+
+
+def _pin_to_current_storage(chunk_states: Iterable[dict[str, Any]]) -> None:
+    """Sharded tensors hold the Parameters; once the policy is shown again those would point at its slot."""
+    for state in chunk_states:
+        for sharded in state.values():
+            if isinstance(getattr(sharded, "data", None), torch.Tensor):
+                sharded.data = sharded.data.detach()

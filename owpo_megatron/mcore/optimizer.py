@@ -1,0 +1,90 @@
+"""Megatron's DDP and distributed optimizer over the policy's chunks, with a constant learning rate after warm-up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer import TransformerConfig
+
+from owpo_megatron.config import OptimizerConfig
+from owpo_megatron.mcore import cpu
+from owpo_megatron.mcore.transformer import PolicyModel
+
+
+@cpu.scoped
+def wrap_ddp(chunks: list[PolicyModel], config: TransformerConfig) -> list[DistributedDataParallel]:
+    """Every parameter becomes a view into one contiguous buffer per dtype; the reference's slot relies on it."""
+    ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+    config.finalize_model_grads_func = finalize_model_grads
+    return [
+        DistributedDataParallel(config, ddp, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)
+    ]
+
+
+@cpu.scoped
+def make_optimizer(
+    chunks: list[DistributedDataParallel], config: OptimizerConfig, dtype: torch.dtype
+) -> MegatronOptimizer:
+    """AdamW with fp32 masters, sharded over data-parallel ranks. Call once the weights are there: masters copy them."""
+    optimizer = get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.beta1,
+            adam_beta2=config.beta2,
+            adam_eps=config.eps,
+            clip_grad=config.clip_grad,
+            bf16=dtype == torch.bfloat16,
+            params_dtype=dtype,
+            use_distributed_optimizer=True,
+        ),
+        chunks,
+    )
+    cpu.prime_adamw(optimizer)
+    return optimizer
+
+
+def make_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig) -> OptimizerParamScheduler:
+    """Learning rate: a straight line to `lr` over the warm-up updates, constant afterwards."""
+    updates = config.steps * config.updates_per_step
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.lr,
+        lr_warmup_steps=config.warmup_steps,
+        lr_decay_steps=max(updates, config.warmup_steps + 1),
+        lr_decay_style="constant",
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=1,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,  # after a resume, too, the config says what the learning rate is
+    )
+
+
+@torch.no_grad()
+def restart_optimizer(optimizer: MegatronOptimizer) -> None:
+    """As it was made: masters are the parameters' values, moments and step counts are zero."""
+    optimizer.reload_model_params()
+    for one in distributed_optimizers(optimizer):
+        for state in one.optimizer.state.values():
+            for name in ("exp_avg", "exp_avg_sq", "step"):
+                if name in state:
+                    state[name].zero_()
+        for group in one.param_groups:
+            if "step" in group:  # where FusedAdam counts
+                group["step"] = 0
+
+
+def distributed_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
+    """The DistributedOptimizer instances inside megatron's (possibly chained) optimizer."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))

@@ -1,0 +1,134 @@
+"""Which rank does what: process groups of tensor, pipeline, data and expert parallelism."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from owpo_megatron.config import ParallelConfig
+from owpo_megatron.errors import UserError
+from owpo_megatron.mcore import cpu
+
+# Other ranks wait in a broadcast while rank 0 generates; a long response must not look like a dead rank.
+_CONTROL_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """This rank's place and its groups. Ranks are laid out tp fastest, then dp, then pp (megatron's default)."""
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    dp_rank: int
+    dp_size: int
+    ep_rank: int  # dp_rank % ep_size: the data-parallel ranks with the same one hold the same experts
+    ep_size: int
+    vpp_size: int | None
+    tp_group: dist.ProcessGroup
+    pp_group: dist.ProcessGroup
+    dp_group: dist.ProcessGroup
+    control_group: dist.ProcessGroup  # gloo over all ranks: small objects, never tensors of the model
+
+    @property
+    def is_main(self) -> bool:
+        """The one rank that talks to engines, verifiers and the disk."""
+        return self.rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp_size - 1
+
+    def broadcast(self, value: Any) -> Any:
+        """Global rank 0's Python object, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control_group)
+        return box[0]
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Every rank's Python object, in rank order, on every rank."""
+        boxes: list[Any] = [None] * self.world_size
+        dist.all_gather_object(boxes, value, group=self.control_group)
+        return boxes
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank when it is on one."""
+        return any(self.all_gather(flag))
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.control_group)
+
+    def sum_over_data_and_stages(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In-place sum over the dp and pp groups of disjointly filled tensors: afterwards every rank has all of it."""
+        dist.all_reduce(tensor, group=self.dp_group)
+        dist.all_reduce(tensor, group=self.pp_group)
+        return tensor
+
+
+def init_topology(parallel: ParallelConfig, seed: int) -> Topology:
+    """Join the process group (torchrun's environment, or a world of one) and make megatron's groups.
+
+    Raises:
+        UserError: the number of ranks started is not tp * pp * dp.
+    """
+    cpu.install()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != parallel.world_size:
+        wanted = f"{parallel.tp} * {parallel.pp} * {parallel.dp} = {parallel.world_size}"
+        raise UserError("world size", world_size, f"the config wants parallel.tp * pp * dp = {wanted} ranks")
+    if not dist.is_initialized():
+        _join(world_size)
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.tp,
+    )
+    # Weights come from a checkpoint and nothing is dropped out: the tracker that forks no CUDA generator is enough.
+    model_parallel_cuda_manual_seed(seed, inference_rng_tracker=True, force_reset_rng=True)
+    return Topology(
+        rank=dist.get_rank(),
+        world_size=world_size,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=parallel.tp,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=parallel.pp,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel.dp,
+        ep_rank=parallel_state.get_expert_model_parallel_rank(),
+        ep_size=parallel.ep,
+        vpp_size=parallel.vpp,
+        tp_group=parallel_state.get_tensor_model_parallel_group(),
+        pp_group=parallel_state.get_pipeline_model_parallel_group(),
+        dp_group=parallel_state.get_data_parallel_group(),
+        control_group=dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT),
+    )
+
+
+def close_topology() -> None:
+    """Leave every group; the process can end or join anew."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _join(world_size: int) -> None:
+    if not cpu.on_cpu():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "gloo" if cpu.on_cpu() else "nccl"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=_CONTROL_TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world_size)

@@ -1,0 +1,70 @@
+"""How many parameters a rank holds: the family's table of weights, divided by the parallel layout."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from owpo_megatron.config import ParallelConfig
+from owpo_megatron.families import HFModel, padded_vocab_size
+from owpo_megatron.families.rules import EMBEDDING, OUTPUT_LAYER, Rule
+
+
+@dataclass(frozen=True)
+class Share:
+    """Parameters on one rank. Experts are counted apart: fewer data-parallel ranks hold copies of them."""
+
+    dense: int
+    expert: int
+
+    @property
+    def total(self) -> int:
+        return self.dense + self.expert
+
+
+def whole_model(model: HFModel) -> int:
+    """Parameters of the model without any padding."""
+    layers, outer = 0, 0
+    for rule in _rules(model):
+        count = sum(math.prod(model.size(size) for size in part.shape) for part in rule.hf)
+        if rule.per_layer:
+            layers += count * (model.num_experts if rule.per_expert else 1)
+        else:
+            outer += count
+    return outer + layers * model.num_layers
+
+
+def share_of_stage(model: HFModel, parallel: ParallelConfig, stage: int) -> Share:
+    """Parameters on each rank of a pipeline stage, padding rows of the vocabulary included.
+
+    The first stage has the embedding, the last one the head (a second copy of a tied embedding) and the final norm.
+    """
+    first, last = stage == 0, stage == parallel.pp - 1
+    layers = model.num_layers // parallel.pp
+    dense = expert = 0
+    for rule in _rules(model):
+        count = _on_rank(model, rule, parallel)
+        if rule.per_expert:
+            expert += count * layers * (model.num_experts // parallel.ep)
+        elif rule.per_layer:
+            dense += count * layers
+        elif rule.megatron[0] == EMBEDDING:
+            dense += count * (first or (last and model.tied))
+        elif last:
+            dense += count
+    return Share(dense, expert)
+
+
+def _rules(model: HFModel) -> list[Rule]:
+    return [rule for rule in model.family.rules if not (model.tied and rule.megatron[0] == OUTPUT_LAYER)]
+
+
+def _on_rank(model: HFModel, rule: Rule, parallel: ParallelConfig) -> int:
+    """Elements of one such parameter on one tensor-parallel rank."""
+    total = 0
+    for part in rule.hf:
+        sizes = [model.size(size) for size in part.shape]
+        if part.shape[0] == "vocab":
+            sizes[0] = padded_vocab_size(model.vocab_size, parallel.tp)
+        total += math.prod(sizes) // (parallel.tp if rule.tp_dim is not None else 1)
+    return total

@@ -1,0 +1,94 @@
+"""Trainer and engine together: does a run fit on GPUs of this size?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from owpo_megatron.config import Config, hf_folder
+from owpo_megatron.families import HFModel, check_context, check_parallel, read_hf_config
+from owpo_megatron.launch.job import EnginePlace, Job
+from owpo_megatron.methods import make_objective
+from owpo_megatron.plan.engine import EngineMemory, engine_memory
+from owpo_megatron.plan.parameters import whole_model
+from owpo_megatron.plan.trainer import TrainerMemory, trainer_memory
+
+OVERHEAD = 3 << 29  # 1.5 GiB: CUDA context, NCCL, cuBLAS workspaces, fragmentation. A guess
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes on each GPU; `trainer` is the fullest pipeline stage."""
+
+    parameters: int  # of the model
+    gpu: int
+    trainer: TrainerMemory
+    stages: tuple[TrainerMemory, ...]
+    engine: EngineMemory | None  # None: rollouts are replayed, or the engines are someone else's
+    engine_place: EnginePlace
+    full_length: int  # prompt and response, both as long as allowed, in tokens
+
+    @property
+    def trainer_total(self) -> int:
+        return self.trainer.total + OVERHEAD
+
+    @property
+    def used(self) -> int:
+        """On a GPU of the trainer, an engine that shares it included."""
+        shared = self.engine_place == "trainer's nodes" and self.engine is not None
+        return self.trainer_total + (self.engine.static if shared and self.engine else 0)
+
+    @property
+    def free(self) -> int:
+        return self.gpu - self.used
+
+    @property
+    def problem(self) -> str | None:
+        """Why it does not fit, with what helps; None: it does."""
+        if self.free < 0:
+            return (
+                f"the trainer's GPUs lack {-self.free / 2**30:.1f} GiB: raise parallel.tp or the number of ranks, set "
+                "megatron.recompute_granularity full, lower optimizer.tokens_per_microbatch or "
+                "sglang.mem_fraction_static, set reference.placement offloaded, or give the engines nodes of their own"
+            )
+        if self.engine is not None and self.engine.tokens < self.full_length:
+            return (
+                f"the engine's cache holds {self.engine.tokens} tokens, not one response of full length "
+                f"({self.full_length}): raise sglang.mem_fraction_static or engine.tp"
+            )
+        return None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain keys; bytes, unless the name says otherwise."""
+        engine = asdict(self.engine) | {"tokens": self.engine.tokens} if self.engine else None
+        return {
+            "parameters_of_the_model": self.parameters,
+            "gpu": self.gpu,
+            "trainer": asdict(self.trainer) | {"overhead": OVERHEAD, "total": self.trainer_total},
+            "stages": [asdict(stage) | {"total": stage.total + OVERHEAD} for stage in self.stages],
+            "engine": engine,
+            "engine_place": self.engine_place,
+            "used": self.used,
+            "free": self.free,
+            "full_length_tokens": self.full_length,
+            "fits": self.problem is None,
+            "problem": self.problem,
+        }
+
+
+def make_plan(config: Config, gpu_bytes: int, model: HFModel | None = None, cuda: bool = True) -> Plan:
+    """The memory of a run, from its configuration and the model's config.json alone; nothing is loaded.
+
+    Raises:
+        UserError: the model is missing or unsupported, or the parallel sizes do not divide it.
+    """
+    model = model or read_hf_config(hf_folder(config.model.path))
+    check_parallel(model, config.parallel)
+    full_length = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    check_context(model, full_length)
+    objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
+    stages = tuple(trainer_memory(config, model, cuda, objective.needs_reference))
+    place = Job(config, workdir=config.runs_dir).engine_place
+    engine = None if place == "none" else engine_memory(config, model, gpu_bytes)
+    fullest = max(stages, key=lambda stage: stage.total)
+    return Plan(whole_model(model), gpu_bytes, fullest, stages, engine, place, full_length)

@@ -1,0 +1,155 @@
+"""What a trainer rank's memory goes to, in bytes. docs/plan.md has the same formulae in a table.
+
+Buffers (parameters, gradients, optimizer, slots) follow megatron's distributed optimizer exactly but for its padding;
+activations and the head's chunks are an upper estimate for the longest microbatch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from owpo_megatron.config import Config
+from owpo_megatron.families import HFModel, padded_vocab_size
+from owpo_megatron.head.chunk_rows import cuda_rows, torch_rows
+from owpo_megatron.plan.parameters import Share, share_of_stage
+
+GRADIENT = 4  # bytes: gradients are accumulated in float32
+MOMENTS = 8  # Adam's two, float32
+MASTER = 4  # of weights below float32
+
+
+@dataclass(frozen=True)
+class TrainerMemory:
+    """Bytes on one rank of a pipeline stage.
+
+    Example: 7.6 B parameters in bfloat16 at tp 4, dp 2 are 3.8 GB of weights, 7.6 of gradients, 11.4 of optimizer.
+    """
+
+    stage: int
+    parameters: int  # how many
+    weights: int
+    gradients: int
+    optimizer: int  # this rank's 1/dp
+    reference: int  # slots beside the policy's: the reference, teachers
+    activations: int  # kept for the backward, microbatches in flight included
+    head: int  # chunks of logits, only on the last stage
+    sync: int  # buckets on their way to the engines
+    host: int  # of the host, not of the device: offloaded slots, and the best of a stage so far
+
+    @property
+    def total(self) -> int:
+        """Of the device, at the worst moment; weights travel to the engines when no activations are alive."""
+        lasting = self.weights + self.gradients + self.optimizer + self.reference
+        return lasting + max(self.activations + self.head, self.sync)
+
+
+def trainer_memory(config: Config, model: HFModel, cuda: bool, needs_reference: str) -> list[TrainerMemory]:
+    """Of every pipeline stage.
+
+    Args:
+        cuda: Transformer Engine's layers and the CUDA head; False: megatron's local layers and the torch head.
+        needs_reference: of the method ("none", "active", "all", "teacher").
+    """
+    return [_stage(config, model, cuda, needs_reference, stage) for stage in range(config.parallel.pp)]
+
+
+def _stage(config: Config, model: HFModel, cuda: bool, needs_reference: str, stage: int) -> TrainerMemory:
+    par = config.parallel
+    share = share_of_stage(model, par, stage)
+    weight = 4 if config.model.dtype == "float32" else 2
+    slots, offloaded = _slots(config, needs_reference)
+    candidate = config.reference.refresh == "best_of_stage" and needs_reference != "none"
+    return TrainerMemory(
+        stage=stage,
+        parameters=share.total,
+        weights=share.total * weight,
+        gradients=share.total * GRADIENT,
+        optimizer=_optimizer(config, share, weight),
+        reference=slots * share.total * weight,
+        activations=activation_bytes(config, model, cuda, stage),
+        head=head_bytes(config, model, cuda, weight) if stage == par.pp - 1 else 0,
+        sync=3 * (config.sync.bucket_mb << 20),  # one gathered, one packed, one on its way
+        host=(offloaded + candidate) * share.total * weight,
+    )
+
+
+def _optimizer(config: Config, share: Share, weight: int) -> int:
+    par = config.parallel
+    each = MOMENTS + (MASTER if weight < 4 else 0)
+    return each * share.dense // par.dp + each * share.expert // (par.dp // par.ep)
+
+
+def _slots(config: Config, needs_reference: str) -> tuple[int, int]:
+    """(slots on the device beside the policy's, slots in host memory, which visit the device one at a time)."""
+    if needs_reference == "none":
+        return 0, 0
+    placements = [teacher.placement for teacher in config.teachers if teacher.path is not None]
+    if not config.teachers:
+        placements = [config.reference.placement]
+    offloaded = placements.count("offloaded")
+    return placements.count("resident") + (1 if offloaded else 0), offloaded
+
+
+def activation_bytes(config: Config, model: HFModel, cuda: bool, stage: int = 0) -> int:
+    """Kept for the backward by the layers of a stage, for the longest microbatch, times the microbatches in flight.
+
+    A longer sample than tokens_per_microbatch is a microbatch of its own. One-forward-one-backward keeps up to
+    pp - stage microbatches; interleaved stages a little more.
+    """
+    par = config.parallel
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    tokens = max(config.optimizer.tokens_per_microbatch, longest)
+    weight = 4 if config.model.dtype == "float32" else 2
+    layers = model.num_layers // par.pp
+    hidden = model.hidden_size // (par.tp if par.sp else 1)
+    one = layer_elements(model, par.tp, par.sp, cuda) * weight + _statistics(model, par.tp)
+    number = int(config.megatron.get("recompute_num_layers") or 1)
+    if config.megatron.get("recompute_granularity") != "full":
+        kept, again = layers * one, 0
+    elif config.megatron.get("recompute_method") == "block":
+        # so many layers of each chunk are computed again, one by one; the others keep everything
+        again_layers = min(number * (par.vpp or 1), layers)
+        kept, again = again_layers * hidden * weight + (layers - again_layers) * one, one
+    else:
+        # inputs of the recomputed pieces, and all of one piece while it is computed again
+        kept, again = layers * hidden * weight // number, number * one
+    in_flight = par.pp - stage if par.vpp is None else par.pp + (par.pp - 1) / par.vpp
+    ends = 4 * model.hidden_size * weight  # embedding, last norm, gathered hidden states and their gradient
+    return int(tokens * (kept * in_flight + again + ends))
+
+
+def layer_elements(model: HFModel, tp: int, sp: bool, cuda: bool) -> int:
+    """Elements per token that one layer saves for its backward, of the weights' type.
+
+    Transformer Engine: inputs and outputs of both norms (4 h), the fused q, k, v, what their norms and rope make of
+    q and k, attention's output, gate and up (2 f) and their product (f). megatron's local layers, on a CPU, save more:
+    what a norm divides, padded copies around attention, and two more of the MLP's (f each).
+    """
+    q, kv = model.num_heads * model.head_dim // tp, model.num_kv_heads * model.head_dim // tp
+    hidden = model.hidden_size // (tp if sp else 1)
+    norms = (4 if cuda else 6) * hidden
+    qk_norm = (1 if cuda else 2) * (q + kv) if model.qk_norm else 0
+    attention = (q + 2 * kv) + qk_norm + (q + kv) + q + (0 if cuda else q + 2 * kv + q)
+    ffn = 3 if cuda else 5
+    if model.experts is None:
+        return norms + attention + ffn * model.ffn_size // tp
+    # every chosen expert gets a copy of the token, and its answer is kept for the router's gradient
+    chosen = model.experts.chosen
+    return norms + attention + chosen * (ffn * model.experts.ffn_size // tp + 2 * model.hidden_size)
+
+
+def _statistics(model: HFModel, tp: int) -> int:
+    """Bytes per token and layer in float32, whatever the weights' type: attention's log-sum-exp, a norm's divisor."""
+    return 4 * (model.num_heads // tp + 2)
+
+
+def head_bytes(config: Config, model: HFModel, cuda: bool, weight: int) -> int:
+    """Logits of the head at a time: two float32 chunks and the gradient of one on a GPU, logits and their exponents on
+    a CPU; never more rows than a microbatch has tokens."""
+    vocab = padded_vocab_size(model.vocab_size, config.parallel.tp) // config.parallel.tp
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    tokens = max(config.optimizer.tokens_per_microbatch, longest)
+    if not cuda:
+        return min(torch_rows(vocab), tokens) * vocab * 8
+    rows = min(cuda_rows(vocab), tokens)
+    return rows * vocab * (4 * min(2, -(-tokens // rows)) + weight)

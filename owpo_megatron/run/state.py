@@ -1,0 +1,115 @@
+"""What a checkpoint of a run holds, and how a run takes it up again, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from owpo_megatron.run.best import BestWeights
+from owpo_megatron.run.checkpoints import CheckpointFolder
+from owpo_megatron.run.metrics import MetricsFile
+from owpo_megatron.types import ReferenceVersion
+
+
+class Ranks(Protocol):
+    """What is needed of the topology."""
+
+    @property
+    def is_main(self) -> bool: ...
+
+    def barrier(self) -> None: ...
+
+    def broadcast(self, value: Any) -> Any: ...
+
+
+class SavedPolicy(Protocol):
+    def save(self, path: Path) -> None: ...
+
+    def restore(self, path: Path, reference_is_policy: bool) -> None: ...
+
+
+class SavedReference(Protocol):
+    version: ReferenceVersion
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class SavedRollouts(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class RunState:
+    """The state of a run: weights and optimizer, reference, best weights, place in the prompt stream, the open line.
+
+    Args:
+        rollouts: whose stream is rank 0's.
+        metrics: None on the other ranks.
+        carry: writes hf/ (config, tokenizer) into a folder; called on rank 0.
+        say: tells a person watching the run.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        policy: SavedPolicy,
+        reference: SavedReference,
+        rollouts: SavedRollouts,
+        best: BestWeights,
+        metrics: MetricsFile | None,
+        checkpoints: CheckpointFolder,
+        carry: Callable[[Path], None],
+        say: Callable[[str], None],
+    ):
+        self._ranks = ranks
+        self._policy = policy
+        self._reference = reference
+        self._rollouts = rollouts
+        self._best = best
+        self._metrics = metrics
+        self._checkpoints = checkpoints
+        self._carry = carry
+        self._say = say
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint; it counts from the moment its folder is renamed into place. Collective."""
+        if self._ranks.is_main:
+            self._carry(self._checkpoints.start(step).parent)
+        self._ranks.barrier()
+        self._policy.save(self._checkpoints.state_path(step))
+        state = {"step": step, "reference": self._reference.state_dict(), "best": self._best.state_dict()}
+        if self._metrics:
+            state |= {"rollouts": self._rollouts.state_dict(), "line": self._metrics.under_way()}
+            self._checkpoints.finish(step, state)
+            self._best.tidy()
+        self._ranks.barrier()
+
+    def restore(self, checkpoint: Path | None = None, to_evaluate: bool = False) -> int:
+        """Take over the newest whole checkpoint, or the given one; returns its step, 0 where there is none. Collective.
+
+        Args:
+            to_evaluate: only the policy is wanted, and nothing on disk changes.
+        """
+        found: tuple[Path, dict[str, Any]] | None = None
+        if self._ranks.is_main:
+            found = self._checkpoints.read(checkpoint) if checkpoint else self._checkpoints.newest()
+        found = self._ranks.broadcast(found)
+        state: dict[str, Any] = found[1] if found else {"step": 0}
+        if not to_evaluate:
+            self._best.load_state_dict(state.get("best"))  # before the policy, whose parameters it lands in
+        if found is not None:
+            state_path = found[0]
+            self._policy.restore(state_path, state["reference"]["is_policy"])
+            if not to_evaluate:
+                self._reference.load_state_dict(state["reference"])
+            if self._ranks.is_main:
+                self._rollouts.load_state_dict(state["rollouts"])
+            told = "" if to_evaluate else f", reference {self._reference.version.ref_id}"
+            self._say(f"resumed at step {state['step']} from {state_path.parent}{told}")
+        if self._metrics and not to_evaluate:
+            self._metrics.drop_after(state["step"], state.get("line"))
+        return state["step"]

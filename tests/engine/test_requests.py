@@ -1,0 +1,102 @@
+"""What is sent to an engine and how it is started: no server needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from owpo_megatron.config import EngineConfig
+from owpo_megatron.engine.client import UNKNOWN_VERSION, generate_body, to_rollout
+from owpo_megatron.engine.command import command_line, environment, server_arguments
+from owpo_megatron.engine.generation import samples_a_post
+from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.types import Prompt, SampleRequest, Sampling
+
+PROMPT = Prompt("a/1", (5, 6, 7), "abc", "c")
+
+
+def answer(**meta: Any) -> dict[str, Any]:
+    shared = {
+        "output_token_logprobs": [[-0.5, 11, None], [-1.25, 2, None]],
+        "finish_reason": {"type": "stop", "matched": 2},
+        "weight_version": "9",
+        "weight_versions": [{"version": "7", "start": 0, "end": 1}, {"version": "8", "start": 1, "end": 2}],
+    }
+    return {"output_ids": [11, 2], "meta_info": shared | meta}
+
+
+def test_each_sample_has_its_own_seed_and_top_k_is_off() -> None:
+    requests = [SampleRequest(PROMPT, 41), SampleRequest(PROMPT, 2**62)]
+    body = generate_body(requests, Sampling(max_tokens=3, temperature=0.7, top_p=0.9, stop_token_ids=(4,)))
+    assert body["input_ids"] == [[5, 6, 7], [5, 6, 7]]
+    shared = {"max_new_tokens": 3, "temperature": 0.7, "top_p": 0.9, "top_k": -1, "stop_token_ids": [4]}
+    assert body["sampling_params"] == [{**shared, "sampling_seed": 41}, {**shared, "sampling_seed": 2**62}]
+    assert body["return_logprob"] is True
+    json.dumps(body)
+
+
+def test_rollout_carries_the_servers_ids_and_the_last_tokens_version() -> None:
+    rollout = to_rollout(SampleRequest(PROMPT, 41), answer())
+    assert rollout.response_ids == (11, 2)
+    assert rollout.behaviour_logp == (-0.5, -1.25)
+    assert (rollout.policy_version, rollout.finish_reason, rollout.seed) == (8, "stop", 41)
+
+
+def test_version_of_older_and_of_unversioned_servers() -> None:
+    request = SampleRequest(PROMPT, 1)
+    assert to_rollout(request, answer(weight_versions=None)).policy_version == 9
+    assert to_rollout(request, answer(weight_versions=[], weight_version="default")).policy_version == UNKNOWN_VERSION
+
+
+def test_ids_that_do_not_match_their_logprobs_are_refused() -> None:
+    with pytest.raises(EngineError, match="a/1 do not belong together"):
+        to_rollout(SampleRequest(PROMPT, 1), {**answer(), "output_ids": [11, 3]})
+
+
+@pytest.mark.parametrize(
+    ("samples", "engines", "max_tokens", "expected"),
+    [(128, 1, 8, 64), (128, 4, 8, 32), (8192, 8, 8192, 1), (8192, 8, 1024, 4), (3, 2, 8, 2), (1, 4, 8, 1)],
+)
+def test_short_samples_travel_together_and_long_ones_alone(
+    samples: int, engines: int, max_tokens: int, expected: int
+) -> None:
+    assert samples_a_post(samples, engines, Sampling(max_tokens)) == expected
+
+
+def test_raw_arguments_override_the_defaults() -> None:
+    raw = {"max_total_tokens": 99, "sleep_on_idle": False, "lora_paths": ["a", "b"], "json_thing": {"x": 1}}
+    arguments = server_arguments(EngineConfig(device="cpu"), Path("/m"), "float32", raw)
+    command = command_line(Path("/p"), arguments)
+    assert command[:3] == ["/p", "-m", "sglang.launch_server"]
+    text = " ".join(command)
+    assert "--max-total-tokens 99" in text and "--lora-paths a b" in text and '--json-thing {"x": 1}' in text
+    assert "--sleep-on-idle" not in text
+    assert "--enable-deterministic-inference --" in text, "a flag that is set carries no value"
+
+
+def test_cuda_server_keeps_sglangs_own_backends() -> None:
+    arguments = server_arguments(EngineConfig(device="cuda", tp=4), Path("/m"), "bfloat16", {})
+    assert arguments["tp_size"] == 4
+    assert "attention_backend" not in arguments and "max_total_tokens" not in arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("port", "set engine.port"), ("tp-size", "set engine.tp"), ("weight_version", "leave it out")]
+)
+def test_raw_arguments_with_a_field_of_their_own_are_refused(name: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=remedy):
+        server_arguments(EngineConfig(device="cpu"), Path("/m"), "float32", {name: 1})
+
+
+def test_torchruns_variables_do_not_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setenv("SGLANG_SOMETHING", "kept")
+    env = environment(EngineConfig(device="cpu", tp=2), tmp_path)
+    assert not {"TORCHELASTIC_USE_AGENT_STORE", "MASTER_PORT"} & set(env)
+    assert env["SGLANG_SOMETHING"] == "kept"
+    assert env["OMP_NUM_THREADS"] == "1", "a model of 0 bytes needs one thread"
+    assert env["SGLANG_CPU_OMP_THREADS_BIND"].count("|") == 1

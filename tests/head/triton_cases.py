@@ -1,0 +1,191 @@
+"""Triton epilogues and the backend made of them: interpreted on a CPU, compiled on a GPU.
+
+The interpreter checks logic and masking. Not covered by it: races, speed, and bfloat16 operands of the GEMMs, which are
+float32 there; the same cases run compiled where CUDA is (marked gpu). test_triton.py starts this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from head_oracle import assert_same, dense, dense_logp, make_batch, make_inputs
+from test_logprob import peaked_inputs
+
+from owpo_megatron.head import logprob, policy_head, triton_ops
+from owpo_megatron.head.loss_map import FusedObjective, LossMap
+from owpo_megatron.methods import OBJECTIVES
+
+INTERPRETED = not torch.cuda.is_available()
+GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason="no CUDA device")])
+CPU = pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="compiled on CUDA instead"))
+on_each_device = pytest.mark.parametrize("device", [CPU, GPU])
+
+MAPS = {
+    "owpo": LossMap(deviation="one_way"),
+    "owpo_no_asym": LossMap(deviation="no_asym"),
+    "owpo_no_locking": LossMap(deviation="no_locking"),
+    "owpo_no_accel": LossMap(deviation="no_accel"),
+    "dapo": LossMap(),
+    "grpo": LossMap(sample_mean=True, clip_high=0.2, beta=1e-3),
+    "sym_dapo": LossMap(beta=1e-3),
+    "opd": LossMap(surrogate=False, sample_mean=True),
+    "mopd": LossMap(surrogate=False, sample_mean=True, alpha=5.0),
+}
+
+
+@on_each_device
+@pytest.mark.parametrize("columns", [(0, 300), (0, 140), (140, 300), (299, 300), (0, 2500)], ids=str)
+def test_row_stats(device: str, columns: tuple[int, int]) -> None:
+    """Whole and part of a vocabulary: targets of other ranks, padded lanes of the last tile, one column; more tiles
+    than a program takes at a time, with the largest logit among the first or the last."""
+    h_TH, weight_VH, target_T = make_inputs(rows=9, vocab=max(columns[1], 300), dtype=torch.float32)
+    logits_CV = (h_TH @ weight_VH.t())[:, columns[0] : columns[1]].contiguous().to(device)
+    here_T = (target_T >= columns[0]) & (target_T < columns[1])
+    column_T = torch.where(here_T, target_T - columns[0], -1).to(device)
+    out_4C, best_CN, column_CN = triton_ops.row_stats(logits_CV, column_T, 0.7, candidates=True)
+    z = logits_CV.double() * 0.7
+    shifted = z - z.amax(1, keepdim=True)
+    expected = torch.stack(
+        [
+            z.amax(1),
+            shifted.exp().sum(1),
+            z.gather(1, column_T.clamp(min=0)[:, None])[:, 0] * here_T.to(device),
+            (shifted * shifted.exp()).sum(1),
+        ]
+    )
+    torch.testing.assert_close(out_4C.double(), expected, rtol=2e-6, atol=2e-6)
+    assert best_CN is not None and column_CN is not None
+    for tile, part in enumerate(z.split(triton_ops.TILE, dim=1)):
+        torch.testing.assert_close(best_CN[:, tile].double(), part.amax(1), rtol=1e-6, atol=1e-6)
+        assert torch.equal(column_CN[:, tile].long(), part.argmax(1) + tile * triton_ops.TILE)
+
+
+@on_each_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_dlogits(device: str, dtype: torch.dtype, with_entropy: bool) -> None:
+    h_TH, weight_VH, target_T = make_inputs(rows=9, vocab=2100, dtype=torch.float32)
+    logits_CV = (h_TH @ weight_VH.t()).to(device)
+    target_T = target_T.to(device)
+    column_T = target_T.masked_fill(torch.arange(9, device=device) == 2, -1)
+    z = logits_CV.double() * 0.7
+    log_p = torch.log_softmax(z, 1)
+    entropy_T = -(log_p.exp() * log_p).sum(1)
+    dlogp_T, dentropy_T = torch.randn(2, 9, generator=torch.Generator().manual_seed(0)).to(device)
+    keep_K = torch.tensor([0, 2, 3, 8], device=device)
+    expected = -log_p.exp() * dlogp_T[:, None]
+    if with_entropy:
+        expected -= log_p.exp() * (log_p + entropy_T[:, None]) * dentropy_T[:, None]
+    for row in range(9):
+        if column_T[row] >= 0:
+            expected[row, column_T[row]] += dlogp_T[row]
+    found = triton_ops.dlogits(
+        logits_CV, keep_K, column_T, torch.logsumexp(z, 1).float(), entropy_T.float(), dlogp_T,
+        dentropy_T if with_entropy else None, 0.7, dtype,
+    )  # fmt: skip
+    assert found.dtype == dtype
+    # the interpreter cuts bfloat16 off instead of rounding it
+    tolerance = {"rtol": 2e-6, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-6}
+    torch.testing.assert_close(found.double(), 0.7 * expected[keep_K], **tolerance)
+
+
+@on_each_device
+def test_gather_dot(device: str) -> None:
+    h_TH, weight_VH, _ = make_inputs(rows=5, hidden=1100, vocab=50, dtype=torch.float32)
+    column_CN = torch.randint(0, 50, (5, 3), generator=torch.Generator().manual_seed(0))
+    found = triton_ops.gather_dot(h_TH.to(device), weight_VH.to(device), column_CN.to(device))
+    expected = torch.einsum("cnh,ch->cn", weight_VH.double()[column_CN], h_TH.double())
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@on_each_device
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_loss_map_is_the_objective(device: str, name: str) -> None:
+    """300 tokens: two blocks, the second mostly padding."""
+    h_TH, weight_VH, target_T = make_inputs(rows=300)
+    logp_T = dense_logp(h_TH, weight_VH, target_T)[0]
+    batch = make_batch(logp_T)
+    leaf_T = logp_T.clone().requires_grad_()
+    expected = OBJECTIVES[name](leaf_T, batch)
+    (gradient_T,) = torch.autograd.grad(expected.loss_sum, leaf_T)
+    moved = {key: value.to(device) for key, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    loss_T, dlogp_T, sums = MAPS[name](logp_T.float().to(device), replace(batch, **moved))
+    torch.testing.assert_close(dlogp_T.cpu().double(), gradient_T, rtol=1e-4, atol=1e-6)
+    assert torch.equal(dlogp_T.cpu() != 0, gradient_T != 0), "a row that must leave, or one that must not"
+    assert sums["loss"].item() == pytest.approx(expected.loss_sum.item(), rel=1e-4, abs=1e-4)
+    assert loss_T.double().sum().item() == pytest.approx(expected.loss_sum.item(), rel=1e-4, abs=1e-4)
+    for ours, theirs in {"tokens": "tokens", "ratio": "ratio_sum", "clipped": "clip_count", "w": "w_sum"}.items():
+        if theirs in expected.metrics:
+            assert sums[ours].item() == pytest.approx(expected.metrics[theirs].item(), rel=1e-5), ours
+
+
+def test_a_reference_that_was_never_computed_does_no_harm() -> None:
+    """Zeros in place of a reference's log-probs: exp(0 - logp) overflows for an unlikely token and must not count."""
+    device = "cpu" if INTERPRETED else "cuda"
+    batch = make_batch(torch.full((4,), -200.0).double())
+    fields = {key: value.to(device) for key, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    never_T = torch.zeros(4, dtype=torch.bool, device=device)
+    batch = replace(batch, **fields | {"ref_logp_T": torch.zeros(4, device=device), "active_T": never_T})
+    logp_T = torch.full((4,), -200.0, device=device)
+    for name in ("owpo", "dapo"):
+        loss_T, dlogp_T, _ = MAPS[name](logp_T, batch)
+        assert loss_T.isfinite().all() and dlogp_T.isfinite().all()
+
+
+@on_each_device
+@pytest.mark.parametrize("entropy_bonus", [0.0, 0.2])
+@pytest.mark.parametrize("fused", [False, True])
+def test_head_of_triton_equals_dense(device: str, entropy_bonus: float, fused: bool) -> None:
+    """Two chunks, masked rows, a temperature, float32 inputs."""
+    h_TH, weight_VH, target_T = make_inputs(rows=12, vocab=150, dtype=torch.float32)
+    batch = make_batch(dense_logp(h_TH, weight_VH, target_T, 0.8)[0])
+    expected = dense(h_TH, weight_VH, target_T, batch, OBJECTIVES["owpo"], entropy_bonus, temperature=0.8)
+    objective = FusedObjective(OBJECTIVES["owpo"], MAPS["owpo"]) if fused else OBJECTIVES["owpo"]
+    moved = {key: value.to(device) for key, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    batch = replace(batch, **moved)
+    h, weight = (value.to(device).requires_grad_() for value in (h_TH, weight_VH))
+    out = policy_head(
+        h, weight, target_T.to(device), batch, objective, temperature=0.8, chunk_rows=7, row_mask_T=batch.mask_T,
+        entropy_bonus=entropy_bonus, backend_name="triton",
+    )  # fmt: skip
+    out.loss_sum.backward()
+    found = {"loss": out.loss_sum.detach(), "dh": h.grad, "dweight": weight.grad}
+    assert_same({k: v.cpu() for k, v in found.items()}, {k: expected[k] for k in found}, 1e-4)
+    torch.testing.assert_close(out.logp_T.cpu().double(), expected["logp"] * batch.mask_T.cpu(), rtol=0, atol=2e-6)
+    plain = logprob(
+        h.detach(), weight.detach(), target_T.to(device), temperature=0.8, chunk_rows=7, row_mask_T=batch.mask_T,
+        backend_name="triton",
+    )  # fmt: skip
+    assert torch.equal(plain.logp_T, out.logp_T)
+
+
+@on_each_device
+def test_fp8_of_triton_refines_as_the_reference_does(device: str) -> None:
+    """The statistics are corrected instead of the logits, and candidates are one a tile: nearly the same numbers."""
+    h_TH, weight_VH, target_T = (value.to(device) for value in peaked_inputs(rows=24))
+    exact = logprob(h_TH, weight_VH, target_T, backend_name="torch")
+    raw = logprob(h_TH, weight_VH, target_T, mode="fp8_raw", backend_name="triton")
+    refined = logprob(h_TH, weight_VH, target_T, mode="fp8_refined", backend_name="triton", temperature=1.0)
+    reference = logprob(h_TH, weight_VH, target_T, mode="fp8_refined", backend_name="torch")
+    error, reference_error, raw_error = (
+        (found.logp_T - exact.logp_T).abs().mean().item() for found in (refined, reference, raw)
+    )
+    assert raw_error > 5 * error and error < reference_error + 2e-3
+    assert (refined.entropy_T - exact.entropy_T).abs().mean() < (raw.entropy_T - exact.entropy_T).abs().mean()
+
+
+@on_each_device
+def test_refining_every_tile_of_one_column_is_exact(device: str) -> None:
+    """A target that is a candidate too is exchanged once, one of another rank not at all."""
+    from owpo_megatron.head.shard import VocabShard
+    from owpo_megatron.head.triton_fp8 import RefinedLogits
+
+    exact_CV = torch.randn(6, 1, generator=torch.Generator().manual_seed(0)).to(device)
+    column_C = torch.tensor([0, -1, 0, 0, -1, 0], device=device)
+    logits = RefinedLogits(exact_CV + 0.1, column_C, 0.5, lambda column_CN: exact_CV.expand_as(column_CN), 32)
+    out_4C = logits.stats()
+    torch.testing.assert_close(out_4C[0] + out_4C[1].log(), 0.5 * exact_CV[:, 0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(out_4C[2], 0.5 * exact_CV[:, 0] * (column_C >= 0), rtol=0, atol=1e-6)
+    assert VocabShard(1).combine(out_4C).entropy_C.abs().max() < 1e-5

@@ -1,0 +1,57 @@
+"""Log-probs of each layout in exact and refined FP8, and an update between two FP8 passes; prints what was found.
+
+fp8_worker.py MODEL VOCABULARY  with an HF folder and its size
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+LAYOUTS: list[dict[str, Any]] = [{"tp": 2, "pp": 2}, {"tp": 2, "sp": True, "dp": 2}]
+
+
+def gaps(model: Path, layout: dict[str, Any], vocab_size: int) -> tuple[Any, dict[str, Any]]:
+    """(topology, modes and absolute differences between refined FP8 and exact, before and after an update)."""
+    import torch
+    from tiny import build_policy, make_config, random_samples
+
+    from owpo_megatron.methods import make_objective
+
+    def policy_with(logprob: str, topology: Any = None) -> Any:
+        config = make_config(model, parallel=layout, model={"path": str(model), "logprob": logprob})
+        return build_policy(config, topology)
+
+    exact = policy_with("exact")
+    refined = policy_with("fp8_refined", exact.topology)
+    samples = random_samples(0, count=40, vocab_size=vocab_size, logps=False)
+    found: dict[str, Any] = {"gap": [], "rows": sum(len(sample.response_ids) for sample in samples)}
+    for _ in range(2):
+        wanted, got = torch.cat(exact.logprobs(samples)), torch.cat(refined.logprobs(samples))
+        found["gap"].append(float((got - wanted).abs().mean()))
+        mode = refined.logp_mode
+        logps = got.split([len(sample.response_ids) for sample in samples])
+        old = [
+            replace(sample, old_logp=logp, ref_logp=logp, old_mode=mode, ref_mode=mode)
+            for sample, logp in zip(samples, logps, strict=True)
+        ]
+        for policy in (exact, refined):
+            policy.update(old, make_objective("owpo"))
+    return exact.topology, found | {"mode": refined.topology.all_gather(refined.logp_mode)}
+
+
+def main() -> None:
+    from tiny import report
+
+    from owpo_megatron.mcore.topology import close_topology
+
+    for layout in LAYOUTS:
+        topology, found = gaps(Path(sys.argv[1]), layout, int(sys.argv[2]))
+        report(topology, layout=layout, **found)
+    close_topology()
+
+
+if __name__ == "__main__":
+    main()

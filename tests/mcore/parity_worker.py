@@ -1,0 +1,66 @@
+"""Trains three updates of each requested case and prints how far it is from the dense oracle's file.
+
+parity_worker.py CASES.json  with  [{"model": folder, "oracle": file, "layouts": [{"tp": 2}, ...]}, ...]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+UPDATES = 3
+
+
+def batches() -> list[list[Any]]:
+    """Minibatches of 8 samples and, last, of a single one: with dp = 2 a rank has nothing to do."""
+    from tiny import random_samples
+
+    return [random_samples(0), random_samples(1), random_samples(7, count=1)]
+
+
+def distance(model: Path, oracle: dict[str, Any], layout: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(topology, largest absolute differences from the oracle; of grad_norm: relative). Weights on rank 0 only."""
+    from tiny import build_policy, make_config, random_samples
+
+    from owpo_megatron.methods import make_objective
+
+    parallel = {name: value for name, value in layout.items() if name != "tokens_per_microbatch"}
+    tokens = layout.get("tokens_per_microbatch", 24)
+    policy = build_policy(make_config(model, parallel=parallel, optimizer={"tokens_per_microbatch": tokens}))
+    logp = policy.logprobs(random_samples(0, logps=False))
+    losses, norms = [], []
+    for samples in batches():
+        sums = policy.update(samples, make_objective("owpo"))
+        losses.append(sums["loss_sum"] / sums["loss_count"])
+        norms.append(sums["grad_norm"])
+    weights = dict(policy.named_weights())
+    found = {
+        "logp": max(float((a - b).abs().max()) for a, b in zip(logp, oracle["logp"], strict=True)),
+        "loss": max(abs(a - b) for a, b in zip(losses, oracle["losses"], strict=True)),
+        "grad_norm": max(abs(a / b - 1) for a, b in zip(norms, oracle["grad_norms"], strict=True)),
+    }
+    if policy.topology.is_main:
+        found["names"] = sorted(weights) == sorted(oracle["names"])
+        found["weights"] = max(float((weights[name] - oracle["weights"][name]).abs().max()) for name in weights)
+        found["moved"] = max(float((weights[name] - oracle["start"][name]).abs().max()) for name in weights)
+    return policy.topology, found
+
+
+def main() -> None:
+    import torch
+    from tiny import report
+
+    from owpo_megatron.mcore.topology import close_topology
+
+    for case in json.loads(Path(sys.argv[1]).read_text()):
+        oracle = torch.load(case["oracle"])
+        for layout in case["layouts"]:
+            topology, found = distance(Path(case["model"]), oracle, layout)
+            report(topology, model=case["model"], layout=layout, **found)
+    close_topology()
+
+
+if __name__ == "__main__":
+    main()
