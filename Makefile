@@ -51,10 +51,11 @@ $(TRITON): requirements/triton-test.txt $(TRAINER)
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/triton -r requirements/triton-test.txt
 	touch $@
 
-check: $(TRAINER)  ## ruff, codespell, mypy and hadolint
+check: $(TRAINER)  ## ruff, codespell, mypy, hadolint and the English of tools/check_english.py
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/python tools/check_english.py
 	$(BIN)/hadolint Dockerfile
 
 # docs/container.md; IMAGE_FLAGS may hold secrets for pip, another BASE_IMAGE, mounts.
