@@ -14,7 +14,7 @@ TRITON := .venv/.triton
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check nemo slurm image image-gpu image-test clean
+.PHONY: help setup quickstart test-fast test test-extra test-all matrix check nemo slurm image image-gpu image-test clean
 
 help:  ## this list
 	@echo "usage: make TARGET"
@@ -34,18 +34,39 @@ $(ENGINE): requirements/engine-cpu.txt requirements/engine-cpu-nodeps.txt tools/
 quickstart: setup  ## train a small model from start to end on this machine, and show what it learned
 	@$(BIN)/owpo quickstart
 
+# The tiers of the tests (docs/testing.md). PYTEST_ARGS selects in each of them: make test PYTEST_ARGS=tests/report
+PYTEST := $(BIN)/python -m pytest -q --durations=15 --durations-min=2
+EXTRA := slurm or nemo or triton or image
+HEAVY := ranks or server or slow or $(EXTRA)
+
+test-fast: $(TRAINER)  ## tests without ranks or engines, none above two CPU seconds: while you write
+	$(PYTEST) -n 2 -m "not ($(HEAVY))" --cpu-limit=$(CPU_LIMIT) $(PYTEST_ARGS)
+
+# Above the two seconds that `slow` begins at: a busy machine makes CPU seconds longer, too.
+CPU_LIMIT ?= 4
+
+test: setup  ## the tests before every change: with ranks and real SGLang engines
+	$(PYTEST) -m "not ($(EXTRA))" $(PYTEST_ARGS)
+
+test-extra: setup $(TRITON) $(NEMO) slurm  ## what needs more installed: Slurm (as root, by apt-get), NeMo-Run, Triton, images
+	$(PYTEST) -m "$(EXTRA)" $(PYTEST_ARGS)
+
+test-all:  ## test, then test-extra
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-extra
+
+matrix: setup  ## hours: every layout with every family, curves of many seeds, fuzzing; writes docs/matrix.md
+	$(PYTEST) -m matrix --matrix-result=docs/matrix.md $(PYTEST_ARGS)
+
 nemo: $(NEMO)  ## make .venv-nemo, the environment of NeMo-Run, for `owpo launch --with nemo-run`
 
 $(NEMO): requirements/nemo.txt tools/make_env.sh
 	@tools/make_env.sh nemo
 
-slurm:  ## install Debian's Slurm for tests/slurm; says so where it cannot (no root, no apt-get)
+slurm:  ## install Debian's Slurm for tests/slurm; reports where it cannot (no root, no apt-get)
 	@tools/slurm_lab.sh install || echo "tests/slurm will be skipped"
 
-test: setup $(TRITON) $(NEMO) slurm  ## every test
-	$(BIN)/python -m pytest -q --strict-markers --durations=15 --durations-min=2 $(PYTEST_ARGS)
-
-# 1 GB that only these tests need, in a folder that only they look into.
+# 1 GB that only the tests of Triton's kernels need, in a folder that only they look into.
 $(TRITON): requirements/triton-test.txt $(TRAINER)
 	rm -rf .venv/triton
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/triton -r requirements/triton-test.txt

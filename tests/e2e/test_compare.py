@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from owpo import Owpo
+
+pytestmark = pytest.mark.process
 
 SECONDS = 420
 

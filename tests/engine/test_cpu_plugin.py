@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 CHECKS = Path(__file__).with_name("plugin_checks.py")
 
 

@@ -27,8 +27,9 @@ def run_cases(*options: str, **env: str) -> None:
     assert " passed" in done.stdout.splitlines()[-1], done.stdout[-2000:]
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compiled on CUDA instead")
-@pytest.mark.skipif(not TRITON.exists(), reason=f"no {TRITON}; `make test` installs Triton there")
+@pytest.mark.skipif(not TRITON.exists(), reason=f"no {TRITON}; `make test-extra` installs Triton there")
 def test_interpreted() -> None:
     """Logic and masking of every kernel, and the head made of them. Not covered: what triton_cases.py names."""
     run_cases(TRITON_INTERPRET="1", PYTHONPATH=str(TRITON))

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 HEAVY = ("torch", "megatron", "transformers", "matplotlib", "numpy", "pyarrow", "sympy")
 
 

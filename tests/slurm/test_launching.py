@@ -13,7 +13,7 @@ import pytest
 from launched import Launched, kill_rank, processes
 from owpo import Owpo, lines_of, newest_step, steps_of
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.slurm]
 
 
 @pytest.fixture(scope="module")

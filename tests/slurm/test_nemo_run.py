@@ -13,7 +13,7 @@ from owpo import ROOT, Owpo, newest_step, steps_of
 
 PYTHON = ROOT / ".venv-nemo" / "bin" / "python"
 pytestmark = [
-    pytest.mark.ranks,
+    *(pytest.mark.ranks, pytest.mark.slurm, pytest.mark.nemo),
     pytest.mark.skipif(not os.access(PYTHON, os.X_OK), reason=f"no {PYTHON}; run `make nemo`"),
 ]
 

@@ -10,6 +10,8 @@ from owpo_megatron.types import GradingItem
 from owpo_megatron.verifiers.limits import MAX_NESTING, nesting
 from owpo_megatron.verifiers.math_answer import MathRule
 
+pytestmark = pytest.mark.process
+
 RULE = MathRule()
 RULE.warm()
 

@@ -17,6 +17,8 @@ from owpo_megatron.types import GradingItem
 from owpo_megatron.verifiers import VerifierPool
 from owpo_megatron.verifiers.protocol import frame, take_frames
 
+pytestmark = pytest.mark.process
+
 TIMEOUT = 2.0
 
 
