@@ -80,7 +80,7 @@ FROM base AS cpu-build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
 # The two large environments first: a change of the code alone does not make them again.
-COPY Makefile setup.py pyproject.toml ./
+COPY LICENSE Makefile setup.py pyproject.toml ./
 COPY requirements requirements
 COPY tools/make_env.sh tools/make_env.sh
 COPY owpo_megatron/__init__.py owpo_megatron/__init__.py

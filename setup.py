@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import atexit
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "owpo_megatron" / "__init__.py").read_text()).group(1)  # type: ignore[union-attr]
 README = ROOT / "README.md"
+# Files of the clone that `owpo quickstart` and `owpo setup-engine` need; engine/install.py finds them.
+SHIPPED = (
+    *("Makefile", "tools/make_env.sh", "requirements/engine-*.txt"),
+    *("examples/quickstart/*.py", "examples/quickstart/*.yaml", "examples/quickstart/README.md"),
+)
+
+
+class BuildWithShipped(build_py):
+    """Adds SHIPPED to the wheel as owpo_megatron/shipped/; an editable installation finds them in the clone."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for source in (file for pattern in SHIPPED for file in sorted(ROOT.glob(pattern))):
+            target = Path(self.build_lib) / "owpo_megatron" / "shipped" / source.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+
+
+# A build folder beside the sources would outlive a deleted module and put it into the next wheel.
+BUILD = tempfile.mkdtemp(prefix="owpo-build-")
+atexit.register(shutil.rmtree, BUILD, ignore_errors=True)
 
 setup(
     name="owpo_megatron",
@@ -34,9 +61,14 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.10",
-    # SGLang's CPU plug-in is a distribution of its own: it is installed in the engine's environment, not here.
     packages=find_packages(include=["owpo_megatron", "owpo_megatron.*"], exclude=["owpo_megatron.sglang_cpu*"]),
-    package_data={"owpo_megatron": ["py.typed"], "owpo_megatron.launch": ["templates/*.j2"]},
+    package_data={
+        # SGLang's CPU plug-in is a distribution of its own: sources here, installed in the engine's environment.
+        "owpo_megatron": ["py.typed", *(f"sglang_cpu/{name}" for name in ("*.toml", "*.py", "owpo_sglang_cpu/*.py"))],
+        "owpo_megatron.launch": ["templates/*.j2"],
+    },
+    cmdclass={"build_py": BuildWithShipped},
+    options={"build": {"build_base": BUILD}},
     entry_points={"console_scripts": ["owpo = owpo_megatron.cli.main:main"]},
     install_requires=[
         # Pinned: mcore/ relies on internals of these two; transformers follows the engine's pin.

@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
-# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|nemo
-# Called by the Makefile, which says where PyTorch's CPU wheels are (TORCH_CPU_INDEX) and which python to use (PYTHON).
+# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|engine-gpu|nemo
+# Called by the Makefile and by `owpo setup-engine`. Variables: PYTHON, the interpreter to use; TORCH_CPU_INDEX, where
+# PyTorch's CPU wheels are (default: the Makefile's); ENGINE_DIR, the folder of SGLang's environment.
+# The wheel carries this file, beside the Makefile and requirements/, in owpo_megatron/shipped/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-name=${1:?trainer, engine or nemo}
+name=${1:?trainer, engine, engine-gpu or nemo}
 case $name in
     trainer) dir=.venv ;;
-    engine) dir=.venv-engine ;;
+    engine | engine-gpu) dir=${ENGINE_DIR:-.venv-engine} ;;
     nemo) dir=.venv-nemo ;;
-    *) echo "usage: $0 trainer|engine|nemo" >&2; exit 2 ;;
+    *) echo "usage: $0 trainer|engine|engine-gpu|nemo" >&2; exit 2 ;;
 esac
 base_python=${PYTHON:-python3}
 python=$dir/bin/python
 log=$dir/setup.log
-torch_version=$(sed -n 's/.*"torch==\([0-9.]*\)".*/\1/p' setup.py)
+torch_version=$(sed -n 's/^torch==\([0-9.]*\)$/\1/p' requirements/engine-cpu.txt)
+TORCH_CPU_INDEX=${TORCH_CPU_INDEX:-$(sed -n 's/^TORCH_CPU_INDEX ?= //p' Makefile)}
+plugin=owpo_megatron/sglang_cpu
+[ -d "$plugin" ] || plugin=../sglang_cpu # inside the wheel
 began=$SECONDS
 
 say() { printf '[%-7s] %s\n' "$name" "$*"; }
@@ -35,6 +40,7 @@ quietly() {
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
 
 make_venv() {
+    mkdir -p "$(dirname "$dir")"
     "$base_python" -m venv --clear "$dir" >/dev/null 2>&1 && return
     # Debian's python3 without python3-venv has no ensurepip, but its pip can fill an environment from outside.
     rm -rf "$dir"
@@ -81,6 +87,13 @@ if [ "$name" = nemo ]; then # submits jobs, computes nothing: no torch
     exit
 fi
 
+if [ "$name" = engine-gpu ]; then # as the Dockerfile's gpu target does; resolved for Python 3.12, never installed or run
+    quietly "packages of requirements/engine-gpu.txt" pip install --quiet -r requirements/engine-gpu.txt
+    touch "$dir/.made"
+    say "ready: $dir, $((SECONDS - began)) s in all"
+    exit
+fi
+
 quietly "torch $torch_version, CPU build" install_torch
 constraints=$dir/constraints.txt
 "$python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >"$constraints"
@@ -95,7 +108,11 @@ else
         pip install --quiet -c "$constraints" -r requirements/engine-cpu.txt
     quietly "packages of requirements/engine-cpu-nodeps.txt" \
         pip install --quiet --no-deps -r requirements/engine-cpu-nodeps.txt
-    quietly "SGLang's CPU plug-in" pip install --quiet --no-deps --no-build-isolation ./owpo_megatron/sglang_cpu
+    # From a copy: a build leaves files beside the sources, and an installed package may be read-only.
+    sources=$(mktemp -d)
+    cp -R "$plugin/." "$sources"
+    quietly "SGLang's CPU plug-in" pip install --quiet --no-deps --no-build-isolation "$sources"
+    rm -rf "$sources"
 fi
 
 quietly "check that torch is a CPU build" check_torch

@@ -23,6 +23,7 @@ from owpo_megatron.cli.protocol import protocol
 from owpo_megatron.cli.quickstart import quickstart
 from owpo_megatron.cli.report import report
 from owpo_megatron.cli.serve import serve
+from owpo_megatron.cli.setup_engine import setup_engine
 from owpo_megatron.cli.train import train
 from owpo_megatron.cli.verify import verify
 from owpo_megatron.errors import EngineError, ProofError, UserError
@@ -47,6 +48,7 @@ app.command("report")(report)
 app.command("serve")(serve)
 app.add_typer(launch, name="launch")
 app.command("doctor")(doctor)
+app.command("setup-engine")(setup_engine)
 app.add_typer(data, name="data")
 app.add_typer(convert, name="convert")
 app.add_typer(bench, name="bench")

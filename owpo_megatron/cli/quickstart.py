@@ -12,14 +12,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-import owpo_megatron
 from owpo_megatron.cli.options import Overrides, out, this_command
 from owpo_megatron.cli.running import move_aside, run_trainer
 from owpo_megatron.config import Config
+from owpo_megatron.engine.command import check_interpreter
+from owpo_megatron.engine.install import project_files
 from owpo_megatron.errors import UserError
 
-PROJECT = Path(owpo_megatron.__file__).resolve().parents[1]
-EXAMPLE, TOOLS = PROJECT / "examples" / "quickstart", PROJECT / "tools"
+EXAMPLE = project_files() / "examples" / "quickstart"
 
 
 def quickstart(
@@ -36,23 +36,23 @@ def quickstart(
     interrupted one goes on.
     """
     started = time.monotonic()
-    if not EXAMPLE.is_dir():
-        raise UserError("examples/quickstart", EXAMPLE, "not beside the package; run it from a clone of the project")
     file = config or EXAMPLE / "config.yaml"
     settings = Config.load(file, overrides or [])
     if not settings.data.source.startswith("task:"):
         remedy = "the quickstart knows base models for `task:` sources only"
         raise UserError("data.source", settings.data.source, remedy)
+    if not settings.engine.urls:
+        check_interpreter(settings.engine)  # before a base model is made in vain
     if (settings.run_dir / "summary.json").is_file():
         move_aside(settings.run_dir)
     base, converted = settings.model.path, settings.run_dir / "base_megatron"
     task = settings.data.source.removeprefix("task:")
     _say(1, f"a base model for the task {task}, warmed up on demonstrations ({base})")
-    _run(EXAMPLE / "base_model.py", "--task", task, "--out", str(base))
+    _run(str(EXAMPLE / "base_model.py"), "--task", task, "--out", str(base))
     _say(2, f"converted to megatron ({converted})")
     if not converted.is_dir():
         converted.parent.mkdir(parents=True, exist_ok=True)
-        _run(TOOLS / "convert_hf_to_megatron.py", "--hf", str(base), "--out", str(converted))
+        _run("-m", "owpo_megatron.cli.main", "convert", "import", "--hf", str(base), "--out", str(converted))
     par = settings.parallel
     _say(3, "an SGLang server on this machine, its weights pushed by the trainer")
     _say(
@@ -70,9 +70,9 @@ def _say(number: int, text: str) -> None:
     out.print(f"[bold]{number}/6[/bold] {escape(text)}")
 
 
-def _run(script: Path, *arguments: str) -> None:
+def _run(*arguments: str) -> None:
     """In a process of its own: this one stays light, and things are made the same way as by hand."""
-    code = subprocess.run([sys.executable, str(script), *arguments]).returncode
+    code = subprocess.run([sys.executable, *arguments]).returncode
     if code:
         raise typer.Exit(code)
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.doctor.finding import Finding, Scope
 from owpo_megatron.engine.command import find_device, find_python
+from owpo_megatron.engine.install import how_to_install
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.launch.preflight import needs_own_engine
 
 PACKAGES = ("sglang", "torch", "transformers", "owpo-sglang-cpu")
-SETUP = "run `make setup`, or set engine.python to the interpreter of an environment with SGLang"
+SETUP = f"{how_to_install()}, or set engine.python to the interpreter of an environment with SGLang"
 START_SECONDS = 120.0  # about 10 on two quiet cores
 
 # What SGLang is asked to serve when only its start is of interest: a model of a few thousand random weights.

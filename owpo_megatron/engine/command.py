@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import owpo_megatron
 from owpo_megatron.config import EngineConfig
+from owpo_megatron.engine.install import PACKAGE, engine_home, how_to_install
 from owpo_megatron.errors import UserError
 
 # Set by `engine` and `model` of the configuration, or by the server's supervision.
@@ -37,12 +37,12 @@ ONE_THREAD_BYTES = 200 << 20
 
 
 def find_python(config: EngineConfig) -> Path:
-    """The interpreter of SGLang's environment: the configured one, .venv-engine beside the project, or this one."""
+    """The interpreter of SGLang's environment: the configured one, that of `engine_home()`, or this one."""
     if config.python is not None:
         # absolute, not resolved: a virtual environment's python is a link, and only its own path finds its packages
         return config.python.absolute()
-    beside = Path(owpo_megatron.__file__).resolve().parents[1] / ".venv-engine" / "bin" / "python"
-    return beside if beside.exists() else Path(sys.executable)
+    own = engine_home() / "bin" / "python"
+    return own if own.exists() else Path(sys.executable)
 
 
 def find_device(config: EngineConfig) -> str:
@@ -60,22 +60,27 @@ def check_surroundings(config: EngineConfig, model_path: Path) -> None:
     Raises:
         UserError: the interpreter is missing or has no SGLang (or not the CPU plug-in), or the model is missing.
     """
+    check_interpreter(config)
+    if not (model_path / "config.json").is_file():
+        raise UserError("model.path", model_path, "no HF checkpoint there; give a folder with a config.json")
+
+
+def check_interpreter(config: EngineConfig) -> None:
+    """The first half of `check_surroundings`, for when there is no model yet."""
     python = find_python(config)
     if not os.access(python, os.X_OK):
-        raise UserError("engine.python", python, "no such interpreter; run `make setup`, or give that of an SGLang")
+        raise UserError("engine.python", python, f"no such interpreter; {how_to_install()}, or give that of an SGLang")
     packages = ["sglang"] + (["owpo-sglang-cpu"] if find_device(config) == "cpu" else [])
     code = "import importlib.metadata, sys\nfor name in sys.argv[1:]: importlib.metadata.version(name)"
     found = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
     if found.returncode:
         missing = "owpo-sglang-cpu" if "owpo-sglang-cpu" in found.stderr else "sglang"
         remedy = {
-            "sglang": "has no sglang; run `make setup`, or give the interpreter of an environment that has it",
+            "sglang": f"has no sglang; {how_to_install()}, or give the interpreter of an environment that has it",
             "owpo-sglang-cpu": f"lacks SGLang's CPU plug-in; run {python} -m pip install --no-deps "
-            "./owpo_megatron/sglang_cpu",
+            + os.path.relpath(PACKAGE / "sglang_cpu"),
         }
         raise UserError("engine.python", python, remedy[missing])
-    if not (model_path / "config.json").is_file():
-        raise UserError("model.path", model_path, "no HF checkpoint there; give a folder with a config.json")
 
 
 def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ COMMANDS = {
     "launch cancel": ["--save", "RUN_DIR"],
     "launch attach": ["RUN_DIR"],
     "doctor": ["--backend", "--config", "--json", "--nodes", "--only", "--quick", "-c", "FIELD=VALUE"],
+    "setup-engine": ["--device", "--dir", "--python"],
     "plan": ["-c", "--config", "--cpu", "--gpu-memory", "--json", "FIELD=VALUE"],
     "methods": ["--figure", "--json"],
     "data check": ["--against", "--json", "--overlap", "SOURCE"],
