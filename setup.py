@@ -78,10 +78,13 @@ setup(
         # Pinned: the verifier's verdicts are compared with a recorded baseline.
         "math-verify==0.9.0",
         "latex2sympy2_extended>=1.11",
+        # Pinned: objects of a notebook travel to the ranks in its format.
+        "cloudpickle==3.1.3",
         "httpx>=0.27",
         "Jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0,<3",
+        "pandas>=2.2",
         "psutil>=5.9",
         "pyarrow>=16",
         "pydantic>=2.7",

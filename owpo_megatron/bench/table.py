@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from owpo_megatron.run.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,9 @@ class BenchResult:
 
     def write(self, file: Path) -> None:
         """Write the JSON at once or not at all."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_name(file.name + ".tmp")
         head = asdict(self)
         figures = head.pop("figures")
-        scratch.write_text(json.dumps(head | figures, indent=2) + "\n")
-        os.replace(scratch, file)
+        write_whole(file, json.dumps(head | figures, indent=2) + "\n")
 
     def table(self) -> Table:
         """A row a measurement; a column each where there are few with many figures."""

@@ -76,8 +76,9 @@ def export_hf(
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from owpo_megatron.conversion.export import megatron_to_hf
     from owpo_megatron.run.checkpoints import verify_manifest
+    from owpo_megatron.run.layout import MANIFEST
 
-    if (megatron / "manifest.json").is_file() and not verify_manifest(megatron):
+    if (megatron / MANIFEST).is_file() and not verify_manifest(megatron):
         raise UserError("megatron", megatron, "a file is not what its manifest says; take another checkpoint")
     with _bars() as stage:
         conversion = megatron_to_hf(megatron, out_dir, hf_template, stage, jobs, prove)

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from owpo_megatron.cli.options import ConfigFile, Overrides, err, out, this_command
 from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
+from owpo_megatron.run.layout import RunFolder
 
 if TYPE_CHECKING:
     from owpo_megatron.launch.job import Job
@@ -257,14 +258,14 @@ def _progress(run_dir: Path) -> str:
     """Steps done of steps wanted."""
     from owpo_megatron.run.metrics_reader import read_run
 
-    if not (run_dir / "metrics.jsonl").is_file():
+    if not RunFolder(run_dir).metrics.is_file():
         return ""
     run = read_run(run_dir)
     return str(max((step["step"] for step in run.steps), default=0))
 
 
 def _attempt(run_dir: Path, name: str | None) -> Path:
-    logs_dir = run_dir / "logs"
+    logs_dir = RunFolder(run_dir).logs
     if name is not None:
         return logs_dir / name
     attempts = [folder for folder in logs_dir.glob("*.*") if folder.is_dir()]

@@ -18,6 +18,7 @@ from owpo_megatron.config import Config
 from owpo_megatron.engine.command import check_interpreter
 from owpo_megatron.engine.install import project_files
 from owpo_megatron.errors import UserError
+from owpo_megatron.run.layout import RunFolder
 
 EXAMPLE = project_files() / "examples" / "quickstart"
 
@@ -43,7 +44,7 @@ def quickstart(
         raise UserError("data.source", settings.data.source, remedy)
     if not settings.engine.urls:
         check_interpreter(settings.engine)  # before a base model is made in vain
-    if (settings.run_dir / "summary.json").is_file():
+    if RunFolder.of(settings).is_finished:
         move_aside(settings.run_dir)
     base, converted = settings.model.path, settings.run_dir / "base_megatron"
     task = settings.data.source.removeprefix("task:")
@@ -61,7 +62,7 @@ def quickstart(
     _say(5, f"Pass@k on held-out problems, before and after ({settings.eval.samples} samples each)")
     settings = Config.load(file, [*(overrides or []), f"model.path={converted}"])
     if run_trainer(settings):
-        _say(6, f"figures and the result as a Hugging Face folder ({settings.run_dir / 'hf'})")
+        _say(6, f"figures and the result as a Hugging Face folder ({RunFolder.of(settings).hf})")
         _report(settings)
         _show(settings, file, time.monotonic() - started)
 
@@ -82,7 +83,7 @@ def _report(settings: Config) -> None:
     from owpo_megatron.report.plots import write_figures
     from owpo_megatron.run.metrics_reader import read_run
 
-    run, folder = read_run(settings.run_dir), settings.run_dir / "report"
+    run, folder = read_run(settings.run_dir), RunFolder.of(settings).report
     write_page(run, write_figures(run, folder), folder / "index.html")
 
 

@@ -27,18 +27,17 @@ from owpo_megatron.conversion import carry_files
 from owpo_megatron.conversion.proof import prove
 from owpo_megatron.conversion.tensors import HFSide, Rows, Side, StoredSide, key_of, stored_shapes
 from owpo_megatron.conversion.unfinished import Unfinished
-from owpo_megatron.conversion.writer import ShardFiles, refuse_no_config, state_dtype
+from owpo_megatron.conversion.writer import ShardFiles, digest, refuse_no_config, state_dtype
 from owpo_megatron.errors import ProofError, UserError
 from owpo_megatron.families import HFModel, HFReader, check_weights, hf_parts, hf_shapes, megatron_names, read_hf_config
 from owpo_megatron.families.rules import EMBEDDING
-from owpo_megatron.mcore.loading import MEGATRON_STATE
 from owpo_megatron.mcore.sharded_reader import StoredState
 from owpo_megatron.mcore.sharded_writer import PartFile, finish_state, part_is_whole
-from owpo_megatron.run.manifest import CONVERSION, Conversion, digest
+from owpo_megatron.run.layout import CONFIG, CONVERSION, MANIFEST, STATE
+from owpo_megatron.run.manifest import Conversion
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 _CONVERTED = ("float32", "bfloat16")
-_MANIFEST = "manifest.json"  # a run's checkpoint has it from the moment it is whole
 _PART_BYTES = 256 * 2**20  # what an interrupted attempt does again at most, for each thread
 _SHARD_BYTES = 5 * 2**30
 
@@ -73,7 +72,7 @@ def hf_to_megatron(
     plan = {"from": str(hf.resolve()), "files": sources, "dtype": chosen, "version": __version__}
     target = getattr(torch, chosen)
     with Unfinished(out, plan) as work:
-        state = work.path / MEGATRON_STATE
+        state = work.path / STATE
         for folder in (state, work.path / HF_FILES):
             folder.mkdir(exist_ok=True)
 
@@ -183,7 +182,7 @@ def verify(
         raise UserError("--hf", "(missing)", f"{megatron} has no {CONVERSION} with hashes; give the HF folder, too")
     conversion = Conversion(model.family_name, _name_of(dtype), hashes, None)
     conversion = _proved(conversion, model, hf or own, stored, source, written, stage, jobs)
-    if not (megatron / _MANIFEST).is_file():
+    if not (megatron / MANIFEST).is_file():
         conversion.write(megatron)
     assert conversion.proof is not None
     if not conversion.proof.ok:
@@ -197,16 +196,14 @@ def open_megatron(megatron: Path, template: Path | None = None) -> tuple[Path, H
     Raises:
         UserError: it is neither of the two or not whole, or no or another model's template is found.
     """
-    if not (megatron / MEGATRON_STATE).is_dir():
-        raise UserError(
-            "megatron", megatron, f"has no {MEGATRON_STATE}/; give a converted folder or a run's step_N folder"
-        )
-    if not (megatron / HF_FILES).is_dir() and not (megatron / _MANIFEST).is_file():
-        raise UserError("megatron", megatron, f"has neither {HF_FILES}/ nor {_MANIFEST}: it was never finished")
+    if not (megatron / STATE).is_dir():
+        raise UserError("megatron", megatron, f"has no {STATE}/; give a converted folder or a run's step_N folder")
+    if not (megatron / HF_FILES).is_dir() and not (megatron / MANIFEST).is_file():
+        raise UserError("megatron", megatron, f"has neither {HF_FILES}/ nor {MANIFEST}: it was never finished")
     template = template or _template_of(megatron)
     refuse_no_config(template)
     model = read_hf_config(template)
-    stored = StoredState(megatron / MEGATRON_STATE)
+    stored = StoredState(megatron / STATE)
     stored.check_shapes(stored_shapes(model), "model.", model.vocab_size, model.tied)
     return template, model, stored
 
@@ -313,7 +310,7 @@ def _dtype_of(model: HFModel, reader: HFReader, wanted: str | None) -> str:
 def _template_of(megatron: Path) -> Path:
     if (megatron / HF_FILES).is_dir():
         return megatron / HF_FILES
-    config = megatron.resolve().parent.parent / "config.yaml"
+    config = megatron.resolve().parent.parent / CONFIG
     if not config.is_file():
         raise UserError("megatron", megatron, f"its run's {config} is gone; give the HF folder with --hf-template")
     return hf_folder(Config.load(config).model.path, f"{config} model.path")

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from owpo_megatron.conversion.writer import digest
 from owpo_megatron.families import (
     HFModel,
     HFReader,
@@ -22,7 +23,6 @@ from owpo_megatron.families import (
 )
 from owpo_megatron.mcore.sharded_reader import StoredState
 from owpo_megatron.mcore.sharded_writer import PartFile
-from owpo_megatron.run.manifest import digest
 
 _VOCAB_ROWS = 16384  # of a piece
 Rows = Iterable[tuple[int, torch.Tensor]]  # (first row, rows)

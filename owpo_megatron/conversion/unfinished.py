@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from owpo_megatron.errors import UserError
+from owpo_megatron.run.files import put_in_place, take_lock, write_whole
 
 _JOURNAL = ".journal"  # inside the hidden folder; gone before the rename
 
@@ -42,25 +42,24 @@ class Unfinished:
         self._plan = json.loads(json.dumps(plan))
         self.path = folder.with_name(f".{folder.name}.partial")
         self.journal = self.path / _JOURNAL
+        self._lock_file = self.path.with_name(f"{self.path.name}.lock")
 
     def __enter__(self) -> Unfinished:
         try:
             self.journal.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError("out", self._folder, f"{error.strerror}; give a folder that can be written to") from error
-        self._lock = (self.path.with_name(f"{self.path.name}.lock")).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise UserError("out", self._folder, "another process is making it; wait for it or stop it") from error
+        lock = take_lock(self._lock_file)
+        if lock is None:
+            raise UserError("out", self._folder, "another process is making it; wait for it or stop it")
+        self._lock = lock
         if self._read("plan") != self._plan:
             self.start_over()
         return self
 
     def __exit__(self, *_: object) -> None:
-        Path(self._lock.name).unlink(missing_ok=True)
-        self._lock.close()
+        self._lock_file.unlink(missing_ok=True)
+        os.close(self._lock)
 
     def start_over(self) -> None:
         """Forget every part."""
@@ -74,9 +73,7 @@ class Unfinished:
 
     def mark(self, part: str, record: Any) -> None:
         """This part is written; the record says what finishing needs of it."""
-        scratch = self.journal / f"{part}.new"
-        scratch.write_text(json.dumps(record))
-        scratch.replace(self.journal / f"{part}.json")
+        write_whole(self.journal / f"{part}.json", json.dumps(record))
 
     def discard(self) -> None:
         """Remove what was made."""
@@ -85,24 +82,8 @@ class Unfinished:
     def finish(self) -> None:
         """Everything to the disk, then the final name; between two renames an overwritten folder is briefly absent."""
         shutil.rmtree(self.journal)
-        for file in self.path.rglob("*"):
-            _fsync(file)
-        _fsync(self.path)
-        old = self._folder.with_name(f".{self._folder.name}.old-{os.getpid()}")
-        if self._folder.exists():
-            self._folder.rename(old)
-        self.path.rename(self._folder)
-        _fsync(self._folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(self.path, self._folder)
 
     def _read(self, part: str) -> Any:
         file = self.journal / f"{part}.json"
         return json.loads(file.read_text()) if file.is_file() else None
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +16,6 @@ from owpo_megatron.conversion.unfinished import Unfinished
 from owpo_megatron.errors import UserError
 from owpo_megatron.families.hf_model import HFModel
 from owpo_megatron.families.weights import hf_shapes
-from owpo_megatron.run.manifest import bytes_of
 
 _CARRIED = (
     "config.json",
@@ -200,3 +201,16 @@ def refuse_no_config(template: Path) -> None:
     """Raises UserError where the folder has no config.json."""
     if not (template / "config.json").is_file():
         raise UserError("template", template, "holds no config.json; give the HF folder the model came from")
+
+
+def digest(rows: Iterable[torch.Tensor]) -> str:
+    """sha256 of a tensor's bytes, given as its consecutive rows."""
+    sha = hashlib.sha256()
+    for piece in rows:
+        sha.update(bytes_of(piece))
+    return sha.hexdigest()
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """A tensor's bytes in row order, without a copy where it is contiguous and on the host."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

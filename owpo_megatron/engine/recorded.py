@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.run.files import whole_file
+from owpo_megatron.run.layout import files_by_step, step_name
 from owpo_megatron.types import Finished, Progress, Prompt, Rollout, SampleRequest, Sampling
 
 
@@ -19,18 +20,15 @@ def rollouts_path(folder: Path, step: int) -> Path:
         >>> rollouts_path(Path("runs/a/rollouts"), 12).name
         'step_000012.jsonl'
     """
-    return folder / f"step_{step:06d}.jsonl"
+    return folder / f"{step_name(step)}.jsonl"
 
 
 def save_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
     """Write a file whole or not at all; log-probs keep every bit."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with whole_file(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
         for rollout in rollouts:
             line = vars(rollout) | {"prompt": vars(rollout.prompt)}  # asdict would copy every token
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
 
 
 def load_rollouts(path: Path) -> list[Rollout]:
@@ -67,7 +65,7 @@ class RecordedEngine:
 
     def __init__(self, folder: Path):
         self._index: dict[tuple[str, int], tuple[Path, int]] = {}
-        for path in sorted(folder.glob("step_*.jsonl")):
+        for path in files_by_step(folder, ".jsonl"):
             with open(path, "rb") as file:
                 offset = 0
                 for number, line in enumerate(file, 1):

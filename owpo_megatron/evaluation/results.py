@@ -9,13 +9,13 @@ FOLDER/
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from owpo_megatron.errors import UserError
+from owpo_megatron.run.files import write_whole
 from owpo_megatron.types import Prompt, VerdictReason
 
 
@@ -99,9 +99,9 @@ class Results:
             if self._keep_responses:
                 line["responses"] = [list(draw.response_ids or ()) for draw in draws]
             lines.append(json.dumps(line) + "\n")
-        _write(self.problems_file, "".join(lines))
+        write_whole(self.problems_file, "".join(lines))
         self.scores = {**scores, "settings": self._identity}
-        _write(self.scores_file, json.dumps(self.scores, indent=1) + "\n")
+        write_whole(self.scores_file, json.dumps(self.scores, indent=1) + "\n")
         self._part.unlink()
         return self.scores
 
@@ -117,9 +117,9 @@ class Results:
         if lines and not lines[-1].endswith(b"\n"):
             lines.pop()  # the line that a killed process was writing
         if len(lines) < 2:  # no sample: nothing would be lost, whatever it was to be of
-            _write(self._part, json.dumps({"settings": self._identity}) + "\n")
+            write_whole(self._part, json.dumps({"settings": self._identity}) + "\n")
             return
-        _write(self._part, b"".join(lines).decode())
+        write_whole(self._part, b"".join(lines).decode())
         self._check(self._part, json.loads(lines[0])["settings"])
         for text in lines[1:]:
             line = json.loads(text)
@@ -139,9 +139,3 @@ class Results:
         raise UserError(
             "results", file, f"are of another evaluation ({told}); give another --out, or --fresh to replace them"
         )
-
-
-def _write(file: Path, text: str) -> None:
-    scratch = file.with_name(file.name + ".tmp")
-    scratch.write_text(text)
-    os.replace(scratch, file)

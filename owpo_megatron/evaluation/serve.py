@@ -18,6 +18,7 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.draw import Answering, Watch, evaluate_set, identity
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.results import Results
+from owpo_megatron.run.layout import MANIFEST
 from owpo_megatron.verifiers.build import make_verifier
 
 _WEIGHTS = ("*.safetensors", "*.bin", "state/*.distcp")
@@ -96,7 +97,7 @@ def fingerprint(weights: Path) -> str:
     Raises:
         UserError: there are no weights.
     """
-    manifest = weights / "manifest.json"
+    manifest = weights / MANIFEST
     if manifest.is_file():
         return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
     files = sorted(file for pattern in _WEIGHTS for file in weights.glob(pattern))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.errors import UserError
+from owpo_megatron.run.layout import BEST, RunFolder, step_name, step_of, whole_steps
 
-BEST, NEWEST = "best", "newest"
+NEWEST = "newest"
 _PLACES = {BEST: "best", NEWEST: "converged"}  # how a table calls them
 
 
@@ -63,13 +64,13 @@ def run_targets(run_dir: Path, config: Config, wanted: Sequence[str], out: Path 
     steps: dict[int, tuple[Path, tuple[str, ...]]] = {}
     for one in wanted:
         folder = _checkpoint(run_dir, one)
-        step = int(folder.name.removeprefix("step_"))
+        step = step_of(folder.name)
         first, names = steps.get(step, (folder, ()))
         steps[step] = (first, (*names, _PLACES.get(one, f"step {step}")))
-    out = out / run_dir.resolve().name if out else run_dir / "eval"
+    out = out / run_dir.resolve().name if out else RunFolder(run_dir).evaluations
     base = config.model.path.name
     return [
-        Target(base, f"{config.algorithm.name} ({config.name})", names, folder, config, out / f"step_{step:06d}")
+        Target(base, f"{config.algorithm.name} ({config.name})", names, folder, config, out / step_name(step))
         for step, (folder, names) in steps.items()
     ]
 
@@ -81,7 +82,8 @@ def _checkpoint(run_dir: Path, wanted: str) -> Path:
         if not best.is_dir():
             raise UserError("--checkpoint", BEST, f"{run_dir} keeps none; train it with checkpoint.keep_best=true")
         return best.resolve()
-    whole = sorted(file.parent for file in run_dir.glob("checkpoints/step_*/manifest.json"))
+    root = RunFolder(run_dir).checkpoints
+    whole = [root / step_name(step) for step in whole_steps(root)]
     if not whole:
         raise UserError("--run", run_dir, "has no checkpoint yet; evaluate its model with --model, or train it")
     if wanted == NEWEST:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from owpo_megatron.experiments.pool import Failure, Tell, run_all
 from owpo_megatron.experiments.spec import RunSpec
 from owpo_megatron.experiments.statistics import Estimate, estimate, paired_difference
 from owpo_megatron.methods import make_objective
+from owpo_megatron.run.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,4 @@ def _curves(lab: Lab, cells: list[Cell], outcomes: dict[str, Outcome]) -> dict[s
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(scratch, file)
+    write_whole(file, json.dumps(content, indent=1) + "\n")

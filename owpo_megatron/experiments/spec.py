@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from owpo_megatron.config import Config
 from owpo_megatron.experiments.lab import with_fields
+from owpo_megatron.run.layout import BEST, HF, RunFolder
 
 # Where a run is made and by which engine does not change what comes out.
 _NOT_IN_THE_KEY = ("name", "runs_dir", "engine", "sync")
@@ -66,11 +67,11 @@ class RunSpec:
 
     def is_done(self, root: Path) -> bool:
         """True when the run came to its end: its summary is written last."""
-        return (self.folder(root) / "summary.json").is_file()
+        return RunFolder(self.folder(root)).is_finished
 
     def placed(self, root: Path) -> Config:
         """The configuration with its name and folder; the runs that it needs must be done."""
-        weights = "best" if self.weights == "best" else "hf"
+        weights = BEST if self.weights == "best" else HF
         fields = {"name": self.folder(root).name, "runs_dir": str(root)}
         if self.reference:
             fields["reference.path"] = str(self.reference.folder(root) / weights)

@@ -28,6 +28,7 @@ from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.launch.local import run_ranks
 from owpo_megatron.launch.preflight import preflight
 from owpo_megatron.launch.rank import end_with_parent
+from owpo_megatron.run.layout import CONFIG, RunFolder
 
 STOPPED = "stopped on request"
 
@@ -67,14 +68,15 @@ def make_run(config: Config, engine: SharedEngine) -> None:
         EngineError, RuntimeError: it failed.
     """
     preflight(config)
-    logs = config.run_dir / "logs"
+    folder = RunFolder.of(config)
+    logs = folder.logs
     logs.mkdir(parents=True, exist_ok=True)
-    config.save(config.run_dir / "config.yaml")
+    config.save(folder.config)
     if not config.engine.urls and config.rollout.replay is None:
         served = config.engine.model_copy(update={"urls": [engine.url(config)]})
         config = config.model_copy(update={"engine": served})
     if config.parallel.world_size > 1:
-        file = logs / "config.yaml"
+        file = logs / CONFIG
         config.save(file)
         outcome = run_ranks(["--config", str(file)], config.parallel.world_size, logs, "owpo_megatron.trainer.main")
         if outcome.code:
@@ -112,7 +114,7 @@ def _answer(config: Config, engine: SharedEngine) -> dict[str, Any]:
     except Exception as error:
         traceback.print_exc()
         return {"ok": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0], "mistake": False}
-    if not (config.run_dir / "summary.json").is_file():
+    if not RunFolder.of(config).is_finished:
         return {"ok": False, "reason": STOPPED, "mistake": False}
     return {"ok": True}
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from owpo_megatron.config import Config
 from owpo_megatron.config.launch import LaunchConfig
+from owpo_megatron.run.layout import RunFolder
 
 EnginePlace = Literal["none", "own nodes", "trainer's nodes"]
 
@@ -73,7 +74,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Script and record of the job, inside the run folder."""
-        return self.config.run_dir / "launch"
+        return RunFolder.of(self.config).launch
 
     @property
     def python(self) -> str:

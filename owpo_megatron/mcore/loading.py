@@ -11,10 +11,8 @@ from owpo_megatron.families import HFModel, HFReader, check_weights, to_megatron
 from owpo_megatron.mcore import checkpoint
 from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.mcore.weights import named_shards
+from owpo_megatron.run.layout import STATE
 from owpo_megatron.run.manifest import require_proof
-
-# Sharded weights inside a megatron folder or a checkpoint; a megatron folder has the HF folder's small files in hf/.
-MEGATRON_STATE = "state"
 
 
 @torch.no_grad()
@@ -24,9 +22,9 @@ def load_model_weights(path: Path, chunks: list[Any], hf: HFModel, topology: Top
     Raises:
         UserError: the weights are not whole or of another model, or a conversion has no proof.
     """
-    if (path / MEGATRON_STATE).is_dir():
+    if (path / STATE).is_dir():
         require_proof(path)
-        checkpoint.load_weights(path / MEGATRON_STATE, chunks)
+        checkpoint.load_weights(path / STATE, chunks)
         return
     reader = HFReader(path)
     check_weights(hf, reader)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from owpo_megatron.report import style
+from owpo_megatron.run.files import whole_file
 
 Row = Mapping[str, Any]
 
@@ -33,10 +33,8 @@ def write_head_plot(rows: Sequence[Row], file: Path) -> None:
         megabytes = [(row.get("extra_peak_bytes") or 0) / 1e6 for row in mine]
         _bars(memory_axis, mine, megabytes, "Extra memory at the peak", "MB")
         memory_axis.set_yticklabels([])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(file.name + ".tmp")
-    figure.savefig(scratch, format="png", metadata={"Software": None})
-    os.replace(scratch, file)
+    with whole_file(file) as scratch:
+        figure.savefig(scratch, format="png", metadata={"Software": None})
 
 
 def _bars(axis: Axes, rows: Sequence[Row], values: Sequence[float], title: str, unit: str) -> None:

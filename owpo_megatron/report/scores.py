@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from owpo_megatron.run.files import write_whole
 
 ORDER = ("best", "converged")  # of checkpoints; others follow as they come
 NOTHING = "-"
@@ -112,13 +113,8 @@ def details(scored: Sequence[Scored]) -> Table:
 
 def write_tables(file: Path, tables: Sequence[ScoreTable], scored: Sequence[Scored]) -> None:
     """Tables and everything behind them as JSON, at once or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(file.name + ".tmp")
-    scratch.write_text(
-        json.dumps({"tables": [asdict(one) for one in tables], "scores": [asdict(one) for one in scored]}, indent=1)
-        + "\n"
-    )
-    os.replace(scratch, file)
+    content = {"tables": [asdict(one) for one in tables], "scores": [asdict(one) for one in scored]}
+    write_whole(file, json.dumps(content, indent=1) + "\n")
 
 
 def _table(

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.run.checkpoints import STATE, CheckpointFolder, seal, sealed_steps, verify_manifest
+from owpo_megatron.run.checkpoints import CheckpointFolder, seal, verify_manifest
+from owpo_megatron.run.layout import SCORE as SCORE_FILE
+from owpo_megatron.run.layout import STATE, RunFolder, step_name, whole_steps
 from owpo_megatron.types import Candidate
 
 SCORE = "pass@1"  # of an evaluation: what the paper chooses its checkpoints by (section 5.1)
@@ -73,7 +75,7 @@ class BestWeights:
         of_run: bool,
         stage: StageCandidate | None,
     ):
-        self._root, self._link = run_dir / "weights", run_dir / "best"
+        self._root, self._link = RunFolder(run_dir).weights, RunFolder(run_dir).best
         self._ranks = ranks
         self._save_weights = save_weights
         self._carry = carry
@@ -83,7 +85,7 @@ class BestWeights:
         self.run: Candidate | None = None
 
     def path(self, step: int) -> Path:
-        return self._root / f"step_{step:06d}"
+        return self._root / step_name(step)
 
     def consider(self, step: int, scores: Mapping[str, Any]) -> None:
         """The policy after `step` steps has these scores. Collective.
@@ -139,7 +141,7 @@ class BestWeights:
             os.replace(fresh, self._link)
         states = [self.state_dict(), *(state.get("best") or {} for state in self._checkpoints.trainer_states())]
         wanted = {known["step"] for state in states for known in state.values() if known}
-        for step in sealed_steps(self._root):
+        for step in whole_steps(self._root):
             if step not in wanted:
                 shutil.rmtree(self.path(step))
         for half_written in self._root.glob(".writing_*"):
@@ -155,7 +157,7 @@ class BestWeights:
         if self._ranks.is_main:
             self._carry(scratch)
             facts = {"step": candidate.step, SCORE: candidate.score}
-            (scratch / "score.json").write_text(json.dumps(facts) + "\n")
+            (scratch / SCORE_FILE).write_text(json.dumps(facts) + "\n")
             seal(scratch, self.path(candidate.step))
             self.tidy()
         self._ranks.barrier()
@@ -165,7 +167,7 @@ class BestWeights:
             return None
         candidate = Candidate(known["step"], known["score"])
         folder = self.path(candidate.step)
-        if self._ranks.is_main and (candidate.step not in sealed_steps(self._root) or not verify_manifest(folder)):
+        if self._ranks.is_main and (candidate.step not in whole_steps(self._root) or not verify_manifest(folder)):
             remedy = "the checkpoint needs these weights, and they are damaged or gone; start over with --fresh"
             raise UserError("weights", folder, remedy)
         return candidate

@@ -14,15 +14,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from owpo_megatron.errors import UserError
-
-STATE = "state"
-_TRAINER, _MANIFEST = "trainer.json", "manifest.json"
+from owpo_megatron.run.files import put_in_place
+from owpo_megatron.run.layout import MANIFEST, STATE, TRAINER, step_name, whole_steps
 
 
 class CheckpointFolder:
@@ -33,7 +31,7 @@ class CheckpointFolder:
         self._keep = keep
 
     def path(self, step: int) -> Path:
-        return self._root / f"step_{step:06d}"
+        return self._root / step_name(step)
 
     def start(self, step: int) -> Path:
         """An empty folder for the sharded state of a new checkpoint; `finish` makes it count."""
@@ -48,7 +46,7 @@ class CheckpointFolder:
     def finish(self, step: int, trainer_state: dict[str, Any]) -> Path:
         """Add the trainer's state and the manifest, rename into place, remove the oldest beyond `keep`."""
         scratch = self._scratch(step)
-        (scratch / _TRAINER).write_text(json.dumps(trainer_state, indent=1))
+        (scratch / TRAINER).write_text(json.dumps(trainer_state, indent=1))
         seal(scratch, self.path(step))
         for old in self.steps()[: -self._keep]:
             shutil.rmtree(self.path(old))
@@ -56,14 +54,14 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """Steps of the folders that have a manifest, oldest first."""
-        return sealed_steps(self._root)
+        return whole_steps(self._root)
 
     def trainer_states(self) -> list[dict[str, Any]]:
         """Of every checkpoint on disk that can be read, oldest first; their hashes are not looked at."""
         states = []
         for step in self.steps():
             with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # damaged: never resumed either
-                states.append(json.loads((self.path(step) / _TRAINER).read_text()))
+                states.append(json.loads((self.path(step) / TRAINER).read_text()))
         return states
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
@@ -76,7 +74,7 @@ class CheckpointFolder:
         for step in reversed(steps):
             folder = self.path(step)
             if verify_manifest(folder):
-                return folder / STATE, json.loads((folder / _TRAINER).read_text())
+                return folder / STATE, json.loads((folder / TRAINER).read_text())
         if steps:
             remedy = "every checkpoint here is damaged; move the folder away to start over"
             raise UserError("checkpoints", self._root, remedy)
@@ -88,9 +86,9 @@ class CheckpointFolder:
         Raises:
             UserError: it is not a whole checkpoint.
         """
-        if not (folder / _MANIFEST).is_file() or not verify_manifest(folder):
+        if not (folder / MANIFEST).is_file() or not verify_manifest(folder):
             raise UserError("--checkpoint", folder, "not a whole checkpoint; give a step_... folder of a run")
-        return folder / STATE, json.loads((folder / _TRAINER).read_text())
+        return folder / STATE, json.loads((folder / TRAINER).read_text())
 
     def _scratch(self, step: int) -> Path:
         return self._root / f".writing_{step:06d}"
@@ -100,24 +98,13 @@ def seal(scratch: Path, folder: Path) -> None:
     """Add the manifest to a folder and rename it into place, where from then on it counts as whole."""
     files = sorted(file for file in scratch.rglob("*") if file.is_file())
     manifest = {str(file.relative_to(scratch)): _sha256(file) for file in files}
-    (scratch / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for file in scratch.rglob("*"):
-        if file.is_file():
-            _fsync(file)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(scratch, folder)
-    _fsync(folder.parent)
-
-
-def sealed_steps(root: Path) -> list[int]:
-    """N of every whole step_N folder, in ascending order."""
-    found = [path.parent.name for path in root.glob(f"step_*/{_MANIFEST}")]
-    return sorted(int(name.removeprefix("step_")) for name in found)
+    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    put_in_place(scratch, folder)
 
 
 def verify_manifest(folder: Path) -> bool:
     """True when every file of the manifest is there with its hash."""
-    manifest = json.loads((folder / _MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     return all((folder / name).is_file() and _sha256(folder / name) == sha for name, sha in manifest.items())
 
 
@@ -127,11 +114,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             sha.update(block)
     return sha.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from owpo_megatron.errors import UserError
-
-CONVERSION = "conversion.json"
-_OF_A_RUN = "manifest.json"  # the trainer's own folders have it
+from owpo_megatron.run.files import write_whole
+from owpo_megatron.run.layout import CONVERSION, MANIFEST
 
 
 @dataclass(frozen=True)
@@ -44,9 +39,7 @@ class Conversion:
 
     def write(self, folder: Path) -> None:
         """Replace the folder's conversion.json in one go."""
-        scratch = folder / f".{CONVERSION}.new"
-        scratch.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        scratch.replace(folder / CONVERSION)
+        write_whole(folder / CONVERSION, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Conversion | None:
@@ -74,7 +67,7 @@ def require_proof(folder: Path) -> None:
     Raises:
         UserError: its proof failed, or there is none.
     """
-    if (folder / _OF_A_RUN).is_file():
+    if (folder / MANIFEST).is_file():
         return
     conversion = Conversion.read(folder)
     if conversion is None or conversion.proof is None:
@@ -83,16 +76,3 @@ def require_proof(folder: Path) -> None:
     if not conversion.proof.ok:
         remedy = f"its conversion is wrong: {conversion.proof.complaint}; convert the model again"
         raise UserError("megatron folder", folder, remedy)
-
-
-def digest(rows: Iterable[torch.Tensor]) -> str:
-    """sha256 of a tensor's bytes, given as its consecutive rows."""
-    sha = hashlib.sha256()
-    for piece in rows:
-        sha.update(bytes_of(piece))
-    return sha.hexdigest()
-
-
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """A tensor's bytes in row order, without a copy where it is contiguous and on the host."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from owpo_megatron.run.files import write_whole
+
 # sum of an update -> (field of the line, what it is divided by)
 _MEANS = {
     "loss_sum": ("loss", "loss_count"),
@@ -115,9 +117,7 @@ class MetricsFile:
                     has_line = has_line or (known["step"] == step and "eval" not in known)
         if not has_line:
             kept.append(json.dumps(line))
-        scratch = self._path.with_suffix(".tmp")
-        scratch.write_text("".join(text + "\n" for text in kept))
-        os.replace(scratch, self._path)
+        write_whole(self._path, "".join(text + "\n" for text in kept), durable=True)
 
     def evaluation(self, step: int) -> dict[str, Any] | None:
         """The scores of this step's evaluation, where it stands in the file."""

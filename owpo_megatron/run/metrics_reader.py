@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from owpo_megatron.errors import UserError
+from owpo_megatron.run.layout import METRICS, RunFolder
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,16 @@ def read_run(folder: Path | str) -> RunMetrics:
         UserError: there is no metrics.jsonl, or a line of it is not JSON.
     """
     folder = Path(folder)
-    file = folder / "metrics.jsonl"
+    places = RunFolder(folder)
+    file = places.metrics
     if not file.is_file():
-        raise UserError(
-            "run folder", folder, "has no metrics.jsonl; give a folder under runs/ of a run that has started"
-        )
+        raise UserError("run folder", folder, f"has no {METRICS}; give a folder under runs/ of a run that has started")
     steps: dict[int, dict[str, Any]] = {}
     evals: dict[int, dict[str, Any]] = {}
     for line in _lines(file):
         kind = evals if isinstance(line.get("eval"), dict) else steps
         kind[int(line["step"])] = line
-    summary, config = _mapping(folder / "summary.json"), _mapping(folder / "config.yaml")
+    summary, config = _mapping(places.summary), _mapping(places.config)
     return RunMetrics(folder, _in_order(steps), _in_order(evals), summary, config)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from owpo_megatron.config import Config
+from owpo_megatron.run.files import write_whole
+from owpo_megatron.run.layout import RunFolder
 from owpo_megatron.types import Candidate, ReferenceVersion
 
 
@@ -14,7 +15,7 @@ def write_summary(
     config: Config, engine: dict[str, Any], reference: ReferenceVersion, swaps: int, best: Candidate | None
 ) -> dict[str, Any]:
     """Write and return the summary; an evaluation that was not made leaves its fields out."""
-    lines = [json.loads(text) for text in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(text) for text in RunFolder.of(config).metrics.read_text().splitlines()]
     evals = {line["step"]: line["eval"] for line in lines if "eval" in line}
     steps = [line for line in lines if "seconds" in line]
     summary: dict[str, Any] = {"name": config.name, "algorithm": config.algorithm.name, "steps": config.optimizer.steps}
@@ -32,7 +33,5 @@ def write_summary(
         "tokens": sum(int(line.get("tokens", 0)) for line in steps),
         "mismatch_max": max((line["mismatch"] for line in steps if "mismatch" in line), default=None),
     }
-    scratch = config.run_dir / "summary.json.tmp"
-    scratch.write_text(json.dumps(summary, indent=1) + "\n")
-    os.replace(scratch, config.run_dir / "summary.json")
+    write_whole(RunFolder.of(config).summary, json.dumps(summary, indent=1) + "\n", durable=True)
     return summary

@@ -16,6 +16,7 @@ from owpo_megatron.launch.job import Job
 from owpo_megatron.launch.nemo.request import Request
 from owpo_megatron.launch.slurm.record import Submission, refuse_if_busy, remember
 from owpo_megatron.launch.slurm.submit import write_files
+from owpo_megatron.run.layout import RunFolder
 
 
 def nemo_python(job: Job) -> Path:
@@ -47,7 +48,7 @@ def submit_nemo(job: Job) -> Submission:
     write_files(job, "node.sh", request.script)
     number = _ask(job, request, job.folder.absolute())["job"]
     at = datetime.now().isoformat(timespec="seconds")
-    submission = Submission([number], "nemo-run", at, [str(job.config.run_dir / "logs" / f"job-{number}.out")])
+    submission = Submission([number], "nemo-run", at, [str(RunFolder.of(job.config).logs / f"job-{number}.out")])
     remember(job.config.run_dir, submission)
     return submission
 

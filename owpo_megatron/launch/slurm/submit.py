@@ -10,6 +10,7 @@ from owpo_megatron.launch.job import Job
 from owpo_megatron.launch.render import render_sbatch
 from owpo_megatron.launch.slurm import cluster
 from owpo_megatron.launch.slurm.record import Submission, refuse_if_busy, remember
+from owpo_megatron.run.layout import RunFolder
 
 
 def submit_job(job: Job) -> Submission:
@@ -32,10 +33,11 @@ def submit_job(job: Job) -> Submission:
 def write_files(job: Job, name: str, script: str) -> Path:
     """config.yaml of every run and the script; returns the script's path."""
     for config in job.run_configs():
-        (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        (config.run_dir / "launch" / "done").unlink(missing_ok=True)
-        config.save(config.run_dir / "config.yaml")
-    (job.config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        folder = RunFolder.of(config)
+        folder.logs.mkdir(parents=True, exist_ok=True)
+        (folder.launch / "done").unlink(missing_ok=True)
+        config.save(folder.config)
+    RunFolder.of(job.config).logs.mkdir(parents=True, exist_ok=True)
     job.folder.mkdir(parents=True, exist_ok=True)
     file = job.folder / name
     file.write_text(script)
@@ -44,7 +46,7 @@ def write_files(job: Job, name: str, script: str) -> Path:
 
 
 def _outputs(job: Job, jobs: list[int]) -> list[str]:
-    logs = job.config.run_dir / "logs"
+    logs = RunFolder.of(job.config).logs
     if job.seeds:
         return [str(logs / f"job-{number}_{seed}.out") for number in jobs for seed in job.seeds]
     return [str(logs / f"job-{number}.out") for number in jobs]

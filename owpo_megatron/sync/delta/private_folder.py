@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from pathlib import Path
+
+from owpo_megatron.run.files import take_lock
 
 _PREFIX, _LOCK = "owpo-weights-", ".lock"
 
@@ -22,7 +23,7 @@ class PrivateFolder:
         parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(parent)
         made = Path(tempfile.mkdtemp(prefix=".owpo-new-", dir=parent))
-        self._lock = _lock(made)
+        self._lock = take_lock(made / _LOCK)
         assert self._lock is not None, made
         self.path = made.rename(parent / made.name.replace(".owpo-new-", _PREFIX))  # it has this name only once locked
 
@@ -36,20 +37,9 @@ class PrivateFolder:
 def _clear_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
-            lock = _lock(folder)
+            lock = take_lock(folder / _LOCK)
         except OSError:  # another user's, or gone by now
             continue
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """The folder's lock, held until it is closed or this process ends; None where somebody has it."""
-    opened = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(opened)
-        return None
-    return opened
