@@ -1,13 +1,13 @@
-"""Errors that a user can mend, said in one line: the field, its value, and what would be right."""
+"""Errors that a user can fix, each in one line: the field, its value and the remedy."""
 
 
 class UserError(ValueError):
-    """A mistake in a config, a file or the surroundings; the command line prints it and exits with code 2.
+    """A mistake in a config, a file or the environment; the command line prints it and exits with code 2.
 
     Args:
         field: dotted config field, file name (with line) or command-line option at fault.
-        value: what was found there.
-        remedy: what would be right, as an instruction.
+        value: the value found there.
+        remedy: how to fix it, as an instruction.
 
     Example:
         >>> str(UserError("parallel.tp", 3, "use a divisor of the model's 4 attention heads: 1, 2 or 4"))
@@ -26,4 +26,4 @@ class EngineError(RuntimeError):
 
 
 class ProofError(RuntimeError):
-    """A conversion whose two sides are not the same model; the message says where they differ."""
+    """A conversion whose two sides are not the same model; the message names the first differences."""

@@ -1,4 +1,4 @@
-"""Rollouts from SGLang servers: client, supervision, the fleet behind one face, and recordings of them."""
+"""Rollouts from SGLang servers: client, supervision, a fleet of servers used as one engine, recordings."""
 
 from owpo_megatron.engine.client import EngineClient, EngineGone
 from owpo_megatron.engine.fleet import Engine, Fleet, UrlEngine

@@ -1,4 +1,4 @@
-"""One SGLang server over HTTP: requests, control and weight endpoints (SGLang 0.5.21).
+"""HTTP client of one SGLang server: generation, control and weight endpoints (SGLang 0.5.21).
 
 Legend: L tokens of one response.
 """
@@ -15,7 +15,7 @@ from owpo_megatron.engine.tensor_body import TensorBody
 from owpo_megatron.errors import EngineError
 from owpo_megatron.types import Rollout, SampleRequest, Sampling
 
-# uvicorn closes a connection that was idle for 5 s: give it up before it does, or a request meets a closing socket.
+# uvicorn closes a connection after 5 s of idleness: drop it earlier, or a request may hit a closing socket.
 KEEPALIVE_SECONDS = 2.0
 CONTROL_SECONDS = 120.0
 MIRROR_SECONDS = 1800.0  # all weights of a large model, through a slow file system
@@ -23,7 +23,7 @@ UNKNOWN_VERSION = -1
 
 
 class EngineGone(EngineError):
-    """The engine at `url` does not answer: it died, hangs, or is out of reach. Another try needs a restart."""
+    """The engine at `url` does not answer: it died, hangs or is unreachable. It needs a restart before a retry."""
 
     def __init__(self, url: str, what: str):
         super().__init__(f"engine {url}{what}")
@@ -31,28 +31,29 @@ class EngineGone(EngineError):
 
 
 class EngineClient:
-    """Talks to one server. Safe to use from several threads.
+    """Client of one server. Thread-safe.
 
-    Every method raises EngineGone when the server is dead or silent, and EngineError with its message when it refuses.
+    Every method raises EngineGone when the server is dead or silent, and EngineError with the server's message when it
+    refuses.
 
     Args:
         url: http://host:port of the server.
         request_timeout: seconds without an answer after which a generation counts as hung.
-        key: the server's API key, for one that has one.
+        key: the server's API key, if it has one.
     """
 
     def __init__(self, url: str, request_timeout: float = 600.0, key: str | None = None):
         self.url = url.rstrip("/")
         self.incarnation = 0
-        """Grows with every `connect`: a process group made with an earlier one is void."""
+        """Incremented by every `connect`: a process group created with an earlier incarnation is void."""
         self.shares_memory = False
-        """The server was started by this process: both see the same shared memory."""
+        """Whether this process started the server, so that both see the same shared memory."""
         self.mirror: str | None = None
-        """http://host:port of the program beside the server that keeps a copy of its weights (sync/delta)."""
+        """http://host:port of the program next to the server that keeps a copy of its weights (sync/delta)."""
         self._request_timeout = request_timeout
         self._info: dict[str, Any] | None = None
         self._headers = _headers(key)
-        # No proxies of the environment: engines are on this machine or on this cluster.
+        # Ignore proxy variables: engines are on this machine or in this cluster.
         self._http = httpx.Client(
             timeout=httpx.Timeout(CONTROL_SECONDS, connect=10.0, pool=None),
             limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS),
@@ -60,7 +61,7 @@ class EngineClient:
         )
 
     def connect(self, url: str, key: str | None = None, mirror: str | None = None) -> None:
-        """Talk to another process from now on: the engine was restarted. What is not given is as it was."""
+        """Switch to another process after a restart of the engine. Arguments left out keep their values."""
         self.url = url.rstrip("/")
         self.mirror = mirror or self.mirror
         if key is not None:
@@ -73,7 +74,7 @@ class EngineClient:
 
     # ------------------------------------------------------------------------------------------ samples
     def generate(self, requests: Sequence[SampleRequest], sampling: Sampling) -> list[Rollout]:
-        """Draw one response a request in a single POST, in order; each has its own seed and finishes on its own."""
+        """Draw one response per request in a single POST, in order; each has its own seed and ends independently."""
         answers = self._post("/generate", generate_body(requests, sampling), self._request_timeout)
         if isinstance(answers, dict):
             answers = [answers]
@@ -81,51 +82,51 @@ class EngineClient:
 
     # ------------------------------------------------------------------------------------------ control
     def pause(self) -> None:
-        """Stop generating. Requests in flight are kept and start over from their tokens so far at `resume`."""
+        """Stop generating. Requests in flight are kept and, at `resume`, continue from their tokens so far."""
         self._post("/pause_generation", {"mode": "retract"})
 
     def resume(self) -> None:
         self._post("/continue_generation", {})
 
     def flush(self) -> None:
-        """Forget cached keys and values; refused while requests run (not when they are paused)."""
+        """Drop the key-value cache; refused while requests run, allowed while they are paused."""
         self._post("/flush_cache", {})
 
     def freeze_gc(self) -> None:
-        """Move the server's long-lived objects out of the garbage collector's sight."""
+        """Exclude the server's long-lived objects from garbage collection."""
         self._post("/freeze_gc", {})
 
     def model_info(self, timeout: float = CONTROL_SECONDS) -> dict[str, Any]:
         return self._request("GET", "/model_info", None, timeout)
 
     def weight_version(self) -> int:
-        """The version of the weights in place; UNKNOWN_VERSION for a server that was never given one."""
+        """Return the version of the loaded weights; UNKNOWN_VERSION if the server has none."""
         return _version(self.model_info()["weight_version"])
 
     @property
     def tp_size(self) -> int:
-        """Tensor-parallel ranks of the server."""
+        """Number of tensor-parallel ranks of the server."""
         return int(self._server_info()["tp_size"])
 
     @property
     def quantization(self) -> str | None:
-        """How the server's weights are quantised, in SGLang's word for it."""
+        """Quantisation of the server's weights, by SGLang's name."""
         found = self._server_info().get("quantization")
         return None if found is None else str(found)
 
     def server_version(self) -> str:
-        """SGLang's version."""
+        """Return SGLang's version."""
         return str(self._server_info()["version"])
 
     def _server_info(self) -> dict[str, Any]:
-        """What does not change while the server runs."""
+        """Return /server_info, cached: it does not change while the server runs."""
         if self._info is None:
             self._info = self._request("GET", "/server_info", None, CONTROL_SECONDS)
         return self._info
 
     # ------------------------------------------------------------------------------------------ weights
     def begin_update(self) -> None:
-        """Open a weight-update session; one that an interrupted update left open is closed first."""
+        """Open a weight-update session, after closing one that an interrupted update left open."""
         try:
             self._post("/begin_weight_update", {"selector": "all"})
         except EngineGone:
@@ -140,32 +141,32 @@ class EngineClient:
         self._post("/end_weight_update", {})
 
     def checksums(self) -> list[dict[str, str]]:
-        """Of every tensor-parallel rank: its parameters' checksums by SGLang's names."""
+        """Return, for every tensor-parallel rank, its parameters' checksums by SGLang's names."""
         ranks = self._post("/weights_checker", {"action": "checksum"})["ranks"]
         ordered = sorted(ranks, key=lambda rank: int(rank["parallelism_info"][0]["tp_rank"]))
         return [dict(rank["checksums"]) for rank in ordered]
 
     def workers(self) -> list[str]:
-        """Of a router: the URLs of its healthy engines."""
+        """Return the URLs of a router's healthy engines."""
         found = self._request("GET", "/workers", None, CONTROL_SECONDS)["workers"]
         return sorted(str(worker["url"]) for worker in found if worker["is_healthy"])
 
     def set_version(self, version: int) -> None:
-        """Name the weights in place; responses carry the name from here on."""
+        """Set the version of the loaded weights; responses carry it from now on."""
         self._post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
 
     def update_from_tensor(self, payloads: Sequence[bytes]) -> None:
-        """Load pickled (name, full tensor) pairs: a pickle for every tensor-parallel rank."""
+        """Load pickled (name, full tensor) pairs, one pickle per tensor-parallel rank."""
         self._request("POST", "/update_weights_from_tensor", TensorBody(payloads), CONTROL_SECONDS)
 
     def update_from_disk(self, path: str) -> None:
         """Load the safetensors files of a folder that the server sees under the same path."""
-        # without a format of its own, a server that was started with dummy weights would look for those
+        # without an explicit format, a server started with dummy weights would generate dummy weights again
         body = {"model_path": path, "load_format": "auto"}
         self._post("/update_weights_from_disk", {**body, **NO_FLUSH})
 
-    def ask_mirror(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
-        """POST /what to the mirror beside the server; as sync/delta/replica.py answers."""
+    def call_mirror(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        """POST /what to the mirror next to the server; see sync/delta/replica.py for the answers."""
         if self.mirror is None:
             raise EngineError(f"engine {self.url} has no mirror; start it with owpo serve --rendezvous")
         return dict(self._request("POST", f"/{what}", body, MIRROR_SECONDS, self.mirror))
@@ -200,7 +201,7 @@ class EngineClient:
         mirror: str | None = None,
     ) -> Any:
         url, headers = self.url, self._headers
-        what = path if mirror is None else f"'s mirror {mirror}{path}"  # for messages, behind the engine's url
+        what = path if mirror is None else f"'s mirror {mirror}{path}"  # for messages, follows the engine's url
         if isinstance(body, TensorBody):
             headers = headers | {"content-length": str(len(body))}
         try:
@@ -212,7 +213,7 @@ class EngineClient:
                 timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
             )
         except httpx.TimeoutException as error:
-            raise EngineGone(url, f"{what} gave no answer within {timeout:g} s") from error
+            raise EngineGone(url, f"{what} did not answer within {timeout:g} s") from error
         except httpx.TransportError as error:
             raise EngineGone(url, f"{what} is not reachable: {error or type(error).__name__}") from error
         if response.status_code >= 500:
@@ -230,7 +231,7 @@ NO_FLUSH = {"flush_cache": False}
 
 
 def generate_body(requests: Sequence[SampleRequest], sampling: Sampling) -> dict[str, Any]:
-    """The JSON of /generate. Top-k is off and log-probs are asked for, of logits / temperature."""
+    """Build the JSON of /generate: top-k off, log-probs of logits / temperature returned."""
     shared: dict[str, Any] = {
         "max_new_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
@@ -241,7 +242,7 @@ def generate_body(requests: Sequence[SampleRequest], sampling: Sampling) -> dict
         shared["stop_token_ids"] = list(sampling.stop_token_ids)
     ids = [list(request.prompt.token_ids) for request in requests]
     parameters = [{**shared, "sampling_seed": request.seed} for request in requests]
-    one = len(requests) == 1  # not as a list of one, which a router refuses
+    one = len(requests) == 1  # a router refuses a list of one
     return {
         "input_ids": ids[0] if one else ids,
         "sampling_params": parameters[0] if one else parameters,
@@ -250,7 +251,7 @@ def generate_body(requests: Sequence[SampleRequest], sampling: Sampling) -> dict
 
 
 def to_rollout(request: SampleRequest, answer: dict[str, Any]) -> Rollout:
-    """A rollout with the server's own ids and log-probs."""
+    """Build a rollout from the server's own token ids and log-probs."""
     meta = answer["meta_info"]
     logp_and_id = meta["output_token_logprobs"]
     response_ids = tuple(int(token) for _, token, *_ in logp_and_id)
@@ -276,7 +277,7 @@ def _version(name: str) -> int:
 
 
 def _message(response: httpx.Response) -> str:
-    """What the server says went wrong, whichever of its shapes it chose."""
+    """Extract the server's error message from any of the formats it uses."""
     try:
         content = response.json()
     except ValueError:

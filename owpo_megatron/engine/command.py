@@ -1,4 +1,4 @@
-"""The command line and the surroundings of an `sglang.launch_server`, from the configuration."""
+"""Build the command line and the environment of an `sglang.launch_server` from the configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine.install import PACKAGE, engine_home, how_to_install
 from owpo_megatron.errors import UserError
 
-# Set by `engine` and `model` of the configuration, or by the server's supervision.
+# Arguments set by `engine` and `model` of the configuration (the field), or by the server's supervision (None).
 OWNED = {
     "model_path": "model.path",
     "dtype": "model.dtype",
@@ -32,21 +32,21 @@ TRAINER_VARIABLES = {
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS"),
 }
-# Below this size of the weights one thread is faster than any synchronisation of several.
+# For weights below this size one thread is faster than synchronising several.
 ONE_THREAD_BYTES = 200 << 20
 
 
 def find_python(config: EngineConfig) -> Path:
-    """The interpreter of SGLang's environment: the configured one, that of `engine_home()`, or this one."""
+    """Return the Python of SGLang's environment: the configured one, that of `engine_home()`, or this one."""
     if config.python is not None:
-        # absolute, not resolved: a virtual environment's python is a link, and only its own path finds its packages
+        # absolute, not resolved: a virtual environment's python is a link and finds its packages only by that path
         return config.python.absolute()
     own = engine_home() / "bin" / "python"
     return own if own.exists() else Path(sys.executable)
 
 
 def find_device(config: EngineConfig) -> str:
-    """The device, "cpu" or "cuda"; "auto" looks for NVIDIA's device files, since asking torch costs its import."""
+    """Return "cpu" or "cuda"; "auto" looks for NVIDIA's device files, which is cheaper than importing torch."""
     if config.device != "auto":
         return config.device
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
@@ -54,29 +54,29 @@ def find_device(config: EngineConfig) -> str:
     return "cuda" if visible and not hidden else "cpu"
 
 
-def check_surroundings(config: EngineConfig, model_path: Path) -> None:
-    """Find a user's mistakes before anything starts.
+def check_environment(config: EngineConfig, model_path: Path) -> None:
+    """Check interpreter, packages and model before anything starts.
 
     Raises:
-        UserError: the interpreter is missing or has no SGLang (or not the CPU plug-in), or the model is missing.
+        UserError: the interpreter is missing or lacks SGLang (on a CPU, also the plug-in), or the model is missing.
     """
     check_interpreter(config)
     if not (model_path / "config.json").is_file():
-        raise UserError("model.path", model_path, "no HF checkpoint there; give a folder with a config.json")
+        raise UserError("model.path", model_path, "no HF checkpoint there; name a folder with a config.json")
 
 
 def check_interpreter(config: EngineConfig) -> None:
-    """The first half of `check_surroundings`, for when there is no model yet."""
+    """Check interpreter and packages only, for when there is no model yet."""
     python = find_python(config)
     if not os.access(python, os.X_OK):
-        raise UserError("engine.python", python, f"no such interpreter; {how_to_install()}, or give that of an SGLang")
+        raise UserError("engine.python", python, f"no such interpreter; {how_to_install()}, or name one that has SGLang")
     packages = ["sglang"] + (["owpo-sglang-cpu"] if find_device(config) == "cpu" else [])
     code = "import importlib.metadata, sys\nfor name in sys.argv[1:]: importlib.metadata.version(name)"
     found = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
     if found.returncode:
         missing = "owpo-sglang-cpu" if "owpo-sglang-cpu" in found.stderr else "sglang"
         remedy = {
-            "sglang": f"has no sglang; {how_to_install()}, or give the interpreter of an environment that has it",
+            "sglang": f"has no sglang; {how_to_install()}, or name the interpreter of an environment that has it",
             "owpo-sglang-cpu": f"lacks SGLang's CPU plug-in; run {python} -m pip install --no-deps "
             + os.path.relpath(PACKAGE / "sglang_cpu"),
         }
@@ -84,7 +84,7 @@ def check_interpreter(config: EngineConfig) -> None:
 
 
 def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of SGLang by name; `raw` (the config's `sglang` block) has the last word.
+    """Return SGLang's arguments by name; `raw` (the config's `sglang` section) overrides the defaults.
 
     Raises:
         UserError: `raw` sets an argument that has a field of its own in the configuration.
@@ -92,7 +92,7 @@ def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Ma
     for name in raw:
         owner = OWNED.get(name.replace("-", "_"), name)
         if owner is None:
-            raise UserError(f"sglang.{name}", raw[name], "the run sets this one itself; leave it out")
+            raise UserError(f"sglang.{name}", raw[name], "set by the run itself; remove it")
         if owner != name:
             raise UserError(f"sglang.{name}", raw[name], f"set {owner} instead")
     arguments: dict[str, Any] = {
@@ -101,9 +101,9 @@ def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Ma
         "device": find_device(config),
         "host": config.host,
         "tp_size": config.tp,
-        # Seeds of single requests are ignored without it.
+        # Without it, the seeds of single requests are ignored.
         "enable_deterministic_inference": True,
-        # Only token ids cross this seam.
+        # Only token ids are exchanged with the engine.
         "skip_tokenizer_init": True,
         "weight_version": "0",
         "max_running_requests": config.concurrency,
@@ -113,10 +113,10 @@ def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Ma
             "attention_backend": "torch_native",
             "sampling_backend": "pytorch",
             "disable_overlap_schedule": True,
-            # An idle scheduler would keep a core busy that the trainer needs.
+            # An idle scheduler would otherwise keep a core busy that the trainer needs.
             "sleep_on_idle": True,
             "skip_server_warmup": True,
-            # An upper bound; max_total_tokens is what sizes the cache.
+            # An upper bound; max_total_tokens sizes the cache.
             "mem_fraction_static": 0.5,
             "max_total_tokens": 32768,
         }
@@ -124,7 +124,7 @@ def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Ma
 
 
 def command_line(python: Path, arguments: Mapping[str, Any]) -> list[str]:
-    """`{"max_total_tokens": 8192, "sleep_on_idle": True}` as a command; False and None leave an argument out."""
+    """Convert `{"max_total_tokens": 8192, "sleep_on_idle": True}` to a command; False and None omit an argument."""
     command = [str(python), "-m", "sglang.launch_server"]
     for name, value in arguments.items():
         flag = "--" + name.replace("_", "-")
@@ -140,7 +140,7 @@ def command_line(python: Path, arguments: Mapping[str, Any]) -> list[str]:
 
 
 def environment(config: EngineConfig, model_path: Path) -> dict[str, str]:
-    """The variables of the server's process."""
+    """Return the environment variables of the server's process."""
     env = {
         name: value
         for name, value in os.environ.items()

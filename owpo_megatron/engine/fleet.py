@@ -1,4 +1,4 @@
-"""The rollout engine: one or several servers behind one face, with recovery of those that die or hang."""
+"""Several servers used as one rollout engine, with recovery of those that die or hang."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine.client import UNKNOWN_VERSION, EngineClient, EngineGone
-from owpo_megatron.engine.generation import Generation, samples_a_post
+from owpo_megatron.engine.generation import Generation, samples_per_post
 from owpo_megatron.errors import EngineError
 from owpo_megatron.types import Finished, Progress, Rollout, SampleRequest, Sampling
 
@@ -16,21 +16,21 @@ T = TypeVar("T")
 
 
 class Engine(Protocol):
-    """A server as the fleet sees it."""
+    """A server of the fleet."""
 
     client: EngineClient
 
     def restart(self) -> None:
-        """Make it answer again; raises EngineError when that fails."""
+        """Bring the server back; raises EngineError on failure."""
 
     def stop(self) -> None:
-        """Make its pending requests fail soon."""
+        """Make its pending requests fail quickly."""
 
     def close(self) -> None: ...
 
 
 class UrlEngine:
-    """A server that somebody else runs: lost, it is waited for; started again by whoever runs it, it gets weights."""
+    """A server started by others. If it is lost, wait until they restart it, then send the weights again."""
 
     def __init__(self, url: str, config: EngineConfig):
         self.client = EngineClient(url, config.request_timeout)
@@ -39,7 +39,7 @@ class UrlEngine:
     def restart(self) -> None:
         deadline = time.monotonic() + self._patience
         while True:
-            time.sleep(0.5)  # first of all: one that is about to end may still answer
+            time.sleep(0.5)  # sleep first: a server about to exit may still answer
             try:
                 self.client.model_info(timeout=5.0)
                 break
@@ -49,21 +49,21 @@ class UrlEngine:
         self.client.connect(self.client.url)
 
     def stop(self) -> None:
-        pass  # not ours; its connections are given up by their time-outs
+        pass  # not our process; its connections end by their time-outs
 
     def close(self) -> None:
         self.client.close()
 
 
 class Fleet:
-    """Implements RolloutEngine over `engines`, all of which must serve the same weights.
+    """RolloutEngine over `engines`, all of which must serve the same weights.
 
     Args:
         engines: running servers.
-        config: concurrency, max_restarts (for each engine, over the fleet's life).
+        config: concurrency, max_restarts (per engine, over the life of the fleet).
         on_restart: called without arguments, in the thread that called `generate` or `revive`, after a lost engine
             answers again with its initial weights; must push the current weights to it (pushing to all is fine).
-        front: a router that deals out samples among the engines; None: the fleet does.
+        front: router that distributes samples among the engines; None: the fleet distributes them.
     """
 
     def __init__(
@@ -86,14 +86,16 @@ class Fleet:
         return [engine.client for engine in self.engines]
 
     def weight_versions(self) -> list[int]:
-        """The weight version that each engine reports."""
+        """Return the weight version that each engine reports."""
         versions = [client.weight_version() for client in self.clients]
         self._version = max(versions)
         return versions
 
     def revive(self, error: EngineError | None = None) -> int:
-        """Restart engines that do not answer, and the one that is gone according to `error`, which may answer once
-        more while it ends; have their weights pushed; return how many there were."""
+        """Restart engines that do not answer and push their weights; return how many there were.
+
+        The engine that `error` names is restarted in any case: it may answer once more while it exits.
+        """
         lost = self._lost(error)
         self._bring_back(lost, needed=self._version if self.on_restart is None else None)
         return len(lost)
@@ -105,11 +107,11 @@ class Fleet:
         progress: Progress | None = None,
         finished: Finished | None = None,
     ) -> list[Rollout]:
-        """Draw one response a request, in submission order.
+        """Draw one response per request, in submission order.
 
         Raises:
             EngineError: an engine refused a request, stayed dead after `max_restarts` restarts, or serves other weights
-                than the rest and does not get them by `on_restart`.
+                than the rest even after `on_restart`.
         """
         if not requests:
             return []
@@ -120,8 +122,8 @@ class Fleet:
             clients,
             requests,
             sampling,
-            # sglang-router takes no list of sampling parameters, and siblings differ by their seeds
-            samples_a_post=samples_a_post(len(requests), len(clients), sampling) if self.front is None else 1,
+            # sglang-router does not accept a list of sampling parameters, and siblings differ in their seeds
+            samples_per_post=samples_per_post(len(requests), len(clients), sampling) if self.front is None else 1,
             concurrency=self._config.concurrency,
             give_up=self._give_up,
             bring_back=self._bring_back_while_generating,
@@ -130,7 +132,7 @@ class Fleet:
         ).run()
 
     def with_revival(self, call: Callable[[], T]) -> T:
-        """`call()`, once more after each engine that was lost meanwhile was brought back; `max_restarts` ends it."""
+        """Call until no engine is lost during the call, reviving lost ones in between, up to `max_restarts`."""
         while True:
             try:
                 return call()
@@ -151,15 +153,15 @@ class Fleet:
         self.close()
 
     def _make_agree(self) -> None:
-        """Have every engine serve whole weights, and all the same."""
+        """Ensure that all engines serve complete weights of one version."""
         if not _agree(self.weight_versions()) and self.on_restart is not None:
-            self.on_restart()  # an update has missed one of them, or was left half-way
+            self.on_restart()  # one of them missed an update, or an update was interrupted
         versions = self.weight_versions()
         if not _agree(versions):
             raise EngineError(f"engines serve different weight versions {versions}; push the weights to all of them")
 
     def _lost(self, error: EngineError | None = None) -> dict[int, EngineGone]:
-        """The engines that do not answer, and the one that `error` came from, with what became of the question."""
+        """Return the engines that do not answer, with the error, and the one that `error` came from."""
         lost = {}
         for index, client in enumerate(self.clients):
             if isinstance(error, EngineGone) and error.url == client.url:
@@ -178,11 +180,11 @@ class Fleet:
     def _bring_back_while_generating(self, index: int, error: EngineGone) -> None:
         lost = {index: error} if self.front is None else self._lost()
         if not lost:
-            raise error  # every engine answers: it is the router that does not
+            raise error  # every engine answers, so the router does not
         self._bring_back(lost, needed=self._version)
 
     def _bring_back(self, lost: Mapping[int, EngineGone], needed: int | None) -> None:
-        """Restart engines and have the weights pushed; they must then be of version `needed`, where that is known."""
+        """Restart engines and push the weights, which must then have version `needed`, if that is known."""
         restarted: set[int] = set()
         while lost:
             for index, error in lost.items():
@@ -194,7 +196,7 @@ class Fleet:
                 self._expect(needed, restarted)
                 break
             except EngineGone as error:
-                lost = self._lost(error)  # another one went while these came back
+                lost = self._lost(error)  # another engine was lost during the restart
                 if not lost:
                     raise
 
@@ -217,5 +219,5 @@ class Fleet:
 
 
 def _agree(versions: Sequence[int]) -> bool:
-    """All are whole weights, and the same."""
+    """Whether all are the same version of complete weights."""
     return len(set(versions)) == 1 and UNKNOWN_VERSION not in versions

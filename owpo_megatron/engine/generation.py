@@ -1,12 +1,12 @@
-"""One call of `Fleet.generate`: who waits for whom.
+"""Implementation of one call of `Fleet.generate`.
 
-    calling thread                       worker threads (a few an engine)
-    deals samples into posts  --->       take a post, POST /generate, hand the outcome over
-    collects outcomes, progress  <---    ... until no post is left, or their engine is gone
-    has a lost engine brought back, starts workers for it again
+    calling thread                       worker threads (a few per engine)
+        groups samples into posts  --->      take a post, POST /generate, queue the outcome
+        collects outcomes, progress  <---    ... until no post is left, or their engine is lost
+        revives a lost engine, restarts its workers
 
-Engines come back in the calling thread, since a push of weights may be collective over trainer ranks. A lost post is
-drawn again with the same seeds, so that it gives the same tokens.
+Engines are revived in the calling thread, since a push of weights may be collective over trainer ranks. A lost post is
+drawn again with the same seeds, and so gives the same tokens.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from dataclasses import dataclass
 from owpo_megatron.engine.client import EngineClient, EngineGone
 from owpo_megatron.types import Finished, Progress, Rollout, SampleRequest, Sampling
 
-# A post returns when its longest sample ends. Short samples travel together, which saves most of a small model's time;
-# long ones travel alone, so that none waits for another.
-TOKENS_A_POST = 4096
-SAMPLES_A_POST = 64
+# A post returns when its longest sample ends. Short samples share a post, which saves most of the time with a small
+# model; long ones get a post of their own, so that none waits for another.
+TOKENS_PER_POST = 4096
+SAMPLES_PER_POST = 64
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker hands over: rollouts, or its end."""
+    """Result of a worker: rollouts, an error, or its end."""
 
     engine: int
     incarnation: int  # of the engine that was asked
-    first: int | None = None  # sample of the post; None: there was no post left
+    first: int | None = None  # first sample of the post; None: no post was left
     result: list[Rollout] | Exception | None = None
 
 
 class Generation:
-    """Deals the samples of `requests` out among engines.
+    """Distributes the samples of `requests` among engines.
 
     Args:
         clients: the engines, or the one router in front of them.
-        samples_a_post: samples that travel together.
-        concurrency: samples under way at a time, over all engines.
-        give_up: makes the pending requests of a lost engine (its index in `clients`) fail soon.
+        samples_per_post: samples sent in one request.
+        concurrency: samples in flight at a time, over all engines.
+        give_up: makes the pending requests of a lost engine (its index in `clients`) fail quickly.
         bring_back: returns when a lost engine answers again and has the weights.
     """
 
@@ -53,7 +53,7 @@ class Generation:
         requests: Sequence[SampleRequest],
         sampling: Sampling,
         *,
-        samples_a_post: int,
+        samples_per_post: int,
         concurrency: int,
         give_up: Callable[[int], None],
         bring_back: Callable[[int, EngineGone], None],
@@ -61,11 +61,11 @@ class Generation:
         finished: Finished | None = None,
     ):
         self.clients, self.requests, self.sampling = clients, requests, sampling
-        self.samples_a_post = samples_a_post
+        self.samples_per_post = samples_per_post
         self.give_up, self.bring_back = give_up, bring_back
         self.progress, self.finished = progress, finished
-        self.posts = deque(range(0, len(requests), samples_a_post))  # each by its first sample
-        self.workers_an_engine = max(1, concurrency // len(clients) // samples_a_post)
+        self.posts = deque(range(0, len(requests), samples_per_post))  # each by its first sample
+        self.workers_per_engine = max(1, concurrency // len(clients) // samples_per_post)
         self.workers = [0] * len(clients)
         self.lost: dict[int, EngineGone] = {}
         self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -96,18 +96,18 @@ class Generation:
                         self.lost[engine] = result
                         self.give_up(engine)
                     elif engine not in self.lost:
-                        self._start_workers(engine, 1)  # it has come back while another one was brought back
+                        self._start_workers(engine, 1)  # it was revived together with another engine
                 elif result is not None:
                     raise result
                 if engine in self.lost and self.workers[engine] == 0:
                     self.bring_back(engine, self.lost.pop(engine))
                     self._start_workers(engine)
         finally:
-            self.posts.clear()  # workers of an interrupted call end after their present post
+            self.posts.clear()  # workers of an interrupted call end after their current post
         return rollouts  # type: ignore[return-value]
 
     def _start_workers(self, engine: int, most: int | None = None) -> None:
-        count = min(most or self.workers_an_engine, len(self.posts))
+        count = min(most or self.workers_per_engine, len(self.posts))
         self.workers[engine] += count
         for _ in range(count):
             threading.Thread(target=self._work, args=(engine,), daemon=True).start()
@@ -122,14 +122,14 @@ class Generation:
                 self.outcomes.put(Outcome(engine, incarnation))
                 return
             try:
-                rollouts = client.generate(self.requests[first : first + self.samples_a_post], self.sampling)
+                rollouts = client.generate(self.requests[first : first + self.samples_per_post], self.sampling)
             except Exception as error:
                 self.outcomes.put(Outcome(engine, incarnation, first, error))
                 return
             self.outcomes.put(Outcome(engine, incarnation, first, rollouts))
 
 
-def samples_a_post(num_samples: int, num_engines: int, sampling: Sampling) -> int:
-    """How many samples travel in one POST."""
-    by_tokens = max(1, TOKENS_A_POST // sampling.max_tokens)
-    return min(SAMPLES_A_POST, by_tokens, -(-num_samples // num_engines))
+def samples_per_post(num_samples: int, num_engines: int, sampling: Sampling) -> int:
+    """Return the number of samples to send in one POST."""
+    by_tokens = max(1, TOKENS_PER_POST // sampling.max_tokens)
+    return min(SAMPLES_PER_POST, by_tokens, -(-num_samples // num_engines))

@@ -1,4 +1,4 @@
-"""SGLang's own environment: where it is looked for, and how `owpo setup-engine` and `make setup` make it."""
+"""SGLang's own environment: its location, and how `owpo setup-engine` and `make setup` create it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGE = Path(owpo_megatron.__file__).resolve().parent
 
 
 def project_files() -> Path:
-    """Root of the clone, or the folder in which a wheel carries the files of it that are needed at run time.
+    """Return the root of the clone, or the folder of a wheel with those of its files that are needed at run time.
 
     Below it are `examples/quickstart/`, `requirements/`, `tools/make_env.sh` and the Makefile; setup.py copies them.
     """
@@ -26,10 +26,10 @@ def is_clone() -> bool:
 
 
 def engine_home() -> Path:
-    """Folder of SGLang's environment: beside the clone's sources, or beside the environment this process runs in.
+    """Return the folder of SGLang's environment: in the clone, or next to the environment this process runs in.
 
-    A `/home/me/venv` gets a `/home/me/venv-engine`. An interpreter outside any environment, whose neighbourhood is the
-    system's, gets a folder below the user's data directory.
+    A `/home/me/venv` gets a `/home/me/venv-engine`. An interpreter outside any environment gets a folder in the user's
+    data directory.
     """
     if is_clone():
         return PACKAGE.parent / ".venv-engine"
@@ -41,15 +41,15 @@ def engine_home() -> Path:
 
 
 def how_to_install() -> str:
-    """Command that makes the environment which `find_python` looks for."""
+    """Return the instruction that creates the environment which `find_python` looks for."""
     return "run `make setup`" if is_clone() else f"run `owpo setup-engine`, which makes {engine_home()}"
 
 
 def install_engine(home: Path, python: Path, device: str) -> int:
-    """Make or update the environment, with progress on the terminal. The log is `home/setup.log`.
+    """Create or update the environment, with progress on the terminal. The log is `home/setup.log`.
 
     Args:
-        device: "cpu" installs SGLang's CPU subset with the plug-in, "cuda" all that SGLang asks for.
+        device: "cpu" installs SGLang's CPU subset with the plug-in, "cuda" everything that SGLang requires.
 
     Returns:
         Exit code of tools/make_env.sh.

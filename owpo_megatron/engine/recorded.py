@@ -1,4 +1,4 @@
-"""Rollouts on disk: one JSON object a line, one file a step; and an engine that replays a folder of them."""
+"""Rollouts on disk, one JSON object per line and one file per step, and an engine that replays them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from owpo_megatron.types import Finished, Progress, Prompt, Rollout, SampleReque
 
 
 def rollouts_path(folder: Path, step: int) -> Path:
-    """The file of a step.
+    """Return the file of a step.
 
     Example:
         >>> rollouts_path(Path("runs/a/rollouts"), 12).name
@@ -24,7 +24,7 @@ def rollouts_path(folder: Path, step: int) -> Path:
 
 
 def save_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
-    """Write a file whole or not at all; log-probs keep every bit."""
+    """Write a file atomically; log-probs keep every bit."""
     with whole_file(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
         for rollout in rollouts:
             line = vars(rollout) | {"prompt": vars(rollout.prompt)}  # asdict would copy every token
@@ -32,7 +32,7 @@ def save_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
 
 
 def load_rollouts(path: Path) -> list[Rollout]:
-    """Read what `save_rollouts` wrote.
+    """Read a file written by `save_rollouts`.
 
     Raises:
         UserError: a line is not a rollout.
@@ -54,13 +54,13 @@ def _parse(line: bytes, where: str) -> Rollout:
 
 
 class RecordedEngine:
-    """A RolloutEngine that gives back saved rollouts; a request finds its own by prompt id and seed.
+    """RolloutEngine that returns saved rollouts, looked up by prompt id and seed.
 
     Args:
-        folder: step_*.jsonl files of a run. They are indexed once; responses are read when asked for.
+        folder: step_*.jsonl files of a run. They are indexed once; responses are read on demand.
 
     Raises:
-        UserError: the folder holds no rollouts.
+        UserError: the folder contains no rollouts.
     """
 
     def __init__(self, folder: Path):
@@ -73,7 +73,7 @@ class RecordedEngine:
                     self._index[rollout.prompt.id, rollout.seed] = (path, offset)
                     offset += len(line)
         if not self._index:
-            raise UserError("rollout.replay", folder, "no step_*.jsonl there; give the rollouts/ folder of a run")
+            raise UserError("rollout.replay", folder, "no step_*.jsonl there; name the rollouts/ folder of a run")
         self._folder = folder
 
     def generate(
@@ -83,10 +83,10 @@ class RecordedEngine:
         progress: Progress | None = None,
         finished: Finished | None = None,
     ) -> list[Rollout]:
-        """The saved response of each request; `sampling` is the recorded run's business.
+        """Return the saved response to each request; `sampling` is ignored, the recorded run's applies.
 
         Raises:
-            EngineError: a request was never recorded, or was recorded for other prompt tokens.
+            EngineError: a request was not recorded, or was recorded with other prompt tokens.
         """
         rollouts = []
         for done, request in enumerate(requests, 1):
@@ -116,7 +116,7 @@ class RecordedEngine:
         return rollout
 
     def weight_versions(self) -> list[int]:
-        """None: no weights are served."""
+        """Return an empty list: a replay serves no weights."""
         return []
 
     def close(self) -> None:

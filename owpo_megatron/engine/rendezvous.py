@@ -1,10 +1,10 @@
-"""How a run finds engines that somebody else starts: each announces itself by a file in a folder that both can see.
+"""Discovery of engines started by others: each announces itself by a file in a folder that both can see.
 
     RUN/rendezvous/4711.0/engine_0.json      {"url": "http://node7:21844", "key": "...", "host": "node7", "pid": 812}
-    RUN/rendezvous/4711.0/engine_1.json      {"failed": "SGLang ended with status 1 before it answered"}
+    RUN/rendezvous/4711.0/engine_1.json      {"failed": "SGLang exited with status 1 before it answered"}
 
-The folder belongs to one attempt of one job (`owpo launch` names it JOB.ATTEMPT), so an address of an earlier attempt
-is never found. The files are readable by their owner alone: whoever has the key can load weights into the engine.
+The folder belongs to one attempt of one job (`owpo launch` names it JOB.ATTEMPT), so addresses of an earlier attempt
+are never found. Only their owner can read the files: whoever has the key can load weights into the engine.
 """
 
 from __future__ import annotations
@@ -25,48 +25,48 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Announcement:
-    """Where an engine answers.
+    """Address and key of a running engine.
 
     Example:
         Announcement(url="http://node7:21844", key="9f2c...", host="node7", pid=812)
     """
 
     url: str
-    key: str  # goes as `Authorization: Bearer KEY` with every request
-    host: str  # for a reader; the url is what counts
+    key: str  # sent as `Authorization: Bearer KEY` with every request
+    host: str  # for human readers; connections use the url
     pid: int
-    mirror: str | None = None  # where it takes changes of its weights (sync/delta/replica.py), by the same key
+    mirror: str | None = None  # URL that accepts changes of its weights (sync/delta/replica.py), with the same key
 
 
 def announce(folder: Path, index: int, announcement: Announcement) -> None:
-    """Write engine `index`'s file; it appears whole or not at all."""
+    """Write engine `index`'s file atomically."""
     _write(_file(folder, index), asdict(announcement))
 
 
 def announce_failure(folder: Path, index: int, reason: str) -> None:
-    """Let whoever waits for engine `index` know at once that it will not come."""
+    """Notify those waiting for engine `index` that it failed to start."""
     _write(_file(folder, index), {"failed": reason})
 
 
 def withdraw(folder: Path, index: int) -> None:
-    """Take engine `index`'s file away: it has ended."""
+    """Remove engine `index`'s file after it has exited."""
     _file(folder, index).unlink(missing_ok=True)
 
 
 class AnnouncedEngine:
-    """A server that somebody else runs and may start again, elsewhere: lost, its next announcement is waited for."""
+    """A server started by others, perhaps elsewhere after a restart. If lost, wait for its next announcement."""
 
     def __init__(self, folder: Path, index: int, config: EngineConfig):
         self._folder, self._index, self._patience = folder, index, config.startup_timeout
         self.client = EngineClient("http://not-announced", config.request_timeout)
 
     def connect(self, deadline: float) -> None:
-        """Return when it has announced itself and answers.
+        """Wait until it has announced itself and answers.
 
         Raises:
-            EngineError: it failed to start, or did not come until `deadline` (of time.monotonic).
+            EngineError: it failed to start, or was not there by `deadline` (of time.monotonic).
         """
-        said = f"did not announce itself in {self._folder}"
+        reason = f"did not announce itself in {self._folder}"
         while True:
             found = read(self._folder, self._index)
             if found is not None:
@@ -74,25 +74,25 @@ class AnnouncedEngine:
                 try:
                     self.client.model_info(timeout=5.0)
                     return
-                except EngineError as error:  # an announcement that outlived its engine
-                    said = str(error)
+                except EngineError as error:  # the announcement outlived its engine
+                    reason = str(error)
             if time.monotonic() > deadline:
                 waited = f"engine.startup_timeout = {self._patience:g} s"
-                raise EngineError(f"engine {self._index} is not there after {waited}: {said}")
+                raise EngineError(f"engine {self._index} is not there after {waited}: {reason}")
             time.sleep(POLL_SECONDS)
 
     def restart(self) -> None:
         self.connect(time.monotonic() + self._patience)
 
     def stop(self) -> None:
-        pass  # not ours; its connections are given up by their time-outs
+        pass  # not our process; its connections end by their time-outs
 
     def close(self) -> None:
         self.client.close()
 
 
 def announced_engines(folder: Path, config: EngineConfig) -> list[AnnouncedEngine]:
-    """Engines 0 .. config.announced - 1, once all of them answer. Raises EngineError when one does not come."""
+    """Return engines 0 .. config.announced - 1 once all of them answer. Raises EngineError if one does not."""
     deadline = time.monotonic() + config.startup_timeout
     engines = [AnnouncedEngine(folder, index, config) for index in range(config.announced)]
     for engine in engines:
@@ -101,7 +101,7 @@ def announced_engines(folder: Path, config: EngineConfig) -> list[AnnouncedEngin
 
 
 def read(folder: Path, index: int) -> Announcement | None:
-    """Engine `index`'s announcement, None while there is none. Raises EngineError when it said that it failed."""
+    """Return engine `index`'s announcement, None while there is none. Raises EngineError if it failed to start."""
     try:
         content = json.loads(_file(folder, index).read_text())
     except FileNotFoundError:
@@ -112,9 +112,9 @@ def read(folder: Path, index: int) -> Announcement | None:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that its owner alone may read."""
+    """Write a file readable by its owner alone."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)  # one that exists would keep its mode
+    file.unlink(missing_ok=True)  # an existing file would keep its mode
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
         opened.write(text)
 

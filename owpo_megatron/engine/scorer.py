@@ -1,4 +1,4 @@
-"""Log-probs of given tokens from running SGLang servers: a teacher's view of the policy's responses.
+"""Score given tokens with running SGLang servers: a teacher's log-probs of the policy's responses.
 
 Legend: L tokens of one response.
 """
@@ -16,22 +16,22 @@ from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.types import Progress
 
 Text = tuple[tuple[int, ...], tuple[int, ...]]
-"""(prompt's ids, response's ids)"""
+"""(prompt ids, response ids)"""
 
-TOKENS_A_POST = 16384  # of prompts and responses; a longer text travels alone
+TOKENS_PER_POST = 16384  # prompts and responses together; a longer text is sent alone
 RETRY_SECONDS = 1.0
 
 
 class ScoringClient(EngineClient):
-    """A server that is asked for log-probs instead of samples."""
+    """Client of a server that returns log-probs instead of samples."""
 
     def score(self, texts: Sequence[Text]) -> list[list[float]]:
-        """Log-probs [L] at temperature 1 of each response given its prompt."""
+        """Return the log-probs [L] at temperature 1 of each response given its prompt."""
         body = {
             "input_ids": [[*prompt, *response] for prompt, response in texts],
             "sampling_params": {"max_new_tokens": 0, "temperature": 0.0},
             "return_logprob": True,
-            # of the token there and of those behind it; the first has none, as nothing before it was computed
+            # log-probs from this token on; the first entry is empty, since no logits before it were computed
             "logprob_start_len": [len(prompt) - 1 for prompt, _ in texts],
         }
         answers = self._post("/generate", body, self._request_timeout)
@@ -39,23 +39,23 @@ class ScoringClient(EngineClient):
 
 
 class Scorer:
-    """Servers of one model behind one face. A server that does not answer is waited for, then the run fails.
+    """Servers of one model used as one. The run waits for a server that does not answer, then fails.
 
     Args:
         urls: running servers.
-        config: startup_timeout (how long a lost server is waited for), request_timeout and concurrency are used.
-        field: of the configuration, for errors.
-        progress: called with the texts scored so far, and all of them.
+        config: uses startup_timeout (how long to wait for a lost server), request_timeout and concurrency.
+        field: field of the configuration, for errors.
+        progress: called with the number of texts scored so far and in total.
 
     Raises:
-        UserError: a server does not answer, or the servers do not serve one model.
+        UserError: a server does not answer, or the servers serve different models.
     """
 
     def __init__(self, urls: Sequence[str], config: EngineConfig, field: str, progress: Progress | None = None):
         self._clients = [ScoringClient(url, config.request_timeout) for url in urls]
         self._patience = config.startup_timeout
         self._progress = progress
-        self._workers = max(1, min(8, config.concurrency // len(urls)))  # posts of several texts each
+        self._workers = max(1, min(8, config.concurrency // len(urls)))  # each post carries several texts
         served = set()
         for client in self._clients:
             try:
@@ -64,15 +64,15 @@ class Scorer:
                 raise UserError(field, client.url, f"no SGLang server answers: {error}") from error
             served.add(f"{info['model_path']} (weights {info['weight_version']})")
         if len(served) > 1:
-            raise UserError(field, ", ".join(urls), f"one teacher is one model, and these serve {', '.join(served)}")
+            raise UserError(field, ", ".join(urls), f"a teacher is one model, but these serve {', '.join(served)}")
         self.serves = served.pop()
-        """What the servers say that they serve."""
+        """Model path and weight version that the servers report."""
 
     def score(self, texts: Sequence[Text]) -> list[list[float]]:
-        """Log-probs [L] at temperature 1 of each response given its prompt, in submission order.
+        """Return the log-probs [L] at temperature 1 of each response given its prompt, in submission order.
 
         Raises:
-            EngineError: a server refused, or one that was lost did not come back.
+            EngineError: a server refused, or a lost one did not come back.
         """
         posts = _posts(texts)
         with ThreadPoolExecutor(self._workers * len(self._clients)) as pool:
@@ -106,7 +106,7 @@ def _posts(texts: Sequence[Text]) -> list[list[Text]]:
         size = len(text[0]) + len(text[1])
         if size > room:
             posts.append([])
-            room = TOKENS_A_POST
+            room = TOKENS_PER_POST
         posts[-1].append(text)
         room -= size
     return posts
@@ -114,8 +114,8 @@ def _posts(texts: Sequence[Text]) -> list[list[Text]]:
 
 def _logp_of(response: tuple[int, ...], answer: dict[str, Any]) -> list[float]:
     scored = answer["meta_info"]["input_token_logprobs"][1:]
-    told = [token for _, token, *_ in scored]
-    # SGLang 0.5.21 calls the vocabulary's last token 0 here, as it does what stands for images; its log-prob is right
-    if len(told) != len(response) or any(a not in (b, 0) for a, b in zip(told, response, strict=True)):
+    tokens = [token for _, token, *_ in scored]
+    # SGLang 0.5.21 reports the vocabulary's last token as 0 here, like image placeholders; its log-prob is right
+    if len(tokens) != len(response) or any(a not in (b, 0) for a, b in zip(tokens, response, strict=True)):
         raise EngineError("the teacher scored other tokens than it was given; it needs the policy's vocabulary")
     return [float(logp) for logp, *_ in scored]

@@ -1,4 +1,4 @@
-"""An SGLang server of our own: started, watched, restarted and stopped with the run."""
+"""An SGLang server owned by the run: started, watched, restarted and stopped with it."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ from typing import Any
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine import supervise
 from owpo_megatron.engine.client import EngineClient
-from owpo_megatron.engine.command import check_surroundings, command_line, environment, find_python, server_arguments
+from owpo_megatron.engine.command import check_environment, command_line, environment, find_python, server_arguments
 from owpo_megatron.engine.rendezvous import write_private
 from owpo_megatron.errors import EngineError, UserError
 
 PORT_TRIES = 3
-# Below the range from which systems give ports to outgoing connections: a start takes seconds, and one of those may
-# take a port in between.
+# Below the ephemeral range: a start takes seconds, during which an outgoing connection might take the port.
 PORTS = range(20000, 32000)
 POLL_SECONDS = 0.1
 TAIL_LINES = 20
-ARGPARSE_STATUS = 2  # of a program that does not take its arguments
+ARGPARSE_STATUS = 2  # exit status of a program that refuses its arguments
 
 
 class Server:
-    """One `sglang.launch_server` process group, logging to a file; it dies with this process, however that ends.
+    """One `sglang.launch_server` process group, logging to a file; it dies with this process, however that exits.
 
     Args:
         config: the `engine` section.
         model_path: HF checkpoint folder.
         dtype: "float32" or "bfloat16".
         raw: server arguments of the `sglang` section.
-        log_path: the server's output; appended to.
-        key: API key that every request must carry; it never stands in a command line, where any user could read it.
+        log_path: file that the server's output is appended to.
+        key: API key that every request must carry; it is never part of a command line, where any user could read it.
 
     Raises:
-        UserError: interpreter, SGLang, model or port are not usable; nothing was started.
+        UserError: interpreter, SGLang, model or port are unusable; nothing was started.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Server:
         log_path: Path,
         key: str | None = None,
     ):
-        check_surroundings(config, model_path)
+        check_environment(config, model_path)
         self._arguments = server_arguments(config, model_path, dtype, raw)
         self._config = config
         self._raw = dict(raw)
@@ -66,17 +65,17 @@ class Server:
         self.client.shares_memory = True
         self._key_file: Path | None = None
         if key is not None:
-            self._key_file = log_path.with_suffix(".key.yaml")  # SGLang looks at the ending
+            self._key_file = log_path.with_suffix(".key.yaml")  # SGLang requires the ending .yaml
             write_private(self._key_file, f"api-key: {key}\n")
             self._arguments["config"] = str(self._key_file)
         if config.port and not _is_free(config.host, config.port):
-            raise UserError("engine.port", config.port, "in use; choose another one, or 0 for a free one")
+            raise UserError("engine.port", config.port, "in use; choose another port, or 0 for a free one")
 
     def start(self) -> None:
-        """Return when the server answers.
+        """Start the server and wait until it answers.
 
         Raises:
-            UserError: SGLang does not take an argument of the `sglang` section.
+            UserError: SGLang refuses an argument of the `sglang` section.
             EngineError: it died or did not answer within `startup_timeout`; the message ends with its last log lines.
         """
         for tries_left in reversed(range(PORT_TRIES)):
@@ -97,20 +96,20 @@ class Server:
         self.client.freeze_gc()
 
     def restart(self) -> None:
-        """Kill what is left and start again, on a port of its own; the client follows. Raises as `start` does."""
+        """Kill what is left and start again, on a new port; the client follows. Raises as `start` does."""
         self.stop()
         self.start()
 
     @property
     def pid(self) -> int | None:
-        """Of the process that watches the server's own; None where there is none."""
+        """Process id of the supervisor; None while there is none."""
         return None if self._process is None else self._process.pid
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
-        """Kill the process group and wait for its end."""
+        """Kill the process group and wait until it has ended."""
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -124,18 +123,18 @@ class Server:
             self._key_file.unlink(missing_ok=True)
 
     def log_tail(self) -> str:
-        """The last lines of the log, without progress bars."""
+        """Return the last lines of the log, without progress bars."""
         lines = [line.rsplit("\r", 1)[-1].rstrip() for line in self._log().split("\n")]
         return "\n".join([line for line in lines if line][-TAIL_LINES:])
 
     def _log(self) -> str:
-        """What the present process, or the last one, has written."""
+        """Return the output of the current process, or of the last one."""
         with open(self.log_path, "rb") as file:
             file.seek(self._log_start)
             return file.read().decode(errors="replace")
 
     def _launch(self, port: int) -> None:
-        # the name tells our server from a stranger who answers on the same port
+        # the name distinguishes our server from another one that answers on the same port
         self._name = f"owpo-{uuid.uuid4().hex[:12]}"
         arguments = {**self._arguments, "port": port, "served_model_name": self._name}
         command = command_line(find_python(self._config), arguments)
@@ -162,17 +161,17 @@ class Server:
             status = self._process.poll()
             if status is not None:
                 self._refuse_arguments(status)
-                raise self._failure(f"ended with status {status} before it answered")
+                raise self._failure(f"exited with status {status} before it answered")
             try:
                 if self.client.model_info(timeout=5.0).get("served_model_name") == self._name:
                     return
             except EngineError:
-                pass  # not listening yet, or a stranger answers
+                pass  # not listening yet, or another server answers
             time.sleep(POLL_SECONDS)
         raise self._failure(f"did not answer within engine.startup_timeout = {self._config.startup_timeout:g} s")
 
     def _refuse_arguments(self, status: int) -> None:
-        """Raises UserError where SGLang did not take its command line: those arguments are the user's."""
+        """Raise UserError if SGLang refused its command line, since those arguments are the user's."""
         complaint = re.search(r"error: (.+)$", self.log_tail())
         if status == ARGPARSE_STATUS and complaint:
             raise UserError("sglang", self._raw, f"SGLang refuses its command line: {complaint[1]}")
@@ -181,14 +180,19 @@ class Server:
         return EngineError(f"SGLang {what}; the end of {self.log_path}:\n{self.log_tail()}")
 
 
-def _is_free(host: str, port: int) -> bool:
+def probe_port(host: str, port: int) -> None:
+    """Bind the port and release it. Raises OSError when it cannot be bound."""
     with socket.socket() as probe:
-        # as uvicorn binds: connections of an earlier server that linger do not count
+        # as uvicorn binds: lingering connections of an earlier server do not matter
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
+        probe.bind((host, port))
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        probe_port(host, port)
+    except OSError:
+        return False
     return True
 
 

@@ -1,4 +1,4 @@
-"""From the configuration to running engines: those of others, or servers of our own."""
+"""Start the configured engines, or connect to engines started by others."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ def start_fleet(
     log_dir: Path,
     on_restart: Callable[[], None] | None = None,
 ) -> Fleet:
-    """The configured engines: those of `config.urls`, those behind `config.router`, those that announce themselves in
+    """Return the configured engines.
+
+    These are the servers at `config.urls`, those behind `config.router`, those that announce themselves in
     `config.rendezvous`, or `config.count` servers of our own that log to log_dir/engine_N.log.
 
     Raises:
-        UserError: a URL or the router does not answer, or interpreter, SGLang, model or port are not usable.
+        UserError: a URL or the router does not answer, or interpreter, SGLang, model or port are unusable.
         EngineError: a server of our own, or one that was to announce itself, does not start.
     """
     if config.rendezvous is not None:
@@ -42,7 +44,7 @@ def start_fleet(
             raise UserError("engine.router", config.router, f"no sglang-router answers: {error}") from error
         if not urls:
             raise UserError(
-                "engine.router", config.router, "has no healthy workers; add them, and wait until it says so"
+                "engine.router", config.router, "has no healthy workers; add them and wait until /workers lists them"
             )
         return Fleet([UrlEngine(url, config) for url in urls], config, on_restart, front)
     if config.urls:
@@ -66,7 +68,7 @@ def start_fleet(
 def _server(
     index: int, config: EngineConfig, model_path: Path, dtype: str, raw: Mapping[str, Any], log_dir: Path
 ) -> Server:
-    """Server `index` of this machine: each has a port, a log and, on CUDA, `engine.tp` GPUs of its own."""
+    """Create server `index` of this machine, with its own port, log and, on CUDA, `engine.tp` GPUs."""
     own: dict[str, Any] = {}
     if config.count > 1:
         config = config.model_copy(update={"port": config.port + index if config.port else 0})

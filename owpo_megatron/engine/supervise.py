@@ -1,10 +1,11 @@
-"""Runs a command in a process group of its own and kills the group when standard input ends.
+"""Run a command in its own process group and kill the group when standard input closes.
 
     python supervise.py COMMAND ARGUMENT...
 
-The parent holds the other end of standard input: however it ends, even by SIGKILL, the pipe closes. (PR_SET_PDEATHSIG
+The parent holds the other end of standard input: however it dies, even by SIGKILL, the pipe closes. (PR_SET_PDEATHSIG
 in the command itself would be tied to the parent's starting *thread* and would miss the command's own children.) The
-command's temporary files go to a folder that is removed afterwards. Standard library only; exits as the command does.
+command's temporary files go to a folder that is removed afterwards. Standard library only. The exit status is the
+command's.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ def _kill(group: int) -> None:
     try:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # everyone has gone already
+        pass  # the group has already exited
 
 
 def _reap() -> None:
-    """Wait for the orphans that fell to us; a container's first process may not do it."""
+    """Reap orphaned descendants; the first process of a container may not do it."""
     try:
         while True:
             os.wait()
     except ChildProcessError:
-        pass  # none is left
+        pass  # no child is left
 
 
 def main(command: list[str]) -> int:
@@ -73,7 +74,7 @@ def main(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # os._exit: the watcher thread still holds standard input
+    # os._exit: the watcher thread still reads standard input
     status = main(sys.argv[1:])
     sys.stdout.flush()
     os._exit(status)

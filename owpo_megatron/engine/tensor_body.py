@@ -1,4 +1,4 @@
-"""The JSON of a weight update by tensors, made while it is sent."""
+"""JSON body of a weight update by tensors, encoded while it is sent."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Iterator, Sequence
 
 import pybase64
 
-CHUNK = 3 << 18  # bytes encoded at a time: a multiple of 3, so that the pieces of base64 can be joined
+CHUNK = 3 << 18  # bytes encoded at a time: a multiple of 3, so that the pieces of base64 can be concatenated
 START, BETWEEN, END = b'{"serialized_named_tensors": ["', b'", "', b'"], "flush_cache": false}'
 
 
 class TensorBody:
-    """Body of POST /update_weights_from_tensor. Iterating encodes piece by piece: the whole is never in memory, and the
-    connection gets pieces that it can send at once (it copies what is left of a piece after every partial send).
+    """Body of POST /update_weights_from_tensor.
+
+    Iterating encodes piece by piece: the body is never in memory as a whole, and the pieces are small enough to be sent
+    at once (the connection copies the rest of a piece after every partial send).
 
     Args:
-        payloads: a pickle for every tensor-parallel rank.
+        payloads: one pickle per tensor-parallel rank.
     """
 
     def __init__(self, payloads: Sequence[bytes]):

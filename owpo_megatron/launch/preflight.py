@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data import check_source
-from owpo_megatron.engine.command import check_surroundings, server_arguments
+from owpo_megatron.engine.command import check_environment, server_arguments
+from owpo_megatron.engine.server import probe_port
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.sets import check_sets
 from owpo_megatron.launch.job import needs_own_engine
@@ -77,7 +77,7 @@ def _engine(config: Config) -> None:
     if not needs_own_engine(config):
         return
     files = hf_folder(config.model.path)
-    check_surroundings(config.engine, files)
+    check_environment(config.engine, files)
     server_arguments(config.engine, files, config.model.dtype, config.sglang)
     if config.engine.port:
         for index in range(config.engine.count):
@@ -109,13 +109,11 @@ def _sync(config: Config) -> None:
 
 
 def _port_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            remedy = f"cannot be bound on {host} ({error.strerror}); free it, or leave the field out for a free port"
-            raise UserError("engine.port", port, remedy) from error
+    try:
+        probe_port(host, port)
+    except OSError as error:
+        remedy = f"cannot be bound on {host} ({error.strerror}); free it, or leave the field out for a free port"
+        raise UserError("engine.port", port, remedy) from error
 
 
 def _run_dir(config: Config) -> None:

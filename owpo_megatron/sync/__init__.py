@@ -1,4 +1,4 @@
-"""Weights from the trainer to the engines: four transports, one sequence, and a check of what arrived."""
+"""Send weights from the trainer to the engines: four transports, one sequence, and a check of what arrived."""
 
 from owpo_megatron.sync.fp8 import engine_arguments as fp8_engine_arguments
 from owpo_megatron.sync.push import EngineSync, Transport, WeightEngine

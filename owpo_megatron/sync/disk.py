@@ -1,4 +1,4 @@
-"""Weights through a folder of safetensors files that the engines see under the same path."""
+"""Transport through a folder of safetensors files that the engines see under the same path."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from owpo_megatron.sync.push import WeightEngine, on_all
 
 
 class DiskTransport:
-    """Works wherever trainer and engines share a file system. An update's folder appears whole (written aside, then
-    renamed) and goes when the engines have read it. SGLang answers as soon as its first tensor-parallel rank has; where
-    there are more, the folder stays until the next update.
+    """Works wherever trainer and engines share a file system.
+
+    An update's folder appears atomically (written under another name, then renamed) and is removed when the engines
+    have read it. SGLang answers as soon as its first tensor-parallel rank has read it, so with several ranks the folder
+    stays until the next update.
 
     Args:
-        scratch_dir: where the folders are made; of this run alone.
+        scratch_dir: parent of the folders; no other run may use it.
     """
 
     max_bucket_bytes: int | None = None
 
     def __init__(self, scratch_dir: Path):
         self._scratch_dir = scratch_dir.absolute()
-        self._folders: list[Path] | None = None  # that engines may read; None: what a killed run left is still there
+        self._folders: list[Path] | None = (
+            None  # folders that engines may read; None: not yet cleared of a killed run's
+        )
         self.written_bytes = 0
-        """Of the last update."""
+        """Bytes that the last update wrote."""
 
     @contextmanager
     def session(self, engines: Sequence[WeightEngine], version: int) -> Iterator[Callable[[Bucket], None]]:
@@ -38,7 +42,7 @@ class DiskTransport:
             self._folders = [*self._scratch_dir.glob("weights_*"), *self._scratch_dir.glob(".weights_*")]
             self._keep(0)
         several_ranks = any(engine.tp_size > 1 for engine in engines)
-        # a name of its own: no file system remembers anything else by it
+        # a unique name: no file system can have stale attributes cached for it
         final = self._scratch_dir / f"weights_{version}_{uuid.uuid4().hex[:8]}"
         partial = final.with_name(f".{final.name}.partial")
         partial.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Weights by broadcast in a process group of this process (rank 0) and the engines' ranks; gloo or NCCL."""
+"""Transport by broadcast in a process group of this process (rank 0) and the engines' ranks; gloo or NCCL."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, _new_process_group_helper, _world
 
 from owpo_megatron.errors import EngineError
-from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, beside
+from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, on_device
 from owpo_megatron.sync.push import WeightEngine, on_all
 
 TIMEOUT = timedelta(seconds=300)
 
 
 class DistributedTransport:
-    """POST /update_weights_from_distributed, and a broadcast of the bucket as one run of bytes.
+    """POST /update_weights_from_distributed, and a broadcast of the bucket as contiguous bytes.
 
-    The group is made at the first push and again when an engine was restarted; it stands beside the trainer's groups
-    and does not need them.
+    The group is created at the first push, and again after an engine was restarted. It is independent of the trainer's
+    process groups.
 
     Args:
-        backend: "nccl" for weights on a GPU, "gloo" for weights on the host; None: by the first tensor's device.
+        backend: "nccl" for weights on a GPU, "gloo" for weights on the host; None chooses by the first tensor's device.
     """
 
     def __init__(self, backend: str | None = None):
         self._backend = backend
-        # SGLang makes fresh memory for every bucket. On a host that costs more than the copies; what was freed of a
-        # small bucket is used again, and packing, sending and loading overlap.
+        # SGLang allocates fresh memory for every bucket, which costs more than the copies on a host. Memory of small
+        # buckets is reused, and packing, sending and loading overlap.
         self.max_bucket_bytes: int | None = None if torch.cuda.is_available() else 32 << 20
-        self._outbox = Outbox(beside)
+        self._outbox = Outbox(on_device)
         self._group: dist.ProcessGroup | None = None
         self._members: list[tuple[str, int]] = []
         self._engines: list[WeightEngine] = []
@@ -66,7 +66,7 @@ class DistributedTransport:
                 lambda: dist.broadcast(staged.flat, src=0, group=self._group),
             )
         except EngineError:
-            self._leave()  # a group that lost a member is of no more use
+            self._leave()  # a group that lost a member cannot be used again
             raise
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class DistributedTransport:
     def _open(self, engines: Sequence[WeightEngine], backend: str) -> None:
         self._engines, self._name = list(engines), f"owpo-{uuid.uuid4().hex[:8]}"
         *offsets, world_size = accumulate((engine.tp_size for engine in engines), initial=1)
-        # A store made directly: `rendezvous` under torchrun would hand out the launcher's own store.
+        # A store of our own: under torchrun, `rendezvous` would return the launcher's store.
         store = dist.TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
         offset_of = dict(zip(map(id, engines), offsets, strict=True))
 
@@ -97,7 +97,7 @@ class DistributedTransport:
             engine.join_group(host, store.port, offset, world_size, self._name, backend)
 
         def make() -> dist.ProcessGroup:
-            # as SGLang makes its side of the group: beside a default group, or without one
+            # as SGLang creates its side of the group: with or without a default group
             ours = PrefixStore(self._name, store)
             name = GroupName(self._name)
             group, _ = _new_process_group_helper(
@@ -114,7 +114,7 @@ class DistributedTransport:
         theirs: Callable[[WeightEngine], None],
         ours: Callable[[], dist.ProcessGroup | None],
     ) -> dist.ProcessGroup | None:
-        """Our side of a collective while the engines do theirs, each asked over HTTP."""
+        """Run our side of a collective while the engines, asked over HTTP, run theirs."""
         with ThreadPoolExecutor(len(engines)) as pool:
             asked = [pool.submit(theirs, engine) for engine in engines]
             try:
@@ -129,9 +129,9 @@ class DistributedTransport:
 
 
 def address_seen_from(url: str) -> str:
-    """The address of this machine that the engine at `url` can reach."""
+    """Return the address of this machine that the engine at `url` can reach."""
     parts = urlsplit(url)
     assert parts.hostname is not None, url
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((parts.hostname, parts.port or 80))  # sends nothing: it only picks the interface
+        probe.connect((parts.hostname, parts.port or 80))  # sends nothing, only selects the interface
         return str(probe.getsockname()[0])

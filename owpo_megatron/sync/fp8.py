@@ -1,12 +1,12 @@
-"""Weights quantised on the way to engines that run in block FP8: e4m3 values, one scale for every 128 x 128 block.
+"""Quantise weights for engines that run in block FP8: e4m3 values, one scale per 128 x 128 block.
 
-What SGLang 0.5.21 expects of such an engine (layers/quantization/fp8.py): for every linear layer `X.weight` in
-float8_e4m3fn and `X.weight_scale_inv` [ceil(N/128), ceil(K/128)] in float32, with weight = value * scale; embeddings,
-norms, the head and MoE routers as they are. It copies whatever it is sent into these parameters: a bfloat16 weight
-would be rounded without a scale, silently. So an engine's precision and `sync.fp8` are compared before the first push.
+SGLang 0.5.21 (layers/quantization/fp8.py) expects for every linear layer `X.weight` in float8_e4m3fn and
+`X.weight_scale_inv` [ceil(N/128), ceil(K/128)] in float32, with weight = value * scale; embeddings, norms, the head
+and MoE routers stay unquantised. It copies whatever it receives into these parameters: a bfloat16 weight would be
+rounded without a scale, silently. So an engine's precision is compared with `sync.fp8` before the first push.
 
-`--quantization fp8` (SGLang quantises a bfloat16 checkpoint at its start) is another thing: it transposes its weights,
-cannot load new ones into them, and is refused.
+`--quantization fp8`, with which SGLang quantises a bfloat16 checkpoint when it starts, is refused: it transposes the
+weights and cannot load new ones into them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ QUANTIZATION_CONFIG = {
 }
 _LINEAR = re.compile(r"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)\.weight$")
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
-_SMALLEST_PEAK = 1e-12  # a block of zeros gets a scale that is no zero
+_SMALLEST_PEAK = 1e-12  # keeps the scale of an all-zero block above zero
 
 
 def engine_arguments(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """SGLang's arguments for an engine that starts in block FP8 from the configuration of a bfloat16 model."""
+    """Return the SGLang arguments that start an engine in block FP8 from the config.json of a bfloat16 model."""
     override = json.loads(raw.get("json_model_override_args") or "{}")
     return {"json_model_override_args": json.dumps(override | {"quantization_config": QUANTIZATION_CONFIG})}
 
 
 def quantized(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(HF name, tensor) pairs with every linear layer's weight replaced by its values and its scales."""
+    """Yield the (HF name, tensor) pairs with every linear layer's weight replaced by its values and its scales."""
     for name, tensor in weights:
         if _LINEAR.search(name):
             values, scales = quantize_blocks(tensor)
@@ -48,10 +48,11 @@ def quantized(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str
 
 
 def quantize_blocks(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values [N, K] in float8_e4m3fn and scales [ceil(N/128), ceil(K/128)] in float32; weight is about value * scale.
+    """Return values [N, K] in float8_e4m3fn and scales [ceil(N/128), ceil(K/128)] in float32.
 
-    The scale of a block makes its largest magnitude 448, e4m3's largest. The error of a weight is at most 1/16 of it
-    (half a step of a 3-bit mantissa) or, for tiny ones, half of e4m3's smallest step (2**-10) times the scale.
+    weight is approximately value * scale. The scale maps a block's largest magnitude to 448, the largest of e4m3. A
+    weight's error is at most 1/16 of it (half a unit of a 3-bit mantissa) or, near zero, half of e4m3's smallest
+    subnormal (2**-10) times the scale.
     """
     N, K = weight_NK.shape
     rows, columns = -(-N // BLOCK), -(-K // BLOCK)

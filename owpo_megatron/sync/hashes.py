@@ -1,16 +1,16 @@
-"""Whether an engine has bit for bit what it was sent: its own checksums against those of what went out.
+"""Check that engines hold bit for bit what was sent: compare their own checksums with those of the sent weights.
 
-SGLang's /weights_checker gives SHA-256 (the first 8 bytes) of every parameter of every tensor-parallel rank. It fuses
-and cuts what it loads, so the same is done here with what is sent, one tensor at a time:
+SGLang's /weights_checker returns the SHA-256 (first 8 bytes) of every parameter of every tensor-parallel rank. SGLang
+fuses and shards what it loads, so the same is done here with what is sent, one tensor at a time:
 
     q_proj, k_proj, v_proj -> qkv_proj        rows, by key-value heads
     gate_proj, up_proj -> gate_up_proj        rows, by 32
-    o_proj, down_proj                         columns, by the same
-    embed_tokens, lm_head                     rows, of a vocabulary padded to a multiple of 64
+    o_proj, down_proj                         columns, likewise
+    embed_tokens, lm_head                     rows, with the vocabulary padded to a multiple of 64
     experts.N.gate_proj, up_proj -> experts.w13_weight, experts.N.down_proj -> experts.w2_weight, expert by expert
 
-A rank whose share is not full has zeros behind it. This is SGLang's layout on a CPU, for which the check is: on CUDA it
-pads differently and hashes with a kernel of its own.
+A shard that is not full is padded with zeros. This is SGLang's layout on a CPU, the only one that is checked: on CUDA
+SGLang pads differently and hashes with a kernel of its own.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _SHOWN = 5  # names in a message
 
 
 class EngineHashes:
-    """Follows the weights of a push, then asks every engine.
+    """Hashes the weights of a push, then compares every engine's checksums.
 
     Args:
-        engines: those that are pushed to.
-        num_kv_heads: of the model.
+        engines: the engines that receive the push.
+        num_kv_heads: key-value heads of the model.
     """
 
     def __init__(self, engines: Sequence[WeightEngine], num_kv_heads: int):
         self._engines, self._num_kv_heads = engines, num_kv_heads
 
     def follow(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The same pairs, hashed as they pass."""
+        """Hash each pair and yield it unchanged."""
         places = [(rank, ranks) for ranks in {engine.tp_size for engine in self._engines} for rank in range(ranks)]
         self._expected: dict[tuple[int, int], dict[str, _InOrder]] = {place: {} for place in places}
         for name, tensor in weights:
@@ -61,7 +61,7 @@ class EngineHashes:
             yield name, tensor
 
     def check(self) -> None:
-        """Raises EngineError that names the engine and the parameters which are not what was sent."""
+        """Compare; raises EngineError naming the engine and the parameters that differ."""
         sent = {place: {name: d.result() for name, d in digests.items()} for place, digests in self._expected.items()}
         for engine in self._engines:
             for rank, found in enumerate(engine.checksums()):
@@ -69,13 +69,13 @@ class EngineHashes:
                 if wrong:
                     more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
                     raise EngineError(
-                        f"engine {engine.url}, rank {rank}, has other weights than it was sent: "
+                        f"engine {engine.url}, rank {rank}, does not hold the weights it was sent: "
                         f"{', '.join(wrong[:_SHOWN])}{more}"
                     )
 
 
 def engine_parameter(name: str) -> tuple[str, int]:
-    """SGLang's parameter that holds a HF tensor, and the tensor's place in it."""
+    """Return the SGLang parameter that contains an HF tensor, and the tensor's position in it."""
     expert = _EXPERT.fullmatch(name)
     if expert:
         param, parts, part = _EXPERT_PART[expert[3]]
@@ -88,7 +88,7 @@ def engine_parameter(name: str) -> tuple[str, int]:
 
 
 def shard(name: str, tensor: torch.Tensor, rank: int, ranks: int, num_kv_heads: int) -> torch.Tensor:
-    """What a tensor-parallel rank of SGLang on a CPU holds of a HF tensor."""
+    """Return the shard of an HF tensor that a tensor-parallel rank of SGLang holds on a CPU."""
     module = name.split(".")[-2]
     dim = 1 if module in ("o_proj", "down_proj") and tensor.dim() == 2 else 0
     size = tensor.shape[dim]
@@ -108,7 +108,7 @@ def shard(name: str, tensor: torch.Tensor, rank: int, ranks: int, num_kv_heads: 
 
 
 class _InOrder:
-    """SHA-256 of pieces that may come in any order."""
+    """SHA-256 over numbered pieces that may be added in any order."""
 
     def __init__(self) -> None:
         self._hash, self._next = hashlib.sha256(), 0
@@ -122,12 +122,12 @@ class _InOrder:
             self._next += 1
 
     def result(self) -> str:
-        """As SGLang writes it; empty, and so equal to nothing, where a piece has not come."""
+        """Return the digest in SGLang's format; empty, which equals no digest, while a piece is missing."""
         return "" if self._waiting else self._hash.digest()[:8].hex()
 
 
 def _differing(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     names = sorted(wanted.keys() | found.keys())
-    # a tied head may be sent, and is no parameter of the engine
+    # a tied head may be sent although it is not a parameter of the engine
     absent = {"lm_head.weight"} - found.keys()
     return [name for name in names if wanted.get(name) != found.get(name) and name not in absent]

@@ -1,10 +1,10 @@
-"""What an update by tensors carries: a pickle of [(name, tensor), ...] that SGLang's restricted unpickler accepts.
+"""Payload of an update by tensors: a pickle of [(name, tensor), ...] that SGLang's restricted unpickler accepts.
 
-All tensors of a bucket are views of one storage, which comes first and once:
+All tensors of a bucket are views of one storage, which is pickled first and only once:
 
-- by value: its bytes. Fit for every engine; they are copied about ten times on their way.
-- by reference: the name of shared memory, as torch's own multiprocessing has it with the file_system strategy. Its
-  default, file descriptors, would ask the engine for a secret that it does not have, and the engine would die of it.
+- by value: its bytes. Works for every engine, but they are copied about ten times.
+- by reference: the name of shared memory, as in torch's multiprocessing with the file_system strategy. The default
+  strategy, file descriptors, needs a secret that the engine does not have and would crash it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from owpo_megatron.sync.bucket import Slice, Staged
 
 
 class _View:
-    """Pickles as a tensor that looks into a storage."""
+    """Pickles as a tensor that is a view of a storage."""
 
     def __init__(self, storage: object, where: Slice):
         self._storage, self._where = storage, where
@@ -33,7 +33,7 @@ class _View:
 
 
 class _SharedStorage:
-    """Pickles as the name of shared memory; counts the one reader that the pickle is for."""
+    """Pickles as the name of shared memory, and counts one reader: the one that the pickle is for."""
 
     def __init__(self, storage: torch.UntypedStorage):
         self._storage = storage
@@ -45,7 +45,7 @@ class _SharedStorage:
 
 
 def by_value(staged: Staged) -> bytes:
-    """The pickle with the bucket's bytes inside; it needs twice the bucket while it is made, itself included.
+    """Pickle a bucket with its bytes inside; peak memory is twice the bucket, the pickle included.
 
     Args:
         staged: a bucket on the host.
@@ -55,19 +55,19 @@ def by_value(staged: Staged) -> bytes:
 
 
 def by_reference(staged: Staged) -> bytes:
-    """The pickle for one reader: some hundred bytes a tensor. The bucket must stay as it is until the reader is done.
+    """Pickle a bucket for one reader, a few hundred bytes per tensor. It must not change until the reader is done.
 
     Args:
-        staged: a bucket in memory of `shared_memory`, at the start of it.
+        staged: a bucket at the start of memory from `shared_memory`.
     """
     assert staged.flat.storage_offset() == 0
     return _pickled(_SharedStorage(staged.flat.untyped_storage()), staged)
 
 
 def shared_memory(size: int) -> torch.Tensor:
-    """[size] uint8 in shared memory that a process of this machine can open by name.
+    """Allocate [size] uint8 in shared memory that other processes of this machine can open by name.
 
-    torch starts one small process (torch_shm_manager) that removes the memory when everyone who used it has ended.
+    torch starts one small process (torch_shm_manager) that frees the memory when all its users have exited.
     """
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_using_filename_cpu(size))
 

@@ -1,8 +1,8 @@
-"""The sequence of one weight sync, whatever carries the weights.
+"""Sequence of one weight sync, the same for every transport.
 
-    pause (requests in flight are kept) -> flush the caches -> no version -> buckets -> the new version -> resume
+    pause (requests in flight are kept) -> flush caches -> unset version -> buckets -> set new version -> resume
 
-An engine whose update fails stays paused: it has neither the old weights nor the new ones, and must not generate.
+An engine whose update fails stays paused: it holds neither the old nor the new weights and must not generate.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ Weights = Iterable[tuple[str, torch.Tensor]]
 
 
 class WeightEngine(Protocol):
-    """What a sync asks of an engine; every method raises EngineError when the engine refuses or is gone."""
+    """Engine operations that a sync needs; every method raises EngineError when the engine refuses or is gone."""
 
     url: str
     incarnation: int  # grows when the engine is restarted
-    shares_memory: bool  # it runs on this machine, in the same namespaces: names of shared memory mean the same
-    mirror: str | None  # URL of the program that keeps a copy of its weights; see mirror.py
+    shares_memory: (
+        bool  # runs on this machine and in the same namespaces, so that it can open our shared memory by name
+    )
+    mirror: str | None  # URL of the program that keeps a copy of its weights; see delta/replica.py
 
     @property
     def tp_size(self) -> int: ...
@@ -46,7 +48,7 @@ class WeightEngine(Protocol):
     def checksums(self) -> list[dict[str, str]]: ...
     def update_from_tensor(self, payloads: Sequence[bytes]) -> None: ...
     def update_from_disk(self, path: str) -> None: ...
-    def ask_mirror(self, what: str, body: dict[str, Any]) -> dict[str, Any]: ...
+    def call_mirror(self, what: str, body: dict[str, Any]) -> dict[str, Any]: ...
     def update_from_distributed(
         self, names: list[str], dtypes: list[str], shapes: list[list[int]], group_name: str
     ) -> None: ...
@@ -57,41 +59,41 @@ class WeightEngine(Protocol):
 
 
 class Transport(Protocol):
-    """Moves weights to engines that are paused."""
+    """Moves weights to paused engines."""
 
-    max_bucket_bytes: int | None  # None: as the configuration says
+    max_bucket_bytes: int | None  # None: no limit besides the configured bucket size
 
     def session(
         self, engines: Sequence[WeightEngine], version: int
     ) -> AbstractContextManager[Callable[[Bucket], None]]:
-        """Gives a function that takes one bucket after the other; its tensors may be reused when it returns.
+        """Yield a function that sends one bucket; the bucket's tensors may be reused when it returns.
 
-        When the context ends without an error, every engine has all weights in place; after an error nothing is on its
-        way any more. Raises EngineError, at the bucket concerned or later.
+        When the context exits normally, every engine has loaded all weights; after an error, nothing is in flight any
+        more. Raises EngineError, at the failing bucket or later.
         """
 
     def close(self) -> None: ...
 
 
 class Check(Protocol):
-    """Compares what engines have with what was sent."""
+    """Compares the weights that engines hold with those that were sent."""
 
     def follow(self, weights: Weights) -> Weights:
-        """The same pairs; takes note of them as they pass."""
+        """Record each pair and yield it unchanged."""
 
     def check(self) -> None:
-        """Ask every engine; raises EngineError where one has something else."""
+        """Query every engine; raises EngineError when one holds other weights."""
 
 
 class EngineSync:
     """Implements WeightSync for the rank that drives the engines (global rank 0); other ranks only iterate the weights.
 
     Args:
-        engines: those to update; empty (a replay): weights are iterated, since that is collective, and go nowhere.
-        bucket_bytes: tensors are sent in buckets of at most this size, or less where the transport wants that (a larger
-            tensor: by itself). Three are in memory at a time: one gathered, one packed, one on its way.
-        on_the_way: what is done to the stream before it is sent (quantisation).
-        check: what follows the stream and asks the engines afterwards.
+        engines: engines to update; none for a replay, which still iterates the weights, since that is collective.
+        bucket_bytes: maximum size of a bucket; the transport may lower it. A larger tensor gets a bucket of its own.
+            Three buckets are in memory at a time: one gathered, one packed, one in flight.
+        transform: applied to the stream of weights before sending (quantisation).
+        check: records the stream and queries the engines afterwards.
     """
 
     def __init__(
@@ -99,25 +101,25 @@ class EngineSync:
         transport: Transport,
         engines: Sequence[WeightEngine],
         bucket_bytes: int,
-        on_the_way: Callable[[Weights], Weights] | None = None,
+        transform: Callable[[Weights], Weights] | None = None,
         check: Check | None = None,
     ):
         self._transport = transport
-        self._on_the_way = on_the_way
+        self._transform = transform
         self._check = check
         self._engines = list(engines)
         self._bucket_bytes = min(bucket_bytes, transport.max_bucket_bytes or bucket_bytes)
 
     def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Carry (HF name, full tensor) pairs to every engine; return when all report `version`.
+        """Send (HF name, full tensor) pairs to every engine; return when all report `version`.
 
         Raises:
-            EngineError: an engine refused, is gone, or has other weights than it was sent. The engines stay paused and
-                without a version; another push starts from the beginning.
+            EngineError: an engine refused, is gone, or holds other weights than it was sent. The engines stay paused
+                and without a version; the next push starts from the beginning.
         """
         engines = self._engines
-        if engines and self._on_the_way:
-            weights = self._on_the_way(weights)
+        if engines and self._transform:
+            weights = self._transform(weights)
         if engines and self._check:
             weights = self._check.follow(weights)
         buckets = in_buckets(weights, self._bucket_bytes)
@@ -127,7 +129,7 @@ class EngineSync:
             return
         on_all(engines, lambda engine: engine.pause())
         on_all(engines, lambda engine: engine.flush())
-        # until all is in place an engine has no version: one that was left half-way can never pass for the old one
+        # no version until all weights are loaded: a half-updated engine can never pass for one with the old weights
         on_all(engines, lambda engine: engine.set_version(UNKNOWN_VERSION))
         with one_thread(), self._transport.session(engines, version) as send:
             for bucket in buckets:
@@ -147,10 +149,11 @@ class EngineSync:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Copies on the host by one thread; those of the weights are short.
+    """Run torch's host copies on one thread for the duration of a push.
 
-    OpenMP's threads wait for each other after every copy, and a paused engine (SGLang asks for requests without rest)
-    has one core to itself: a team that wants all cores then waits for a time slice at each of hundreds of tensors.
+    Copies of weights are short, and OpenMP's threads wait for each other after every copy. A paused engine keeps one
+    core busy (SGLang polls for requests), so a team of all cores would wait for a time slice at each of hundreds of
+    tensors.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -161,7 +164,7 @@ def one_thread() -> Iterator[None]:
 
 
 def on_all(engines: Sequence[WeightEngine], call: Callable[[WeightEngine], Result]) -> list[Result]:
-    """Call for every engine at the same time; results in order, the first error raised when all have ended."""
+    """Call for every engine concurrently; return results in order, raise the first error once all have ended."""
     if len(engines) == 1:
         return [call(engines[0])]
     with ThreadPoolExecutor(len(engines)) as pool:

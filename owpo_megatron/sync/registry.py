@@ -1,4 +1,4 @@
-"""From the configuration to a WeightSync."""
+"""Table of the transports, and the WeightSync that a configuration asks for."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ TRANSPORTS: dict[str, Callable[[SyncConfig, Path], Transport]] = {
     "ipc": lambda config, scratch_dir: IpcTransport(),
 }
 
-WITHOUT_MIRROR = "start it with `owpo serve --rendezvous FOLDER` and set engine.rendezvous, or leave delta out"
+WITHOUT_MIRROR = "start it with `owpo serve --rendezvous FOLDER` and set engine.rendezvous, or set sync.delta false"
 
 
 def make_sync(
     config: SyncConfig, engines: Sequence[WeightEngine], scratch_dir: Path, num_kv_heads: int = 0
 ) -> EngineSync:
-    """The configured sync to these engines (`Fleet.clients`).
+    """Build the configured sync to these engines (`Fleet.clients`).
 
     Args:
-        scratch_dir: of the disk transport, where `config.folder` names none.
-        num_kv_heads: of the model; asked for by `verify: hash` alone.
+        scratch_dir: folder for the disk transport when `config.folder` is not set.
+        num_kv_heads: key-value heads of the model; only `verify: hash` needs it.
 
     Raises:
-        UserError: an engine's precision is not what `sync.fp8` says, or it cannot take changes.
+        UserError: an engine's precision does not match `sync.fp8`, or it has no mirror to apply deltas.
     """
     for engine in engines:
         _check_precision(engine, config.fp8)
         if config.delta and not engine.shares_memory and engine.mirror is None:
-            raise UserError("sync.delta", True, f"engine {engine.url} has no mirror beside it; {WITHOUT_MIRROR}")
+            raise UserError("sync.delta", True, f"engine {engine.url} has no mirror; {WITHOUT_MIRROR}")
     return EngineSync(
         TRANSPORTS[config.transport](config, scratch_dir),
         engines,
@@ -60,7 +60,7 @@ def _check_precision(engine: WeightEngine, fp8: bool) -> None:
     if (found is not None) == fp8 and found in (None, "fp8"):
         return
     if fp8:
-        raise UserError("sync.fp8", True, f"engine {engine.url} runs unquantised; start it in block FP8, or set false")
+        raise UserError("sync.fp8", True, f"engine {engine.url} runs unquantised; start it in block FP8 or set false")
     remedy = f"engine {engine.url} runs with quantization {found}: "
-    remedy += "set sync.fp8 true" if found == "fp8" else "its weights cannot be replaced; start it without"
+    remedy += "set sync.fp8 true" if found == "fp8" else "its weights cannot be replaced; start it unquantised"
     raise UserError("sync.fp8", False, remedy)

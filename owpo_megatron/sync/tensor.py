@@ -1,4 +1,4 @@
-"""Weights by tensors in the HTTP request: needs neither a process group nor a file system."""
+"""Transport by tensors in the HTTP request: needs neither a process group nor a file system."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class TensorTransport:
-    """POST /update_weights_from_tensor. Engines that the run started itself see this machine's shared memory and get
-    its name; to others the bytes travel in base64.
+    """POST /update_weights_from_tensor.
+
+    Engines that the run started itself open this machine's shared memory by name; others get the bytes in base64.
 
     Args:
-        share: False: by value to every engine.
+        share: False sends by value to every engine.
     """
 
-    # Two of these must fit where shared memory is small (64 MB in a container, unless it was told otherwise). By value,
-    # small requests keep SGLang's many copies in memory that it reuses.
+    # Two of these must fit into a small shared memory (64 MB in a container by default). By value, small requests keep
+    # SGLang's many copies in memory that it reuses.
     max_bucket_bytes: int | None = 16 << 20
 
     def __init__(self, share: bool = True) -> None:
@@ -41,16 +42,16 @@ class TensorTransport:
             named = {url: is_near and staged.flat.is_shared() for url, is_near in near.items()}
             value = b"" if all(named.values()) else by_value(staged)
 
-            def give(engine: WeightEngine) -> None:
-                # a name counts those who open it, so each tensor-parallel rank gets a pickle of its own
+            def send(engine: WeightEngine) -> None:
+                # a handle counts its readers, so each tensor-parallel rank gets a pickle of its own
                 payloads = [by_reference(staged) if named[engine.url] else value for _ in range(engine.tp_size)]
                 engine.update_from_tensor(payloads)
 
-            on_all(engines, give)
+            on_all(engines, send)
 
         on_all(engines, lambda engine: engine.begin_update())
         outbox = self._shared if any(near.values()) else self._private
-        # by reference an engine unpacks one while it loads another; by value a second one would be ten more copies
+        # by reference, an engine unpacks one bucket while it loads another; by value, a second means ten more copies
         with outbox.open(deliver, at_once=STAGES if all(near.values()) else 1) as delivery:
             yield delivery.put
         on_all(engines, lambda engine: engine.end_update())
@@ -61,12 +62,12 @@ class TensorTransport:
 
 
 def _shared(size: int, device: torch.device) -> torch.Tensor:
-    """Shared memory; private memory where there is not enough: touching more than there is would end the process."""
+    """Allocate shared memory, or private memory if there is too little: touching more than exists kills the process."""
     free = os.statvfs(SHARED_MEMORY).f_bavail * os.statvfs(SHARED_MEMORY).f_frsize if SHARED_MEMORY.is_dir() else 0
     if free < size:
         warnings.warn(
-            f"{SHARED_MEMORY} has {free >> 20} MB free, a bucket needs {size >> 20}: it goes by value, which "
-            "is slow. Enlarge it (docker run --shm-size), or use sync.transport distributed",
+            f"{SHARED_MEMORY} has {free >> 20} MB free and a bucket needs {size >> 20} MB: buckets are sent inline, "
+            "which is slow. Enlarge it (docker run --shm-size) or use sync.transport distributed",
             stacklevel=2,
         )
         return on_host(size, device)

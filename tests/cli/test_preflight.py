@@ -93,7 +93,7 @@ def test_a_converted_model_has_its_hf_files_inside(raw: dict[str, Any], tmp_path
 
 def test_a_port_in_use(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the port's check: an engine of our own needs SGLang's environment."""
-    monkeypatch.setattr(room, "check_surroundings", lambda *_: None)
+    monkeypatch.setattr(room, "check_environment", lambda *_: None)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from owpo_megatron.config import EngineConfig, SyncConfig
 from owpo_megatron.engine import Fleet
-from owpo_megatron.engine.command import check_surroundings
+from owpo_megatron.engine.command import check_environment
 from owpo_megatron.engine.rendezvous import announced_engines
 from owpo_megatron.errors import UserError
 from owpo_megatron.sync import make_sync
@@ -32,7 +32,7 @@ from owpo_megatron.types import Prompt, SampleRequest, Sampling
 def serving(model: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """The command under way; killed at the end if it is still there."""
     try:
-        check_surroundings(EngineConfig(), model)
+        check_environment(EngineConfig(), model)
     except UserError as error:
         pytest.skip(str(error))
     command = [sys.executable, "-m", "owpo_megatron.cli.main", "serve", str(model), "--port", "0", *words]

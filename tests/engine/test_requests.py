@@ -11,7 +11,7 @@ import pytest
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine.client import UNKNOWN_VERSION, generate_body, to_rollout
 from owpo_megatron.engine.command import command_line, environment, server_arguments
-from owpo_megatron.engine.generation import samples_a_post
+from owpo_megatron.engine.generation import samples_per_post
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.types import Prompt, SampleRequest, Sampling
 
@@ -63,7 +63,7 @@ def test_ids_that_do_not_match_their_logprobs_are_refused() -> None:
 def test_short_samples_travel_together_and_long_ones_alone(
     samples: int, engines: int, max_tokens: int, expected: int
 ) -> None:
-    assert samples_a_post(samples, engines, Sampling(max_tokens)) == expected
+    assert samples_per_post(samples, engines, Sampling(max_tokens)) == expected
 
 
 def test_raw_arguments_override_the_defaults() -> None:
@@ -84,7 +84,7 @@ def test_cuda_server_keeps_sglangs_own_backends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"), [("port", "set engine.port"), ("tp-size", "set engine.tp"), ("weight_version", "leave it out")]
+    ("name", "remedy"), [("port", "set engine.port"), ("tp-size", "set engine.tp"), ("weight_version", "remove it")]
 )
 def test_raw_arguments_with_a_field_of_their_own_are_refused(name: str, remedy: str) -> None:
     with pytest.raises(UserError, match=remedy):

@@ -241,7 +241,7 @@ def test_a_teacher_behind_an_engine_says_what_the_same_weights_in_a_slot_say(
     sync.push(loaded(tiny_model).state_dict().items(), version=41)
     url = engine.clients[0].url
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr("owpo_megatron.engine.scorer.TOKENS_A_POST", 64)
+    monkeypatch.setattr("owpo_megatron.engine.scorer.TOKENS_PER_POST", 64)
     scorer = Scorer([url, url], EngineConfig(), "teachers (t) urls", lambda done, total: told.append((done, total)))
     teacher = EngineTeacher(alone(), scorer.score, scorer.serves)
     samples = random_samples(8, count=40)

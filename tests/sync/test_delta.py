@@ -197,7 +197,7 @@ def test_other_tensors_than_before_are_refused_and_then_sent_in_full(
     weights = model()
     push(transport, fars, weights, 1)
     weights["norm"] = torch.ones(96)
-    with pytest.raises(EngineError, match="norm is not as it was"):
+    with pytest.raises(EngineError, match="norm differs in shape or dtype"):
         push(transport, fars, weights, 2)
     push(transport, fars, weights, 2)
     assert all(same(far.engine.has, weights) for far in fars)
@@ -205,16 +205,16 @@ def test_other_tensors_than_before_are_refused_and_then_sent_in_full(
 
 def kept_update(transport: DeltaTransport, far: Far, weights: Weights, to: Path) -> None:
     """Push a change, and keep the folder that travelled."""
-    ask = far.engine.ask_mirror
+    ask = far.engine.call_mirror
 
     def keep(what: str, body: dict[str, str]) -> dict[str, str]:
         if what == "patch":
             shutil.copytree(body["folder"], to)
         return ask(what, body)
 
-    far.engine.ask_mirror = keep  # type: ignore[method-assign]
+    far.engine.call_mirror = keep  # type: ignore[method-assign]
     push(transport, [far], weights, 9)
-    far.engine.ask_mirror = ask  # type: ignore[method-assign]
+    far.engine.call_mirror = ask  # type: ignore[method-assign]
 
 
 def test_a_patch_is_for_one_state_alone(fars: list[Far], transport: DeltaTransport, tmp_path: Path) -> None:
@@ -224,10 +224,10 @@ def test_a_patch_is_for_one_state_alone(fars: list[Far], transport: DeltaTranspo
     weights["layer.2"][3, 4] += 1
     kept_update(transport, fars[0], weights, tmp_path / "kept")
     before, state = dict(fars[0].engine.has), mirrored(fars[0].engine)
-    with pytest.raises(EngineError, match=r"patch refused with 409: .*changes state \w{12}, and here is state \w{12}"):
-        fars[0].engine.ask_mirror("patch", {"folder": str(tmp_path / "kept")})
-    with pytest.raises(EngineError, match="there are no weights here"):
-        fars[1].engine.ask_mirror("patch", {"folder": str(tmp_path / "kept")})
+    with pytest.raises(EngineError, match=r"patch refused with 409: .*patches state \w{12}, but .* holds state \w{12}"):
+        fars[0].engine.call_mirror("patch", {"folder": str(tmp_path / "kept")})
+    with pytest.raises(EngineError, match="there are no weights here to patch"):
+        fars[1].engine.call_mirror("patch", {"folder": str(tmp_path / "kept")})
     assert mirrored(fars[0].engine) == state and mirrored(fars[1].engine) is None
     assert push(transport, fars[:1], weights, 2) < 500
     assert same(fars[0].engine.has, before)
@@ -242,7 +242,7 @@ def test_what_does_not_prove_right_has_no_state(
     far, weights = fars[0], model()
     push(transport, fars[:1], weights, 1)
     change(weights, seed=2)
-    ask = far.engine.ask_mirror
+    ask = far.engine.call_mirror
 
     def faulty(what: str, body: dict[str, str]) -> dict[str, str]:
         if what == "patch":
@@ -266,10 +266,10 @@ def test_what_does_not_prove_right_has_no_state(
                     opened.write(bytes([content[-1] ^ 255]))
         return ask(what, body)
 
-    far.engine.ask_mirror = faulty  # type: ignore[method-assign]
-    with pytest.raises(EngineError, match=r"409: .*(not what was sent: \w|does not fit \w)"):
+    far.engine.call_mirror = faulty  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match=r"409: .*(differ from what was sent: \w|does not fit \w)"):
         push(transport, fars[:1], weights, 2)
-    far.engine.ask_mirror = ask  # type: ignore[method-assign]
+    far.engine.call_mirror = ask  # type: ignore[method-assign]
     assert mirrored(far.engine) is None
     assert push(transport, fars[:1], weights, 2) > size(weights)
     assert same(far.engine.has, weights)
@@ -280,8 +280,8 @@ def test_a_mirror_wants_the_key_and_says_what_it_cannot_see(fars: list[Far], tmp
     stranger.mirror = fars[0].engine.mirror
     with pytest.raises(EngineError, match="state refused with 401: wrong key"):
         mirrored(stranger)
-    with pytest.raises(EngineError, match="409: .*must be seen from here under the same path"):
-        fars[0].engine.ask_mirror("fill", {"folder": str(tmp_path / "elsewhere")})
+    with pytest.raises(EngineError, match="409: .*must be visible from here under the same path"):
+        fars[0].engine.call_mirror("fill", {"folder": str(tmp_path / "elsewhere")})
     stranger.close()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from owpo_megatron.sync.bucket import Outbox, beside
+from owpo_megatron.sync.bucket import Outbox, on_device
 from owpo_megatron.sync.ipc import handles
 
 READER = """
@@ -37,7 +37,7 @@ for name, tensor in pickle.loads(open(sys.argv[1], "rb").read()):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_another_process_reads_the_bucket(tmp_path: Path) -> None:
     """Two buckets after each other in the same buffer, as two updates are."""
-    outbox = Outbox(beside)
+    outbox = Outbox(on_device)
     for update in (1.0, 2.0):
         bucket = [
             ("a", torch.full((3, 5), update, device="cuda")),
@@ -65,7 +65,7 @@ def test_handles_are_what_sglangs_unpickler_lets_through(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(reductions, "reduce_tensor", lambda tensor: (reductions.rebuild_cuda_tensor, (*given, *rest)))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties())
-    payload = ipc.handles(Outbox(beside).stage([("a", torch.zeros(6))], 0))
+    payload = ipc.handles(Outbox(on_device).stage([("a", torch.zeros(6))], 0))
     seen: list[tuple[str, str]] = []
 
     class Recording(pickle.Unpickler):

@@ -19,7 +19,7 @@ from owpo_megatron.config import SyncConfig
 from owpo_megatron.engine.tensor_body import TensorBody
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.sync import EngineSync, make_sync
-from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, beside, in_buckets, on_host
+from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, in_buckets, on_device, on_host
 from owpo_megatron.sync.distributed import address_seen_from
 from owpo_megatron.sync.payload import by_reference, by_value, shared_memory
 from owpo_megatron.sync.tensor import TensorTransport
@@ -202,7 +202,7 @@ def test_an_error_on_the_way_ends_the_push_with_nothing_under_way() -> None:
         if len(sent) == 2:
             raise EngineError("refused")
 
-    with pytest.raises(EngineError, match="refused"), Outbox(beside).open(deliver) as delivery:
+    with pytest.raises(EngineError, match="refused"), Outbox(on_device).open(deliver) as delivery:
         for bucket in in_buckets([(f"w{index}", torch.zeros(16)) for index in range(9)], 64):
             delivery.put(bucket)
     assert len(sent) <= 4

@@ -1,14 +1,14 @@
-"""What changed in a tensor, element by element and bit by bit: made by the trainer, applied beside an engine.
+"""Bitwise patch between two versions of a tensor: made by the trainer, applied next to an engine.
 
-Elements are compared and carried as unsigned integers of their size, so NaNs keep their payloads, -0.0 is not 0.0, and
-all dtypes are alike. Of three forms the smallest is taken; n elements of N have changed:
+Elements are compared and stored as unsigned integers of their size, so NaNs keep their payloads, -0.0 differs from
+0.0, and all dtypes are handled alike. The smallest of three forms is used; n of N elements have changed:
 
     gaps    [n] values, and for each the count of unchanged elements before it, in 1, 2 or 4 bytes. The largest number
-            of that size stands for so many and no end yet: in one byte, 1000 is 255 255 255 235.
-    bitmap  [n] values, and a bit for each of the N
+                of that size means "that many, and the gap continues": in one byte, 1000 is 255 255 255 235.
+    bitmap  [n] values, and one bit for each of the N elements
     whole   [N] values
 
-Where 1 % of bfloat16 elements changed, a patch has about 3.1 bytes for each: 1.5 % of the tensor.
+When 1 % of bfloat16 elements changed, a patch has about 3.1 bytes for each of them: 1.5 % of the tensor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GAP_TYPES = (np.uint8, np.uint16, np.uint32)
 
 @dataclass(frozen=True)
 class Patch:
-    """Makes a tensor's new bits of its old ones; see `apply`."""
+    """Changes from a tensor's old bits to its new ones; see `apply`."""
 
     form: Form
     where: Bits  # gaps: uint8, 16 or 32; bitmap: [ceil(N / 8)] uint8; whole: [0]
@@ -38,18 +38,18 @@ class Patch:
 
 
 def bits_of(tensor: torch.Tensor) -> Bits:
-    """A tensor's elements as they are in memory; a copy where the tensor is on a device or not contiguous."""
+    """View a tensor's elements as integers; a copy if the tensor is on a device or not contiguous."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().view(f"u{flat.element_size()}")
 
 
 def difference(old: Bits, new: Bits) -> Patch | None:
-    """The smallest patch from old to new; None where they are equal. Needs some 5 N bytes at most."""
+    """Return the smallest patch from old to new, None if they are equal. Needs at most about 5 N bytes of memory."""
     changed = old != new
     count, size = int(np.count_nonzero(changed)), new.itemsize
     if count == 0:
         return None
-    # a gap takes a byte at least: from N / 8 elements on a bitmap is smaller, and positions need not be known
+    # a gap takes at least a byte: from N / 8 changed elements on a bitmap is smaller, and positions are not needed
     if 8 * count < new.size:
         positions = np.flatnonzero(changed)
         where = _smallest_gaps(positions)
@@ -61,15 +61,15 @@ def difference(old: Bits, new: Bits) -> Patch | None:
 
 
 def apply(patch: Patch, target: Bits) -> None:
-    """Write the new values into the old ones' place.
+    """Write the new values over the old ones.
 
     Raises:
-        ValueError, IndexError: the patch is of another tensor; nothing was written.
+        ValueError, IndexError: the patch belongs to another tensor; nothing was written.
     """
     if patch.values.dtype != target.dtype:
         raise ValueError(f"values of {patch.values.dtype} for a tensor of {target.dtype}")
     if patch.form == "whole":
-        if patch.values.shape != target.shape:  # one value would be spread over all
+        if patch.values.shape != target.shape:  # numpy would broadcast a single value
             raise ValueError(f"{patch.values.size} values for {target.size} elements")
         target[:] = patch.values
         return

@@ -1,4 +1,4 @@
-"""Folders of this process alone. Where it is killed the next one clears them away: on a tmpfs they are memory."""
+"""Folders private to this process. If it is killed, the next one removes them: on a tmpfs they are memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PREFIX, _LOCK = "owpo-weights-", ".lock"
 
 
 class PrivateFolder:
-    """A new folder that its owner alone may read; those of dead processes beside it are removed.
+    """A new folder readable by its owner alone; folders of dead processes next to it are removed.
 
     Args:
-        parent: made where it does not exist.
+        parent: folder to create it in; created if it does not exist.
     """
 
     def __init__(self, parent: Path):
@@ -25,7 +25,7 @@ class PrivateFolder:
         made = Path(tempfile.mkdtemp(prefix=".owpo-new-", dir=parent))
         self._lock = take_lock(made / _LOCK)
         assert self._lock is not None, made
-        self.path = made.rename(parent / made.name.replace(".owpo-new-", _PREFIX))  # it has this name only once locked
+        self.path = made.rename(parent / made.name.replace(".owpo-new-", _PREFIX))  # gets this name only once locked
 
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -38,7 +38,7 @@ def _clear_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             lock = take_lock(folder / _LOCK)
-        except OSError:  # another user's, or gone by now
+        except OSError:  # another user's, or already gone
             continue
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,11 +1,11 @@
-"""A copy of the weights beside an engine that is far from the trainer, kept up to date over HTTP.
+"""Copy of the weights next to an engine that is far from the trainer, updated over HTTP.
 
-    POST /state {}                      -> {"state": "9f2c..."}, null where it has no whole weights
-    POST /fill  {"folder": UPDATE}      -> {"folder": COPY}, all weights copied and proved
-    POST /patch {"folder": UPDATE}      -> {"folder": COPY}, its changes applied and proved
+    POST /state {}                      -> {"state": "9f2c..."}, null while it has no complete weights
+        POST /fill  {"folder": UPDATE}      -> {"folder": COPY}, all weights copied and verified
+        POST /patch {"folder": UPDATE}      -> {"folder": COPY}, its changes applied and verified
 
-UPDATE and COPY are folders as weight_folder.py has them. Every request carries the engine's key. What is refused is a
-409 with {"message": ...}; after it the state tells what is left.
+UPDATE and COPY are folders in the format of weight_folder.py. Every request carries the engine's key. A refused request
+gets status 409 with {"message": ...}; /state then returns what is left.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Any
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.sync.delta.weight_folder import WeightFolder
 
-POLL_SECONDS = 0.05  # between looks at whether it shall end
+POLL_SECONDS = 0.05  # between checks for shutdown
 
 
 class Mirror:
-    """Serves on a free port from a thread of its own, until `close`, which removes the copy.
+    """Serves on a free port from its own thread until `close`, which removes the copy.
 
     Args:
         host: address to listen on.
-        key: what requests must carry.
-        copies: where the copy is made, at the first update; as large as the model.
+        key: bearer token that requests must carry.
+        copies: parent folder of the copy, which is made at the first update and is as large as the model.
     """
 
     def __init__(self, host: str, key: str, copies: Path):
         self._key, self._copies = key, copies.absolute()
         self._folder: WeightFolder | None = None
         self._one_at_a_time = threading.Lock()
-        self._actions = {"/state": self._tell, "/fill": self._fill, "/patch": self._patch}
+        self._actions = {"/state": self._state, "/fill": self._fill, "/patch": self._patch}
         mirror = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -56,14 +56,14 @@ class Mirror:
             def log_message(self, *_: object) -> None:
                 pass
 
-        # not ThreadingHTTPServer, which asks for the name of its own address and may wait for it
+        # not ThreadingHTTPServer, which resolves the name of its own address and may block on that
         self._http = socketserver.ThreadingTCPServer((host, 0), Handler)
         self._http.daemon_threads = True
         self.port: int = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, args=(POLL_SECONDS,), daemon=True, name="mirror").start()
 
     def answer(self, path: str, authorization: str, body: bytes) -> tuple[int, dict[str, Any]]:
-        """HTTP status and content."""
+        """Return the HTTP status and content for a request."""
         if not hmac.compare_digest(authorization.encode(), f"Bearer {self._key}".encode()):
             return 401, {"message": "wrong key"}
         action = self._actions.get(path)
@@ -75,7 +75,7 @@ class Mirror:
             except (EngineError, UserError) as error:
                 return 409, {"message": str(error)}
             except FileNotFoundError as error:
-                return 409, {"message": f"{error}: sync.folder must be seen from here under the same path"}
+                return 409, {"message": f"{error}: sync.folder must be visible from here under the same path"}
             except (OSError, ValueError, KeyError) as error:
                 return 409, {"message": f"{type(error).__name__}: {error}"}
 
@@ -86,18 +86,18 @@ class Mirror:
             self._drop()
 
     # ------------------------------------------------------------------------------------------ actions
-    def _tell(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _state(self, body: dict[str, Any]) -> dict[str, Any]:
         return {"state": None if self._folder is None else self._folder.state}
 
     def _fill(self, body: dict[str, Any]) -> dict[str, Any]:
-        self._drop()  # first: there may not be room for two
+        self._drop()  # first: there may be no room for two copies
         self._folder = WeightFolder(self._copies)
         self._folder.fill(Path(body["folder"]))
         return {"folder": str(self._folder.path)}
 
     def _patch(self, body: dict[str, Any]) -> dict[str, Any]:
         if self._folder is None:
-            raise EngineError("there are no weights here to be changed")
+            raise EngineError("there are no weights here to patch")
         self._folder.patch(Path(body["folder"]))
         return {"folder": str(self._folder.path)}
 

@@ -1,13 +1,13 @@
-"""Weights as changes of the ones before, for engines that a slow file system reaches.
+"""Transport of changes only, for engines that are reached through a slow file system.
 
-    trainer (rank 0)                        sync.folder               beside each far engine (`owpo serve`)
-    compares with its copy of what     ->   update.json,         ->   mirror: changes a copy of its own,
-    engines have, element by element,       changes-00001 ...         proves it by its hashes
-    and changes the copy alike
-    engines of this machine load                                      the engine loads the mirror's copy,
-    the trainer's copy                                                by update_weights_from_disk
+    trainer (rank 0)                        sync.folder               next to each far engine (`owpo serve`)
+    compares with its copy of what     ->   update.json,         ->   mirror: patches a copy of its own,
+    engines have, element by element,       changes-00001 ...         verifies it by its hashes
+        and patches the copy likewise
+    engines on this machine load                                      the engine loads the mirror's copy
+        the trainer's copy                                                by update_weights_from_disk
 
-A mirror that is new or missed an update gets all weights: the files of the trainer's copy.
+A mirror that is new or missed an update gets all weights, as the files of the trainer's copy.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from owpo_megatron.sync.push import WeightEngine, on_all
 
 
 class DeltaTransport:
-    """Works with engines of this machine, and with those that have a mirror and see `shared`.
+    """Works with engines on this machine, and with engines that have a mirror and see `shared`.
 
     Args:
-        shared: where updates are put for mirrors, and taken away when all have them; of this run alone.
-        copies: where the trainer's copy of the weights is made, as large as the model. With reinforcement learning few
-            elements change, but nearly every page: on a disk all of it would be written anew with each update.
+        shared: folder for the updates that mirrors read, removed when all have them; no other run may use it.
+        copies: parent folder of the trainer's copy of the weights, which is as large as the model. An RL update changes
+            few elements but nearly every page, so on a disk it would rewrite all of it.
     """
 
     max_bucket_bytes: int | None = None
@@ -39,7 +39,7 @@ class DeltaTransport:
         self._shared, self._copies = shared.absolute(), copies.absolute()
         self._copy: WeightFolder | None = None
         self.written_bytes = 0
-        """Into `shared`, by the last update."""
+        """Bytes that the last update wrote into `shared`."""
 
     @contextmanager
     def session(self, engines: Sequence[WeightEngine], version: int) -> Iterator[Callable[[Bucket], None]]:
@@ -48,7 +48,7 @@ class DeltaTransport:
         copy = self._ready_copy()
         base = copy.state
         behind = {url for url, state in held.items() if base is None or state != base}
-        # a name of its own: no file system remembers anything else by it
+        # a unique name: no file system can have stale attributes cached for it
         update = self._shared / f"weights_{version}_{uuid.uuid4().hex[:8]}"
         patches, whole = _PatchWriter(update / "patches"), update / "whole"
 
@@ -64,7 +64,7 @@ class DeltaTransport:
             folder = copy.path
             if not engine.shares_memory:
                 how, source = ("fill", whole) if engine.url in behind else ("patch", patches.folder)
-                folder = Path(engine.ask_mirror(how, {"folder": str(source)})["folder"])
+                folder = Path(engine.call_mirror(how, {"folder": str(source)})["folder"])
             engine.update_from_disk(str(folder))
 
         try:
@@ -86,23 +86,23 @@ class DeltaTransport:
             self._copy = None
 
     def _ready_copy(self) -> WeightFolder:
-        """What engines have; empty before the first update, and after one that broke off in the middle."""
+        """Return the copy of what engines hold; empty before the first update and after one that was interrupted."""
         if self._copy is None or self._copy.state is None:
             self.close()
             self._copy = WeightFolder(self._copies)
-            for leftover in self._shared.glob("weights_*"):  # of a run that was killed
+            for leftover in self._shared.glob("weights_*"):  # left by a run that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
         return self._copy
 
 
 def mirrored(engine: WeightEngine) -> str | None:
-    """The state of the weights that an engine's mirror has."""
-    state = engine.ask_mirror("state", {})["state"]
+    """Return the state of the weights that an engine's mirror holds."""
+    state = engine.call_mirror("state", {})["state"]
     return None if state is None else str(state)
 
 
 class _PatchWriter:
-    """The files of one update: a file a bucket, what they do at last."""
+    """Writes the files of one update: one file per bucket, and last the manifest."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -118,7 +118,7 @@ class _PatchWriter:
             self._forms.update((name, patch.form) for name, patch in patches.items())
 
     def finish(self, base: str | None, state: str, digests: Callable[[Iterable[str]], dict[str, str]]) -> int:
-        """Returns the bytes that were written."""
+        """Write the manifest; return the bytes that the update wrote."""
         self.folder.mkdir(parents=True, exist_ok=True)
         manifest = Manifest(base, state, digests(self._forms), self._forms)
         return self._bytes + manifest.write(self.folder)

@@ -1,12 +1,12 @@
-"""A model's weights as safetensors that are mapped into memory and changed in place, and updates of such a folder.
+"""Model weights as safetensors files that are memory-mapped and patched in place, and updates to such a folder.
 
-An update is a folder too: patches, or all weights, with an `update.json` that names what it starts from and ends at.
+An update is a folder too: patches, or all weights, with an `update.json` that names its base and its final state.
 
     weights      model-00001.safetensors ... model.safetensors.index.json, update.json
     patches      changes-00001.safetensors ..., update.json
 
 A state is the SHA-256 of all tensors' names and SHA-256s. A patch is applied only to the state that it was made from,
-and what comes of it is hashed again; a folder has no state from the first write until that proof.
+and the result is hashed again; a folder has no state from the first write until that verification.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an update does. Its digests are the SHA-256 of every tensor that it touches, as it is afterwards."""
+    """Description of an update; its digests are the SHA-256, after the update, of every tensor that it changes."""
 
-    base: str | None  # state that it starts from; None: it has all weights
-    state: str  # state that it ends at
+    base: str | None  # state that it applies to; None: it contains all weights
+    state: str  # state after it
     digests: dict[str, str]  # by tensor name
     forms: dict[str, Form]  # of patches, by tensor name
 
     def write(self, folder: Path) -> int:
-        """Returns the bytes that were written."""
+        """Write the manifest; return its bytes."""
         return (folder / MANIFEST).write_text(json.dumps(asdict(self)))
 
     @classmethod
@@ -61,13 +61,13 @@ class Manifest:
 
 
 class WeightFolder:
-    """Weights in a folder of this process alone. Not safe to use from several threads at once.
+    """Weights in a folder private to this process. Not thread-safe.
 
     Args:
-        parent: where the folder is made; a tmpfs or a local disk.
+        parent: folder to create it in, on a tmpfs or a local disk.
 
     Raises:
-        UserError: it cannot be made there.
+        UserError: it cannot be created there.
     """
 
     def __init__(self, parent: Path):
@@ -75,14 +75,14 @@ class WeightFolder:
         try:
             self._private = PrivateFolder(parent)
         except OSError as error:
-            remedy = f"cannot hold a copy of the weights ({error.strerror}); name a folder in memory or on a local disk"
+            remedy = f"cannot hold a copy of the weights ({error.strerror}); name a folder on a tmpfs or a local disk"
             raise UserError("sync.mirror", parent, remedy) from error
-        self._arrays: dict[str, Bits] = {}  # flat maps of the files
+        self._arrays: dict[str, Bits] = {}  # flat memory maps of the files
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._file_of: dict[str, str] = {}
         self._digests: dict[str, str] = {}
         self.state: str | None = None
-        """None: what is here is not, or not known to be, the weights of any version."""
+        """None while the content is not verified to be the weights of a version."""
 
     @property
     def path(self) -> Path:
@@ -96,18 +96,18 @@ class WeightFolder:
 
     # ------------------------------------------------------------------------------------------ the trainer's side
     def add(self, bucket: Bucket) -> None:
-        """Write tensors that are not here yet, as one more file."""
-        self._needs(sum(tensor.nbytes for _, tensor in bucket))
+        """Write new tensors, as one more file."""
+        self._check_space(sum(tensor.nbytes for _, tensor in bucket))
         file = self.path / f"model-{len(set(self._file_of.values())) + 1:05d}.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in bucket}, file)
         self._open(file)
         self._digest(name for name, _ in bucket)
 
     def replace(self, bucket: Bucket) -> dict[str, Patch]:
-        """Put new values into tensors that are here; returns patches that do the same, of those that changed.
+        """Overwrite existing tensors; return the patches of those that changed.
 
         Raises:
-            EngineError: a tensor is not here, or has another shape or size of element.
+            EngineError: a tensor does not exist, or has another shape or element size.
         """
         self.state = None
 
@@ -115,7 +115,7 @@ class WeightFolder:
             name, tensor = named
             new, old = bits_of(tensor), self._arrays.get(name)
             if old is None or self._shapes[name] != tuple(tensor.shape) or old.nbytes != new.nbytes:
-                raise EngineError(f"{name} is not as it was in the update before; the next update sends all weights")
+                raise EngineError(f"{name} differs in shape or dtype from the last update; the next sends all weights")
             patch = difference(old, new)
             if patch is not None:
                 apply(patch, old)
@@ -125,7 +125,7 @@ class WeightFolder:
         return {name: patch for name, patch in on_cores(one, bucket) if patch is not None}
 
     def seal(self) -> str:
-        """All weights are in place: the state that they are."""
+        """Write index and manifest once all weights are in place; return their state."""
         self.state = _state(self._digests)
         size = sum(array.nbytes for array in self._arrays.values())
         index = {"metadata": {"total_size": size}, "weight_map": self._file_of}
@@ -136,36 +136,36 @@ class WeightFolder:
     def digests(self, names: Iterable[str]) -> dict[str, str]:
         return {name: self._digests[name] for name in names}
 
-    # ------------------------------------------------------------------------------------------ beside the engine
+    # ------------------------------------------------------------------------------------------ the engine's side
     def fill(self, source: Path) -> None:
-        """Copy all weights of an update into this new folder, and prove them.
+        """Copy all weights of an update into this new folder and verify them.
 
         Raises:
-            UserError: there is no room for them.
-            EngineError: they are not what the update says.
+            UserError: there is not enough space.
+            EngineError: they do not match the manifest.
         """
         manifest = Manifest.read(source)
         if manifest.base is not None:
-            raise EngineError(f"{source} has changes, not all weights")
+            raise EngineError(f"{source} contains changes, not all weights")
         files = sorted(source.glob(_WEIGHT_FILES))
-        self._needs(sum(file.stat().st_size for file in files))
+        self._check_space(sum(file.stat().st_size for file in files))
         for file in files:
             shutil.copyfile(file, self.path / file.name)
             self._open(self.path / file.name)
-        self._prove(manifest, self._arrays)
+        self._verify(manifest, self._arrays)
         self.seal()
 
     def patch(self, source: Path) -> None:
-        """Apply an update's patches in place, and prove the result.
+        """Apply an update's patches in place and verify the result.
 
         Raises:
-            EngineError: they belong to another state (nothing was changed), or the result is not what the update says
-                (this folder has no state any more).
+            EngineError: they belong to another state (nothing was changed), or the result does not match the manifest
+                (this folder then has no state).
         """
         manifest = Manifest.read(source)
         if self.state is None or manifest.base != self.state:
-            here = f"state {self.state[:12]}" if self.state else "no whole weights"
-            raise EngineError(f"{source} changes state {str(manifest.base)[:12]}, and here is {here}")
+            here = f"state {self.state[:12]}" if self.state else "no complete weights"
+            raise EngineError(f"{source} patches state {str(manifest.base)[:12]}, but this folder holds {here}")
         self.state = None
         for file in sorted(source.glob(_PATCH_FILES)):
             with safe_open(file, "np") as opened:
@@ -177,7 +177,7 @@ class WeightFolder:
                         apply(patch, self._arrays[name])
                     except (ValueError, IndexError, KeyError) as error:
                         raise EngineError(f"{source} does not fit {name}: {error}") from error
-        self._prove(manifest, manifest.digests)
+        self._verify(manifest, manifest.digests)
         self.seal()
 
     # ------------------------------------------------------------------------------------------
@@ -191,31 +191,31 @@ class WeightFolder:
 
         self._digests.update(on_cores(one, names))
 
-    def _prove(self, manifest: Manifest, names: Iterable[str]) -> None:
-        """Hash what is here again; it must be what the update says."""
+    def _verify(self, manifest: Manifest, names: Iterable[str]) -> None:
+        """Hash the content again and compare it with the manifest."""
         self._digest(names)
         wrong = [name for name in manifest.digests if self._digests.get(name) != manifest.digests[name]]
         if wrong or _state(self._digests) != manifest.state:
             shown = ", ".join(wrong[:_SHOWN]) or "a tensor that the update does not name"
-            raise EngineError(f"after the update {len(wrong)} tensors are not what was sent: {shown}")
+            raise EngineError(f"after the update {len(wrong)} tensors differ from what was sent: {shown}")
 
-    def _needs(self, size: int) -> None:
+    def _check_space(self, size: int) -> None:
         free = shutil.disk_usage(self.path).free
         if free < size:
-            remedy = f"has {free >> 20} MB free, and weights of {size >> 20} MB come next; "
-            remedy += "enlarge it (docker run --shm-size), or name a folder on a local disk"
+            remedy = f"has {free >> 20} MB free, and the next weights need {size >> 20} MB; "
+            remedy += "enlarge it (docker run --shm-size) or name a folder on a local disk"
             raise UserError("sync.mirror", self._parent, remedy)
 
 
 def write_patches(patches: Mapping[str, Patch], file: Path) -> int:
-    """Returns the bytes that were written."""
+    """Write patches as safetensors; return the size of the file in bytes."""
     arrays = {f"{name}#values": patch.values for name, patch in patches.items()}
     save_arrays(arrays | {f"{name}#where": patch.where for name, patch in patches.items()}, file)
     return file.stat().st_size
 
 
 def on_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Comparing, copying and hashing release Python's lock: a thread a core, as far as memory keeps up."""
+    """Map on one thread per core, at most 16: comparing, copying and hashing release the GIL."""
     with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
         return list(pool.map(function, items))
 
@@ -229,7 +229,7 @@ def _state(digests: Mapping[str, str]) -> str:
 
 
 def _mapped(file: Path) -> Iterator[tuple[str, tuple[int, ...], Bits]]:
-    """(name, shape, [N] bits) of a safetensors file; writing to the bits changes the file."""
+    """Yield (name, shape, [N] bits) of a safetensors file; writing to the bits changes the file."""
     content = np.asarray(np.memmap(file, np.uint8, "r+"))
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")  # length of the header, header, tensors
     for name, entry in json.loads(content[8:start].tobytes()).items():
