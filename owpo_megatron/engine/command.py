@@ -69,7 +69,7 @@ def check_interpreter(config: EngineConfig) -> None:
     """Check interpreter and packages only, for when there is no model yet."""
     python = find_python(config)
     if not os.access(python, os.X_OK):
-        raise UserError("engine.python", python, f"no such interpreter; {how_to_install()}, or name one that has SGLang")
+        raise UserError("engine.python", python, f"no such interpreter; {how_to_install()}, or name one with SGLang")
     packages = ["sglang"] + (["owpo-sglang-cpu"] if find_device(config) == "cpu" else [])
     code = "import importlib.metadata, sys\nfor name in sys.argv[1:]: importlib.metadata.version(name)"
     found = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
