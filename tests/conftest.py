@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rank_pool import Ranks
+from tiers import WATCH
 from tiny import make_hf_model
 
 from owpo_megatron.config import EngineConfig
@@ -26,6 +28,13 @@ def engine_python() -> Path:
     if not ENGINE_PYTHON.exists():
         pytest.skip(f"no {ENGINE_PYTHON}; run `make setup`")
     return ENGINE_PYTHON
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """Processes over gloo, forked job by job from one that has imported everything: ranks.run(2, function, ...)."""
+    WATCH.expect_processes()
+    return Ranks(tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="session")

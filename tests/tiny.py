@@ -1,21 +1,14 @@
-"""Tiny models, samples and multi-rank launches that the tests of several rooms share."""
+"""Tiny models and samples that the tests of several rooms share."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.types import Sample
-
-TESTS = Path(__file__).parent
 
 
 def make_hf_model(
@@ -115,35 +108,3 @@ def build_policy(config: Config, topology: Any = None) -> Any:
 
     topology = topology or init_topology(config.parallel, config.seed)
     return MegatronPolicy(config, read_hf_config(hf_folder(config.model.path)), config.model.path, topology)
-
-
-def run_ranks(worker: Path, nproc: int, *args: object, timeout: float = 180) -> list[dict[str, Any]]:
-    """Run a worker script under torchrun; returns the JSON objects that it printed as `RESULT {...}` lines."""
-    env = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
-        "PYTHONWARNINGS": "ignore",
-    }
-    # the address is given: the name of a container may not resolve, and ranks would wait for it
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    command += [f"--nproc-per-node={nproc}", str(worker), *map(str, args)]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        stdout, stderr = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        for rank in psutil.Process(process.pid).children(recursive=True):  # each leads a session of its own
-            rank.kill()
-        process.kill()
-        stdout, stderr = process.communicate()
-        stderr += f"\nno end after {timeout} s"
-    assert process.returncode == 0, f"{worker.name} on {nproc} ranks:\n{stdout[-3000:]}\n{stderr[-6000:]}"
-    lines = [line for line in stdout.splitlines() if line.startswith("RESULT ")]
-    print(*lines, sep="\n")  # figures for a reader: pytest -s
-    return [json.loads(line.removeprefix("RESULT ")) for line in lines]
-
-
-def report(topology: Any, **values: Any) -> None:
-    """Print one RESULT line from global rank 0."""
-    if topology.is_main:
-        print("RESULT " + json.dumps(values), flush=True)

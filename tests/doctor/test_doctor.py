@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
-from tiny import TESTS, run_ranks
+from rank_pool import Ranks
 from typer.testing import CliRunner
 
 from owpo_megatron.cli.main import app
@@ -93,12 +94,21 @@ def test_a_rank_finds_its_place(env: dict[str, str], wanted: probe.Place, monkey
     assert probe.find_place() == wanted
 
 
-@pytest.mark.ranks
-def test_a_clock_that_is_off_is_measured() -> None:
-    """Rank 1 of 2 reads a clock that is 3 s ahead; once more with clocks that agree."""
-    (result,) = run_ranks(TESTS / "doctor" / "clock_worker.py", 2, timeout=240)
-    assert result["agreeing"] < 0.2
-    assert abs(result["off"] - 3.0) < 0.2
+def skews() -> tuple[float, float]:
+    """On a rank of two: with clocks that agree, and with one that is 3 s ahead."""
+    import torch.distributed as dist
+
+    from owpo_megatron.doctor.collectives import clock_skew
+
+    dist.init_process_group("gloo")
+    ahead = 3.0 * dist.get_rank()
+    return clock_skew(dist.group.WORLD), clock_skew(dist.group.WORLD, clock=lambda: time.time() + ahead)
+
+
+def test_a_clock_that_is_off_is_measured(ranks: Ranks) -> None:
+    (agreeing, off), _ = ranks.run(2, skews)
+    assert agreeing < 0.2
+    assert abs(off - 3.0) < 0.2
 
 
 def test_every_check_can_be_found() -> None:

@@ -1,4 +1,4 @@
-"""Gradients of a tied or untied head through megatron's DDP with overlap_grad_reduce on and off; prints what held."""
+"""Gradients of a tied or untied head through megatron's DDP with overlap_grad_reduce on and off."""
 
 from __future__ import annotations
 
@@ -54,29 +54,26 @@ def gradients(topology: Any, tied: bool, overlap: bool) -> dict[str, Any]:
     return {name: param.main_grad.clone() for name, param in model.module.named_parameters()}
 
 
-def main() -> None:
-    import sys
-
+def compare(model: Path) -> list[dict[str, Any]]:
+    """What held with an untied and with a tied head."""
     import torch
-    from tiny import make_config, report
+    from tiny import make_config
 
-    from owpo_megatron.mcore.topology import close_topology, init_topology
+    from owpo_megatron.mcore.topology import init_topology
 
-    config = make_config(Path(sys.argv[1]), parallel={"dp": 2})
+    config = make_config(model, parallel={"dp": 2})
     topology = init_topology(config.parallel, config.seed)
+    found = []
     for tied in (False, True):
         waits, overlaps = gradients(topology, tied, overlap=False), gradients(topology, tied, overlap=True)
         everywhere = topology.all_gather({name: grad.tolist() for name, grad in overlaps.items()})
-        report(
-            topology,
-            tied=tied,
-            names=sorted(overlaps),
-            same=all(torch.equal(waits[name], overlaps[name]) for name in waits),
-            ranks_agree=everywhere[0] == everywhere[1],
-            smallest=min(float(grad.abs().max()) for grad in overlaps.values()),
+        found.append(
+            {
+                "tied": tied,
+                "names": sorted(overlaps),
+                "same": all(torch.equal(waits[name], overlaps[name]) for name in waits),
+                "ranks_agree": everywhere[0] == everywhere[1],
+                "smallest": min(float(grad.abs().max()) for grad in overlaps.values()),
+            }
         )
-    close_topology()
-
-
-if __name__ == "__main__":
-    main()
+    return found

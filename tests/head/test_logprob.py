@@ -5,11 +5,13 @@ FP8 products are simulated here (operands rounded to e4m3, float32 GEMM); the GE
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from head_oracle import dense_logp, make_inputs
+from rank_pool import Ranks
 
 from owpo_megatron.head import (
     ExactLogProbs,
@@ -154,22 +156,20 @@ def test_the_guard_falls_back_loudly(caplog: pytest.LogCaptureFixture) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ two ranks
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def run_rank(folder: str) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     h_TH, weight_VH, target_T = peaked_inputs(rows=64)
     results = {
         mode: logprob(h_TH, weight_VH.chunk(2)[rank], target_T, mode=mode, group=dist.group.WORLD, chunk_rows=10)
         for mode in ("exact", "fp8_refined")
     }
     torch.save({mode: (found.logp_T, found.entropy_T) for mode, found in results.items()}, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
 
 
-@pytest.mark.ranks
-def test_two_ranks(tmp_path) -> None:
+def test_two_ranks(ranks: Ranks, tmp_path: Path) -> None:
     """Each rank refines the best of its own columns, and its target's."""
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    ranks.run(2, run_rank, str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     h_TH, weight_VH, target_T = peaked_inputs(rows=64)
     logp_T, entropy_T = dense_logp(h_TH, weight_VH, target_T)

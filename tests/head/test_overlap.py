@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-from tiny import make_hf_model, run_ranks
+from overlap_worker import compare
+from rank_pool import Ranks
+from tiny import make_hf_model
 
 
-@pytest.mark.ranks
-def test_overlapped_reduction_gives_the_same_gradients(tmp_path: Path) -> None:
-    found = run_ranks(Path(__file__).with_name("overlap_worker.py"), 2, make_hf_model(tmp_path / "model"), timeout=90)
+def test_overlapped_reduction_gives_the_same_gradients(ranks: Ranks, tmp_path: Path) -> None:
+    found = ranks.run(2, compare, make_hf_model(tmp_path / "model"))[0]
     assert [(case["tied"], len(case["names"])) for case in found] == [(False, 3), (True, 2)]
     for case in found:
         assert case["same"] and case["ranks_agree"] and case["smallest"] > 1e-3, case

@@ -7,13 +7,14 @@ parallel room's parity tests run it with and without sequence parallelism).
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from head_oracle import assert_same, dense, dense_logp, make_batch, make_inputs
+from rank_pool import Ranks
 
 from owpo_megatron.head import chunk_rows, logprob, policy_head
 from owpo_megatron.methods import OBJECTIVES
@@ -285,9 +286,9 @@ def tp_case(case: str):
     return (h_TH, weight_VH, target_T, batch, objective), options
 
 
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def run_rank(folder: str) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     # 40 rows of 18 columns, 48 of the 15 that are not padding: the ranks must agree on one of them
     chunk_rows.TORCH_BYTES = 4 * 18 * 40
     results = {}
@@ -295,12 +296,10 @@ def run_rank(rank: int, folder: str) -> None:
         (h_TH, weight_VH, *rest), options = tp_case(case)
         results[case] = ours(h_TH, weight_VH.chunk(2)[rank], *rest, group=dist.group.WORLD, **options)
     torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
 
 
-@pytest.mark.ranks
-def test_two_ranks_equal_dense(tmp_path) -> None:
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+def test_two_ranks_equal_dense(ranks: Ranks, tmp_path: Path) -> None:
+    ranks.run(2, run_rank, str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     for case in CASES:
         inputs, options = tp_case(case)

@@ -1,11 +1,7 @@
-"""Log-probs of each layout in exact and refined FP8, and an update between two FP8 passes; prints what was found.
-
-fp8_worker.py MODEL VOCABULARY  with an HF folder and its size
-"""
+"""Log-probs of each layout in exact and refined FP8, and an update between two FP8 passes."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,16 +38,5 @@ def gaps(model: Path, layout: dict[str, Any], vocab_size: int) -> tuple[Any, dic
     return exact.topology, found | {"mode": refined.topology.all_gather(refined.logp_mode)}
 
 
-def main() -> None:
-    from tiny import report
-
-    from owpo_megatron.mcore.topology import close_topology
-
-    for layout in LAYOUTS:
-        topology, found = gaps(Path(sys.argv[1]), layout, int(sys.argv[2]))
-        report(topology, layout=layout, **found)
-    close_topology()
-
-
-if __name__ == "__main__":
-    main()
+def gaps_of_layouts(model: Path, vocab_size: int) -> list[dict[str, Any]]:
+    return [{"layout": layout} | gaps(model, layout, vocab_size)[1] for layout in LAYOUTS]

@@ -1,12 +1,7 @@
-"""Trains three updates of each requested case and prints how far it is from the dense oracle's file.
-
-parity_worker.py CASES.json  with  [{"model": folder, "oracle": file, "layouts": [{"tp": 2}, ...]}, ...]
-"""
+"""Trains three updates of each requested case and finds how far it is from the dense oracle's file."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +43,13 @@ def distance(model: Path, oracle: dict[str, Any], layout: dict[str, Any]) -> tup
     return policy.topology, found
 
 
-def main() -> None:
+def distances(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of cases {"model": folder, "oracle": file, "layouts": [{"tp": 2}, ...]}, one after the other."""
     import torch
-    from tiny import report
 
-    from owpo_megatron.mcore.topology import close_topology
-
-    for case in json.loads(Path(sys.argv[1]).read_text()):
+    found = []
+    for case in cases:
         oracle = torch.load(case["oracle"])
         for layout in case["layouts"]:
-            topology, found = distance(Path(case["model"]), oracle, layout)
-            report(topology, model=case["model"], layout=layout, **found)
-    close_topology()
-
-
-if __name__ == "__main__":
-    main()
+            found.append({"layout": layout} | distance(Path(case["model"]), oracle, layout)[1])
+    return found

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fp8_worker import LAYOUTS, gaps
-from tiny import build_policy, make_config, make_hf_model, random_samples, run_ranks
+from fp8_worker import LAYOUTS, gaps, gaps_of_layouts
+from rank_pool import Ranks
+from tiny import build_policy, make_config, make_hf_model, random_samples
 
 from owpo_megatron.head.fp8_check import MAX_MEAN
 from owpo_megatron.methods import make_objective
@@ -24,8 +25,8 @@ def test_refined_log_probs_are_close_and_say_what_they_are(tmp_path: Path) -> No
     assert all(0 < gap < MAX_MEAN for gap in found["gap"]), found
 
 
-def test_on_four_ranks(tmp_path: Path) -> None:
-    results = run_ranks(Path(__file__).with_name("fp8_worker.py"), 4, make_hf_model(tmp_path / "m", vocab_size=72), 72)
+def test_on_four_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    results = ranks.run(4, gaps_of_layouts, make_hf_model(tmp_path / "m", vocab_size=72), 72)[0]
     assert [result["layout"] for result in results] == LAYOUTS
     for result in results:
         assert result["mode"] == ["fp8_refined"] * 4

@@ -10,19 +10,18 @@ a network.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from dense import train_dense
-from parity_worker import batches, distance
-from tiny import make_hf_model, run_ranks
+from parity_worker import batches, distance, distances
+from rank_pool import Ranks
+from tiny import make_hf_model
 
 from owpo_megatron.conversion.export import hf_to_megatron
 
-WORKER = Path(__file__).with_name("parity_worker.py")
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"tied": False},
     "qwen2": {"tied": True, "vocab_size": 97},
@@ -77,11 +76,6 @@ def cases_of(layouts: dict[str, list[dict[str, Any]]], oracles: dict[str, tuple[
     ]
 
 
-def launch(nproc: int, cases: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    (folder / "cases.json").write_text(json.dumps(cases))
-    return run_ranks(WORKER, nproc, folder / "cases.json", timeout=240)
-
-
 @pytest.mark.parametrize("tokens", [12, 24, 10_000])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_one_rank(family: str, tokens: int, oracles: dict[str, tuple[Path, Path]]) -> None:
@@ -90,23 +84,21 @@ def test_one_rank(family: str, tokens: int, oracles: dict[str, tuple[Path, Path]
     check(distance(model, torch.load(oracle), {"tokens_per_microbatch": tokens})[1])
 
 
-@pytest.mark.ranks
-def test_two_ranks(oracles: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+def test_two_ranks(ranks: Ranks, oracles: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     """Also from a converted megatron folder, whose vocabulary is padded for one rank, not for two."""
     model, oracle = oracles["qwen2"]
     hf_to_megatron(model, tmp_path / "megatron")
     layouts = {family: EXPERTS_ON_TWO_RANKS if family == "qwen3_moe" else TWO_RANKS for family in FAMILIES}
     cases = cases_of(layouts, oracles)
     cases.append({"model": str(tmp_path / "megatron"), "oracle": str(oracle), "layouts": [{"tp": 2}, {"pp": 2}]})
-    results = launch(2, cases, tmp_path)
+    results = ranks.run(2, distances, cases)[0]
     assert len(results) == sum(len(case["layouts"]) for case in cases)
     for found in results:
         check(found)
 
 
-@pytest.mark.ranks
-def test_four_ranks(oracles: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
-    results = launch(4, cases_of(FOUR_RANKS, oracles), tmp_path)
+def test_four_ranks(ranks: Ranks, oracles: dict[str, tuple[Path, Path]]) -> None:
+    results = ranks.run(4, distances, cases_of(FOUR_RANKS, oracles))[0]
     assert len(results) == sum(map(len, FOUR_RANKS.values()))
     for found in results:
         check(found)

@@ -1,21 +1,17 @@
 """Saves runs in the middle, or goes on from what another process saved, and compares every bit.
 
-checkpoint_worker.py save|load MODEL OTHER_MODEL FOLDER CASES
-
-CASES is a JSON list of {"parallel": {...}, "dtype": ..., "aliased": bool, "loaded": bool}
+A case is {"parallel": {...}, "dtype": ..., "aliased": bool, "loaded": bool}
     aliased: the reference is the policy at the save
     loaded: the run began with OTHER_MODEL as its reference
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 SAVED_AFTER, MORE = 3, 2  # updates
 
@@ -132,26 +128,17 @@ def load(policy: Any, reference: Any, case: dict[str, Any], folder: Path) -> dic
     )
 
 
-def main() -> None:
-    from tiny import report
-
-    from owpo_megatron.mcore.topology import close_topology
-
-    mode, model, other, root = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
-    for index, case in enumerate(json.loads(sys.argv[5])):
+def run_cases(
+    mode: Literal["save", "load"], model: Path, other: Path, root: Path, cases: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What held on every rank, of each case; its checkpoint is root / index."""
+    found = []
+    for index, case in enumerate(cases):
         policy, reference = start(case, model, other)
         folder = root / str(index)
         held = (save if mode == "save" else load)(policy, reference, case, folder)
         everywhere = policy.topology.all_gather(held)
         seconds = max(rank.pop("seconds") for rank in everywhere)
-        report(
-            policy.topology,
-            case=case,
-            seconds=seconds,
-            held={name: all(rank[name] for rank in everywhere) for name in everywhere[0]},
-        )
-    close_topology()
-
-
-if __name__ == "__main__":
-    main()
+        held = {name: all(rank[name] for rank in everywhere) for name in everywhere[0]}
+        found.append({"case": case, "seconds": seconds, "held": held})
+    return found

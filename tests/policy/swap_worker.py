@@ -1,15 +1,11 @@
-"""Hard swaps of the reference at one layout and dtype a case; prints what held on every rank.
+"""Hard swaps of the reference at one layout and dtype per case; what held on every rank.
 
-swap_worker.py MODEL OTHER_MODEL FOLDER CASES
-
-CASES is a JSON list of {"parallel": {...}, "dtype": ..., "placement": ...}; with "best": true a case also swaps to the
-best of a stage, with "loaded": true it also starts with other weights as the reference.
+A case is {"parallel": {...}, "dtype": ..., "placement": ...}; with "best": true it also swaps to the best of a stage,
+with "loaded": true it also starts with other weights as the reference.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -283,12 +279,12 @@ def refusals(build: Build) -> dict[str, bool]:
     return held
 
 
-def main() -> None:
-    from tiny import build_policy, make_config, report
+def run_cases(model: Path, other: Path, root: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from tiny import build_policy, make_config
 
-    from owpo_megatron.mcore.topology import close_topology, init_topology
+    from owpo_megatron.mcore.topology import init_topology
 
-    model, other, root, cases = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
+    found = []
     for number, case in enumerate(cases):
         sections = {"parallel": case["parallel"], "optimizer": {"tokens_per_microbatch": 48}}
         config = make_config(model, **sections, model={"dtype": case["dtype"]})
@@ -306,9 +302,5 @@ def main() -> None:
         if case.get("loaded"):
             held |= loaded_reference(build, other) | refusals(build)
         everywhere = topology.all_gather(held)
-        report(topology, case=case, held={name: all(rank[name] for rank in everywhere) for name in held})
-    close_topology()
-
-
-if __name__ == "__main__":
-    main()
+        found.append({"case": case, "held": {name: all(rank[name] for rank in everywhere) for name in held}})
+    return found

@@ -1,15 +1,8 @@
-"""Teachers as further slots on two ranks, and an update that learns from them; prints what was found.
-
-teacher_worker.py MODEL TEACHERS ORACLE CASES
-
-TEACHERS is a JSON list of [name, folder]; ORACLE a file with each teacher's log-probs of `teacher_samples` and MOPD's
-update by them, made with transformers; CASES a JSON list of {"parallel": {...}, "dtype": ..., "placement": ...}.
-"""
+"""Teachers as further slots on two ranks, and an update that learns from them."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,17 +30,22 @@ def largest(ours: Any, theirs: Any) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
-def main() -> None:
-    import torch
-    from tiny import build_policy, make_config, random_samples, report
+def learn(
+    model: Path, folders: dict[str, Path], oracle_file: Path, cases: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What was found in each case {"parallel": {...}, "dtype": ..., "placement": ...}.
 
-    from owpo_megatron.mcore.topology import close_topology, init_topology
+    The oracle's file has each teacher's log-probs of `teacher_samples` and MOPD's update by them, of transformers.
+    """
+    import torch
+    from tiny import build_policy, make_config, random_samples
+
+    from owpo_megatron.mcore.topology import init_topology
     from owpo_megatron.methods import make_objective
     from owpo_megatron.policy import SlotTeacher
     from owpo_megatron.trainer.teachers import Teachers
 
-    model, folders = Path(sys.argv[1]), json.loads(sys.argv[2])
-    oracle, cases = torch.load(sys.argv[3]), json.loads(sys.argv[4])
+    oracle, results = torch.load(oracle_file), []
     samples, probe = teacher_samples(), random_samples(50, logps=False)
     for case in cases:
         config = make_config(model, parallel=case["parallel"], model={"dtype": case["dtype"]})
@@ -55,7 +53,7 @@ def main() -> None:
         policy = build_policy(config, topology)
         before = [param.detach().clone() for chunk in policy._chunks for param in chunk.parameters()]
         resident = case["placement"] == "resident"
-        slots = {name: SlotTeacher(policy, name, Path(folder), resident) for name, folder in folders}
+        slots = {name: SlotTeacher(policy, name, folder, resident) for name, folder in folders.items()}
         untouched = all(
             torch.equal(a, b)
             for a, b in zip(before, (p for chunk in policy._chunks for p in chunk.parameters()), strict=True)
@@ -76,20 +74,17 @@ def main() -> None:
             "same identity everywhere": len({json.dumps(i) for i in topology.all_gather(identities)}) == 1,
         }
         everywhere = topology.all_gather(found)
-        report(
-            topology,
-            case=case,
-            held={name: all(rank[name] for rank in everywhere) for name in found},
-            of_each=of_each,
-            routed=routed,
-            mode=teachers.logp_mode,
-            identities=identities,
-            grad_norm=sums["grad_norm"],
-            metric=sums["kl_ref_sum"] / sums["ref_tokens"],
-            weights=largest(weights.values(), [oracle["weights"][name] for name in weights]) if weights else None,
+        results.append(
+            {
+                "case": case,
+                "held": {name: all(rank[name] for rank in everywhere) for name in found},
+                "of_each": of_each,
+                "routed": routed,
+                "mode": teachers.logp_mode,
+                "identities": identities,
+                "grad_norm": sums["grad_norm"],
+                "metric": sums["kl_ref_sum"] / sums["ref_tokens"],
+                "weights": largest(weights.values(), [oracle["weights"][n] for n in weights]) if weights else None,
+            }
         )
-    close_topology()
-
-
-if __name__ == "__main__":
-    main()
+    return results

@@ -7,18 +7,17 @@ Not covered: CUDA, Transformer Engine's FusedAdam. The folder around it (manifes
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoint_worker import SAVED_AFTER, start, update
-from tiny import build_policy, make_config, make_hf_model, random_samples, run_ranks
+from checkpoint_worker import SAVED_AFTER, run_cases, start, update
+from rank_pool import Ranks
+from tiny import build_policy, make_config, make_hf_model, random_samples
 
 from owpo_megatron.policy import SlotReference
 
-WORKER = Path(__file__).with_name("checkpoint_worker.py")
 LAYOUTS: list[dict[str, int]] = [{"tp": 2}, {"dp": 2}, {"pp": 2}]
 CASES: list[dict[str, Any]] = [
     *(
@@ -45,18 +44,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def saved(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def saved(
+    ranks: Ranks, models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
     """(folder with a checkpoint a case, what the saving process found)."""
     root = tmp_path_factory.mktemp("checkpoints")
-    return root, run_ranks(WORKER, 2, "save", *models, root, json.dumps(CASES), timeout=150)
+    return root, ranks.run(2, run_cases, "save", *models, root, CASES)[0]
 
 
 @pytest.fixture(scope="module")
-def resumed(models: tuple[Path, Path], saved: tuple[Path, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    return run_ranks(WORKER, 2, "load", *models, saved[0], json.dumps(CASES), timeout=150)
+def resumed(ranks: Ranks, models: tuple[Path, Path], saved: tuple[Path, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """In other processes than those that saved."""
+    return ranks.run(2, run_cases, "load", *models, saved[0], CASES)[0]
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[name_of(case) for case in CASES])
 def test_resumed_run_has_the_same_bits(
     index: int, saved: tuple[Path, list[dict[str, Any]]], resumed: list[dict[str, Any]]
@@ -67,7 +68,6 @@ def test_resumed_run_has_the_same_bits(
     assert {"saved optimizer", "saved lr", "final parameters", "final reference log-probs"} <= set(after["held"])
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("aliased", [False, True])
 def test_checkpoint_of_two_ranks_in_a_world_of_one(
     aliased: bool, models: tuple[Path, Path], saved: tuple[Path, list[dict[str, Any]]]

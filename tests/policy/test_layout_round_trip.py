@@ -6,18 +6,17 @@ saved. Not covered: CUDA, Transformer Engine's grouped experts, tp > 1 with ep >
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+from layout_worker import walk_all
+from rank_pool import Ranks
 from safetensors.torch import load_file, save_file
-from tiny import make_hf_model, run_ranks
+from tiny import make_hf_model
 
 from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf
 
-WORKER = Path(__file__).with_name("layout_worker.py")
 MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"tied": True, "vocab_size": 97},
     "qwen3": {"num_key_value_heads": 4, "vocab_size": 101},
@@ -30,8 +29,7 @@ EXPERTS: list[dict[str, Any]] = [{"tp": 2, "sp": True}, {"dp": 2, "ep": 2}, {"pp
 BFLOAT16 = {"qwen3", "mistral"}
 
 
-@pytest.mark.ranks
-def test_every_layout_reads_what_every_other_saved(tmp_path: Path) -> None:
+def test_every_layout_reads_what_every_other_saved(ranks: Ranks, tmp_path: Path) -> None:
     cases = []
     for family, fields in MODELS.items():
         hf = make_hf_model(tmp_path / family / "hf", family, **fields)
@@ -49,8 +47,7 @@ def test_every_layout_reads_what_every_other_saved(tmp_path: Path) -> None:
                 "layouts": EXPERTS if family == "qwen3_moe" else DENSE,
             }
         )
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    results = run_ranks(WORKER, 2, tmp_path / "cases.json", timeout=400)
+    results = ranks.run(2, walk_all, cases)[0]
     assert len(results) == sum(len(case["layouts"]) for case in cases)
     assert [found for found in results if not found["same"]] == []
     for found in results:

@@ -6,12 +6,12 @@ Not covered: CUDA, overlapped gathers of parameters, experts. That no gradient f
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_hf_model, run_ranks
+from rank_pool import Ranks
+from swap_worker import run_cases
+from tiny import make_hf_model
 
 # "best": also swaps to the best of a stage. "loaded": also starting with another model's weights as the reference, and
 # what is refused.
@@ -27,13 +27,12 @@ CASES: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What held in each case, on both ranks; one launch for all."""
+def results(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What held in each case, on both ranks; one job for all."""
     root = tmp_path_factory.mktemp("swap")
     model = make_hf_model(root / "model", vocab_size=97, tied=True)
     other = make_hf_model(root / "other", vocab_size=97, tied=True, seed=1)
-    worker = Path(__file__).with_name("swap_worker.py")
-    return run_ranks(worker, 2, model, other, root / "saved", json.dumps(CASES), timeout=300)
+    return ranks.run(2, run_cases, model, other, root / "saved", CASES)[0]
 
 
 def name_of(case: dict[str, Any]) -> str:
@@ -41,7 +40,6 @@ def name_of(case: dict[str, Any]) -> str:
     return f"{layout}-{case['dtype']}-{case['placement']}"
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[name_of(case) for case in CASES])
 def test_swap(index: int, results: list[dict[str, Any]]) -> None:
     """Every comparison is bitwise and its name says what is compared; see swap_worker.py."""

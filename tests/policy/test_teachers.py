@@ -6,7 +6,6 @@ size behind an engine (its log-probs come the same way).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from fakes import alone
-from teacher_worker import DOMAINS, routing, teacher_samples
-from tiny import build_policy, make_config, make_hf_model, random_samples, run_ranks
+from rank_pool import Ranks
+from teacher_worker import DOMAINS, learn, routing, teacher_samples
+from tiny import build_policy, make_config, make_hf_model, random_samples
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.config.reference import TeacherConfig
@@ -91,16 +91,13 @@ def oracle(models: dict[str, Path]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results(
-    models: dict[str, Path], oracle: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    ranks: Ranks, models: dict[str, Path], oracle: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     file = tmp_path_factory.mktemp("oracle") / "oracle.pt"
     torch.save(oracle, file)
-    teachers = json.dumps([[name, str(models[name])] for name in ("first", "second")])
-    worker = Path(__file__).with_name("teacher_worker.py")
-    return run_ranks(worker, 2, models["policy"], teachers, file, json.dumps(CASES), timeout=200)
+    return ranks.run(2, learn, models["policy"], {name: models[name] for name in ("first", "second")}, file, CASES)[0]
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("index", range(len(CASES)), ids=["tp2", "pp2-offloaded", "dp2-bf16-offloaded"])
 def test_two_slots_against_a_dense_oracle(index: int, results: list[dict[str, Any]], oracle: dict[str, Any]) -> None:
     found = results[index]
@@ -121,7 +118,6 @@ def largest(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> flo
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.ranks
 def test_a_teachers_identity_is_the_same_in_every_layout(results: list[dict[str, Any]]) -> None:
     """Saved at tp = 2, compared at pp = 2; in bfloat16 it is another, of rounded weights."""
     first, second, rounded = (found["identities"] for found in results)

@@ -1,6 +1,4 @@
-"""Trains on two tensor-parallel ranks and brings the weights to two engines after every update; prints what held.
-
-several_worker.py MODEL URL PYTHON FOLDER
+"""Trains on two tensor-parallel ranks and brings the weights to two engines after every update.
 
 The engines: the one at URL, to which weights travel by value, and a server of two tensor-parallel ranks that this run
 starts, which sees its shared memory. In one of the pushes that server is killed. At the end an sglang-router stands in
@@ -12,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -73,13 +70,14 @@ def start_router(python: str, urls: list[str], folder: Path) -> Any:
     return process, client.url
 
 
-def main(model: Path, url: str, python: str, folder: Path) -> None:
-    from tiny import make_config, random_samples, report
+def train_with_two_engines(model: Path, url: str, python: str, folder: Path) -> dict[str, Any] | None:
+    """What held in every round and behind the router; None on other ranks than the main one."""
+    from tiny import make_config, random_samples
 
     from owpo_megatron.config import EngineConfig, SyncConfig
     from owpo_megatron.engine import start_fleet
     from owpo_megatron.families import read_hf_config
-    from owpo_megatron.mcore.topology import close_topology, init_topology
+    from owpo_megatron.mcore.topology import init_topology
     from owpo_megatron.methods import make_objective
     from owpo_megatron.policy import MegatronPolicy
     from owpo_megatron.sync import make_sync
@@ -132,30 +130,20 @@ def main(model: Path, url: str, python: str, folder: Path) -> None:
     policy.update(random_samples(UPDATES + 1, logps=False), make_objective("grpo"))
     control.push(UPDATES + 1)
     differences = check()
-    if fleet is not None:
-        requests = [SampleRequest(request.prompt, seed) for seed in range(8) for request in check._requests]
-        through, directly = (
-            behind.generate(requests, Sampling(8)),
-            fleet.engines[1].client.generate(requests, Sampling(8)),
-        )
-        report(
-            topology,
-            rounds=rounds,
-            router={
-                "engines": len(behind.clients),
-                "differences": differences,
-                "versions": sorted({rollout.policy_version for rollout in through}),
-                "same tokens": sum(a.response_ids == b.response_ids for a, b in zip(through, directly, strict=True)),
-            },
-        )
-        router.kill()
-        router.wait()
-        for one in (*syncs, sync):
-            one.close()
-        behind.close()
-        fleet.close()
-    close_topology()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    if fleet is None:
+        return None
+    requests = [SampleRequest(request.prompt, seed) for seed in range(8) for request in check._requests]
+    through, directly = behind.generate(requests, Sampling(8)), fleet.engines[1].client.generate(requests, Sampling(8))
+    held = {
+        "engines": len(behind.clients),
+        "differences": differences,
+        "versions": sorted({rollout.policy_version for rollout in through}),
+        "same tokens": sum(a.response_ids == b.response_ids for a, b in zip(through, directly, strict=True)),
+    }
+    router.kill()
+    router.wait()
+    for one in (*syncs, sync):
+        one.close()
+    behind.close()
+    fleet.close()
+    return {"rounds": rounds, "router": held}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from several_worker import KILLED_AT, UPDATES
-from tiny import run_ranks
+from rank_pool import Ranks
+from several_worker import KILLED_AT, UPDATES, train_with_two_engines
 
 from owpo_megatron.engine import Fleet
 
@@ -19,10 +19,11 @@ pytestmark = [pytest.mark.server, pytest.mark.ranks]
 
 
 @pytest.fixture(scope="module")
-def held(engine: Fleet, engine_python: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    worker, folder = Path(__file__).with_name("several_worker.py"), tmp_path_factory.mktemp("several")
-    (found,) = run_ranks(worker, 2, tiny_model, engine.clients[0].url, engine_python, folder, timeout=900)
-    return found
+def held(
+    ranks: Ranks, engine: Fleet, engine_python: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    url, folder = engine.clients[0].url, tmp_path_factory.mktemp("several")
+    return ranks.run(2, train_with_two_engines, tiny_model, url, str(engine_python), folder, timeout=900)[0]
 
 
 def test_both_engines_agree_with_the_trainer_after_every_update(held: Any) -> None:
