@@ -1,4 +1,4 @@
-"""The `launch:` section: how `owpo launch` asks a cluster for a run. Its flags override these fields."""
+"""The `launch:` section: resources that `owpo launch` requests. Its flags override these fields."""
 
 from __future__ import annotations
 
@@ -23,38 +23,41 @@ class LaunchConfig(Section):
     nodes: int = Field(1, gt=0)
     """Nodes of the trainer."""
     gpus_per_node: int = Field(8, ge=0)
-    """GPUs asked for on every node; 0: a cluster without GPUs, where ranks talk over gloo."""
+    """GPUs requested on every node; 0: a cluster without GPUs, where ranks communicate over gloo."""
     ranks_per_node: int | None = Field(None, gt=0)
-    """Trainer ranks on a node; None: one a GPU, or one where there are no GPUs."""
+    """Trainer ranks per node; null: one per GPU, or one where there are no GPUs."""
     engine_nodes: int = Field(0, ge=0)
-    """Nodes for SGLang beside the trainer's; 0: engines run on the trainer's nodes, sharing their GPUs."""
+    """Nodes for SGLang, in addition to the trainer's; 0: engines share the trainer's nodes and GPUs."""
     time: Time | None = None
-    """Time limit of one attempt; None: the partition's."""
+    """Time limit of one attempt; null: the partition's."""
     account: str | None = None
+    """Account to charge."""
     partition: str | None = None
+    """Partition to submit to."""
     exclusive: bool = True
-    """Whole nodes with all their cores and memory; False: say in `sbatch` how much of them."""
+    """Request whole nodes with all their cores and memory; with false, request a share in `sbatch`."""
     sbatch: list[str] = []
-    """Further options of sbatch, each as it stands behind #SBATCH, e.g. `--constraint=h100`."""
+    """Extra sbatch options, written as after #SBATCH, e.g. `--constraint=h100`."""
     container: str | None = None
-    """Image, or an enroot or .sif file; None: the nodes' own Python."""
+    """Image, or an enroot or .sif file; null: the nodes' own Python."""
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
+    """Program that starts containers on the nodes."""
     mounts: list[str] = []
-    """Folders seen inside the container, SOURCE:DESTINATION or SOURCE:DESTINATION:ro; the working folder always is."""
+    """Folders to mount, SOURCE:DESTINATION or SOURCE:DESTINATION:ro; the working folder is always mounted."""
     env: dict[str, str | int | float] = {}
-    """Variables of every rank and engine: NCCL_SOCKET_IFNAME, NCCL_IB_HCA, HF_HOME, ..."""
+    """Environment variables of every rank and engine: NCCL_SOCKET_IFNAME, NCCL_IB_HCA, HF_HOME, ..."""
     prologue: list[str] = []
     """Shell lines run on the first node before anything else: `module load cuda/13.0`, ..."""
     python: Path | None = None
-    """The trainer's interpreter on the nodes; None: this one, or `python3` inside a container."""
+    """Interpreter of the trainer on the nodes; null: this one, or `python3` inside a container."""
     signal_seconds: int = Field(300, ge=30)
-    """This long before the time limit the run is asked to finish its step and save."""
+    """Seconds before the time limit at which the run finishes its step and saves."""
     max_requeues: int = Field(3, ge=0)
-    """Times a job goes back into the queue after a failure."""
+    """Requeues after a failure."""
     max_continuations: int = Field(100, ge=0)
-    """Times a job goes back into the queue because its time was over and it had saved; 0: it ends there."""
+    """Requeues after the time limit, each resuming from the saved checkpoint; 0: the job ends there."""
     nemo_python: Path | None = None
-    """Interpreter with NeMo-Run; None: .venv-nemo beside the project (made by `make nemo`)."""
+    """Interpreter with NeMo-Run; null: that of .venv-nemo in the clone (`make nemo`)."""
 
     @property
     def ranks(self) -> int:

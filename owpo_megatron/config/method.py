@@ -61,6 +61,7 @@ class DataConfig(Section):
 
 class AlgorithmConfig(Section):
     name: AlgorithmName = "owpo"
+    """The method; `owpo methods` lists them."""
     clip_low: float | None = Field(None, gt=0, lt=1)
     """Lower clip range of the ratio; None: the method's own."""
     clip_high: float | None = Field(None, gt=0)
@@ -97,9 +98,13 @@ class AlgorithmConfig(Section):
 
 class RolloutConfig(Section):
     prompts_per_step: int = Field(512, gt=0)
+    """Prompts that each step trains on."""
     group_size: int = Field(16, ge=2)
+    """Responses per prompt."""
     temperature: float = Field(1.0, gt=0)
+    """Sampling temperature, also of the log-probs that the loss uses."""
     max_response_tokens: int = Field(8192, gt=0)
+    """Longest response; a longer one is cut off."""
     max_rounds: int = Field(4, ge=1)
     """Generation rounds a step may take to fill its prompts with groups whose verdicts differ."""
     oversampling: float = Field(1.0, ge=1)

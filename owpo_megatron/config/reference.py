@@ -42,6 +42,7 @@ class TeacherConfig(Section):
     """A teacher, in place of the reference: weights in a further slot of the policy's model, or running servers."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
+    """Name in logs and metrics."""
     domains: list[str] = []
     """Domains of prompts that it teaches; empty: every domain that no other teacher names."""
     path: Path | None = None

@@ -45,31 +45,44 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and activations of the policy; masters and gradients stay float32."""
     logprob: Literal["exact", "fp8_refined"] = "exact"
-    """Head of the passes without gradients (old, reference). `fp8_refined`: FP8 over the vocabulary, target and best
-    candidates again exactly; compared with exact at the start, which takes over where the error is too large."""
+    """Vocabulary head of the passes without gradients (old, reference). `fp8_refined`: FP8 over the vocabulary, with
+    the target and the best candidates recomputed exactly; checked against `exact` at the start, with a fallback to
+    it."""
 
 
 class OptimizerConfig(Section):
     steps: int = Field(400, gt=0)
+    """Steps of the run; each one draws new rollouts."""
     updates_per_step: int = Field(16, gt=0)
+    """Optimizer updates per step: the step's prompts are split into as many minibatches."""
     lr: float = Field(1e-6, gt=0)
+    """Adam's learning rate, after warm-up."""
     warmup_steps: int = Field(10, ge=0)
     """Optimizer updates over which the learning rate rises to lr; it is constant afterwards."""
     weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay (AdamW)."""
     beta1: float = Field(0.9, ge=0, lt=1)
+    """Adam's decay rate of the gradient's mean."""
     beta2: float = Field(0.95, ge=0, lt=1)
+    """Adam's decay rate of the gradient's square."""
     eps: float = Field(1e-8, gt=0)
+    """Adam's term in the denominator."""
     clip_grad: float = Field(1.0, gt=0)
+    """Largest global norm of the gradient; a larger gradient is scaled down to it."""
     tokens_per_microbatch: int = Field(16384, gt=0)
-    """Samples are packed into microbatches of at most this many tokens (a longer sample gets its own)."""
+    """Samples are packed into microbatches of at most this many tokens (a longer sample gets its own). Affects memory
+    and speed, not the result."""
 
 
 class ParallelConfig(Section):
     tp: int = Field(1, gt=0)
+    """Tensor-parallel ranks."""
     pp: int = Field(1, gt=0)
+    """Pipeline stages."""
     dp: int = Field(1, gt=0)
+    """Data-parallel ranks. The run has tp x pp x dp ranks."""
     vpp: int | None = Field(None, ge=2)
-    """Virtual pipeline stages a rank (needs pp > 1)."""
+    """Virtual pipeline stages per rank (needs pp > 1)."""
     sp: bool = False
     """Sequence parallelism inside the tensor-parallel group (needs tp > 1)."""
     ep: int = Field(1, gt=0)
@@ -90,45 +103,52 @@ class EngineConfig(Section):
     announced: int = Field(1, gt=0)
     """Engines to wait for in `rendezvous`."""
     python: Path | None = None
-    """Interpreter of SGLang's environment; None: .venv-engine beside the project, else this interpreter."""
+    """Interpreter of SGLang's environment; null: the one that `make setup` or `owpo setup-engine` made, else this
+    one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the run's own servers compute. `auto`: NVIDIA GPUs where there are any."""
     host: str = "127.0.0.1"
+    """Address that the run's own servers listen on."""
     port: int = Field(0, ge=0, le=65535)
-    """0: a free port. With several servers: of the first one; the others follow."""
+    """Port of the first server; further servers take the following ones. 0: free ports."""
     tp: int = Field(1, gt=0)
+    """Tensor-parallel ranks of each server."""
     count: int = Field(1, gt=0)
-    """Servers that the run starts; requests are dealt out among them."""
+    """Servers that the run starts; requests are distributed over them."""
     startup_timeout: float = Field(300.0, gt=0)
     """Seconds to wait for the server's first answer."""
     request_timeout: float = Field(600.0, gt=0)
     """Seconds for one response before its engine counts as hung."""
     max_restarts: int = Field(3, ge=0)
+    """Restarts of a server that dies; after these the run fails."""
     concurrency: int = Field(256, gt=0)
     """Requests in flight at a time, over all engines."""
 
 
 class SyncConfig(Section):
     transport: Literal["tensor", "distributed", "disk", "ipc"] = "tensor"
-    """`tensor`: in the request, or by shared memory to the run's own engines; `distributed`: broadcast, NCCL or gloo;
-    `disk`: safetensors in a folder that the engines see; `ipc`: CUDA handles, engines on the trainer's node."""
+    """How weights reach the engines. `tensor`: in the request, or by shared memory to the run's own engines;
+    `distributed`: broadcast over NCCL or gloo; `disk`: safetensors in a folder that the engines see; `ipc`: CUDA
+    handles, for engines on the trainer's node."""
     bucket_mb: int = Field(512, gt=0)
-    """Weights travel in pieces of at most this size; up to three of them are in memory."""
+    """Largest bucket of weights in MB; up to three buckets are in memory at a time."""
     folder: Path | None = None
-    """Of the disk transport: seen under the same path by the engines, and this run's alone; None: sync/ in the run
-    folder."""
+    """With `disk`: a folder that every engine sees under the same path and that no other run uses; null: sync/ in the
+    run folder."""
     delta: bool = False
-    """Of the disk transport: only elements that changed since the last update are written (in bfloat16 few, in float32
-    nearly all). For the run's own engines and those of engine.rendezvous."""
+    """With `disk`: write only the elements that changed since the last update (few in bfloat16, nearly all in float32).
+    For the run's own engines and those of `engine.rendezvous`."""
     mirror: Path = Path("/dev/shm")
-    """Of `delta`: the trainer's machine and each such engine's keep a copy of the weights here. Better in memory: each
-    update changes nearly all of its pages."""
+    """With `delta`: directory for a full copy of the weights, on the trainer and next to every remote engine. Use a
+    tmpfs; every update dirties almost every page."""
     fp8: bool = False
-    """Linear weights are quantised on the way (e4m3, 128 x 128 blocks); own engines are started to match. CUDA only."""
+    """Quantise linear weights before sending them (e4m3, 128 x 128 blocks) and start own engines to match. CUDA
+    only."""
     verify: Literal["off", "hash", "logprob"] = "off"
-    """What arrived is checked after every update. `hash`: every tensor of every engine; `logprob`: short samples of
-    every engine, computed again by the trainer."""
+    """Check of the delivered weights after every update. `hash`: every tensor of every engine; `logprob`: short samples
+    of every engine, recomputed by the trainer."""
     tolerance: float | None = Field(None, gt=0)
-    """Of `verify: logprob`, mean |difference|; None: 1e-4 for float32, 0.05 for bfloat16, 0.2 with fp8."""
+    """Largest mean |difference| with `verify: logprob`; null: 1e-4 for float32, 0.05 for bfloat16, 0.2 with fp8."""
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> SyncConfig:
@@ -153,28 +173,36 @@ class VerifierConfig(Section):
     rule: Rule = "auto"
     """`auto`: the task's own rule, `math` for files. Or `python:module:function`, or the URL of an endpoint."""
     workers: int = Field(2, gt=0)
+    """Grading processes."""
     timeout: float = Field(4.0, gt=0)
-    """Seconds from the start of grading one answer."""
+    """Seconds for grading one answer; then its process is killed."""
     memory_gb: float = Field(2.0, gt=0)
-    """Address space of a grading process."""
+    """Largest address space of a grading process."""
     mask_failures: bool = True
-    """Time-outs and crashes leave the loss instead of counting as wrong."""
+    """Exclude answers whose grading timed out or crashed from the loss, instead of counting them as wrong."""
     flip: float = Field(0.0, ge=0, lt=1)
-    """For research: each training reward is turned around with this probability. Which ones depends on the run's seed
-    and the sample's place in the stream only, so that methods of one seed meet the same noise. Not in evaluation."""
+    """For research: probability that a training reward is inverted. Which rewards are, depends only on the run's seed
+    and the sample's place in the stream, so that methods with one seed see the same noise. Evaluation is never
+    affected."""
 
 
 class SetConfig(Section):
-    """An evaluation set: a known one (`owpo eval --list`), or your own by `source`. None: as the known set has it."""
+    """A built-in set (`owpo eval --list`) or your own file (`source`). A field left null keeps the built-in value."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
+    """Name of a built-in set, or of your own."""
     source: str | None = None
     """A .jsonl, .parquet or .csv file, or `task:NAME` for a generated task's test split."""
     samples: int | None = Field(None, gt=0)
+    """Samples per problem."""
     temperature: float | None = Field(None, gt=0)
+    """Sampling temperature."""
     top_p: float | None = Field(None, gt=0, le=1)
+    """Nucleus of the sampled distribution."""
     limit: int | None = Field(None, gt=0)
+    """Use only the first problems."""
     pass_at: list[Annotated[int, Field(gt=0)]] | None = Field(None, min_length=1)
+    """Values of k for Pass@k."""
     rule: Rule | None = None
     """The verifier's rule, as `verifier.rule`."""
 
@@ -188,20 +216,26 @@ class EvalConfig(Section):
     every: int = Field(0, ge=0)
     """Steps between evaluations; 0: only before and after."""
     before: bool = True
+    """Evaluate before the first step."""
     after: bool = True
+    """Evaluate after the last step."""
     samples: int = Field(8, gt=0)
+    """Samples per problem."""
     temperature: float = Field(1.0, gt=0)
+    """Sampling temperature."""
     top_p: float = Field(0.7, gt=0, le=1)
+    """Nucleus of the sampled distribution."""
     limit: int | None = Field(None, gt=0)
-    """Problems used; None: all of the set."""
+    """Use only the first problems of the set; null: all."""
     pass_at: list[Annotated[int, Field(gt=0)]] = Field([1, 8], min_length=1)
+    """Values of k for Pass@k; each at most `samples`."""
     sets: list[SetConfig] = []
-    """Empty: the held-out problems of `data` with the fields above. Else these sets, each with fields of its own; a
-    plain name stands for {name: ...}."""
+    """Evaluation sets, each with fields of its own; a plain name is short for `{name: ...}`. Empty: the held-out
+    problems of `data`, with the fields above."""
     primary: str | None = None
-    """The set whose scores stand for an evaluation (curves, choice of the best checkpoint); None: the first of sets."""
+    """Set whose scores are used for curves and for choosing the best checkpoint; null: the first of `sets`."""
     data_dir: Path | None = None
-    """Folder with the files of known sets; None: that of the variable OWPO_DATA. What it lacks comes from the hub."""
+    """Folder with the files of built-in sets; null: that of the variable OWPO_DATA. Missing files come from the hub."""
 
     @model_validator(mode="after")
     def _sets_are_told_apart(self) -> EvalConfig:
@@ -217,19 +251,22 @@ class CheckpointConfig(Section):
     every: int = Field(20, ge=0)
     """Steps between checkpoints; 0: only at the end."""
     keep: int = Field(2, gt=0)
-    """Newest checkpoints that stay on disk."""
+    """Newest checkpoints kept on disk."""
     keep_best: bool = False
-    """Keep the weights with the best Pass@1 of the run's evaluations in best/ (any method)."""
+    """Keep the weights with the best Pass@1 of the run's evaluations in best/."""
     export_hf: bool = True
-    """Write the final policy as an HF folder (hf/) too."""
+    """Also write the final policy as an HF folder, hf/."""
 
 
 class Config(Section):
     """A whole run. `Config.load` reads a file, applies overrides and raises `UserError` for what is wrong."""
 
     name: str = "run"
+    """Name of the run's folder."""
     seed: int = Field(1, ge=0, lt=2**31)
+    """Seed of the problems' order and of every sample."""
     runs_dir: Path = Path("runs")
+    """Folder in which the run's folder is created."""
     model: ModelConfig
     data: DataConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -237,7 +274,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     reference: ReferenceConfig = ReferenceConfig()
     teachers: list[TeacherConfig] = []
-    """opd, mopd: who teaches which domain, instead of the reference."""
+    """For opd and mopd: teachers by domain, instead of the reference."""
     parallel: ParallelConfig = ParallelConfig()
     engine: EngineConfig = EngineConfig()
     sync: SyncConfig = SyncConfig()
