@@ -21,7 +21,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # Files and folders that follow the rules. A name is added as soon as the last breach in it is gone.
-COVERED = ["owpo_megatron/errors.py", "owpo_megatron/sync", "owpo_megatron/engine", "tools/check_english.py"]
+COVERED = [
+    "owpo_megatron/errors.py",
+    "owpo_megatron/sync",
+    "owpo_megatron/engine",
+    "owpo_megatron/sglang_cpu",
+    "tools/check_english.py",
+]
 # Wordings that the rules would refuse, as data of the checker and of its test.
 EXEMPT = ["tools/check_english.py", "tests/project/test_english.py"]
 SUFFIXES = {".py", ".md", ".sh", ".yaml", ".yml", ".toml"}

@@ -1,7 +1,7 @@
-"""Adds the .pth file to the wheel; everything else stands in pyproject.toml.
+"""Add the .pth file to the wheel; everything else is in pyproject.toml.
 
-A .pth runs in every interpreter of the environment, and must: SGLang's server and the processes that it starts import
-triton and torchvision before any plug-in gets its turn.
+A .pth runs in every interpreter of the environment, which is necessary: SGLang's server and the processes that it
+starts import triton and torchvision before any plug-in is loaded.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ class BuildWithPth(build_py):
         (Path(self.build_lib) / "owpo_sglang_cpu.pth").write_text("import owpo_sglang_cpu.shim\n")
 
 
-# A build folder beside the sources would outlive a deleted module and put it into the next wheel.
+# A build folder next to the sources would keep a deleted module and put it into the next wheel.
 setup(cmdclass={"build_py": BuildWithPth}, options={"build": {"build_base": tempfile.mkdtemp()}})

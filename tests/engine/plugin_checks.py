@@ -1,4 +1,4 @@
-"""Runs in SGLang's environment: computes what test_cpu_plugin.py asserts on, and prints it as JSON."""
+"""Run in SGLang's environment: compute the values that test_cpu_plugin.py asserts on, and print them as JSON."""
 
 from __future__ import annotations
 
@@ -110,19 +110,23 @@ def attention_differences() -> dict[str, float]:
 
 
 def invariance_failures() -> list[str]:
-    """Products and attention whose rows have other bits in a smaller batch, or that are wrong."""
+    """Return the products and attentions whose rows have other bits in a smaller batch, or that are wrong."""
     torch.manual_seed(3)
     failures = []
-    for inner, outer in ((48, 72), (80, 48), (896, 130)):
-        a, b, bias = torch.randn(200, inner), torch.randn(outer, inner), torch.randn(outer)
-        exact = a.double() @ b.double().t() + bias
-        whole = torch.nn.functional.linear(a, b, bias)
-        if (whole - exact).abs().max() > 1e-3:
-            failures.append(f"product {inner}x{outer} is wrong")
-        for first, rows in ((0, 1), (7, 1), (3, 5), (30, 16), (100, 17), (60, 128)):
-            part = torch.nn.functional.linear(a[first : first + rows], b, bias)
-            if not torch.equal(part, whole[first : first + rows]):
-                failures.append(f"product {inner}x{outer}, {rows} rows from {first}")
+    own_threads = torch.get_num_threads()
+    for threads in (1, 2, 3, 16):
+        torch.set_num_threads(threads)
+        for inner, outer in ((48, 72), (80, 48), (896, 130)):
+            a, b, bias = torch.randn(200, inner), torch.randn(outer, inner), torch.randn(outer)
+            exact = a.double() @ b.double().t() + bias
+            whole = torch.nn.functional.linear(a, b, bias)
+            if (whole - exact).abs().max() > 1e-3:
+                failures.append(f"product {inner}x{outer} is wrong with {threads} threads")
+            for first, rows in ((0, 1), (7, 1), (3, 5), (30, 16), (100, 17), (60, 128)):
+                part = torch.nn.functional.linear(a[first : first + rows], b, bias)
+                if not torch.equal(part, whole[first : first + rows]):
+                    failures.append(f"product {inner}x{outer}, {rows} rows from {first}, {threads} threads")
+    torch.set_num_threads(own_threads)
     k_cache, v_cache, query = torch.randn(900, 2, 12), torch.randn(900, 2, 12), torch.randn(6, 4, 12)
     req_to_token, requests = torch.randperm(900).view(6, 150), torch.arange(6)
     lens, one = torch.tensor([1, 7, 16, 33, 64, 150]), torch.ones(6, dtype=torch.long)
@@ -139,7 +143,7 @@ def invariance_failures() -> list[str]:
 
 
 def problems_after_a_move() -> list[str]:
-    """What the check says of another version, a name that is gone and a function with other parameters."""
+    """Return the check's findings for another version, a missing name and a function with other parameters."""
     symbols.SGLANG_VERSION = "0.0.1"
     del pool_host._cuda_host_register
     sampler.multinomial_with_seed = lambda logprobs, seed: None

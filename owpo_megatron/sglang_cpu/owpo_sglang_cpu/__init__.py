@@ -1,10 +1,10 @@
-"""SGLang on a CPU: the entry point of the platform plug-in. Imports nothing, because a .pth loads this package."""
+"""Platform plug-in for SGLang on a CPU: its entry point. Imports nothing, because a .pth loads this package."""
 
 SGLANG_VERSION = "0.5.21"
 
 
 def activate() -> str | None:
-    """The platform class for SGLang to load; None (not for this machine) where CUDA works: the stock one runs."""
+    """Return the platform class for SGLang to load; None if CUDA is available, so that the stock platform is used."""
     import torch
 
     if torch.cuda.is_available():

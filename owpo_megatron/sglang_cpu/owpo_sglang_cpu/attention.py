@@ -1,9 +1,9 @@
-"""Attention over whole batches: SGLang's torch_native backend loops over the sequences, which a small model feels.
+"""Batched attention: SGLang's torch_native backend loops over sequences, which dominates the time of a small model.
 
-Both functions take the place of methods of TorchNativeAttnBackend, with the same arguments. Sequences are padded to the
-longest of their slice, gathered from the paged cache and attended in one call, in float64: rounding the result once
-hides the order of its sums, so that a sequence gets the same bits whatever it is batched and padded with. What this
-does not cover (sliding windows, cross-attention, encoders) goes to the loop that they replace.
+Both functions replace methods of TorchNativeAttnBackend, with the same arguments. Sequences are padded to the longest
+of their slice, gathered from the paged cache and attended in one call, in float64: rounding the result once hides the
+order of its sums, so that a sequence gets the same bits whatever it is batched and padded with. Cases that are not
+covered (sliding windows, cross-attention, encoders) fall back to the original loop.
 
 Legend: B sequences, Q query tokens of a sequence, S cached tokens of a sequence, T query tokens of the batch,
     N slots of the cache, H query heads, K key-value heads, D head size.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-# Bounds of what one pass holds: gathered tokens (B * S), and elements of the mask (B * Q * S; 32 MiB in float64).
+# Limits of one pass: gathered tokens (B * S), and elements of the mask (B * Q * S; 32 MiB in float64).
 MAX_GATHERED_TOKENS = 1 << 16
 MAX_MASK_ELEMENTS = 1 << 22
 
@@ -125,13 +125,13 @@ def _attend(
 
 
 def _slots(req_to_token: torch.Tensor, requests: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """[B, S] slots of the cache; padding repeats the sequence's first one: 0 * NaN of a stranger's would be NaN."""
+    """Return [B, S] slots of the cache; padding repeats the sequence's first slot, since another's NaN * 0 is NaN."""
     slots = req_to_token[requests, : valid.shape[1]]
     return torch.where(valid, slots, slots[:, :1])
 
 
 def _slices(sizes: list[int], budget: int) -> Iterator[tuple[int, int, int]]:
-    """Consecutive (first, last, largest) so that sequences times largest stays in the budget (one may exceed it)."""
+    """Yield (first, last, largest) of consecutive slices with count * largest <= budget; a single one may exceed it."""
     first, largest = 0, 0
     for index, size in enumerate(sizes):
         if index > first and (index - first + 1) * max(largest, size) > budget:

@@ -1,4 +1,4 @@
-"""The platform: plain PyTorch on a CPU."""
+"""Platform of plain PyTorch on a CPU."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sglang.srt.platforms.interface import SRTPlatform
 
 
 class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
-    """SGLang's own CPU device operations, with the pools and native forwards that an unknown platform must name."""
+    """SGLang's own CPU device operations, with the pools and native forwards that a plug-in platform must name."""
 
     _enum = PlatformEnum.OOT
     device_name = "torch_cpu"
     device_type = "cpu"
 
     def __init__(self) -> None:
-        # --enable-deterministic-inference (which per-request seeds need) accepts only backends on these lists
+        # --enable-deterministic-inference, required for per-request seeds, accepts only backends on these lists
         from sglang.srt.arg_groups import choices
 
         choices.add_deterministic_attention_backend_choices(["torch_native"])
@@ -40,7 +40,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 
         class Allocator(TokenToKVPoolAllocator):
-            """The token allocator behind the paged one's signature (the page size is 1 here)."""
+            """The token allocator with the signature of the paged one (the page size is 1 here)."""
 
             def __init__(self, size: int, page_size: int, dtype: Any, device: str, kvcache: Any, need_sort: bool):
                 assert page_size == 1, page_size
@@ -49,7 +49,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return Allocator
 
     def init_backend(self) -> None:
-        """Replace what exists only as a CUDA or Triton kernel. Runs once in each worker."""
+        """Replace what exists only as a CUDA or Triton kernel; runs once per worker."""
         import sglang.srt.batch_invariant_ops as batch_invariant_ops
         import sglang.srt.layers.sampler as sampler
         import sglang.srt.mem_cache.pool_host.common as pool_host
@@ -64,7 +64,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         sampler.multinomial_with_seed = multinomial_with_seed
         # --enable-return-routed-experts pins its host buffer with cudaHostRegister
         pool_host._cuda_host_register = _nothing
-        # /weights_checker waits for the GPU before and after
+        # /weights_checker synchronises the GPU before and after
         torch.cuda.synchronize = _nothing
 
     def get_dispatch_key_name(self) -> str:

@@ -1,7 +1,7 @@
-"""How the server's processes come to life: forked after the imports instead of each importing everything again.
+"""Start the server's processes by fork after the imports, instead of spawning ones that import everything again.
 
 SGLang spawns its scheduler and detokenizer because a CUDA context does not survive a fork. There is none on a CPU, and
-the imports are nearly all of a server's start-up: forking halves the start and shares the modules' memory.
+imports are nearly all of a server's start: forking halves it and shares the modules' memory.
 """
 
 from __future__ import annotations
@@ -22,6 +22,6 @@ def register() -> None:
 def _fork(result: Any, server_args: Any) -> None:
     import psutil
 
-    # A fork copies only the calling thread: what others (an OpenMP pool's too) hold stays locked in the child for ever.
+    # A fork copies only the calling thread: locks of others (an OpenMP pool's too) stay locked in the child for ever.
     if psutil.Process().num_threads() == 1:
         multiprocessing.set_start_method("fork", force=True)

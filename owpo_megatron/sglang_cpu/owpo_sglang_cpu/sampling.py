@@ -1,8 +1,8 @@
-"""SGLang's seeded draw on a CPU: the same hash, the same Gumbel trick, hence the same token as on a GPU.
+"""SGLang's seeded sampling on a CPU: the same hash and the same Gumbel trick, hence the same token as on a GPU.
 
-SGLang draws token = argmax_v(logprob_v + gumbel_v) where gumbel_v comes from MurmurHash3 of (seed, position, v). Its
-hash is a Triton kernel; this is the same arithmetic in NumPy, whose uint32 products wrap as the hash wants them to. The
-draw depends on (seed, position) and the row's log-probs, never on the other rows of the batch.
+SGLang draws token = argmax_v(logprob_v + gumbel_v), where gumbel_v comes from MurmurHash3 of (seed, position, v). Its
+hash is a Triton kernel; this is the same arithmetic in NumPy, whose uint32 products wrap as the hash requires. The draw
+depends on (seed, position) and the row's log-probs, never on other rows of the batch.
 
 Legend: n rows (requests) of the batch, m vocabulary.
 """
@@ -17,12 +17,12 @@ import torch
 
 U32 = npt.NDArray[np.uint32]
 
-# Elements hashed at a time: three uint32 temporaries of this many stay in a core's L2 cache.
+# Elements hashed at a time: three uint32 temporaries of this size stay in a core's L2 cache.
 BLOCK = 1 << 16
 
 
 def multinomial_with_seed(logprobs: torch.Tensor, seed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Draw one index a row.
+    """Draw one index per row.
 
     Args:
         logprobs: [n, m] log of the (possibly truncated, possibly unnormalised) probabilities.
@@ -40,14 +40,14 @@ def multinomial_with_seed(logprobs: torch.Tensor, seed: torch.Tensor, positions:
         noise[start : start + step] = hash_columns(rows[start : start + step], m)
     noise /= np.iinfo(np.uint32).max
     x = torch.from_numpy(noise)
-    # The clamp is SGLang's: a hash of 0 or of 2**32 - 1 would give infinite noise.
+    # The clamp is SGLang's: a hash of 0 or 2**32 - 1 would give infinite noise.
     x.log_().clamp_(min=torch.finfo(x.dtype).min, max=-(2.0**-32)).neg_()
     x.log_().neg_()
     return x.add_(logprobs).argmax(dim=1, keepdim=True)
 
 
 def row_states(seed: npt.NDArray[np.uint64], positions: U32) -> U32:
-    """[n] hash states after the blocks that a row shares: low and high half of the seed, then the position."""
+    """Return [n] hash states after the blocks that a row shares: low and high half of the seed, then the position."""
     h = np.zeros(seed.shape, np.uint32)
     low, high = (seed & np.uint64(0xFFFFFFFF)).astype(np.uint32), (seed >> np.uint64(32)).astype(np.uint32)
     for block in (low, high, positions):
@@ -56,7 +56,7 @@ def row_states(seed: npt.NDArray[np.uint64], positions: U32) -> U32:
 
 
 def hash_columns(rows: U32, m: int) -> U32:
-    """[n, m] finished hashes: row states mixed with the column's index, then MurmurHash3's avalanche."""
+    """Return [n, m] finished hashes: row states mixed with the column's index, then MurmurHash3's avalanche."""
     h = _mix(rows[:, None], _scrambled_columns(m))
     h ^= np.uint32(16)  # bytes hashed: 8 seed, 4 position, 4 column
     h ^= h >> np.uint32(16)

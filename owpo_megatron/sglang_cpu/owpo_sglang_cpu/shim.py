@@ -1,12 +1,12 @@
-"""Import hooks that let SGLang's CUDA-minded imports load beside a CPU torch.
+"""Import hooks that let SGLang's CUDA-specific imports succeed with a CPU build of torch.
 
-Loaded by a .pth in every interpreter of the environment, so it must be cheap: it only installs two finders.
+Loaded by a .pth in every interpreter of the environment, so it must be cheap: it only installs the finders.
 
-triton: SGLang imports it at module level to define kernels. The wheel (1 GB installed) has no use on a CPU; where it is
-    absent a stub takes its place. Kernels then stay plain functions and launching one (`kernel[grid](...)`) raises
-    TypeError, so nothing computes wrongly in silence.
-IPython: imported for two names that show results in a notebook.
-torchvision: the wheel's C extension links libtorch_cuda and cannot load beside a CPU torch; its Python half registers
+triton: SGLang imports it at module level to define kernels. The wheel (1 GB installed) is useless on a CPU; a stub
+    replaces it when it is absent. Kernels then stay plain functions and launching one (`kernel[grid](...)`) raises
+    TypeError, so nothing computes a wrong result silently.
+IPython: imported for two names that display results in a notebook.
+torchvision: the wheel's C extension links libtorch_cuda and cannot load with a CPU torch; its Python half registers
     fake kernels for two operators of that extension at import, so these are declared first.
 """
 
@@ -24,14 +24,14 @@ ModuleSpec = importlib.machinery.ModuleSpec
 
 
 class StubClass:
-    """Stands for every class of the stub: may be subclassed and instantiated, does nothing."""
+    """Base of every class of the stub: may be subclassed and instantiated, does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
 
 
 class StubModule(types.ModuleType):
-    """A module whose attributes are stub classes (Capitalised) or further stub modules, and that works as decorator."""
+    """A module whose attributes are stub classes (Capitalised) or further stub modules; also usable as a decorator."""
 
     __version__ = "0.0.0+stub"
 
@@ -52,7 +52,7 @@ class StubModule(types.ModuleType):
         return value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """`@triton.jit` gives the function back; `@triton.autotune(...)` gives such a decorator."""
+        """Return the function for `@triton.jit`, and such a decorator for `@triton.autotune(...)`."""
         if len(args) == 1 and not kwargs and isinstance(args[0], (types.FunctionType, type)):
             return args[0]
         return lambda function: function
@@ -73,7 +73,7 @@ def _next_power_of_2(n: int) -> int:
 
 
 class StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds `root` and everything below it as stubs. Stands last in sys.meta_path, so that a real package wins."""
+    """Finds `root` and everything below it as stubs. Last in sys.meta_path, so that a real package takes precedence."""
 
     def __init__(self, root: str):
         self.root = root
@@ -91,7 +91,7 @@ class StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class TorchvisionFinder(importlib.abc.MetaPathFinder):
-    """Declares torchvision's two operators when torchvision is first imported, then steps aside."""
+    """Declares torchvision's two operators when torchvision is first imported, then removes itself."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         if name == "torchvision":

@@ -1,4 +1,4 @@
-"""Every internal of SGLang that this plug-in reads or replaces, and a check that they stand where they stood.
+"""List every internal of SGLang that this plug-in reads or replaces, and check that each still exists.
 
 `python -m owpo_sglang_cpu.symbols` prints what is missing and exits 1, or prints the version and exits 0.
 """
@@ -12,7 +12,7 @@ import sys
 
 from owpo_sglang_cpu import SGLANG_VERSION
 
-# module -> names of it, dotted below a class
+# module -> its names, dotted below a class
 SUBCLASSED = {
     "sglang.srt.platforms.cpu": ["CpuDeviceMixin"],
     "sglang.srt.platforms.device_mixin": ["PlatformEnum.OOT"],
@@ -45,7 +45,7 @@ REPLACED = {
     "sglang.srt.layers.sampler": ["multinomial_with_seed"],
     "sglang.srt.mem_cache.pool_host.common": ["_cuda_host_register"],
 }
-# (module, name) -> parameters, where the plug-in passes or takes them by position
+# (module, name) -> parameters that the plug-in passes or receives by position
 CACHE = "k_cache v_cache req_to_token req_pool_indices seq_lens"
 OPTIONS = "encoder_lens scaling enable_gqa causal is_cross_attn sliding_window_size"
 PARAMETERS = {
@@ -63,7 +63,7 @@ PARAMETERS = {
 
 
 def problems() -> list[str]:
-    """One line for everything that is not as this plug-in expects; empty when all is well."""
+    """Return one line for everything that is not as this plug-in expects; empty if all is well."""
     found = []
     version = importlib.metadata.version("sglang")
     if version != SGLANG_VERSION:
@@ -72,7 +72,7 @@ def problems() -> list[str]:
         for module_name, names in group.items():
             for name in names:
                 if _resolve(module_name, name) is None:
-                    found.append(f"{module_name}.{name} is not there")
+                    found.append(f"{module_name}.{name} does not exist")
     for (module_name, name), parameters in PARAMETERS.items():
         symbol = _resolve(module_name, name)
         if callable(symbol):
@@ -94,7 +94,7 @@ def _resolve(module_name: str, dotted: str) -> object | None:
 
 def main() -> int:
     found = problems()
-    print("\n".join(found) if found else f"sglang {SGLANG_VERSION}: every symbol is in its place")
+    print("\n".join(found) if found else f"sglang {SGLANG_VERSION}: every symbol exists")
     return 1 if found else 0
 
 
