@@ -11,12 +11,13 @@ import torch
 
 from owpo_megatron.config import OptimizerConfig, ParallelConfig
 from owpo_megatron.errors import UserError
-from owpo_megatron.families import HFModel, Rope, hf_shapes
+from owpo_megatron.families import MLP, Attention, HFModel, Norms, Rope, hf_shapes
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.optimizer import make_optimizer, wrap_ddp
 from owpo_megatron.mcore.slots import ParameterSlots
+from owpo_megatron.mcore.spec import transformer_config
 from owpo_megatron.mcore.topology import close_topology, init_topology
-from owpo_megatron.mcore.transformer import build_chunks, transformer_config
+from owpo_megatron.mcore.transformer import build_chunks
 
 _NOTES = {
     "bfloat16": "nothing is copied: the masters are separate",
@@ -138,18 +139,13 @@ def _shape(width: int) -> HFModel:
         family_name="qwen3",
         num_layers=12,
         hidden_size=width,
-        ffn_size=3 * width,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=64,
         vocab_size=8192,
         max_positions=1024,
-        window=None,
-        rope=Rope(1e6),
-        norm_eps=1e-6,
-        qkv_bias=False,
-        qk_norm=True,
         tied=True,
+        attention=Attention(num_heads=heads, num_kv_heads=heads, head_dim=64, qk_norm="head"),
+        mlp=MLP(3 * width),
+        norms=Norms(1e-6),
+        rope=Rope(1e6),
     )
 
 

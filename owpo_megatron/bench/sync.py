@@ -20,7 +20,7 @@ import torch
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine import EngineClient, Fleet, Server, start_fleet
 from owpo_megatron.errors import UserError
-from owpo_megatron.families import hf_shapes, read_hf_config
+from owpo_megatron.families import EngineLayout, hf_shapes, read_hf_config
 from owpo_megatron.sync import EngineSync
 from owpo_megatron.sync.delta.replica import Mirror
 from owpo_megatron.sync.delta.transport import DeltaTransport
@@ -110,7 +110,7 @@ def random_model(params: int, folder: Path, dtype: torch.dtype, device: str) -> 
         name: torch.randn(shape, generator=generator, device=device, dtype=dtype) * 0.02
         for name, shape in hf_shapes(model).items()
     }
-    return weights, model.num_kv_heads
+    return weights, model.attention.num_kv_heads
 
 
 def _count(folder: Path, width: int) -> int:
@@ -170,7 +170,7 @@ def _measure(
     if not on_cuda:
         for name, transport in transports.items():
             say(f"{name}: checksums")
-            check = EngineHashes([engines[name]], num_kv_heads)
+            check = EngineHashes([engines[name]], EngineLayout(num_kv_heads))
             EngineSync(transport, [engines[name]], bucket_bytes, check=check).push(weights.items(), rounds + 1)
     allowed = 5 * statistics.median(seconds["memcpy"]) + 0.3
     return [

@@ -29,10 +29,18 @@ from owpo_megatron.conversion.tensors import HFSide, Rows, Side, StoredSide, key
 from owpo_megatron.conversion.unfinished import Unfinished
 from owpo_megatron.conversion.writer import ShardFiles, digest, refuse_no_config, state_dtype
 from owpo_megatron.errors import ProofError, UserError
-from owpo_megatron.families import HFModel, HFReader, check_weights, hf_parts, hf_shapes, megatron_names, read_hf_config
+from owpo_megatron.families import (
+    HFModel,
+    HFReader,
+    check_weights,
+    float32_tensors,
+    hf_parts,
+    hf_shapes,
+    megatron_names,
+    read_hf_config,
+)
 from owpo_megatron.families.rules import EMBEDDING
-from owpo_megatron.mcore.sharded_reader import StoredState
-from owpo_megatron.mcore.sharded_writer import PartFile, finish_state, part_is_whole
+from owpo_megatron.mcore.sharded_files import PartFile, StoredState, finish_state, part_is_whole
 from owpo_megatron.run.layout import CONFIG, CONVERSION, MANIFEST, STATE
 from owpo_megatron.run.manifest import Conversion
 
@@ -130,7 +138,7 @@ def megatron_to_hf(
     }
     side = StoredSide(model, stored)
     with Unfinished(out, plan) as work:
-        files = ShardFiles(work.path, hf_shapes(model), dtype, _SHARD_BYTES)
+        files = ShardFiles(work.path, hf_shapes(model), dtype, _SHARD_BYTES, float32_tensors(model))
 
         def write(_: int, names: list[str]) -> dict[str, str]:
             return {
@@ -299,7 +307,8 @@ def _writing(files: ShardFiles, hf_name: str, pieces: Rows) -> Iterator[torch.Te
 # ---------------------------------------------------------------------------------------------- folders
 def _dtype_of(model: HFModel, reader: HFReader, wanted: str | None) -> str:
     """The dtype to convert to: the wanted one, else the one that all weights have."""
-    kinds = sorted({_DTYPES.get(kind := reader.dtype(name), kind) for name in hf_shapes(model)})
+    names = hf_shapes(model).keys() - float32_tensors(model)
+    kinds = sorted({_DTYPES.get(kind := reader.dtype(name), kind) for name in names})
     if wanted is None and (len(kinds) > 1 or kinds[0] not in _CONVERTED):
         raise UserError(
             "dtype", f"{', '.join(kinds)} (of the weights)", f"give --dtype, one of {', '.join(_CONVERTED)}"

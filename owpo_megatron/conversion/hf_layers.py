@@ -11,7 +11,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from owpo_megatron.families.hf_model import HFModel
+from owpo_megatron.families import HFModel
 
 _FEW_TOKENS = 8  # the embedding of the one-layer models, which nothing uses
 _LAYER = re.compile(r"(?<=^model\.layers\.)\d+(?=\.)")

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from owpo_megatron.conversion.hf_layers import HFLayers
 from owpo_megatron.conversion.tensors import Rows, Side, key_of, row_pieces
 from owpo_megatron.families import HFModel, hf_shapes, megatron_names
-from owpo_megatron.families.rules import EMBEDDING, LM_HEAD, OUTPUT_LAYER
+from owpo_megatron.families.rules import EMBEDDING, HF_EMBEDDING, HF_FINAL_NORM, LM_HEAD, OUTPUT_LAYER
 from owpo_megatron.mcore.layerwise import StoredLayers, one_rank
-from owpo_megatron.mcore.sharded_reader import StoredState
+from owpo_megatron.mcore.sharded_files import StoredState
 from owpo_megatron.run.manifest import Proof
 
 TOLERANCE = 1e-5  # of a logit, relative to the largest one where that exceeds 1
@@ -23,7 +23,6 @@ _TOKENS = 32
 _PROMPTS = 3  # tried for a model with experts: two that tie within rounding may be chosen differently
 _LAYER_TOLERANCE = 1e-3  # beyond it, a layer is named as the first that differs
 _SHOWN = 4  # tensors in a complaint
-_HF_EMBEDDING = "model.embed_tokens.weight"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -84,14 +83,14 @@ def _compare_logits(
 ) -> Proof:
     prompt_T = torch.randint(0, model.vocab_size, (_TOKENS,), generator=torch.Generator().manual_seed(seed))
     ours = _embed(prompt_T, _stored_rows(state, model, EMBEDDING))
-    theirs = _embed(prompt_T, source.rows(_HF_EMBEDDING))
+    theirs = _embed(prompt_T, source.rows(HF_EMBEDDING))
     complaint = "" if torch.equal(ours, theirs) else "the embeddings differ"
     with one_rank():
         stored_layers, hf_layers = StoredLayers(state, model), HFLayers(config_folder, model)
         for layer, names in enumerate(_hf_names_by_layer(model)):
             tensors = {name: source.tensor(name) for name in names}
             last = layer == model.num_layers - 1
-            theirs = hf_layers.layer(tensors, source.tensor("model.norm.weight") if last else None, theirs)
+            theirs = hf_layers.layer(tensors, source.tensor(HF_FINAL_NORM) if last else None, theirs)
             del tensors
             ours = stored_layers.layer(layer, ours)
             apart = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
@@ -99,7 +98,7 @@ def _compare_logits(
                 complaint = f"layer {layer} is the first that computes something else"
             layer_done(layer + 1)
     gaps, largest = [], 0.0
-    our_head, their_head = (EMBEDDING, _HF_EMBEDDING) if model.tied else (OUTPUT_LAYER, LM_HEAD)
+    our_head, their_head = (EMBEDDING, HF_EMBEDDING) if model.tied else (OUTPUT_LAYER, LM_HEAD)
     pieces = zip(_stored_rows(state, model, our_head), source.rows(their_head), strict=True)
     for (_, our_rows), (_, their_rows) in pieces:
         our_logits, their_logits = F.linear(ours, our_rows.float()), F.linear(theirs, their_rows.float())

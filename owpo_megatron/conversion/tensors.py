@@ -14,15 +14,16 @@ from owpo_megatron.conversion.writer import digest
 from owpo_megatron.families import (
     HFModel,
     HFReader,
+    float32_tensors,
     hf_parts,
+    is_float32,
     megatron_names,
     padded_vocab_size,
     place_of,
     to_hf,
     to_megatron,
 )
-from owpo_megatron.mcore.sharded_reader import StoredState
-from owpo_megatron.mcore.sharded_writer import PartFile
+from owpo_megatron.mcore.sharded_files import PartFile, StoredState
 
 _VOCAB_ROWS = 16384  # of a piece
 Rows = Iterable[tuple[int, torch.Tensor]]  # (first row, rows)
@@ -47,7 +48,7 @@ class HFSide:
         self._model, self._reader, self._dtype = model, reader, dtype
 
     def tensor(self, hf_name: str) -> torch.Tensor:
-        return self._reader.tensor(hf_name).to(self._dtype)
+        return self._reader.tensor(hf_name).to(dtype_of(self._model, hf_name, self._dtype))
 
     def rows(self, hf_name: str) -> Rows:
         for first, stop in row_pieces(self._model):
@@ -64,7 +65,8 @@ class HFSide:
         place = place_of(self._model, name)
         key = f"model.{place.name}"
         if not place.is_vocabulary:
-            tensor = to_megatron(self._model, name, self._reader).to(self._dtype)
+            dtype = torch.float32 if is_float32(self._model, name) else self._dtype
+            tensor = to_megatron(self._model, name, self._reader).to(dtype)
             part.add(key, place.index, place.leading, tensor, blocks=place.blocks)
             return
         (hf_name,) = hf_parts(self._model, name)
@@ -114,6 +116,11 @@ def row_pieces(model: HFModel) -> Iterator[tuple[int, int]]:
     """(first, last + 1) rows of the pieces of the vocabulary."""
     for first in range(0, model.vocab_size, _VOCAB_ROWS):
         yield first, min(first + _VOCAB_ROWS, model.vocab_size)
+
+
+def dtype_of(model: HFModel, hf_name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of an HF tensor of a model in `dtype`."""
+    return torch.float32 if hf_name in float32_tensors(model) else dtype
 
 
 def key_of(model: HFModel, name: str) -> str:

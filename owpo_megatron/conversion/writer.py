@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -14,8 +14,7 @@ import torch
 
 from owpo_megatron.conversion.unfinished import Unfinished
 from owpo_megatron.errors import UserError
-from owpo_megatron.families.hf_model import HFModel
-from owpo_megatron.families.weights import hf_shapes
+from owpo_megatron.families import HFModel, float32_tensors, hf_shapes
 
 _CARRIED = (
     "config.json",
@@ -50,14 +49,25 @@ class ShardFiles:
     """The .safetensors files of a model in an existing folder, laid out beforehand and filled in any order.
 
     Every tensor goes straight to its place on the disk, so nothing is held; several threads may write.
+
+    Args:
+        float32: tensors that are float32 whatever the dtype of the others.
     """
 
-    def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int):
-        self._folder, self._dtype = folder, dtype
+    def __init__(
+        self,
+        folder: Path,
+        shapes: dict[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        max_shard_bytes: int,
+        float32: Container[str] = (),
+    ):
+        self._folder = folder
+        self._dtypes = {name: torch.float32 if name in float32 else dtype for name in shapes}
         self._total = 0
         shards: list[dict[str, int]] = [{}]  # name -> bytes
         for name, shape in shapes.items():
-            size = torch.Size(shape).numel() * dtype.itemsize
+            size = torch.Size(shape).numel() * self._dtypes[name].itemsize
             if shards[-1] and sum(shards[-1].values()) + size > max_shard_bytes:
                 shards.append({})
             shards[-1][name] = size
@@ -74,7 +84,7 @@ class ShardFiles:
 
     def write(self, name: str, tensor: torch.Tensor, first_row: int = 0) -> None:
         """Put a tensor, or its rows from `first_row` on, where they belong."""
-        assert tensor.dtype == self._dtype, f"{name} is {tensor.dtype}, not {self._dtype}"
+        assert tensor.dtype == self._dtypes[name], f"{name} is {tensor.dtype}, not {self._dtypes[name]}"
         file, offset = self._place[name]
         data = bytes_of(tensor)
         offset += first_row * tensor[:1].numel() * tensor.element_size()
@@ -102,7 +112,7 @@ class ShardFiles:
         end = 0
         for name, size in sizes.items():
             header[name] = {
-                "dtype": _SAFETENSORS_TYPES[self._dtype],
+                "dtype": _SAFETENSORS_TYPES[self._dtypes[name]],
                 "shape": list(shapes[name]),
                 "data_offsets": [end, end + size],
             }
@@ -154,10 +164,11 @@ class HFWriter:
     ):
         self._template = Path(template)
         self._max_shard_bytes = max_shard_bytes
-        self._expected = hf_shapes(model)
+        self._expected, self._float32 = hf_shapes(model), float32_tensors(model)
         self._came: set[str] = set()
         self._files: ShardFiles | None = None
         self._dtype = torch.float32
+        self._held: dict[str, torch.Tensor] = {}  # float32 ones that came before the others' dtype was known
         refuse_no_config(self._template)
         self._work = Unfinished(Path(folder), {"pid": os.getpid()}, overwrite)
 
@@ -177,15 +188,20 @@ class HFWriter:
             self._work.__exit__()
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take one tensor, in any order and on any device; all have one dtype."""
+        """Take one tensor, in any order and on any device; all but a router's constants have one dtype."""
         assert name in self._expected, f"{name} is no tensor of this model"
         assert name not in self._came, f"{name} came twice"
         assert tuple(tensor.shape) == self._expected[name], f"{name} {tuple(tensor.shape)} != {self._expected[name]}"
+        self._came.add(name)
+        if self._files is None and name in self._float32:
+            self._held[name] = tensor.clone()
+            return
         if self._files is None:
             self._dtype = tensor.dtype
-            self._files = ShardFiles(self._work.path, self._expected, self._dtype, self._max_shard_bytes)
+            self._files = ShardFiles(self._work.path, self._expected, self._dtype, self._max_shard_bytes, self._float32)
+            for held, early in self._held.items():
+                self._files.write(held, early)
         self._files.write(name, tensor)
-        self._came.add(name)
 
     def _finish(self) -> None:
         missing = [name for name in self._expected if name not in self._came]

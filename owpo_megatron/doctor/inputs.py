@@ -42,7 +42,7 @@ def model(scope: Scope) -> Iterator[Finding]:
     except UserError as error:
         yield _refused("layout", error)
     else:
-        detail = f"{layout} divides {shape.num_heads} heads and {shape.num_layers} layers"
+        detail = f"{layout} divides {shape.attention.num_heads} heads and {shape.num_layers} layers"
         yield Finding("layout", "ok", detail)
     weights = sum(file.stat().st_size for file in _weight_files(folder, config.model.path))
     if weights:

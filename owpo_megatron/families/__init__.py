@@ -1,45 +1,86 @@
-"""Model families: what a Hugging Face config means, and how its weights map to megatron-core's parameters."""
+"""Model families: what a Hugging Face config means, and how its weights map to megatron-core's parameters.
 
-from owpo_megatron.families.hf_model import (
-    Experts,
-    HFModel,
-    check_context,
-    check_parallel,
-    padded_vocab_size,
-    read_hf_config,
-)
-from owpo_megatron.families.names import FAMILIES, MODEL_TYPES
-from owpo_megatron.families.reader import HFReader
+Light to import: torch comes with the first use of a reader or of weights (`HFReader`, `to_hf` and so on).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from owpo_megatron.families.catalogue import MODEL_TYPES, known_types
+from owpo_megatron.families.family import EngineNames, Family
+from owpo_megatron.families.fits import check_context, check_parallel, padded_vocab_size
+from owpo_megatron.families.model import MLP, Attention, Experts, HFModel, Norms, Router, SharedExpert
+from owpo_megatron.families.reading import HFConfig, read_hf_config
 from owpo_megatron.families.rope import Rope, Yarn
-from owpo_megatron.families.rules import Family, Part, Rule
-from owpo_megatron.families.weights import (
-    Place,
-    check_weights,
-    hf_parts,
-    hf_shapes,
-    megatron_names,
-    place_of,
-    to_hf,
-    to_megatron,
-)
+from owpo_megatron.families.rules import Part, Rule
+
+if TYPE_CHECKING:
+    from owpo_megatron.families.engine import EngineLayout
+    from owpo_megatron.families.reader import HFReader
+    from owpo_megatron.families.weights import (
+        Place,
+        check_weights,
+        float32_tensors,
+        hf_parts,
+        hf_shapes,
+        is_float32,
+        megatron_names,
+        place_of,
+        to_hf,
+        to_megatron,
+    )
+
+_WITH_TORCH = {
+    "EngineLayout": "engine",
+    "HFReader": "reader",
+    "Place": "weights",
+    "check_weights": "weights",
+    "float32_tensors": "weights",
+    "hf_parts": "weights",
+    "hf_shapes": "weights",
+    "is_float32": "weights",
+    "megatron_names": "weights",
+    "place_of": "weights",
+    "to_hf": "weights",
+    "to_megatron": "weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WITH_TORCH:
+        return getattr(importlib.import_module(f"owpo_megatron.families.{_WITH_TORCH[name]}"), name)
+    raise AttributeError(name)
+
 
 __all__ = [
-    "FAMILIES",
+    "MLP",
     "MODEL_TYPES",
+    "Attention",
+    "EngineLayout",
+    "EngineNames",
     "Experts",
     "Family",
+    "HFConfig",
     "HFModel",
     "HFReader",
+    "Norms",
     "Part",
     "Place",
     "Rope",
+    "Router",
     "Rule",
+    "SharedExpert",
     "Yarn",
     "check_context",
     "check_parallel",
     "check_weights",
+    "float32_tensors",
     "hf_parts",
     "hf_shapes",
+    "is_float32",
+    "known_types",
     "megatron_names",
     "padded_vocab_size",
     "place_of",

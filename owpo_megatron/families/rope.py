@@ -26,15 +26,21 @@ class Yarn:
 
 @dataclass(frozen=True)
 class Rope:
-    """Base of the frequencies, and at most one kind of scaling."""
+    """Base of the frequencies, at most one kind of scaling, and which dimensions of a head are rotated."""
 
     theta: float
     llama3_factor: float | None = None
     yarn: Yarn | None = None
+    fraction: float = 1.0  # of a head's dimensions, the first ones
+    interleaved: bool = False  # pairs are neighbours, not halves
 
 
-def read_rope(path: Path, config: Any) -> Rope:
+def read_rope(path: Path, config: Any, partial: bool = False, interleaved: bool = False) -> Rope:
     """The rotary embedding of a transformers config.
+
+    Args:
+        partial: the family's heads may be rotated in part (`partial_rotary_factor`).
+        interleaved: the family pairs neighbouring dimensions.
 
     Raises:
         UserError: a kind or a parameter that megatron-core does not have.
@@ -43,10 +49,13 @@ def read_rope(path: Path, config: Any) -> Rope:
     kind = rope.get("rope_type", "default")
     where = f"{path / 'config.json'} rope_parameters"
     theta = float(rope["rope_theta"])
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(where, rope, "partial rotary embeddings are not supported")
+    fraction = float(rope.get("partial_rotary_factor") or 1.0)
+    if fraction != 1.0 and not (partial and kind == "default"):
+        raise UserError(where, rope, "partial rotary embeddings are not supported in this family, nor with scaling")
     if kind == "default":
-        return Rope(theta)
+        return Rope(theta, fraction=fraction, interleaved=interleaved)
+    if interleaved:
+        raise UserError(where, rope, "rope scaling is not supported in this family; use default")
     if kind == "llama3":
         for field, expected in _LLAMA3.items():
             if rope[field] != expected:

@@ -1,8 +1,8 @@
-"""How weights of megatron-core and of an HF checkpoint correspond: declarative rules, and those of all dense families.
+"""How weights of megatron-core and of an HF checkpoint correspond: declarative rules, and those that families share.
 
-Sizes are named, so one table serves every model of a family:
-    hidden, ffn, vocab, head (one head's size), q (heads * head), kv (key-value heads * head),
-    experts (how many), expert_ffn
+Sizes are named, so that one rule serves every model: hidden, vocab, and the names that the parts of a model define
+(`model.Attention.sizes` and so on): head (of one head), q (heads * head), kv (key-value heads * head), ffn, experts
+(how many), expert_ffn, shared_ffn.
 """
 
 from __future__ import annotations
@@ -10,41 +10,57 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Size = Literal["hidden", "ffn", "vocab", "head", "q", "kv", "experts", "expert_ffn"]
+Fuse = Literal["plain", "qkv", "gate_up"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of the HF checkpoint; `{layer}` and `{expert}` in its name are indices in the whole model."""
+    """One tensor of the HF checkpoint, or some of its rows.
+
+    Args:
+        name: `{layer}` and `{expert}` in it are indices in the whole model.
+        shape: names of the sizes.
+        behind: sizes of what the HF tensor holds before these rows, where it holds several parts one after another
+            (Phi-3's qkv_proj: queries, keys, values). Parts of one tensor stand in its order.
+    """
 
     name: str
-    shape: tuple[Size, ...]
+    shape: tuple[str, ...]
+    behind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rule:
     """One megatron parameter and the HF tensors that it is made of.
 
-    fuse:
-        plain: the tensor itself.
-        qkv: for each query group its query heads, its key head, its value head.
-        gate_up: a TP rank holds its rows of the gate, then its rows of the up projection (chunking the concatenation
-            of the full tensors would give the first rank gates only).
-    tp_dim: the dimension that is split over tensor-parallel ranks, of every part alike; None: replicated.
-    stored: the name in a sharded checkpoint, where layers (and experts) are leading dimensions of one tensor; None:
-        the last megatron name without its indices.
+    A rule whose names hold `{expert}` is about parameters that are spread over expert-parallel ranks, whole experts
+    each.
 
-    A rule whose names hold `{expert}` is of parameters that are spread over expert-parallel ranks, whole experts each.
+    Args:
+        megatron: equivalent names: of the local layers, then of Transformer Engine's.
+        fuse:
+            plain: the tensor itself.
+            qkv: for each query group its query heads, its key head, its value head.
+            gate_up: a TP rank holds its rows of the gate, then its rows of the up projection (chunking the
+                concatenation of the full tensors would give the first rank gates only).
+        tp_dim: the dimension that is split over tensor-parallel ranks, of every part alike; None: replicated.
+        stored: the name in a sharded checkpoint, where layers (and experts) are leading dimensions of one tensor;
+            None: the last megatron name without its indices.
+        layers: which layers have the parameter, in a model where some have experts and others have none.
+        float32: kept in float32 whatever the model's dtype, on both sides.
     """
 
-    megatron: tuple[str, ...]  # equivalent names: of the local spec, then of the Transformer Engine spec
+    megatron: tuple[str, ...]
     hf: tuple[Part, ...]
-    fuse: Literal["plain", "qkv", "gate_up"] = "plain"
+    fuse: Fuse = "plain"
     tp_dim: int | None = None
     stored: str | None = None
+    layers: Literal["all", "dense", "experts"] = "all"
+    float32: bool = False
 
     @property
     def stored_name(self) -> str:
+        """With `{layer}` where the layers of a model differ, see `weights.place_of`."""
         return self.stored or self.megatron[-1].replace("{layer}.", "")
 
     @property
@@ -56,124 +72,113 @@ class Rule:
         return "{expert}" in self.megatron[0]
 
 
-@dataclass(frozen=True)
-class Family:
-    """Models whose checkpoints share one table."""
-
-    name: str
-    model_types: tuple[str, ...]  # config.json's model_type
-    rules: tuple[Rule, ...]
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    experts: bool = False  # every layer's MLP is a mixture of experts
-
-
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
+HF_EMBEDDING = "model.embed_tokens.weight"
+HF_FINAL_NORM = "model.norm.weight"
 LM_HEAD = "lm_head.weight"
 
-_MEGATRON = "decoder.layers.{layer}."
-_HF = "model.layers.{layer}."
+MEGATRON = "decoder.layers.{layer}."
+HF = "model.layers.{layer}."
+_EXPERT = "mlp.experts.local_experts.{expert}."  # of SequentialMLP; grouped GEMMs number the weights themselves
 
-_OUTER_RULES = (
-    Rule((EMBEDDING,), (Part("model.embed_tokens.weight", ("vocab", "hidden")),), tp_dim=0),
-    Rule(("decoder.final_layernorm.weight",), (Part("model.norm.weight", ("hidden",)),)),
+OUTER = (
+    Rule((EMBEDDING,), (Part(HF_EMBEDDING, ("vocab", "hidden")),), tp_dim=0),
+    Rule(("decoder.final_layernorm.weight",), (Part(HF_FINAL_NORM, ("hidden",)),)),
     Rule((OUTPUT_LAYER,), (Part(LM_HEAD, ("vocab", "hidden")),), tp_dim=0),
 )
 
-_ATTENTION_RULES = (
-    Rule(
-        (_MEGATRON + "input_layernorm.weight", _MEGATRON + "self_attention.linear_qkv.layer_norm_weight"),
-        (Part(_HF + "input_layernorm.weight", ("hidden",)),),
-    ),
-    Rule(
-        (_MEGATRON + "self_attention.linear_qkv.weight",),
-        (
-            Part(_HF + "self_attn.q_proj.weight", ("q", "hidden")),
-            Part(_HF + "self_attn.k_proj.weight", ("kv", "hidden")),
-            Part(_HF + "self_attn.v_proj.weight", ("kv", "hidden")),
-        ),
+INPUT_NORM = Rule(
+    (MEGATRON + "input_layernorm.weight", MEGATRON + "self_attention.linear_qkv.layer_norm_weight"),
+    (Part(HF + "input_layernorm.weight", ("hidden",)),),
+)
+
+
+def qkv(kind: str = "weight") -> Rule:
+    """Queries, keys and values, each a tensor of its own in the HF checkpoint."""
+    columns = ("hidden",) if kind == "weight" else ()
+    names = (("q_proj", "q"), ("k_proj", "kv"), ("v_proj", "kv"))
+    return Rule(
+        (MEGATRON + f"self_attention.linear_qkv.{kind}",),
+        tuple(Part(HF + f"self_attn.{name}.{kind}", (rows, *columns)) for name, rows in names),
         fuse="qkv",
         tp_dim=0,
-    ),
-    Rule(
-        (_MEGATRON + "self_attention.linear_proj.weight",),
-        (Part(_HF + "self_attn.o_proj.weight", ("hidden", "q")),),
-        tp_dim=1,
-    ),
+    )
+
+
+ATTENTION_OUT = Rule(
+    (MEGATRON + "self_attention.linear_proj.weight",),
+    (Part(HF + "self_attn.o_proj.weight", ("hidden", "q")),),
+    tp_dim=1,
+)
+HEAD_NORMS = tuple(
+    Rule((MEGATRON + f"self_attention.{x}_layernorm.weight",), (Part(HF + f"self_attn.{x}_norm.weight", ("head",)),))
+    for x in "qk"
 )
 
-_MLP_RULES = (
+
+def mlp_norm(hf: str = "post_attention_layernorm") -> tuple[Rule, ...]:
+    """The norm before the MLP. Where there are no experts Transformer Engine fuses it into the first projection."""
+    own, fused = MEGATRON + "pre_mlp_layernorm.weight", MEGATRON + "mlp.linear_fc1.layer_norm_weight"
+    parts = (Part(HF + f"{hf}.weight", ("hidden",)),)
+    return Rule((own, fused), parts, layers="dense"), Rule((own,), parts, layers="experts")
+
+
+MLP = (
     Rule(
-        (_MEGATRON + "pre_mlp_layernorm.weight", _MEGATRON + "mlp.linear_fc1.layer_norm_weight"),
-        (Part(_HF + "post_attention_layernorm.weight", ("hidden",)),),
-    ),
-    Rule(
-        (_MEGATRON + "mlp.linear_fc1.weight",),
-        (
-            Part(_HF + "mlp.gate_proj.weight", ("ffn", "hidden")),
-            Part(_HF + "mlp.up_proj.weight", ("ffn", "hidden")),
-        ),
+        (MEGATRON + "mlp.linear_fc1.weight",),
+        tuple(Part(HF + f"mlp.{half}_proj.weight", ("ffn", "hidden")) for half in ("gate", "up")),
         fuse="gate_up",
         tp_dim=0,
+        layers="dense",
     ),
     Rule(
-        (_MEGATRON + "mlp.linear_fc2.weight",),
-        (Part(_HF + "mlp.down_proj.weight", ("hidden", "ffn")),),
+        (MEGATRON + "mlp.linear_fc2.weight",),
+        (Part(HF + "mlp.down_proj.weight", ("hidden", "ffn")),),
         tp_dim=1,
+        layers="dense",
     ),
 )
 
-_EXPERT = "mlp.experts.local_experts.{expert}."  # of SequentialMLP; grouped GEMMs number the weights themselves
 
-_EXPERT_RULES = (
-    Rule(
-        (_MEGATRON + "pre_mlp_layernorm.weight",),
-        (Part(_HF + "post_attention_layernorm.weight", ("hidden",)),),
-    ),
-    Rule(
-        (_MEGATRON + "mlp.router.weight",),
-        (Part(_HF + "mlp.gate.weight", ("experts", "hidden")),),
-    ),
-    Rule(
-        (_MEGATRON + _EXPERT + "linear_fc1.weight", _MEGATRON + "mlp.experts.linear_fc1.weight{expert}"),
-        (
-            Part(_HF + "mlp.experts.{expert}.gate_proj.weight", ("expert_ffn", "hidden")),
-            Part(_HF + "mlp.experts.{expert}.up_proj.weight", ("expert_ffn", "hidden")),
+def experts(
+    stem: str = "mlp.experts.{expert}.",
+    router: str = "mlp.gate.weight",
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> tuple[Rule, ...]:
+    """The router and every expert's gated MLP.
+
+    Args:
+        stem: the HF name of one expert, without the layer's.
+        names: gate, up and down projection.
+    """
+    gate, up, down = (HF + stem + name + ".weight" for name in names)
+    return (
+        Rule((MEGATRON + "mlp.router.weight",), (Part(HF + router, ("experts", "hidden")),), layers="experts"),
+        Rule(
+            (MEGATRON + _EXPERT + "linear_fc1.weight", MEGATRON + "mlp.experts.linear_fc1.weight{expert}"),
+            (Part(gate, ("expert_ffn", "hidden")), Part(up, ("expert_ffn", "hidden"))),
+            fuse="gate_up",
+            tp_dim=0,
+            stored="decoder.layers.mlp.experts.experts.linear_fc1.weight",
+            layers="experts",
         ),
-        fuse="gate_up",
-        tp_dim=0,
-        stored="decoder.layers.mlp.experts.experts.linear_fc1.weight",
-    ),
-    Rule(
-        (_MEGATRON + _EXPERT + "linear_fc2.weight", _MEGATRON + "mlp.experts.linear_fc2.weight{expert}"),
-        (Part(_HF + "mlp.experts.{expert}.down_proj.weight", ("hidden", "expert_ffn")),),
-        tp_dim=1,
-        stored="decoder.layers.mlp.experts.experts.linear_fc2.weight",
-    ),
-)
+        Rule(
+            (MEGATRON + _EXPERT + "linear_fc2.weight", MEGATRON + "mlp.experts.linear_fc2.weight{expert}"),
+            (Part(down, ("hidden", "expert_ffn")),),
+            tp_dim=1,
+            stored="decoder.layers.mlp.experts.experts.linear_fc2.weight",
+            layers="experts",
+        ),
+    )
 
-DENSE_RULES = (*_OUTER_RULES, *_ATTENTION_RULES, *_MLP_RULES)
-MOE_RULES = (*_OUTER_RULES, *_ATTENTION_RULES, *_EXPERT_RULES)
 
-QKV_BIAS_RULE = Rule(
-    (_MEGATRON + "self_attention.linear_qkv.bias",),
-    (
-        Part(_HF + "self_attn.q_proj.bias", ("q",)),
-        Part(_HF + "self_attn.k_proj.bias", ("kv",)),
-        Part(_HF + "self_attn.v_proj.bias", ("kv",)),
-    ),
-    fuse="qkv",
-    tp_dim=0,
-)
-
-QK_NORM_RULES = (
-    Rule(
-        (_MEGATRON + "self_attention.q_layernorm.weight",),
-        (Part(_HF + "self_attn.q_norm.weight", ("head",)),),
-    ),
-    Rule(
-        (_MEGATRON + "self_attention.k_layernorm.weight",),
-        (Part(_HF + "self_attn.k_norm.weight", ("head",)),),
-    ),
-)
+def shared_expert(stem: str) -> tuple[Rule, ...]:
+    """The MLP that every token goes to, under the HF name `stem`."""
+    halves = tuple(Part(HF + f"{stem}.{half}_proj.weight", ("shared_ffn", "hidden")) for half in ("gate", "up"))
+    own = MEGATRON + "mlp.shared_experts."
+    down = (Part(HF + f"{stem}.down_proj.weight", ("hidden", "shared_ffn")),)
+    return (
+        Rule((own + "linear_fc1.weight",), halves, fuse="gate_up", tp_dim=0, layers="experts"),
+        Rule((own + "linear_fc2.weight",), down, tp_dim=1, layers="experts"),
+    )

@@ -14,7 +14,8 @@ from functools import lru_cache
 import torch
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.families.hf_model import HFModel, padded_vocab_size
+from owpo_megatron.families.fits import padded_vocab_size
+from owpo_megatron.families.model import HFModel
 from owpo_megatron.families.reader import HFReader
 from owpo_megatron.families.rules import EMBEDDING, LM_HEAD, OUTPUT_LAYER, Part, Rule
 
@@ -25,7 +26,9 @@ _SHOWN = 8  # names of each kind in an error
 
 @dataclass(frozen=True)
 class Place:
-    """Where a megatron parameter stands in a sharded checkpoint: an entry of one tensor for all layers and experts.
+    """Where a megatron parameter is in a sharded checkpoint: an entry of one tensor for all layers and experts.
+
+    Where layers differ (some with experts, some without) each has a tensor of its own, as megatron-core saves them.
 
     Example: expert 5 of layer 2 is entry (2, 5) of "decoder.layers.mlp.experts.experts.linear_fc1.weight".
     """
@@ -49,19 +52,20 @@ def to_megatron(model: HFModel, name: str, reader: HFReader, *, tp_rank: int = 0
         to_megatron(model, "decoder.layers.7.mlp.linear_fc1.weight", reader, tp_rank=1, tp_size=2)
     """
     rule, index = _find(model, EMBEDDING if model.tied and name == OUTPUT_LAYER else name)
-    assert rule.fuse != "qkv" or model.num_kv_heads % tp_size == 0, "query groups do not divide over TP ranks"
+    assert rule.fuse != "qkv" or model.attention.num_kv_heads % tp_size == 0, "query groups do not divide over TP ranks"
     pieces = []
     for part in rule.hf:
-        shape = [model.size(size) for size in part.shape]
+        shape, first = _shape(model, part), _first_row(model, part)
         hf_name = part.name.format(**index)
         if rule.tp_dim is None:
-            pieces.append(reader.slice(hf_name, 0, 0, shape[0]))
+            pieces.append(reader.slice(hf_name, 0, first, first + shape[0]))
         elif part.shape[0] == "vocab":
             pieces.append(_vocab_rows(reader, hf_name, model.vocab_size, tp_rank, tp_size))
         else:
             assert shape[rule.tp_dim] % tp_size == 0, f"{hf_name} {shape} does not divide over {tp_size} ranks"
             length = shape[rule.tp_dim] // tp_size
-            pieces.append(reader.slice(hf_name, rule.tp_dim, tp_rank * length, (tp_rank + 1) * length))
+            start = first + tp_rank * length
+            pieces.append(reader.slice(hf_name, rule.tp_dim, start, start + length))
     return _fuse(model, rule, pieces)
 
 
@@ -82,40 +86,66 @@ def to_hf(model: HFModel, name: str, shards: Sequence[torch.Tensor]) -> list[tup
         return []
     rule, index = _find(model, name)
     split_shards = [_unfuse(model, rule, shard, len(shards)) for shard in shards]
-    tensors = []
+    tensors: dict[str, list[torch.Tensor]] = {}
     for part, pieces in zip(rule.hf, zip(*split_shards, strict=True), strict=True):
         tensor = pieces[0] if rule.tp_dim is None or len(pieces) == 1 else torch.cat(pieces, dim=rule.tp_dim)
         if part.shape[0] == "vocab":
             tensor = tensor[: model.vocab_size]
         assert tuple(tensor.shape) == _shape(model, part), f"{name}: {tuple(tensor.shape)} for {part.name}"
-        tensors.append((part.name.format(**index), tensor))
-    return tensors
+        tensors.setdefault(part.name.format(**index), []).append(tensor)
+    return [(hf_name, parts[0] if len(parts) == 1 else torch.cat(parts)) for hf_name, parts in tensors.items()]
 
 
 def megatron_names(model: HFModel) -> Iterator[str]:
     """Every parameter of the whole model by its (first) megatron name: the outer ones, then layer by layer."""
-    rules = [rule for rule in model.family.rules if not (model.tied and rule.megatron[0] == OUTPUT_LAYER)]
+    rules = [rule for rule in model.rules if not (model.tied and rule.megatron[0] == OUTPUT_LAYER)]
     yield from (rule.megatron[0] for rule in rules if not rule.per_layer)
     for layer in range(model.num_layers):
         for rule in rules:
-            if rule.per_layer:
+            if rule.per_layer and in_layer(model, rule, layer):
                 for expert in range(model.num_experts) if rule.per_expert else [0]:
                     yield rule.megatron[0].format(layer=layer, expert=expert)
+
+
+def in_layer(model: HFModel, rule: Rule, layer: int) -> bool:
+    """True where this layer has the parameter of a rule."""
+    return rule.layers == "all" or (rule.layers == "experts") == model.has_experts(layer)
 
 
 def hf_parts(model: HFModel, name: str) -> dict[str, tuple[int, ...]]:
     """The HF tensors that the megatron parameter `name` is made of, with their shapes. Raises UserError as `to_hf`."""
     rule, index = _find(model, name)
-    return {part.name.format(**index): _shape(model, part) for part in rule.hf}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in rule.hf:
+        hf_name, shape = part.name.format(**index), _shape(model, part)
+        shapes[hf_name] = (_first_row(model, part) + shape[0], *shape[1:])
+    return shapes
+
+
+def is_float32(model: HFModel, name: str) -> bool:
+    """True of a megatron parameter that is float32 whatever the model's dtype. Raises UserError as `to_hf`."""
+    return _find(model, name)[0].float32
+
+
+@lru_cache
+def float32_tensors(model: HFModel) -> frozenset[str]:
+    """HF tensors that are float32 whatever the model's dtype: constants of a router."""
+    names = (name for name in megatron_names(model) if is_float32(model, name))
+    return frozenset(hf_name for name in names for hf_name in hf_parts(model, name))
 
 
 def place_of(model: HFModel, name: str) -> Place:
-    """Where the megatron parameter `name` stands in a sharded checkpoint. Raises UserError as `to_hf`."""
+    """Where the megatron parameter `name` is in a sharded checkpoint. Raises UserError as `to_hf`."""
     rule, index = _find(model, name)
-    sizes = {"layer": model.num_layers} if rule.per_layer else {}
-    sizes |= {"expert": model.num_experts} if rule.per_expert else {}
+    stored_name, sizes = rule.stored_name, {}
+    if rule.per_layer and model.is_mixed:
+        stored_name = stored_name.replace("decoder.layers.", f"decoder.layers.{index['layer']}.")
+    elif rule.per_layer:
+        sizes["layer"] = model.num_layers
+    if rule.per_expert:
+        sizes["expert"] = model.num_experts
     return Place(
-        rule.stored_name,
+        stored_name,
         tuple(index[axis] for axis in sizes),
         tuple(sizes.values()),
         blocks=2 if rule.fuse == "gate_up" else 1,
@@ -139,8 +169,15 @@ def check_weights(model: HFModel, reader: HFReader) -> None:
     """
     expected = hf_shapes(model)
     found = set(reader.names())
-    # buffers of old checkpoints, and the copy some tied checkpoints carry
-    ignored = {name for name in found if name.endswith("rotary_emb.inv_freq") or (model.tied and name == LM_HEAD)}
+    # buffers of old checkpoints, the copy some tied checkpoints carry, and what the family leaves out
+    patterns = [re.compile(pattern) for pattern in model.family.ignored_in(model)]
+    ignored = {
+        name
+        for name in found
+        if name.endswith("rotary_emb.inv_freq")
+        or (model.tied and name == LM_HEAD)
+        or any(pattern.match(name) for pattern in patterns)
+    }
     wrong = [
         f"{name} {reader.shape(name)} instead of {shape}"
         for name, shape in expected.items()
@@ -151,9 +188,11 @@ def check_weights(model: HFModel, reader: HFReader) -> None:
         "unexpected": sorted(found - set(expected) - ignored),
         "wrong shape": wrong,
     }
-    told = [f"{kind}: {_listed(names)}" for kind, names in problems.items() if names]
-    if told:
-        raise UserError("model.path", reader.folder, f"its weights do not fit its config.json; {'; '.join(told)}")
+    found_wrong = [f"{kind}: {_listed(names)}" for kind, names in problems.items() if names]
+    if found_wrong:
+        raise UserError(
+            "model.path", reader.folder, f"its weights do not fit its config.json; {'; '.join(found_wrong)}"
+        )
 
 
 def _listed(names: list[str]) -> str:
@@ -165,6 +204,10 @@ def _shape(model: HFModel, part: Part) -> tuple[int, ...]:
     return tuple(model.size(size) for size in part.shape)
 
 
+def _first_row(model: HFModel, part: Part) -> int:
+    return sum(model.size(size) for size in part.behind)
+
+
 def _find(model: HFModel, name: str) -> tuple[Rule, dict[str, int]]:
     """(the rule of a megatron name, its "layer" and "expert", 0 where it has none)."""
     template, index = name, {"layer": 0, "expert": 0}
@@ -174,7 +217,7 @@ def _find(model: HFModel, name: str) -> tuple[Rule, dict[str, int]]:
             index[axis] = int(match[0])
             known = known and index[axis] < size
             template = pattern.sub(f"{{{axis}}}", template, count=1)
-    rule = _rules_by_name(model.family_name, model.family.rules).get(template)
+    rule = _rules_by_name(model, model.has_experts(index["layer"])).get(template)
     if rule is None or not known:
         experts = f" and {model.num_experts} experts" if model.experts else ""
         raise UserError(
@@ -186,8 +229,10 @@ def _find(model: HFModel, name: str) -> tuple[Rule, dict[str, int]]:
 
 
 @lru_cache
-def _rules_by_name(family_name: str, rules: tuple[Rule, ...]) -> dict[str, Rule]:
-    return {name: rule for rule in rules for name in rule.megatron}
+def _rules_by_name(model: HFModel, experts: bool) -> dict[str, Rule]:
+    """megatron name -> rule, for layers with experts or without."""
+    left_out = "dense" if experts else "experts"
+    return {name: rule for rule in model.rules if rule.layers != left_out for name in rule.megatron}
 
 
 def _vocab_rows(reader: HFReader, hf_name: str, vocab_size: int, tp_rank: int, tp_size: int) -> torch.Tensor:
@@ -204,7 +249,7 @@ def _fuse(model: HFModel, rule: Rule, pieces: list[torch.Tensor]) -> torch.Tenso
         return pieces[0]
     if rule.fuse == "gate_up":
         return torch.cat(pieces)
-    groups = pieces[1].shape[0] // model.head_dim
+    groups = pieces[1].shape[0] // model.attention.head_dim
     grouped = [piece.reshape(groups, -1, *piece.shape[1:]) for piece in pieces]
     return torch.cat(grouped, dim=1).flatten(0, 1)
 
@@ -215,7 +260,8 @@ def _unfuse(model: HFModel, rule: Rule, shard: torch.Tensor, tp_size: int) -> Se
         return [shard]
     if rule.fuse == "gate_up":
         return shard.chunk(2)
-    query_rows = model.num_heads // model.num_kv_heads * model.head_dim
-    grouped = shard.reshape(model.num_kv_heads // tp_size, -1, *shard.shape[1:])
-    pieces = grouped.split([query_rows, model.head_dim, model.head_dim], dim=1)
+    attention = model.attention
+    query_rows = attention.num_heads // attention.num_kv_heads * attention.head_dim
+    grouped = shard.reshape(attention.num_kv_heads // tp_size, -1, *shard.shape[1:])
+    pieces = grouped.split([query_rows, attention.head_dim, attention.head_dim], dim=1)
     return [piece.flatten(0, 1) for piece in pieces]

@@ -15,7 +15,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from owpo_megatron.mcore import cpu
-from owpo_megatron.mcore.sharded_reader import StoredState
+from owpo_megatron.mcore.sharded_files import StoredState
 from owpo_megatron.mcore.slots import ParameterSlots
 
 # Saved once for all ranks and readable at another data-parallel size ("fully_sharded_model_space" is broken in 0.16.1).

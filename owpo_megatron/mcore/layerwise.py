@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,46 +16,54 @@ from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from owpo_megatron.config import ParallelConfig
-from owpo_megatron.families import HFModel
+from owpo_megatron.families import Experts, HFModel
 from owpo_megatron.mcore import checkpoint, cpu
-from owpo_megatron.mcore.sharded_reader import StoredState
+from owpo_megatron.mcore.sharded_files import StoredState
+from owpo_megatron.mcore.spec import transformer_config
 from owpo_megatron.mcore.topology import close_topology, init_topology
-from owpo_megatron.mcore.transformer import build_chunks, transformer_config
+from owpo_megatron.mcore.transformer import build_chunks
 
 _FEW_TOKENS = 8  # the embedding of the one-layer model, which nothing uses
 
 
 class StoredLayers:
-    """A one-layer model that takes each stored layer in turn. Used inside `one_rank`."""
+    """A one-layer model, of each kind of layer, that takes each stored layer in turn. Used inside `one_rank`."""
 
     def __init__(self, state: StoredState, model: HFModel):
-        self._state, self._layers = state, model.num_layers
-        config = transformer_config(model, ParallelConfig(), torch.float32, {"perform_initialization": False})
-        config.num_layers = 1
-        few = replace(model, num_layers=1, vocab_size=_FEW_TOKENS, tied=True)
-        (self._chunk,) = build_chunks(few, config, temperature=1.0)
-        config.num_layers = model.num_layers  # how many layers the stored tensors have
-        self._norm = self._chunk.decoder.final_layernorm
-        self._chunk.eval()
+        self._state, self._model = state, model
+        self._chunk_of = cache(self._make_chunk)
+
+    def _make_chunk(self, experts: bool) -> tuple[Any, Any]:
+        """(model of one layer with experts or without, its final norm)."""
+        mlp = self._model.mlp
+        if isinstance(mlp, Experts):
+            mlp = replace(mlp, dense_layers=() if experts else (0,))
+        few = replace(self._model, num_layers=1, vocab_size=_FEW_TOKENS, tied=True, mlp=mlp)
+        config = transformer_config(few, ParallelConfig(), torch.float32, {"perform_initialization": False})
+        (chunk,) = build_chunks(few, config, temperature=1.0)
+        whole = self._model.megatron_fields()
+        config.num_layers = whole["num_layers"]  # of the stored tensors
+        config.moe_layer_freq = whole.get("moe_layer_freq", 1)
+        return chunk.eval(), chunk.decoder.final_layernorm
 
     @torch.no_grad()
     def layer(self, number: int, hidden_TH: torch.Tensor) -> torch.Tensor:
         """[T, H] -> [T, H] through one layer, and behind the last one through the final norm."""
-        self._load(number)
-        self._chunk.decoder.final_layernorm = self._norm if number == self._layers - 1 else None
+        chunk, norm = self._chunk_of(self._model.has_experts(number))
+        self._load(chunk.decoder, norm, number)
+        chunk.decoder.final_layernorm = norm if number == self._model.num_layers - 1 else None
         length = hidden_TH.shape[0]
         edges = torch.tensor([0, length], dtype=torch.int32, device=cpu.device())
         packed = PackedSeqParams(
             qkv_format="thd", cu_seqlens_q=edges, cu_seqlens_kv=edges, max_seqlen_q=length, max_seqlen_kv=length
         )
-        hidden = self._chunk(None, None, None, decoder_input=hidden_TH[:, None], packed_seq_params=packed)
+        hidden = chunk(None, None, None, decoder_input=hidden_TH[:, None], packed_seq_params=packed)
         return hidden[:, 0]
 
     @cpu.scoped
-    def _load(self, number: int) -> None:
-        """What megatron's own loading does for a whole model: its keys, offsets and splits say what is read."""
-        decoder: Any = self._chunk.decoder
-        decoder.final_layernorm = self._norm
+    def _load(self, decoder: Any, norm: Any, number: int) -> None:
+        """What megatron's own loading does for a whole model: its keys, offsets and splits decide what is read."""
+        decoder.final_layernorm = norm
         decoder.layers[0].layer_number = number + 1
         prefix = "model.decoder."
         wanted, _, factories = load_preprocess(checkpoint.tensors_of(decoder, prefix))

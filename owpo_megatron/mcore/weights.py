@@ -1,24 +1,64 @@
-"""Weights in and out of the sharded chunks, one tensor at a time."""
+"""Weights in and out of the sharded chunks, one tensor at a time.
+
+Starting weights come from an HF folder or a megatron folder; weights for engines and exports are gathered again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from owpo_megatron.mcore import cpu
+from owpo_megatron.errors import UserError
+from owpo_megatron.families import HFModel, HFReader, check_weights, to_megatron
+from owpo_megatron.mcore import checkpoint, cpu
 from owpo_megatron.mcore.topology import Topology
+from owpo_megatron.run.layout import STATE
+from owpo_megatron.run.manifest import require_proof
+
+_ROUTER_BIAS = "expert_bias"  # a constant of the router: a buffer, no parameter
 
 
-def named_shards(chunks: list[Any]) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """(name with global indices of layer and expert, this rank's parameter) of every chunk, in module order."""
+@torch.no_grad()
+def load_model_weights(path: Path, chunks: list[Any], hf: HFModel, topology: Topology, again: bool = False) -> None:
+    """Fill this rank's shards; every tensor is read lazily, its own slice only. Collective for megatron folders.
+
+    Args:
+        again: the chunks have weights already, of another slot. Slots share the constants of a router (they are no
+            parameters), so these must be the same.
+
+    Raises:
+        UserError: the weights are not whole or are another model's, or a conversion has no proof.
+    """
+    constants = {name: value.clone() for name, value in named_shards(chunks) if name.endswith(_ROUTER_BIAS)}
+    if (path / STATE).is_dir():
+        require_proof(path)
+        checkpoint.load_weights(path / STATE, chunks)
+    else:
+        reader = HFReader(path)
+        check_weights(hf, reader)
+        for name, param in named_shards(chunks):
+            param.copy_(to_megatron(hf, name, reader, tp_rank=topology.tp_rank, tp_size=topology.tp_size))
+    for name, value in named_shards(chunks):
+        if again and name in constants and not torch.equal(value, constants[name]):
+            remedy = f"its {name} differs from the one that is loaded; policy, reference and teachers share it"
+            raise UserError("model.path, reference.path or teachers", path, remedy)
+
+
+def named_shards(chunks: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name with global indices of layer and expert, this rank's tensor) of every chunk, in module order.
+
+    Parameters, and behind them the constants of the routers.
+    """
     for chunk in chunks:
         model = chunk
         while hasattr(model, "module"):
             model = model.module
-        for name, param in model.named_parameters():
+        constants = [(name, value) for name, value in model.named_buffers() if name.endswith(_ROUTER_BIAS)]
+        for name, param in [*model.named_parameters(), *constants]:
             parts = name.split(".")
             if parts[:2] == ["decoder", "layers"]:
                 layer = model.decoder.layers[int(parts[2])]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from owpo_megatron.config import ParallelConfig
 from owpo_megatron.families import HFModel, padded_vocab_size
 from owpo_megatron.families.rules import EMBEDDING, OUTPUT_LAYER, Rule
+from owpo_megatron.families.weights import in_layer
 
 
 @dataclass(frozen=True)
@@ -24,30 +25,30 @@ class Share:
 
 def whole_model(model: HFModel) -> int:
     """Parameters of the model without any padding."""
-    layers, outer = 0, 0
+    total = 0
     for rule in _rules(model):
         count = sum(math.prod(model.size(size) for size in part.shape) for part in rule.hf)
-        if rule.per_layer:
-            layers += count * (model.num_experts if rule.per_expert else 1)
-        else:
-            outer += count
-    return outer + layers * model.num_layers
+        total += count * _occurrences(model, rule, range(model.num_layers))
+    return total
 
 
 def share_of_stage(model: HFModel, parallel: ParallelConfig, stage: int) -> Share:
     """Parameters on each rank of a pipeline stage, padding rows of the vocabulary included.
 
     The first stage has the embedding, the last one the head (a second copy of a tied embedding) and the final norm.
+    With interleaved stages a rank's layers are not consecutive; where some have experts and others not, the count is
+    that of consecutive ones.
     """
     first, last = stage == 0, stage == parallel.pp - 1
-    layers = model.num_layers // parallel.pp
+    each = model.num_layers // parallel.pp
+    layers = range(stage * each, (stage + 1) * each)
     dense = expert = 0
     for rule in _rules(model):
         count = _on_rank(model, rule, parallel)
         if rule.per_expert:
-            expert += count * layers * (model.num_experts // parallel.ep)
+            expert += count * _occurrences(model, rule, layers) // parallel.ep
         elif rule.per_layer:
-            dense += count * layers
+            dense += count * _occurrences(model, rule, layers)
         elif rule.megatron[0] == EMBEDDING:
             dense += count * (first or (last and model.tied))
         elif last:
@@ -56,7 +57,15 @@ def share_of_stage(model: HFModel, parallel: ParallelConfig, stage: int) -> Shar
 
 
 def _rules(model: HFModel) -> list[Rule]:
-    return [rule for rule in model.family.rules if not (model.tied and rule.megatron[0] == OUTPUT_LAYER)]
+    """Rules of trained parameters: without the constants of a router, and without the head of a tied model."""
+    return [r for r in model.rules if not r.float32 and not (model.tied and r.megatron[0] == OUTPUT_LAYER)]
+
+
+def _occurrences(model: HFModel, rule: Rule, layers: range) -> int:
+    """How often these layers have the parameter of a rule, experts counted one by one; 1 outside the layers."""
+    if not rule.per_layer:
+        return 1
+    return sum(in_layer(model, rule, layer) for layer in layers) * (model.num_experts if rule.per_expert else 1)
 
 
 def _on_rank(model: HFModel, rule: Rule, parallel: ParallelConfig) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from owpo_megatron.config import Config
-from owpo_megatron.families import HFModel, padded_vocab_size
+from owpo_megatron.families import Attention, HFModel, padded_vocab_size
 from owpo_megatron.head.chunk_rows import cuda_rows, torch_rows
 from owpo_megatron.plan.parameters import Share, share_of_stage
 
@@ -125,22 +125,32 @@ def layer_elements(model: HFModel, tp: int, sp: bool, cuda: bool) -> int:
     q and k, attention's output, gate and up (2 f) and their product (f). megatron's local layers, on a CPU, save more:
     what a norm divides, padded copies around attention, and two more of the MLP's (f each).
     """
-    q, kv = model.num_heads * model.head_dim // tp, model.num_kv_heads * model.head_dim // tp
     hidden = model.hidden_size // (tp if sp else 1)
     norms = (4 if cuda else 6) * hidden
-    qk_norm = (1 if cuda else 2) * (q + kv) if model.qk_norm else 0
-    attention = (q + 2 * kv) + qk_norm + (q + kv) + q + (0 if cuda else q + 2 * kv + q)
-    ffn = 3 if cuda else 5
-    if model.experts is None:
-        return norms + attention + ffn * model.ffn_size // tp
+    return norms + attention_elements(model.attention, tp, cuda) + mlp_elements(model, tp, cuda)
+
+
+def attention_elements(attention: Attention, tp: int, cuda: bool) -> int:
+    """The same, of attention alone."""
+    q, kv = attention.sizes["q"] // tp, attention.sizes["kv"] // tp
+    qk_norm = (1 if cuda else 2) * (q + kv) if attention.qk_norm else 0
+    return (q + 2 * kv) + qk_norm + (q + kv) + q + (0 if cuda else q + 2 * kv + q)
+
+
+def mlp_elements(model: HFModel, tp: int, cuda: bool) -> int:
+    """The same, of the MLP alone; where some layers have experts, those with them."""
+    ffn, experts = 3 if cuda else 5, model.experts
+    if experts is None:
+        return ffn * model.mlp.split_sizes[0] // tp
     # every chosen expert gets a copy of the token, and its answer is kept for the router's gradient
-    chosen = model.experts.chosen
-    return norms + attention + chosen * (ffn * model.experts.ffn_size // tp + 2 * model.hidden_size)
+    chosen = experts.router.chosen * (ffn * experts.ffn_size // tp + 2 * model.hidden_size)
+    shared = ffn * experts.shared.ffn_size // tp + model.hidden_size if experts.shared else 0
+    return chosen + shared
 
 
 def _statistics(model: HFModel, tp: int) -> int:
     """Bytes per token and layer in float32, whatever the weights' type: attention's log-sum-exp, a norm's divisor."""
-    return 4 * (model.num_heads // tp + 2)
+    return 4 * (model.attention.num_heads // tp + 2)
 
 
 def head_bytes(config: Config, model: HFModel, cuda: bool, weight: int) -> int:

@@ -14,7 +14,6 @@ from owpo_megatron.config import Config
 from owpo_megatron.families import HFModel, to_hf
 from owpo_megatron.head import PolicyHeadOut, settled_mode
 from owpo_megatron.mcore import checkpoint, cpu
-from owpo_megatron.mcore.loading import load_model_weights
 from owpo_megatron.mcore.optimizer import make_optimizer, make_scheduler, restart_optimizer, wrap_ddp
 from owpo_megatron.mcore.packing import (
     Microbatch,
@@ -26,9 +25,10 @@ from owpo_megatron.mcore.packing import (
 )
 from owpo_megatron.mcore.schedule import forward_backward, forward_fp8_errors, forward_logprobs
 from owpo_megatron.mcore.slots import ParameterSlots
+from owpo_megatron.mcore.spec import transformer_config
 from owpo_megatron.mcore.topology import Topology
-from owpo_megatron.mcore.transformer import build_chunks, transformer_config
-from owpo_megatron.mcore.weights import gathered_weights
+from owpo_megatron.mcore.transformer import build_chunks
+from owpo_megatron.mcore.weights import gathered_weights, load_model_weights
 from owpo_megatron.types import LogpMode, Objective, Sample
 
 
@@ -51,6 +51,7 @@ class MegatronPolicy:
         megatron_config = transformer_config(hf, config.parallel, dtype, config.megatron)
         chunks = build_chunks(hf, megatron_config, config.rollout.temperature)
         self._chunks = wrap_ddp(chunks, megatron_config)
+        self._has_weights = False
         own_reference = config.reference.path if keeps_reference else None
         self.load_weights(own_reference or model_path)
         self._optimizer = make_optimizer(self._chunks, config.optimizer, dtype)
@@ -63,7 +64,8 @@ class MegatronPolicy:
             self._optimizer.reload_model_params()
 
     def load_weights(self, path: Path) -> None:
-        load_model_weights(path, self._chunks, self.hf, self.topology)
+        load_model_weights(path, self._chunks, self.hf, self.topology, again=self._has_weights)
+        self._has_weights = True
 
     # ------------------------------------------------------------------------------------------ passes
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ from owpo_megatron.sync.delta.transport import DeltaTransport
 from owpo_megatron.sync.disk import DiskTransport
 from owpo_megatron.sync.distributed import DistributedTransport
 from owpo_megatron.sync.fp8 import quantized
-from owpo_megatron.sync.hashes import EngineHashes
+from owpo_megatron.sync.hashes import EngineHashes, Layout
 from owpo_megatron.sync.ipc import IpcTransport
 from owpo_megatron.sync.push import EngineSync, Transport, WeightEngine
 from owpo_megatron.sync.tensor import TensorTransport
@@ -27,13 +27,13 @@ WITHOUT_MIRROR = "start it with `owpo serve --rendezvous FOLDER` and set engine.
 
 
 def make_sync(
-    config: SyncConfig, engines: Sequence[WeightEngine], scratch_dir: Path, num_kv_heads: int = 0
+    config: SyncConfig, engines: Sequence[WeightEngine], scratch_dir: Path, layout: Layout | None = None
 ) -> EngineSync:
     """Build the configured sync to these engines (`Fleet.clients`).
 
     Args:
         scratch_dir: folder for the disk transport when `config.folder` is not set.
-        num_kv_heads: key-value heads of the model; only `verify: hash` needs it.
+        layout: the model's tensors in the engine; only `verify: hash` needs it.
 
     Raises:
         UserError: an engine's precision does not match `sync.fp8`, or it has no mirror to apply deltas.
@@ -42,12 +42,16 @@ def make_sync(
         _check_precision(engine, config.fp8)
         if config.delta and not engine.shares_memory and engine.mirror is None:
             raise UserError("sync.delta", True, f"engine {engine.url} has no mirror; {WITHOUT_MIRROR}")
+    check = None
+    if engines and config.verify == "hash":
+        assert layout is not None, "verify: hash compares with the engine's layout"
+        check = EngineHashes(engines, layout)
     return EngineSync(
         TRANSPORTS[config.transport](config, scratch_dir),
         engines,
         config.bucket_mb << 20,
         quantized if config.fp8 else None,
-        EngineHashes(engines, num_kv_heads) if engines and config.verify == "hash" else None,
+        check,
     )
 
 

@@ -15,7 +15,7 @@ from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
 from owpo_megatron.engine import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
-from owpo_megatron.families import check_context, check_parallel, hf_shapes, read_hf_config
+from owpo_megatron.families import EngineLayout, check_context, check_parallel, hf_shapes, read_hf_config
 from owpo_megatron.mcore.topology import close_topology, init_topology
 from owpo_megatron.methods import make_objective
 from owpo_megatron.policy import MegatronPolicy, SlotReference
@@ -95,7 +95,9 @@ class Run:
         self.engine: Fleet | RecordedEngine | None = engine_start.result() if engine_start else None
         self.fleet = self.engine if isinstance(self.engine, Fleet) else None
         revive = self.fleet.revive if self.fleet else _nothing_to_revive
-        self.main = MainRank(topology.broadcast, self.policy.named_weights, self._sync(stack, hf.num_kv_heads), revive)
+        self.main = MainRank(
+            topology.broadcast, self.policy.named_weights, self._sync(stack, EngineLayout.of(hf)), revive
+        )
         wants_check = config.sync.verify == "logprob" and (evaluation_only or not config.rollout.replay)
         self.sync_check = (
             LogprobCheck(config, self.main, self.policy, self.fleet, hf.vocab_size) if wants_check else None
@@ -225,11 +227,11 @@ class Run:
         stack.callback(fleet.close)
         return fleet
 
-    def _sync(self, stack: contextlib.ExitStack, num_kv_heads: int) -> WeightSync | None:
+    def _sync(self, stack: contextlib.ExitStack, layout: EngineLayout) -> WeightSync | None:
         if not self.topology.is_main:
             return None
         clients = self.fleet.clients if self.fleet else []
-        sync = make_sync(self.config.sync, clients, self.config.run_dir / "sync", num_kv_heads)
+        sync = make_sync(self.config.sync, clients, self.config.run_dir / "sync", layout)
         stack.callback(sync.close)
         return sync
 

@@ -24,6 +24,7 @@ from owpo_megatron.engine import Fleet
 from owpo_megatron.engine.command import check_environment
 from owpo_megatron.engine.rendezvous import announced_engines
 from owpo_megatron.errors import UserError
+from owpo_megatron.families import EngineLayout
 from owpo_megatron.sync import make_sync
 from owpo_megatron.types import Prompt, SampleRequest, Sampling
 
@@ -59,7 +60,7 @@ def test_serve_takes_changes_of_weights_survives_its_server_and_ends_on_a_signal
         weights = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).state_dict()
         with (
             Fleet(announced_engines(rendezvous, config), config) as fleet,
-            closing(make_sync(settings, fleet.clients, shared, num_kv_heads=2)) as sync,
+            closing(make_sync(settings, fleet.clients, shared, layout=EngineLayout(2))) as sync,
         ):
             sync.push(weights.items(), 1)
             weights["model.layers.1.mlp.up_proj.weight"][2, 5] += 0.25

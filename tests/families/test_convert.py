@@ -30,10 +30,14 @@ from owpo_megatron.config import Config, ParallelConfig
 from owpo_megatron.conversion import HFWriter
 from owpo_megatron.errors import UserError
 from owpo_megatron.families import (
+    MLP,
+    Attention,
     Experts,
     HFReader,
+    Norms,
     Place,
     Rope,
+    Router,
     check_context,
     check_parallel,
     check_weights,
@@ -120,8 +124,8 @@ def megatron_names(model, engine):
         mlp = ["mlp.linear_fc1.weight", "mlp.linear_fc2.weight"]
         norms += {"local": ["pre_mlp_layernorm.weight"], "te": ["mlp.linear_fc1.layer_norm_weight"]}[engine]
     inside = [*norms, "self_attention.linear_qkv.weight", "self_attention.linear_proj.weight", *mlp]
-    inside += ["self_attention.linear_qkv.bias"] if model.qkv_bias else []
-    inside += ["self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight"] if model.qk_norm else []
+    inside += ["self_attention.linear_qkv.bias"] if model.attention.qkv_bias else []
+    inside += [f"self_attention.{x}_layernorm.weight" for x in "qk"] if model.attention.qk_norm else []
     names = ["embedding.word_embeddings.weight", "decoder.final_layernorm.weight"]
     names += [f"decoder.layers.{layer}.{name}" for layer in range(model.num_layers) for name in inside]
     return names + ([] if model.tied else ["output_layer.weight"])
@@ -133,7 +137,7 @@ def megatron_names(model, engine):
 def test_round_trip_is_bitwise(folders, name, tp_size, engine):
     model = read_hf_config(folders / name)
     reader = HFReader(folders / name)
-    if model.num_kv_heads % tp_size:
+    if model.attention.num_kv_heads % tp_size:
         with pytest.raises(AssertionError, match="query groups do not divide over TP ranks"):
             to_megatron(model, "decoder.layers.0.self_attention.linear_qkv.weight", reader, tp_rank=0, tp_size=tp_size)
         return
@@ -214,14 +218,15 @@ def test_unknown_parameters_are_refused(folders):
 # --------------------------------------------------------------------------------------------- config.json
 def test_read_hf_config(folders):
     qwen3 = read_hf_config(folders / "qwen3")
-    assert (qwen3.family_name, qwen3.qk_norm, qwen3.qkv_bias, qwen3.tied) == ("qwen3", True, False, False)
-    assert (qwen3.head_dim, qwen3.num_heads, qwen3.num_kv_heads) == (16, 4, 2)
-    assert (qwen3.num_layers, qwen3.hidden_size, qwen3.ffn_size, qwen3.vocab_size) == (2, 32, 48, 101)
-    assert (qwen3.rope, qwen3.norm_eps, qwen3.max_positions) == (Rope(1e6), 1e-6, 128)
+    assert (qwen3.family_name, qwen3.tied) == ("qwen3", False)
+    assert qwen3.attention == Attention(num_heads=4, num_kv_heads=2, head_dim=16, qk_norm="head")
+    assert (qwen3.num_layers, qwen3.hidden_size, qwen3.mlp, qwen3.vocab_size) == (2, 32, MLP(48), 101)
+    assert (qwen3.rope, qwen3.norms, qwen3.max_positions) == (Rope(1e6), Norms(1e-6), 128)
     qwen2 = read_hf_config(folders / "qwen2_tied")
-    assert (qwen2.family_name, qwen2.qk_norm, qwen2.qkv_bias, qwen2.tied) == ("qwen2", False, True, True)
+    assert (qwen2.family_name, qwen2.tied) == ("qwen2", True)
+    assert (qwen2.attention.qk_norm, qwen2.attention.qkv_bias) == (None, True)
     llama = read_hf_config(folders / "llama")
-    assert (llama.rope, llama.head_dim) == (Rope(5e5, llama3_factor=8.0), 8)
+    assert (llama.rope, llama.attention.head_dim) == (Rope(5e5, llama3_factor=8.0), 8)
     assert read_hf_config(folders / "mistral").family_name == "mistral"
 
 
@@ -247,7 +252,7 @@ def test_configs_of_older_transformers(edited):
     scaling = {field: value for field, value in LLAMA3.items() if field != "rope_theta"}
     llama = edited("llama", rope_parameters=None, rope_theta=5e5, rope_scaling=scaling, head_dim=None)
     model = read_hf_config(llama)
-    assert (model.rope, model.head_dim) == (Rope(5e5, llama3_factor=8.0), 8)
+    assert (model.rope, model.attention.head_dim) == (Rope(5e5, llama3_factor=8.0), 8)
     # Qwen2.5 names a window that it does not use
     assert read_hf_config(edited("qwen2", sliding_window=64, use_sliding_window=False)).family_name == "qwen2"
 
@@ -258,7 +263,7 @@ def test_configs_of_older_transformers(edited):
         (
             "qwen2",
             {"model_type": "gpt2"},
-            "model_type gpt2 has no table; known: qwen2, qwen3, qwen3_moe, llama, mistral",
+            "model_type gpt2 is not supported; supported: llama, mistral, qwen2, qwen3, .*docs/families.md",
         ),
         ("llama", {"attention_bias": True}, "attention_bias = True: not supported; only False is"),
         ("llama", {"mlp_bias": True}, "mlp_bias = True: not supported"),
@@ -314,7 +319,7 @@ def test_check_parallel(folders):
 def test_experts_and_parallel_sizes(folders):
     """4 experts of ffn 24; the dense ffn size of the config, 48, does not count."""
     moe, dense = read_hf_config(folders / "qwen3_moe"), read_hf_config(folders / "qwen2")
-    assert moe.experts == Experts(number=4, chosen=2, ffn_size=24, normalised=True)
+    assert moe.experts == Experts(number=4, ffn_size=24, router=Router(chosen=2, normalised=True))
     check_parallel(moe, ParallelConfig(dp=4, ep=4))
     check_parallel(moe, ParallelConfig(tp=2, sp=True))
     with pytest.raises(UserError, match="parallel.ep = 3: must divide the model's 4 experts; use one of 1, 2, 4$"):
@@ -329,11 +334,11 @@ def test_experts_and_parallel_sizes(folders):
 
 def test_an_attention_window_bounds_the_length(edited):
     windowed = read_hf_config(edited("mistral", sliding_window=64))
-    assert windowed.window == 64
+    assert windowed.attention.window == 64
     check_context(windowed, 64)
     with pytest.raises(UserError, match=r"max_response_tokens = 65: the model attends to 64 tokens only"):
         check_context(windowed, 65)
-    assert read_hf_config(edited("mistral", sliding_window=128)).window is None, "as long as the positions"
+    assert read_hf_config(edited("mistral", sliding_window=128)).attention.window is None, "as long as the positions"
 
 
 def test_places_in_a_sharded_checkpoint(folders):

@@ -27,8 +27,8 @@ from owpo_megatron.config import ParallelConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.families import read_hf_config
 from owpo_megatron.mcore import cpu
+from owpo_megatron.mcore.spec import layer_spec, transformer_config
 from owpo_megatron.mcore.topology import init_topology
-from owpo_megatron.mcore.transformer import layer_spec, transformer_config
 from owpo_megatron.methods import make_objective
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="about the CPU seam")
@@ -134,7 +134,7 @@ def test_what_the_model_touches(model: Path, policy: Any) -> None:
     assert chunk.post_process and not chunk.share_embeddings_and_output_weights
     assert chunk.pg_collection.tp is parallel_state.get_tensor_model_parallel_group()
     assert [layer.layer_number for layer in chunk.decoder.layers] == [1, 2, 3, 4]
-    spec = layer_spec(config_with(model, {}), None)
+    spec = layer_spec(read_hf_config(model), config_with(model, {}), None)
     for layer in spec.layer_specs:
         parts = layer.submodules
         assert hasattr(parts, "input_layernorm") and hasattr(parts, "pre_mlp_layernorm")

@@ -11,10 +11,11 @@ from tiny import make_hf_model
 
 from owpo_megatron.config import ParallelConfig
 from owpo_megatron.families import HFReader, megatron_names, place_of, read_hf_config, to_megatron
-from owpo_megatron.mcore import checkpoint, sharded_writer
+from owpo_megatron.mcore import checkpoint, sharded_files
 from owpo_megatron.mcore.layerwise import one_rank
-from owpo_megatron.mcore.sharded_reader import StoredState
-from owpo_megatron.mcore.transformer import build_chunks, transformer_config
+from owpo_megatron.mcore.sharded_files import StoredState
+from owpo_megatron.mcore.spec import transformer_config
+from owpo_megatron.mcore.transformer import build_chunks
 from owpo_megatron.mcore.weights import named_shards
 
 
@@ -29,18 +30,18 @@ def test_the_same_as_megatrons_own_save(
     family: str, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys, shapes, dtypes and bits; and megatron's own loading reads ours into a model."""
-    monkeypatch.setattr(sharded_writer, "_BLOB_BYTES", 1000)  # several blobs a tensor
+    monkeypatch.setattr(sharded_files, "_BLOB_BYTES", 1000)  # several blobs a tensor
     hf = make_hf_model(tmp_path / "hf", family, **fields)
     model, reader = read_hf_config(hf), HFReader(hf)
     (tmp_path / "ours").mkdir()
     (tmp_path / "theirs").mkdir()
-    with sharded_writer.PartFile(tmp_path / "ours", 0) as part:
+    with sharded_files.PartFile(tmp_path / "ours", 0) as part:
         for name in megatron_names(model):
             place = place_of(model, name)
             tensor = to_megatron(model, name, reader)
             part.add(f"model.{place.name}", place.index, place.leading, tensor, blocks=place.blocks)
-    assert sharded_writer.part_is_whole(tmp_path / "ours", part.entries)
-    sharded_writer.finish_state(tmp_path / "ours", part.entries)
+    assert sharded_files.part_is_whole(tmp_path / "ours", part.entries)
+    sharded_files.finish_state(tmp_path / "ours", part.entries)
     with one_rank():
         config = transformer_config(model, ParallelConfig(), torch.float32, {})
         chunks = build_chunks(model, config, temperature=1.0)
@@ -59,20 +60,20 @@ def test_the_same_as_megatrons_own_save(
 
 
 def test_a_part_that_lost_its_end_is_not_whole(tmp_path: Path) -> None:
-    with sharded_writer.PartFile(tmp_path, 3) as part:
+    with sharded_files.PartFile(tmp_path, 3) as part:
         part.add("a", (0,), (2,), torch.ones(4, 3))
-    assert sharded_writer.part_is_whole(tmp_path, part.entries)
+    assert sharded_files.part_is_whole(tmp_path, part.entries)
     file = tmp_path / "__3_0.distcp"
     file.write_bytes(file.read_bytes()[:-1])
-    assert not sharded_writer.part_is_whole(tmp_path, part.entries)
+    assert not sharded_files.part_is_whole(tmp_path, part.entries)
     file.unlink()
-    assert not sharded_writer.part_is_whole(tmp_path, part.entries)
+    assert not sharded_files.part_is_whole(tmp_path, part.entries)
 
 
 def test_an_entry_that_was_never_written_is_not_read(tmp_path: Path) -> None:
-    with sharded_writer.PartFile(tmp_path, 0) as part:
+    with sharded_files.PartFile(tmp_path, 0) as part:
         part.add("a", (0,), (2,), torch.ones(4, 3))
-    sharded_writer.finish_state(tmp_path, part.entries)
+    sharded_files.finish_state(tmp_path, part.entries)
     state = StoredState(tmp_path)
     assert torch.equal(state.tensor("a", (0,)), torch.ones(4, 3))
     with pytest.raises(AssertionError, match=r"a \(1,\) is stored in part only"):

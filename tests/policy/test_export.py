@@ -198,7 +198,7 @@ def config_says(megatron: Path, **fields: Any) -> None:
         (lambda m: config_says(m, tie_word_embeddings=True), "an output layer of its own"),
         (lambda m: config_says(m, model_type="llama"), "q_layernorm.weight is unexpected"),
         (lambda m: config_says(m, model_type="qwen2"), "linear_qkv.bias is missing"),
-        (lambda m: config_says(m, model_type="gpt2"), "model_type gpt2 has no table"),
+        (lambda m: config_says(m, model_type="gpt2"), "model_type gpt2 is not supported"),
     ],
 )
 def test_half_or_wrong_megatron_folder(

@@ -22,7 +22,7 @@ from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf, open
 from owpo_megatron.conversion.tensors import HFSide
 from owpo_megatron.errors import ProofError, UserError
 from owpo_megatron.families import HFModel, HFReader, megatron_names, place_of, read_hf_config, weights
-from owpo_megatron.mcore.sharded_writer import PartFile, finish_state
+from owpo_megatron.mcore.sharded_files import PartFile, finish_state
 from owpo_megatron.run.layout import CONVERSION
 from owpo_megatron.run.manifest import Conversion
 

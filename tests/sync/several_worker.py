@@ -76,7 +76,7 @@ def train_with_two_engines(model: Path, url: str, python: str, folder: Path) -> 
 
     from owpo_megatron.config import EngineConfig, SyncConfig
     from owpo_megatron.engine import start_fleet
-    from owpo_megatron.families import read_hf_config
+    from owpo_megatron.families import EngineLayout, read_hf_config
     from owpo_megatron.mcore.topology import init_topology
     from owpo_megatron.methods import make_objective
     from owpo_megatron.policy import MegatronPolicy
@@ -92,7 +92,7 @@ def train_with_two_engines(model: Path, url: str, python: str, folder: Path) -> 
     syncs = []
     if fleet is not None:
         syncs = [
-            make_sync(SyncConfig(transport=name, verify="hash"), fleet.clients, folder / "sync", hf.num_kv_heads)
+            make_sync(SyncConfig(transport=name, verify="hash"), fleet.clients, folder / "sync", EngineLayout.of(hf))
             for name in TRANSPORTS
         ]
         for sync in syncs:

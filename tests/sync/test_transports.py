@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from owpo_megatron.config import SyncConfig
 from owpo_megatron.engine import EngineClient, Fleet
 from owpo_megatron.errors import EngineError
+from owpo_megatron.families import EngineLayout
 from owpo_megatron.sync import EngineSync, make_sync
 from owpo_megatron.sync.delta.replica import Mirror
 from owpo_megatron.sync.delta.transport import DeltaTransport
@@ -66,7 +67,7 @@ def test_weights_and_version_arrive(
 ) -> None:
     """Twice each, in many small buckets, from views of one flat buffer as the parameters are; log-probs agree,
     and every parameter of the engine has the checksum of what was sent."""
-    hashes = EngineHashes(engine.clients, models[0].config.num_key_value_heads)
+    hashes = EngineHashes(engine.clients, EngineLayout(models[0].config.num_key_value_heads))
     sync = EngineSync(TRANSPORTS[transport](tmp_path), engine.clients, bucket_bytes=40_000, check=hashes)
     for version, model in enumerate([*models, *models], 101):
         state = model.state_dict()
@@ -98,7 +99,7 @@ def test_checksums_name_what_did_not_arrive(engine: Fleet, models: list[PreTrain
 
                 yield wrong
 
-    hashes = EngineHashes(engine.clients, models[0].config.num_key_value_heads)
+    hashes = EngineHashes(engine.clients, EngineLayout(models[0].config.num_key_value_heads))
     EngineSync(TensorTransport(), engine.clients, 1 << 20, check=hashes).push(models[0].state_dict().items(), 5)
     with pytest.raises(EngineError) as raised:
         EngineSync(Faulty(), engine.clients, 1 << 20, check=hashes).push(models[1].state_dict().items(), 6)
@@ -139,7 +140,7 @@ def test_delta_carries_what_an_optimizer_changed(
     model = copy.deepcopy(models[0]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     generator = torch.Generator().manual_seed(5)
-    hashes = EngineHashes(engine.clients, model.config.num_key_value_heads)
+    hashes = EngineHashes(engine.clients, EngineLayout(model.config.num_key_value_heads))
     transport = DeltaTransport(tmp_path / "shared", tmp_path / "copies")
     with closing(EngineSync(transport, engine.clients, 1 << 20)) as sync:
         for version in range(1, 6):
@@ -163,8 +164,8 @@ def test_delta_carries_what_an_optimizer_changed(
 def test_delta_to_an_engine_of_this_machine(engine: Fleet, models: list[PreTrainedModel], tmp_path: Path) -> None:
     """It reads the trainer's copy: nothing travels. In float32, as a first try on a laptop would be."""
     settings = SyncConfig(transport="disk", delta=True, verify="hash", mirror=tmp_path / "copies")
-    heads = models[0].config.num_key_value_heads
-    with closing(make_sync(settings, engine.clients, tmp_path / "shared", heads)) as sync:
+    layout = EngineLayout(models[0].config.num_key_value_heads)
+    with closing(make_sync(settings, engine.clients, tmp_path / "shared", layout)) as sync:
         for version, model in enumerate(models * 2, 1):
             sync.push(model.state_dict().items(), version)
             assert difference(engine, model) < 1e-4 and not (tmp_path / "shared").exists()

@@ -1,21 +1,35 @@
-"""A sharded (torch_dist) folder as a table of tensors: whether it is whole and fits a model, and single ones read.
+"""A sharded (torch_dist) checkpoint as a table of tensors: written and read one at a time, without a model's memory.
 
-megatron-core checks none of it before it loads: a missing or cut file ends in one of five exceptions, a checkpoint with
-weights that the model has not is read without them, and one of another vocabulary is read in part.
+Reading checks whether a folder is whole and fits a model. megatron-core checks none of it before it loads: a missing or
+cut file ends in one of five exceptions, a checkpoint with weights that the model does not have is read without them,
+and one of another vocabulary is read in part.
+
+Writing gives the same keys, shapes and dtypes as megatron-core's own save of weights (a test compares them), so that
+`checkpoint.load_weights` and megatron's own loading read it at any tensor, pipeline, expert and data parallel size.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import apply_factories
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
@@ -23,6 +37,101 @@ from owpo_megatron.errors import UserError
 
 _FILES = (".metadata", "metadata.json", "common.pt")
 _SHOWN = 4  # differences in an error
+
+# Ranks read whole blobs and keep their rows: small ones cost less where many ranks share a tensor.
+_BLOB_BYTES = 64 * 2**20
+
+
+class PartFile:
+    """One file of a sharded checkpoint in the making; `entries` lists what is in it, in plain JSON types.
+
+    Example:
+        with PartFile(folder, 7) as part:
+            part.add("model.embedding.word_embeddings.weight", (), (), rows, first_row=0, all_rows=151936)
+        finish_state(folder, part.entries)
+    """
+
+    def __init__(self, folder: Path, number: int):
+        self._name = f"__{number}_0.distcp"  # torch's name: rank, file
+        self._path = folder / self._name
+        self.entries: list[dict[str, Any]] = []
+
+    def __enter__(self) -> PartFile:
+        self._file = self._path.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(
+        self,
+        key: str,
+        index: tuple[int, ...],
+        leading: tuple[int, ...],
+        tensor: torch.Tensor,
+        first_row: int = 0,
+        all_rows: int | None = None,
+        blocks: int = 1,
+    ) -> None:
+        """Write one entry of the tensor `key`, or some of its rows.
+
+        Args:
+            index: the entry's place in the leading dimensions (layer, expert), whose sizes are `leading`.
+            first_row, all_rows: where the rows belong, and how many there are in all; None: these.
+            blocks: equal blocks of rows that no blob may cross.
+        """
+        rows = tensor.shape[0]
+        shape = (*leading, all_rows or rows, *tensor.shape[1:])
+        for start, stop in _blobs(rows, rows // blocks, max(1, _BLOB_BYTES // (tensor.nbytes // rows))):
+            blob = tensor[start:stop]
+            begin = self._file.tell()
+            # saving a view would save all of its storage
+            torch.save(blob.clone().view(*(1 for _ in index), *blob.shape), self._file)
+            self.entries.append(
+                {
+                    "key": key,
+                    "shape": shape,
+                    "dtype": str(tensor.dtype).removeprefix("torch."),
+                    "offsets": (*index, first_row + start, *(0 for _ in tensor.shape[1:])),
+                    "sizes": (*(1 for _ in index), *blob.shape),
+                    "file": self._name,
+                    "begin": begin,
+                    "length": self._file.tell() - begin,
+                }
+            )
+
+
+def part_is_whole(folder: Path, entries: Iterable[dict[str, Any]]) -> bool:
+    """True when the files of these entries are there and long enough."""
+    ends: dict[str, int] = {}
+    for entry in entries:
+        ends[entry["file"]] = max(ends.get(entry["file"], 0), entry["begin"] + entry["length"])
+    return all((folder / file).is_file() and (folder / file).stat().st_size >= end for file, end in ends.items())
+
+
+def finish_state(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Write what makes a checkpoint of the part files: the table of contents, and what megatron keeps beside it."""
+    tensors: dict[str, Any] = {}
+    storage: dict[MetadataIndex, _StorageInfo] = {}
+    for entry in entries:
+        key, offsets = entry["key"], torch.Size(entry["offsets"])
+        properties = TensorProperties(dtype=getattr(torch, entry["dtype"]))
+        stored = tensors.setdefault(key, TensorStorageMetadata(properties, torch.Size(entry["shape"]), []))
+        where = MetadataIndex(key, offsets, len(stored.chunks))
+        stored.chunks.append(ChunkStorageMetadata(offsets, torch.Size(entry["sizes"])))
+        storage[where] = _StorageInfo(entry["file"], entry["begin"], entry["length"])
+    metadata = Metadata(tensors, storage_data=storage, storage_meta=StorageMeta())
+    with (folder / ".metadata").open("wb") as file:
+        pickle.dump(metadata, file)
+    torch.save({"content_metadata": {}}, folder / "common.pt")
+    save_config(CheckpointingConfig(sharded_backend="torch_dist", sharded_backend_version=1), str(folder))
+
+
+def _blobs(rows: int, block: int, largest: int) -> Iterator[tuple[int, int]]:
+    """(first row, last row + 1) of pieces of at most `largest` rows that cross no edge of a block."""
+    for edge in range(0, rows, block):
+        for start in range(edge, edge + block, largest):
+            yield start, min(start + largest, edge + block)
 
 
 class StoredState:
@@ -58,22 +167,22 @@ class StoredState:
         }
 
     def written_at(self) -> int:
-        """When the table of contents was written, in ns."""
+        """Time at which the table of contents was written, in ns."""
         return (self._path / ".metadata").stat().st_mtime_ns
 
     def dtype(self, key: str) -> torch.dtype:
-        """Of one tensor; a KeyError where there is none of that name."""
+        """Dtype of one tensor; a KeyError where there is none of that name."""
         return self._tensors[key].properties.dtype
 
     def shape(self, key: str, leading: int = 0) -> tuple[int, ...]:
-        """Of one tensor, without its first `leading` dimensions."""
+        """Shape of one tensor, without its first `leading` dimensions."""
         return tuple(self._tensors[key].size)[leading:]
 
     def tensor(self, key: str, index: tuple[int, ...] = (), rows: tuple[int, int] | None = None) -> torch.Tensor:
         """One entry of a tensor, put together from however many shards it was saved in.
 
         Args:
-            index: into the leading dimensions (layer, expert), which the result has not.
+            index: into the leading dimensions (layer, expert), which the result lacks.
             rows: (first, last + 1) of the result's first dimension; None: all.
         """
         stored = self._tensors[key]
@@ -135,9 +244,9 @@ class StoredState:
             problems.append("it has an output layer of its own, and the config ties it to the embedding")
         if problems:
             more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-            told = "; ".join(problems[:_SHOWN])
+            first = "; ".join(problems[:_SHOWN])
             raise UserError(
-                "megatron checkpoint", self._path, f"holds another model than the config says: {told}{more}"
+                "megatron checkpoint", self._path, f"holds another model than the config describes: {first}{more}"
             )
 
 
@@ -156,4 +265,4 @@ class _Into(DefaultLoadPlanner):
         return self._target[where]
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        """It stands where it belongs."""
+        """Nothing to do: the tensor was read into its place."""

@@ -1,0 +1,77 @@
+"""Where the tensors of an HF checkpoint are in an SGLang engine: its parameters' names, and the share of each rank.
+
+SGLang fuses and cuts what it loads:
+
+    q_proj, k_proj, v_proj -> qkv_proj        rows, by key-value heads
+    gate_proj, up_proj -> gate_up_proj        rows, by 32
+    o_proj, down_proj                         columns, by the same
+    embed_tokens, lm_head                     rows, of a vocabulary padded to a multiple of 64
+    experts.N.gate_proj, up_proj -> experts.w13_weight, experts.N.down_proj -> experts.w2_weight, expert by expert
+
+A rank whose share is not full has zeros behind it. This is SGLang's layout on a CPU: on CUDA it pads differently.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from owpo_megatron.families.family import EngineNames
+from owpo_megatron.families.model import HFModel
+
+VOCABULARY_MULTIPLE = 64
+MLP_MULTIPLE = 32
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
+
+
+@dataclass(frozen=True)
+class EngineLayout:
+    """A model's tensors in the engine.
+
+    Example:
+        EngineLayout.of(model).parameter("model.layers.0.self_attn.k_proj.weight")
+        # ("model.layers.0.self_attn.qkv_proj.weight", 1)
+    """
+
+    num_kv_heads: int
+    names: EngineNames = EngineNames()
+
+    @classmethod
+    def of(cls, model: HFModel) -> EngineLayout:
+        return cls(model.attention.num_kv_heads, model.family.engine)
+
+    def parameter(self, name: str) -> tuple[str, int]:
+        """SGLang's parameter that holds an HF tensor, and the tensor's place in it."""
+        expert = _EXPERT.fullmatch(name)
+        if expert and expert[3] in self.names.expert:
+            part = self.names.expert.index(expert[3])
+            stem, number = expert[1], int(expert[2])
+            return (f"{stem}.w13_weight", 2 * number + part) if part < 2 else (f"{stem}.w2_weight", number)
+        *path, module, kind = name.split(".")
+        if module in self.names.fused:
+            fused, place = self.names.fused[module]
+            return ".".join((*path, fused, kind)), place
+        return name, 0
+
+    def shard(self, name: str, tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
+        """What a tensor-parallel rank holds of an HF tensor."""
+        module = name.split(".")[-2]
+        gate, up, down = self.names.expert
+        is_down = module in ("down_proj", down)
+        dim = 1 if (module == "o_proj" or is_down) and tensor.dim() == 2 else 0
+        size = tensor.shape[dim]
+        if module in ("embed_tokens", "lm_head"):
+            share = -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // ranks
+        elif module in ("q_proj", "k_proj", "v_proj") or (module == "o_proj" and dim):
+            share = -(-self.num_kv_heads // ranks) * (size // self.num_kv_heads)
+        elif module in ("gate_proj", "up_proj", gate, up) or (is_down and dim):
+            share = -(-size // (MLP_MULTIPLE * ranks)) * MLP_MULTIPLE
+        else:
+            return tensor
+        first = min(rank * share, size)
+        mine = tensor.narrow(dim, first, min(share, size - first))
+        missing = share - mine.shape[dim]
+        padding = [0, 0] * (tensor.dim() - 1 - dim) + [0, missing]
+        return torch.nn.functional.pad(mine, padding) if missing else mine

@@ -1,0 +1,94 @@
+"""Which parallel sizes and lengths fit a model."""
+
+from __future__ import annotations
+
+import math
+
+from owpo_megatron.config import ParallelConfig
+from owpo_megatron.errors import UserError
+from owpo_megatron.families.model import HFModel
+
+_VOCAB_MULTIPLE = 8  # rows of a rank's vocabulary part: GEMM sizes that tensor cores like
+
+
+def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:
+    """Refuse parallel sizes that do not divide the model.
+
+    Raises:
+        UserError: naming parallel.tp, pp, vpp, ep or sp, with the values that fit.
+    """
+    heads, kv_heads = model.attention.num_heads, model.attention.num_kv_heads
+    ffn_sizes = dict.fromkeys(model.mlp.split_sizes)
+    common = math.gcd(heads, kv_heads, *ffn_sizes)
+    if common % parallel.tp:
+        raise UserError(
+            "parallel.tp",
+            parallel.tp,
+            f"must divide the model's {heads} attention heads, {kv_heads} key-value heads and "
+            f"ffn size {', '.join(map(str, ffn_sizes))}; use one of {_divisors(common)}",
+        )
+    if model.num_layers % parallel.pp:
+        raise UserError(
+            "parallel.pp",
+            parallel.pp,
+            f"must divide the model's {model.num_layers} layers; use one of {_divisors(model.num_layers)}",
+        )
+    layers_per_rank = model.num_layers // parallel.pp
+    if parallel.vpp is not None and layers_per_rank % parallel.vpp:
+        raise UserError(
+            "parallel.vpp",
+            parallel.vpp,
+            f"must divide the {layers_per_rank} layers of a pipeline rank; use one of {_divisors(layers_per_rank)}",
+        )
+    _check_experts(model, parallel)
+
+
+def check_context(model: HFModel, tokens: int) -> None:
+    """Refuse sequences longer than an attention window.
+
+    Up to the window a windowed model is a plain causal one, on the trainer's side and on the engine's; beyond it the
+    trainer has no windowed attention.
+
+    Raises:
+        UserError: the longest possible sequence (prompt and response) exceeds the model's window.
+    """
+    window = model.attention.window
+    if window is not None and tokens > window:
+        raise UserError(
+            "data.max_prompt_tokens + rollout.max_response_tokens",
+            tokens,
+            f"the model attends to {window} tokens only (sliding_window); sequences up to that length are "
+            "supported: lower one of the two",
+        )
+
+
+def padded_vocab_size(vocab_size: int, tp: int) -> int:
+    """The vocabulary's size in megatron: the next multiple of 8 tp. Padding rows are zero and never exported.
+
+    A checkpoint keeps only the true rows, so the padding may differ from run to run.
+
+    Example:
+        >>> padded_vocab_size(151_665, 4)
+        151680
+    """
+    multiple = _VOCAB_MULTIPLE * tp
+    return -(-vocab_size // multiple) * multiple
+
+
+def _check_experts(model: HFModel, parallel: ParallelConfig) -> None:
+    if model.experts is None:
+        if parallel.ep > 1:
+            raise UserError("parallel.ep", parallel.ep, f"{model.family_name} has no experts; leave it out")
+        return
+    if model.num_experts % parallel.ep:
+        raise UserError(
+            "parallel.ep",
+            parallel.ep,
+            f"must divide the model's {model.num_experts} experts; use one of {_divisors(model.num_experts)}",
+        )
+    if parallel.tp > 1 and not parallel.sp:
+        raise UserError("parallel.sp", False, "megatron-core trains experts at tp > 1 with sp only; set it true")
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)

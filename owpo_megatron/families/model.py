@@ -1,0 +1,232 @@
+"""A description of a model: everything that decides its parameters and its forward pass, and nothing else.
+
+A small core that every model has, and parts that are chosen: attention, MLP, norms, rotary embedding. A part knows the
+names of its sizes (which weight rules are written in) and its fields of megatron-core's TransformerConfig, as plain
+values: `mcore/`, the one room that imports megatron, builds the layers from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from owpo_megatron.families.rope import Rope
+
+if TYPE_CHECKING:
+    from owpo_megatron.families.family import Family
+    from owpo_megatron.families.rules import Rule
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention: queries, keys and values of one projection, causal."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    qk_norm: Literal["head", "all"] | None = None  # RMSNorm of each head's queries and keys, or of all heads together
+    window: int | None = None  # tokens that attention sees back, itself included; None: all. See `check_context`
+    scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {"head": self.head_dim, "q": q, "kv": kv}
+
+    def megatron_fields(self) -> dict[str, Any]:
+        return dict(
+            num_attention_heads=self.num_heads,
+            num_query_groups=self.num_kv_heads,
+            kv_channels=self.head_dim,
+            add_qkv_bias=self.qkv_bias,
+            qk_layernorm=self.qk_norm is not None,
+            softmax_scale=self.scale,
+        )
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Gated linear unit: down(silu(gate(x)) * up(x))."""
+
+    ffn_size: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"ffn": self.ffn_size}
+
+    @property
+    def split_sizes(self) -> tuple[int, ...]:
+        """Sizes that tensor parallelism divides."""
+        return (self.ffn_size,)
+
+    def megatron_fields(self) -> dict[str, Any]:
+        return dict(ffn_hidden_size=self.ffn_size)
+
+
+@dataclass(frozen=True)
+class Router:
+    """Which experts a token goes to, and with which weights."""
+
+    chosen: int  # experts per token
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    normalised: bool = True  # the chosen experts' scores are divided by their sum
+    bias: bool = False  # a constant per expert that is added to the scores for the choice alone
+    groups: int = 1  # experts are chosen out of the best `chosen_groups` of so many groups
+    chosen_groups: int = 1
+    scale: float = 1.0  # of the weights
+
+    def megatron_fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = dict(
+            moe_router_topk=self.chosen,
+            moe_router_score_function=self.scores,
+            # megatron without pre-softmax: probabilities of the chosen ones alone, which is HF's division by their sum
+            moe_router_pre_softmax=self.scores == "softmax" and not self.normalised,
+            moe_router_dtype="fp32",
+            moe_router_load_balancing_type="none",  # the policy gradient alone moves the router
+            moe_aux_loss_coeff=0.0,
+        )
+        if self.scale != 1.0:
+            fields |= dict(moe_router_topk_scaling_factor=self.scale)
+        if self.bias:
+            fields |= dict(moe_router_enable_expert_bias=True, moe_router_bias_update_rate=0.0)
+        if self.groups > 1:
+            fields |= dict(moe_router_num_groups=self.groups, moe_router_group_topk=self.chosen_groups)
+        return fields
+
+
+@dataclass(frozen=True)
+class SharedExpert:
+    """An expert that every token goes to, besides the chosen ones."""
+
+    ffn_size: int
+    gated: bool = False  # its answer is multiplied by the sigmoid of one more projection
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts, in every layer but those of `dense_layers`."""
+
+    number: int
+    ffn_size: int  # of one expert
+    router: Router
+    shared: SharedExpert | None = None
+    dense: MLP | None = None  # of the layers without experts
+    dense_layers: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        sizes = {"experts": self.number, "expert_ffn": self.ffn_size, "one": 1}
+        if self.shared:
+            sizes["shared_ffn"] = self.shared.ffn_size
+        return sizes | (self.dense.sizes if self.dense else {})
+
+    @property
+    def split_sizes(self) -> tuple[int, ...]:
+        """Sizes that tensor parallelism divides."""
+        shared = (self.shared.ffn_size,) if self.shared else ()
+        return (self.ffn_size, *shared, *(self.dense.split_sizes if self.dense else ()))
+
+    def megatron_fields(self) -> dict[str, Any]:
+        fields = self.router.megatron_fields()
+        fields |= dict(num_moe_experts=self.number, moe_ffn_hidden_size=self.ffn_size)
+        fields |= dict(ffn_hidden_size=self.dense.ffn_size if self.dense else self.ffn_size)
+        if self.shared:
+            fields |= dict(
+                moe_shared_expert_intermediate_size=self.shared.ffn_size, moe_shared_expert_gate=self.shared.gated
+            )
+        return fields
+
+
+@dataclass(frozen=True)
+class Norms:
+    """RMSNorms of a layer: before attention and MLP, on their results before the residual is added, or both."""
+
+    eps: float
+    before: bool = True
+    after: bool = False
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Constants that some models multiply activations by (Granite)."""
+
+    embedding: float = 1.0  # the embedding's output
+    residual: float = 1.0  # what attention and MLP add
+    logits: float = 1.0
+
+
+@dataclass(frozen=True)
+class HFModel:
+    """A model.
+
+    Example:
+        HFModel(family_name="qwen3", num_layers=36, hidden_size=4096, vocab_size=151936, max_positions=32768,
+                tied=False, norms=Norms(1e-6), rope=Rope(1e6), mlp=MLP(12288),
+                attention=Attention(num_heads=32, num_kv_heads=8, head_dim=128, qk_norm="head"))
+    """
+
+    family_name: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int  # true size, without megatron's padding
+    max_positions: int
+    tied: bool  # the output layer is the embedding
+    attention: Attention
+    mlp: MLP | Experts
+    norms: Norms
+    rope: Rope
+    multipliers: Multipliers = Multipliers()
+
+    @property
+    def family(self) -> Family:
+        from owpo_megatron.families.catalogue import family_named
+
+        return family_named(self.family_name)
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """The weight rules of this model's family that it needs."""
+        return self.family.rules(self)
+
+    @property
+    def experts(self) -> Experts | None:
+        return self.mlp if isinstance(self.mlp, Experts) else None
+
+    @property
+    def num_experts(self) -> int:
+        """0 for a dense model."""
+        return self.experts.number if self.experts else 0
+
+    @property
+    def is_mixed(self) -> bool:
+        """True where some layers have experts and others have none."""
+        return self.experts is not None and bool(self.experts.dense_layers)
+
+    def has_experts(self, layer: int) -> bool:
+        return self.experts is not None and layer not in self.experts.dense_layers
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The numbers behind the size names of the rules."""
+        own = {"hidden": self.hidden_size, "vocab": self.vocab_size}
+        return own | self.attention.sizes | self.mlp.sizes
+
+    def size(self, name: str) -> int:
+        return self.sizes[name]
+
+    def megatron_fields(self) -> dict[str, Any]:
+        """Fields of megatron-core's TransformerConfig that say what the model is."""
+        fields = dict(
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            normalization="RMSNorm",
+            layernorm_epsilon=self.norms.eps,
+            gated_linear_unit=True,
+            add_bias_linear=False,
+            rotary_interleaved=self.rope.interleaved,
+        )
+        if self.is_mixed:
+            fields |= dict(moe_layer_freq=[int(self.has_experts(layer)) for layer in range(self.num_layers)])
+        return fields | self.attention.megatron_fields() | self.mlp.megatron_fields()

@@ -1,0 +1,119 @@
+"""Reads a model's description from an HF folder's config.json; the helpers that the families' `read` are made of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from owpo_megatron.errors import UserError
+from owpo_megatron.families.catalogue import family_of
+from owpo_megatron.families.model import MLP, Attention, Experts, HFModel, Multipliers, Norms
+from owpo_megatron.families.rope import Rope, read_rope
+
+
+@dataclass(frozen=True)
+class HFConfig:
+    """transformers' config of a folder. It knows each type's defaults, and where older files keep their settings."""
+
+    path: Path
+    raw: Any
+
+    def get(self, field: str, default: Any = None) -> Any:
+        return getattr(self.raw, field, default)
+
+    def require(self, field: str, expected: Any) -> None:
+        """Refuse another value than the expected one (which is the default, too).
+
+        Raises:
+            UserError: naming the field.
+        """
+        value = self.get(field, expected)
+        if value != expected:
+            raise self.refusal(field, value, f"not supported; only {expected} is")
+
+    def refusal(self, field: str, value: Any, remedy: str) -> UserError:
+        return UserError(f"{self.path / 'config.json'} {field}", value, remedy)
+
+
+def read_hf_config(path: Path | str) -> HFModel:
+    """Read the description of the model in an HF folder (only config.json is needed).
+
+    Raises:
+        UserError: no such folder or config.json, an unknown model_type, or a feature that megatron's model would
+            silently lack (unsupported rope scaling, other biases or activations among others).
+    """
+    path = Path(path)
+    family = family_of(_model_type(path), path)
+    from transformers import AutoConfig  # seconds: an unknown model_type is refused before
+
+    return family.read(HFConfig(path, AutoConfig.from_pretrained(path)))
+
+
+def describe(
+    config: HFConfig,
+    family_name: str,
+    attention: Attention,
+    mlp: MLP | Experts,
+    norms: Norms | None = None,
+    rope: Rope | None = None,
+    multipliers: Multipliers | None = None,
+) -> HFModel:
+    """The core of a description, and the parts. Defaults: RMSNorms before attention and MLP; the config's rope."""
+    raw = config.raw
+    return HFModel(
+        family_name=family_name,
+        num_layers=raw.num_hidden_layers,
+        hidden_size=raw.hidden_size,
+        vocab_size=raw.vocab_size,
+        max_positions=raw.max_position_embeddings,
+        tied=bool(raw.tie_word_embeddings),
+        attention=attention,
+        mlp=mlp,
+        norms=norms or Norms(raw.rms_norm_eps),
+        rope=rope or read_rope(config.path, raw),
+        multipliers=multipliers or Multipliers(),
+    )
+
+
+def attention_of(config: HFConfig, **parts: Any) -> Attention:
+    """Grouped-query attention by the usual fields; `parts` are further ones of `Attention`."""
+    raw = config.raw
+    num_heads = raw.num_attention_heads
+    return Attention(
+        num_heads=num_heads,
+        num_kv_heads=config.get("num_key_value_heads") or num_heads,
+        head_dim=config.get("head_dim") or raw.hidden_size // num_heads,
+        window=_window(raw),
+        **parts,
+    )
+
+
+def mlp_of(config: HFConfig) -> MLP:
+    """The gated MLP with silu."""
+    config.require("hidden_act", "silu")
+    config.require("mlp_bias", False)
+    return MLP(config.raw.intermediate_size)
+
+
+def _window(raw: Any) -> int | None:
+    """transformers leaves it None, or 0, where `use_sliding_window` is false, as in Qwen2.5's configs."""
+    window = getattr(raw, "sliding_window", None)
+    return window if window and window < raw.max_position_embeddings else None
+
+
+def _model_type(path: Path) -> str:
+    if not path.is_dir():
+        raise UserError("model.path", path, "no such folder; give one with config.json and .safetensors files")
+    file = path / "config.json"
+    if not file.is_file():
+        if any(path.glob("*.gguf")):
+            remedy = "holds GGUF files, which are quantised for other engines; give the HF folder they were made from"
+            raise UserError("model.path", path, remedy)
+        raise UserError("model.path", path, "holds no config.json; give an HF checkpoint folder")
+    try:
+        raw = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(str(file), f"line {error.lineno}", f"not valid JSON: {error.msg}") from error
+    return str(raw.get("model_type"))

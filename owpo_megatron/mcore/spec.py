@@ -1,0 +1,165 @@
+"""megatron-core's configuration and layers of a model that `families` describes as data."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+from owpo_megatron.config import ParallelConfig
+from owpo_megatron.errors import UserError
+from owpo_megatron.families import HFModel, Yarn
+from owpo_megatron.mcore import cpu
+from owpo_megatron.mcore.attention import PackedCoreAttention
+
+try:
+    import transformer_engine  # noqa: F401
+
+    HAVE_TRANSFORMER_ENGINE = True
+except ImportError:
+    HAVE_TRANSFORMER_ENGINE = False
+
+# Fields of TransformerConfig that the trainer relies on.
+_SETTLED: dict[str, Any] = dict(
+    hidden_dropout=0.0,  # log-probs of one token must not depend on a mask
+    attention_dropout=0.0,
+    calculate_per_token_loss=True,  # losses are sums, divided once by the global count
+    variable_seq_lengths=True,  # packs differ in length
+    moe_token_dispatcher_type="alltoall",  # variable_seq_lengths demands it, dense models included
+    batch_p2p_comm=False,  # with pp=2 and vpp=2 True gives wrong gradients, without an error
+    deallocate_pipeline_outputs=False,
+)
+
+
+class RMSNorm(torch.nn.Module):
+    """RMSNorm of the local layers; megatron's own asserts sequence parallelism away.
+
+    The mark `sequence_parallel` makes finalize_model_grads sum its gradient over the tensor-parallel group.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any):
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def transformer_config(
+    hf: HFModel, parallel: ParallelConfig, dtype: torch.dtype, raw: dict[str, Any]
+) -> TransformerConfig:
+    """megatron's config of a model.
+
+    Raises:
+        UserError: the raw `megatron:` block names an unknown field or one that the trainer settles itself, or asks for
+            what megatron-core refuses.
+    """
+    fields: dict[str, Any] = hf.megatron_fields() | dict(
+        activation_func=F.silu,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp,
+        sequence_parallel=parallel.sp,
+        overlap_p2p_comm=False,
+        **_SETTLED,
+    )
+    if hf.experts:
+        fields |= _expert_fields(parallel)
+    if cpu.on_cpu():
+        fields |= dict(
+            use_cpu_initialization=True,
+            bias_dropout_fusion=False,
+            bias_activation_fusion=False,
+            masked_softmax_fusion=False,
+            gradient_accumulation_fusion=False,
+            persist_layer_norm=False,
+            apply_rope_fusion=False,
+        )
+    for name, value in raw.items():
+        if name in fields:
+            raise UserError(f"megatron.{name}", value, f"the trainer sets it to {fields[name]}; leave it out")
+        if name not in TransformerConfig.__dataclass_fields__:
+            raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
+    try:
+        config = TransformerConfig(**fields, **raw)
+    except (ValueError, AssertionError) as error:
+        raise UserError("megatron", raw, f"megatron-core refuses this combination: {error}") from error
+    if hf.rope.yarn:
+        _set_yarn(config, hf.rope.yarn)
+    return config
+
+
+def _expert_fields(parallel: ParallelConfig) -> dict[str, Any]:
+    if cpu.on_cpu() and parallel.tp > 1 and parallel.ep > 1:
+        remedy = "with parallel.tp > 1 the experts' tokens are gathered in unequal parts, which gloo cannot: CUDA only"
+        raise UserError("parallel.ep", parallel.ep, remedy)
+    return dict(
+        moe_grouped_gemm=_uses_transformer_engine(),
+        expert_model_parallel_size=parallel.ep,
+        # an expert is split over the tensor-parallel ranks like a dense MLP; at ep = 1 megatron-core 0.16.1 does not
+        # reduce the experts' gradients otherwise
+        expert_tensor_parallel_size=parallel.tp,
+    )
+
+
+def _set_yarn(config: TransformerConfig, yarn: Yarn) -> None:
+    """GPTModel and attention read these by name; TransformerConfig has no fields for them."""
+    for name, value in dict(
+        yarn_rotary_scaling_factor=yarn.factor,
+        yarn_original_max_position_embeddings=yarn.original_positions,
+        yarn_beta_fast=yarn.beta_fast,
+        yarn_beta_slow=yarn.beta_slow,
+        yarn_mscale=yarn.mscale,
+        yarn_mscale_all_dim=yarn.mscale_all_dim,
+        yarn_correction_range_round_to_int=True,
+    ).items():
+        setattr(config, name, value)
+
+
+def _uses_transformer_engine() -> bool:
+    return HAVE_TRANSFORMER_ENGINE and not cpu.on_cpu()
+
+
+def layer_spec(hf: HFModel, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """Transformer Engine's layers where it is installed and CUDA is there, else the local ones with our attention."""
+    engine = _uses_transformer_engine()
+    spec = copy.deepcopy(
+        get_gpt_decoder_block_spec(config, use_transformer_engine=engine, normalization="RMSNorm", vp_stage=vp_stage)
+    )
+    if engine:
+        return spec
+    spec.layer_norm = RMSNorm
+    for layer in spec.layer_specs:
+        _use_local_modules(layer, hf)
+    return spec
+
+
+def _use_local_modules(layer: ModuleSpec, hf: HFModel) -> None:
+    """Our norms and attention in one of megatron-core's local layers."""
+    parts = layer.submodules
+    parts.input_layernorm = RMSNorm
+    parts.pre_mlp_layernorm = RMSNorm
+    attention = parts.self_attention.submodules
+    attention.core_attention = PackedCoreAttention
+    if _has_experts(layer):
+        # Saved by its own name, as Transformer Engine's layers do where the norm is not fused into a linear one.
+        names = parts.sharded_state_dict_keys_map
+        parts.sharded_state_dict_keys_map = {own: saved for own, saved in names.items() if own != "pre_mlp_layernorm."}
+    if hf.attention.qk_norm:
+        attention.q_layernorm = RMSNorm
+        attention.k_layernorm = RMSNorm
+
+
+def _has_experts(layer: ModuleSpec) -> bool:
+    return layer.submodules.mlp.module is MoELayer
