@@ -20,13 +20,13 @@ _SHOWN = 5  # names in a message
 
 
 class Layout(Protocol):
-    """Where HF tensors are in an engine (families.EngineLayout)."""
+    """Layout of HF tensors in an engine (families.EngineLayout)."""
 
     def parameter(self, name: str) -> tuple[str, int]:
         """The engine's parameter that holds an HF tensor, and the tensor's place in it."""
 
     def shard(self, name: str, tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
-        """What a tensor-parallel rank holds of an HF tensor."""
+        """The share of an HF tensor that a tensor-parallel rank holds."""
 
 
 class EngineHashes:
