@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from rank_pool import Ranks
-from tiers import WATCH
 from tiny import make_hf_model
 
 from owpo_megatron.config import EngineConfig
@@ -33,6 +32,8 @@ def engine_python() -> Path:
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """Processes over gloo, forked job by job from one that has imported everything: ranks.run(2, function, ...)."""
+    from tiers import WATCH  # imported above, it would be imported before pytest registers it
+
     WATCH.expect_processes()
     return Ranks(tmp_path_factory.mktemp("ranks"))
 

@@ -15,6 +15,8 @@ import pytest
 
 from owpo_megatron.launch.local import Outcome, run_ranks
 
+pytestmark = pytest.mark.process
+
 PROGRAM = """
     import os, signal, sys, time
     from pathlib import Path

@@ -18,6 +18,8 @@ from owpo_megatron.cli.running import _changed_fields, _only_one, move_aside
 from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
 
+pytestmark = pytest.mark.process
+
 run_trainer = partial(running.run_trainer, module="tiny_loop")
 
 TRAINER = """

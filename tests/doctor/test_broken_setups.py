@@ -26,6 +26,8 @@ from owpo_megatron.data.tasks import get_task
 from owpo_megatron.data.tokenizer import make_character_tokenizer, padded_vocab_size
 from owpo_megatron.launch.local import free_port
 
+pytestmark = pytest.mark.process
+
 UNSHARE = ["unshare"] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
 
 

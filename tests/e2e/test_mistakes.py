@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from owpo import Owpo, write_config
 
+pytestmark = pytest.mark.process
+
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "tp does not divide the heads": ({"parallel": {"tp": 3}}, "error: parallel.tp = 3: "),
     "no engine interpreter": ({"engine": {"python": "/no/python"}}, "error: engine.python = /no/python: "),

@@ -18,6 +18,8 @@ from owpo_megatron.engine import Server, start_fleet, supervise
 from owpo_megatron.engine import server as server_module
 from owpo_megatron.errors import EngineError, UserError
 
+pytestmark = pytest.mark.process
+
 
 def test_missing_interpreter(tiny_model: Path, tmp_path: Path) -> None:
     config = EngineConfig(python=tmp_path / "nowhere" / "python", device="cpu")

@@ -23,6 +23,8 @@ from owpo_megatron.evaluation.sets import SETS, resolve
 from owpo_megatron.types import Finished, Progress, Prompt, Rollout, SampleRequest, Sampling
 from owpo_megatron.verifiers import make_verifier
 
+pytestmark = pytest.mark.process
+
 TOKENIZER = Tokenizer(make_byte_tokenizer())
 
 

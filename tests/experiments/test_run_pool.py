@@ -11,6 +11,8 @@ from owpo_megatron.config import Config
 from owpo_megatron.experiments import pool
 from owpo_megatron.experiments.spec import RunSpec
 
+pytestmark = pytest.mark.process
+
 # Stands where the worker's module does: it answers as told by the run's seed, and leaves a summary when it is done.
 WORKER = """
 import json, sys

@@ -99,6 +99,7 @@ def test_time_limits_as_sbatch_reads_them(text: str, seconds: int) -> None:
     assert time_seconds(text) == seconds
 
 
+@pytest.mark.process
 def test_the_command_leaves_nothing_behind(raw: dict[str, Any], tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml", raw)
     refused = Owpo(tmp_path, "launch", "-c", str(config), "--nodes", "2")
@@ -107,6 +108,7 @@ def test_the_command_leaves_nothing_behind(raw: dict[str, Any], tmp_path: Path) 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.process
 def test_a_dry_run_shows_the_script_and_leaves_nothing_behind(raw: dict[str, Any], tmp_path: Path) -> None:
     model = make_hf_model(tmp_path / "qwen3", num_attention_heads=8, num_key_value_heads=8)
     config = write_config(tmp_path / "run.yaml", raw, {"model": {"path": str(model)}})

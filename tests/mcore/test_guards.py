@@ -149,6 +149,7 @@ def test_what_checkpoints_touch() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- traps
+@pytest.mark.process
 def test_save_starts_no_manager(policy: Any, tmp_path: Path) -> None:
     """The stock queue of results lives in a spawned process that imports torch (seconds) and `__main__` again.
 

@@ -107,6 +107,7 @@ def one_rank(models: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Any]:
     return tmp_path / "state", policy
 
 
+@pytest.mark.process
 def test_settings_come_from_the_config_after_a_resume(models: tuple[Path, Path], one_rank: tuple[Path, Any]) -> None:
     """Another learning rate, weight decay, beta and number of steps hold; the updates made so far are restored."""
     changes = {"lr": 5e-4, "weight_decay": 0.5, "beta2": 0.5, "steps": 50, "warmup_steps": 4}
@@ -122,6 +123,7 @@ def test_settings_come_from_the_config_after_a_resume(models: tuple[Path, Path],
     assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
 
 
+@pytest.mark.process
 def test_adam_counts_one_step_an_update_after_a_resume(models: tuple[Path, Path], one_rank: tuple[Path, Any]) -> None:
     """megatron shares one `step` tensor among all parameters when it loads; every update would count n_params."""
     policy = build_policy(make_config(models[0]))
@@ -132,6 +134,7 @@ def test_adam_counts_one_step_an_update_after_a_resume(models: tuple[Path, Path]
     assert len({step.data_ptr() for step in steps}) == len(steps) > 10
 
 
+@pytest.mark.process
 def test_wrong_reference_is_told(models: tuple[Path, Path], one_rank: tuple[Path, Any]) -> None:
     """The hash of the reference's weights is checked after a restore."""
     state = SlotReference(one_rank[1]).state_dict()

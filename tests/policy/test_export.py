@@ -136,6 +136,7 @@ def saved_run(hf: Path, root: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     return checkpoints.finish(1, {"step": 1}), weights
 
 
+@pytest.mark.process
 def test_checkpoint_of_a_run(hf: Path, tmp_path: Path) -> None:
     """The policy, not the reference, which differs from it after an update; template from the run's config."""
     checkpoint, weights = saved_run(hf, tmp_path)
@@ -150,6 +151,7 @@ def test_checkpoint_of_a_run(hf: Path, tmp_path: Path) -> None:
     assert_same(tensors_of(tmp_path / "again"), weights)
 
 
+@pytest.mark.process
 def test_damaged_checkpoint_of_a_run(hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One flipped byte: sizes are right, the manifest's hash is not."""
     checkpoint, _ = saved_run(hf, tmp_path)
@@ -163,6 +165,7 @@ def test_damaged_checkpoint_of_a_run(hf: Path, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.process
 def test_checkpoint_that_was_never_finished(hf: Path, tmp_path: Path) -> None:
     checkpoint, _ = saved_run(hf, tmp_path)
     (checkpoint / "manifest.json").unlink()
@@ -281,6 +284,7 @@ def test_weights_of_another_dtype_need_a_choice(hf: Path, tmp_path: Path) -> Non
     hf_to_megatron(hf, tmp_path / "megatron", "float32")
 
 
+@pytest.mark.process
 def test_script_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
     """As a user runs it: exit code 2, nothing but the line on stderr."""
     command = [sys.executable, str(TOOLS / "convert_hf_to_megatron.py"), "--hf", "nowhere", "--out", "x"]

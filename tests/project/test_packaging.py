@@ -56,6 +56,7 @@ def test_torch_is_a_cpu_build_of_the_pinned_version() -> None:
         assert torch.version.cuda is None
 
 
+@pytest.mark.process
 def test_make_alone_lists_its_targets() -> None:
     shown = subprocess.run(
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -67,6 +68,7 @@ def test_make_alone_lists_its_targets() -> None:
     ]
 
 
+@pytest.mark.process
 def test_make_env_refuses_what_it_does_not_know() -> None:
     done = subprocess.run([str(ROOT / "tools" / "make_env.sh"), "other"], capture_output=True, text=True)
     assert done.returncode == 2

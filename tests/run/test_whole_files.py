@@ -52,6 +52,7 @@ def test_one_holder_of_a_lock_at_a_time(tmp_path: Path) -> None:
         assert again is not None
 
 
+@pytest.mark.process
 def test_a_lock_stays_while_a_child_process_holds_it(tmp_path: Path) -> None:
     """The launcher's lock is passed on to its ranks: the folder stays locked until they have ended too."""
     lock = take_lock(tmp_path / ".lock")

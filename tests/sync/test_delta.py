@@ -294,6 +294,7 @@ def test_a_copy_needs_room(fars: list[Far], transport: DeltaTransport, monkeypat
         push(DeltaTransport(Path("unused"), Path("/proc/none")), fars, model(), 1)
 
 
+@pytest.mark.process
 def test_copies_of_killed_processes_are_cleared_away(tmp_path: Path) -> None:
     """Not those of living ones."""
     child = os.fork()

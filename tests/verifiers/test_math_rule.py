@@ -161,6 +161,7 @@ def test_trivial_domains_need_no_processes():
     assert isinstance(make_verifier(VerifierConfig(rule="cipher"), {"math"}), DirectVerifier)
 
 
+@pytest.mark.process
 def test_each_domain_gets_its_rule():
     """`math` and a domain that a file made up go to the rule for mathematics, a task's to its own."""
     verifier = make_verifier(VerifierConfig(workers=1), {"cipher", "math", "algebra"})

@@ -45,6 +45,7 @@ def is_right(case, verdict):
     return verdict.correct == case.expected
 
 
+@pytest.mark.process
 def test_suites(pool):
     """At least 99 % of all, and in no suite less than math-verify 0.9.0 alone."""
     pairs = [pair for pair in graded(pool, "verifier_cases.jsonl") if not pair[0].rule_specific]

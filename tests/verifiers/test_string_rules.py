@@ -89,6 +89,7 @@ def test_trivial_rules_never_raise(name, response):
     assert find_rule(name)(GradingItem(response, answer)) in ("no_answer", "wrong", "parse_failed", "too_long")
 
 
+@pytest.mark.process
 def test_a_function_of_the_users():
     verifier = make_verifier(VerifierConfig(rule="python:hostile_rules:same_length", workers=1), {"any"})
     orders = [("abc", "xyz"), ("abc", "x"), ("boom", "x"), ("odd", "x")]
@@ -106,6 +107,7 @@ def test_an_unknown_rule_is_the_users_mistake(name):
         find_rule(name)
 
 
+@pytest.mark.process
 def test_an_endpoint():
     """A real server: verdicts, a reason, a refusal and nonsense. A proxy between is not covered."""
 

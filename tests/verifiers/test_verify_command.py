@@ -12,6 +12,8 @@ from owpo_megatron.cli.main import app
 from owpo_megatron.errors import UserError
 from owpo_megatron.verifiers.cases import read_cases
 
+pytestmark = pytest.mark.process
+
 
 def lines(*rows):
     return "\n".join(json.dumps(row) for row in rows) + "\n"
