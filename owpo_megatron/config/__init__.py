@@ -1,8 +1,9 @@
 """The one configuration of a run. Imports no torch."""
 
+from owpo_megatron.config.data import DataConfig, SourceConfig
 from owpo_megatron.config.file import Section
 from owpo_megatron.config.launch import LaunchConfig
-from owpo_megatron.config.method import AlgorithmConfig, DataConfig, RolloutConfig
+from owpo_megatron.config.method import AlgorithmConfig, RolloutConfig
 from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig
 from owpo_megatron.config.run import (
     HF_FILES,
@@ -35,6 +36,7 @@ __all__ = [
     "RolloutConfig",
     "Section",
     "SetConfig",
+    "SourceConfig",
     "SyncConfig",
     "TeacherConfig",
     "VerifierConfig",

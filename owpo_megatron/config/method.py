@@ -1,9 +1,9 @@
-"""The sections `data:`, `algorithm:` and `rollout:`: what is learned from, and how."""
+"""The sections `algorithm:` and `rollout:`: how the policy learns."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,41 +22,6 @@ METHODS_WITH = {
     "alpha": ("mopd",),
 }
 """Hyper-parameters that only some methods have."""
-
-
-class DataConfig(Section):
-    source: str
-    """`task:cipher`, `task:countdown`, a .jsonl / .parquet file (DAPO-Math-17k's schema is understood), or
-    `hub:OWNER/NAME[@REVISION][:FILES]`, a data set of the Hugging Face hub (FILES is a pattern of its file names)."""
-    eval_source: str | None = None
-    """Held-out problems; for a `task:` the default is its own test split."""
-    template: Literal["raw", "completion", "chat"] = "raw"
-    """`raw`: the problem's text as it is; `completion`: a question-answer frame; `chat`: the tokenizer's template."""
-    max_prompt_tokens: int = Field(1024, gt=0)
-    """Longer prompts are left out, and counted."""
-    limit: int | None = Field(None, gt=0)
-    """Use only the first problems of the source."""
-    leave_out: list[Literal["repeated", "contradictory", "lookalike", "long_answer", "contaminated"]] = [
-        "repeated",
-        "contradictory",
-    ]
-    """Training problems to leave out: `repeated` (same text and answer), `contradictory` (same text, another answer),
-    `lookalike` (the same letters and digits, another answer), `long_answer` (an integer of more than 15 digits, often
-    a rounded float), `contaminated` (stands in a set of `against`). docs/data.md"""
-    against: list[str] = []
-    """Evaluation sets (sources like the above) that `contaminated` looks at."""
-    overlap: float = Field(0.8, gt=0, le=1)
-    """Share of an evaluation problem's word sequences that a training problem must hold to count as contaminated."""
-
-    @model_validator(mode="after")
-    def _contamination_against_something(self) -> DataConfig:
-        if ("contaminated" in self.leave_out) != bool(self.against):
-            raise UserError(
-                "data.against",
-                self.against,
-                "`contaminated` in data.leave_out and sets in data.against go together; give both or neither",
-            )
-        return self
 
 
 class AlgorithmConfig(Section):
@@ -118,6 +83,8 @@ class RolloutConfig(Section):
     """Responses cut off at max_response_tokens leave the loss, their group's statistics and dynamic sampling."""
     save: bool = True
     """Keep every step's rollouts in the run folder (rollouts/), where `rollout.replay` can read them."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts that end a response, besides the end-of-sequence tokens, e.g. ["Question:"]. The text itself is kept."""
     replay: Path | None = None
     """Take rollouts from this folder instead of an engine (made by a run with `save`)."""
 

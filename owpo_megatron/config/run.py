@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from owpo_megatron.config.data import DataConfig
 from owpo_megatron.config.file import Section, first_mistake, read_mapping, written_as
 from owpo_megatron.config.launch import LaunchConfig
-from owpo_megatron.config.method import DYNAMIC_SAMPLING, AlgorithmConfig, DataConfig, RolloutConfig
+from owpo_megatron.config.method import DYNAMIC_SAMPLING, AlgorithmConfig, RolloutConfig
 from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig, check_reference, check_teachers
 from owpo_megatron.errors import UserError
 
