@@ -49,6 +49,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()  # texts that end a response and are part of it
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class GradingItem:
     domain: str = "default"
     truncated: bool = False  # the response hit the token limit
     form: Literal["response", "answer"] = "response"  # "answer": already extracted by the caller
+    prompt: str = ""  # what the response continues; its end may have opened reasoning, a box or an answer line
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Verdict:
     correct: bool
     reason: VerdictReason
     seconds: float = 0.0
+    detail: str = ""  # of a crash: what the rule raised
 
 
 @dataclass(frozen=True)

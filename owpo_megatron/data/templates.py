@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from owpo_megatron.data.tokenizer import Tokenizer
 from owpo_megatron.errors import UserError
 
 COMPLETION = "Question: {problem}\nAnswer step by step and put the final answer within \\boxed{{}}.\nSolution:"
 
 
-def apply_template(template: Literal["raw", "completion", "chat"], problem: str, tokenizer: Tokenizer) -> str:
+def apply_template(template: str, problem: str, tokenizer: Tokenizer) -> str:
     r"""The prompt's text.
 
     `raw` leaves the problem as it is; `completion` frames it for a base model and asks for \boxed{}; `chat` is the

@@ -157,4 +157,5 @@ def _item(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> GradingIt
         answer=rollout.prompt.answer,
         domain=rollout.prompt.domain,
         truncated=rollout.finish_reason == "length",
+        prompt=rollout.prompt.text,
     )

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from owpo_megatron.data import Problem, Tokenizer
 from owpo_megatron.data.hub import PREFIX, hub_files
@@ -20,7 +20,7 @@ from owpo_megatron.evaluation.sets import SUFFIXES, EvalSet
 from owpo_megatron.types import Prompt
 from owpo_megatron.verifiers.rules import rule_of_domain
 
-Template = Literal["raw", "completion", "chat"]
+Template = str
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 _INSTRUCTED = ("boxed", "Answer:")  # a text that says one of these has its own instruction
 

@@ -140,6 +140,7 @@ class RolloutCollector:
             answer=rollout.prompt.answer,
             domain=rollout.prompt.domain,
             truncated=rollout.finish_reason == "length",
+            prompt=rollout.prompt.text,
         )
 
     def _group(self, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict], draw: int) -> Group:

@@ -90,7 +90,7 @@ def _case(fields: Mapping[str, Any], where: str, rule: str) -> Case:
     limit = fields.get("limit_s")
     return Case(
         id=str(fields.get("id", where)),
-        item=GradingItem(prediction, gold, rule, form=form),
+        item=GradingItem(prediction, gold, rule, form=form, prompt=str(fields.get("prompt") or "")),
         expected=fields.get("expected"),
         suite=str(fields.get("suite", "all")),
         rule_specific=bool(fields.get("rule_specific", False)),

@@ -15,8 +15,10 @@ from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
 from owpo_megatron.types import VerdictReason
-from owpo_megatron.verifiers.extraction import final_answer
+from owpo_megatron.verifiers.golds import gold_text
 from owpo_megatron.verifiers.limits import refuse_expression, refuse_text
+from owpo_megatron.verifiers.real_sets import same_set
+from owpo_megatron.verifiers.spelling import respelled, same_parameter
 from owpo_megatron.verifiers.surface import clean
 
 # It warns, once a process, that its own timeouts are off; the pool's deadline is on.
@@ -89,12 +91,25 @@ def equivalent(answer: str, gold: str, derived: bool = False, strict: bool = Tru
         derived: extracted by the caller; a derivation `x = 5 + 6 = 11` is read as its end without checking its links.
         strict: names of variables matter.
     """
+    verdict = _verdict(answer, gold, derived, strict)
+    if verdict in ("ok", "too_long") or refuse_text(answer, gold):
+        return verdict
+    plain, plain_gold = same_parameter(respelled(answer, gold), respelled(gold, answer))
+    if (plain, plain_gold) != (answer, gold):
+        again = _verdict(plain, plain_gold, derived, strict)
+        verdict = again if again != "parse_failed" else verdict
+    if verdict != "ok" and same_set(plain, plain_gold, _number, strict):
+        return "ok"
+    return verdict
+
+
+def _verdict(answer: str, gold: str, derived: bool, strict: bool) -> VerdictReason:
     try:
         return "ok" if _equal(answer, gold, derived, strict) else "wrong"
     except Refused as refusal:
         return refusal.reason
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return "parse_failed"  # sympy raises what it likes on expressions that make no sense; the answer is at fault
+        return "parse_failed"  # sympy may raise anything on expressions that make no sense; the answer is at fault
 
 
 def _equal(answer: str, gold: str, derived: bool, strict: bool) -> bool:
@@ -255,18 +270,10 @@ def found_in_text(answer: str, gold: str) -> bool:
         return False
     kinds = _LATEX if "$" in gold else [*_LATEX, *_PLAIN]
     ours = parse(answer, kinds, parsing_timeout=None)  # type: ignore[arg-type]
-    golds = list(_readings(gold_text(gold)))
+    golds = list(_readings(clean(gold_text(gold))))
     if r"\boxed" not in gold:
         golds += parse(gold, parsing_timeout=None)  # type: ignore[arg-type]
     reference = next((value for value in golds if not isinstance(value, str)), None)
     if any(refuse_expression(value, reference) for value in ours if not isinstance(value, str)):
         return False
     return bool(verify(golds, ours, timeout_seconds=None))
-
-
-@lru_cache(maxsize=512)
-def gold_text(gold: str) -> str:
-    r"""The gold answer's text: what its last box or boxes hold, `$1$ and $2$` as a list, else all of it."""
-    if r"\boxed" in gold or r"\fbox" in gold:
-        return clean(final_answer(gold) or gold)
-    return clean(gold)

@@ -1,4 +1,4 @@
-r"""Find the final answer in a response: last box, `Answer:` line or "the answer is" sentence, whichever comes later.
+r"""Find the final answer in a response: last box, `<answer>`, `Answer:` line or "the answer is", whichever comes last.
 
 A response with none of these forms has no answer: a number somewhere near the end is not one, or every text that
 happens to mention numbers would sometimes be right. All searches are linear in the response.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from owpo_megatron.verifiers.opening import conclusion, opening_of
 from owpo_megatron.verifiers.surface import visible
 
 MAX_SEGMENT = 600  # characters after an answer marker that are looked at
@@ -20,22 +21,48 @@ _TOKEN = re.compile(r"\\[A-Za-z]+|[0-9]+(?:\.[0-9]+)?|[A-Za-z]")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a character
 _DENIED = re.compile(r"(?:\bnot|n't|never|instead of|rather than|\\neq?|≠|(?<![0-9\\])%)[\s$(\\]*$", re.IGNORECASE)
 _TAKEN_BACK = re.compile(r"[\s$)\\*]{0,6}(?:\?|(?:is|was|would be)\s+(?:not|wrong|incorrect|false)\b)", re.IGNORECASE)
-_TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id)\|>")
-_THINK_END, _THINK = "</think>", "<think>"
+_REOPENED = re.compile(
+    r"[\s$)\\\].!*,;]{0,8}(?:(?:but|oh|um|so|no),?\s+)?(?:wait|hold on|hang on|hmm+|maybe not|perhaps not|no[,.] )\b",
+    re.IGNORECASE,
+)
+_SETTLED = re.compile(
+    r"(?<!not )(?<!n't )\b(?:yes|correct|confirmed|confirms|verified|right|matches|consistent|indeed|stands|good|great"
+    r"|fine|checks? out|the same|i'm sure|final)\b|✓|✔",
+    re.IGNORECASE,
+)
+_FRAME = re.compile(r"<\s*(/?)\s*(?:final[_ ]?)?answer\s*>", re.IGNORECASE)
+_TAG_AT_END = re.compile(r"(?:\s*</?[A-Za-z_]{1,20}>)+\s*$")
 
 # What may stand between boxes that together are one answer: `\boxed{1}, \boxed{2} and \boxed{3}`.
 _DELIMITERS = re.compile(r"\\[()\[\]]|\$|\\q?quad(?![a-z])|\\[,;:! ]|~|\\text\s*\{([^{}]*)\}|[{}]|\*\*")
 _ASSIGNED = re.compile(r"[A-Za-z](?:_\{?\w\}?)?\s*=\s*")
 _JOINT = re.compile(r"\s*(?:[,;&]|\b(?:and|or)\b)*\s*(?:and|or)?\s*", re.IGNORECASE)
 
-_MARKER = re.compile(r"(?<![a-z])(?:answers?|答案)(?![a-z])", re.IGNORECASE)
+# "Answer" in the languages that models answer in.
+_MARKER = re.compile(
+    r"(?<![a-z])(?:answers?|antwort|réponse|reponse|respuesta|resposta|risposta|antwoord|odpowied[źz]|odpověď|svar"
+    r"|cevap|válasz|răspuns|vastaus)(?![a-z])|ответ(?![а-я])|відповідь|отговор|απάντηση|الإجابة|الجواب|उत्तर|คำตอบ"
+    r"|đáp án|đáp số|答案|答え|解答|答(?=\s*[:：])|정답|(?<![가-힣])답",
+    re.IGNORECASE,
+)
 _AFTER_MARKER = re.compile(
-    r"""(?:\s+(?:to|of|for)\s[^.:\n]{0,80}?)?      # the answer to the problem ...
+    r"""(?:\s+(?:final|finale|correcta|correcte))?(?![a-z])
+        (?:\s+(?:to|of|for)\s[^.:\n]{0,80}?)?      # the answer to the problem ...
         [\s*_]*
-        (?:(?P<colon>[:：])|(?:is|are|equals|must\ be|should\ be|will\ be|是|为)(?![a-z])\s*[:：]?|=)
-        [ \t*_]*""",
+        (?:(?P<colon>[:：])
+          |(?:is|are|equals|must\ be|should\ be|will\ be|es|est|ist|lautet|è|é|jest|är|er|là|это|равен|является)
+            (?![a-zà-ÿа-я])\s*[:：]?
+          |(?:是|为|為|は|은|는)\s*[:：]?|=)
+        [ \t*_、]*""",
     re.IGNORECASE | re.VERBOSE,
 )
+_LINKING = re.compile(  # between "the answer is" and the value
+    r"(?:\s*,?\s*\b(?:therefore|thus|hence|then|so|simply|just|exactly|precisely|clearly|obviously|indeed|also|now"
+    r"|again|actually|finally|still|in fact|of course|given by|equal to|daher|also|somit|donc|entonces|por tanto)\b"
+    r"\s*,?\s*)+",
+    re.IGNORECASE,
+)
+_CLOSING_COPULA = re.compile(r"\s*(?:です|である|になります|となります|입니다|이다|예요|이에요)$")
 _HEADING = re.compile(r"[ \t*_#:]*\n")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*_\-]*(?:(?:the|my|so|thus|final|correct)\s+){0,3}$", re.IGNORECASE)
 _MINERVA_END = re.compile(r"I hope (?:it|this) is correct", re.IGNORECASE)
@@ -50,11 +77,12 @@ _VALUE = re.compile(r"\$[^$\n]+\$|\\\(.+?\\\)|-?(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?
 _NUMERIC_WORDS = frozenset("pi sin cos tan cot sec csc ln log exp sqrt and or inf infinity oo mod cm mm km kg".split())
 
 
-def final_answer(response: str) -> str | None:
+def final_answer(response: str, prompt: str = "") -> str | None:
     r"""The answer's text, stripped, or None if the response has no final answer.
 
-    Only what follows the reasoning (`</think>`) counts; an unfinished reasoning has no answer. An empty or unclosed
-    last box is no answer, whatever an earlier box says.
+    Only what follows the reasoning (`</think>`) counts; unfinished reasoning has no answer, whether the response or the
+    prompt opened it. What else the end of the prompt opened (`\boxed{`, `<answer>`, `Answer:`) belongs to the response.
+    An empty or unclosed last box is no answer, whatever an earlier box says.
 
     Example:
         >>> final_answer(r"First \boxed{17}. No: \boxed{\frac{1}{2}}.")
@@ -63,8 +91,41 @@ def final_answer(response: str) -> str | None:
         '$34$'
         >>> final_answer("it could be 34") is None
         True
+        >>> final_answer("34}.", prompt=r"The result is \boxed{")
+        '34'
     """
-    text = _conclusion(response)
+    opening = opening_of(prompt)
+    text = visible(conclusion(response, opening)).rstrip()
+    if opening.is_frame and not opening.reasoning:
+        return _answer_in(opening.text + text)
+    found = _answer_in(text)
+    if found is None and opening.text and text.strip() and not opening.reasoning:
+        found = _marked(opening.text + text, -1) or None
+    return found
+
+
+def bare_response(response: str) -> str | None:
+    """The response if it is nothing but one mathematical expression, else None."""
+    return _bare(visible(conclusion(response)).rstrip())
+
+
+def closing_value(response: str, prompt: str = "") -> str | None:
+    """The last sentence behind the last answer marker if it is nothing but a value, else None.
+
+    For answers that cannot be read: `The answer is $garbled$. I hope. $42$` still claims 42.
+    """
+    text = visible(conclusion(response, opening_of(prompt))).rstrip()
+    markers = [match for match in _MARKER.finditer(text, max(0, len(text) - MAX_SEGMENT))]
+    if not markers:
+        return None
+    sentences = _SENTENCE_BREAK.split(text[markers[-1].end() :].strip())
+    return _bare(sentences[-1]) if len(sentences) > 1 else None
+
+
+def _answer_in(text: str) -> str | None:
+    framed = _framed(text)
+    if framed is not None:
+        return framed or None
     box = max(text.rfind(name) for name in _BOXES)
     marked = _marked(text, box)
     if marked is not None:
@@ -77,31 +138,27 @@ def final_answer(response: str) -> str | None:
     return _before_closing_formula(text) or _bare(text)
 
 
-def bare_response(response: str) -> str | None:
-    """The response if it is nothing but one mathematical expression, else None."""
-    return _bare(_conclusion(response))
-
-
-def closing_value(response: str) -> str | None:
-    """The last sentence behind the last answer marker if it is nothing but a value, else None.
-
-    For answers that cannot be read: `The answer is $garbled$. I hope. $42$` still claims 42.
-    """
-    text = _conclusion(response)
-    markers = [match for match in _MARKER.finditer(text, max(0, len(text) - MAX_SEGMENT))]
-    if not markers:
+def _framed(text: str) -> str | None:
+    """What the last `<answer>...</answer>` claims; "" if nothing, None without a frame, or with an answer behind it."""
+    tags = list(_FRAME.finditer(text, max(0, len(text) - WINDOW)))
+    if not tags:
         return None
-    sentences = _SENTENCE_BREAK.split(text[markers[-1].end() :].strip())
-    return _bare(sentences[-1]) if len(sentences) > 1 else None
-
-
-def _conclusion(response: str) -> str:
-    turn = _TURN.search(response)
-    if turn:
-        response = response[: turn.start()]
-    text = response[response.rfind(_THINK_END) + len(_THINK_END) :] if _THINK_END in response else response
-    unfinished = text.find(_THINK)
-    return visible(text if unfinished < 0 else text[:unfinished]).rstrip()
+    last = tags[-1]
+    if not last[1]:  # opened and never closed
+        return None if _answer_in(text[: last.start()].rstrip()) is None else ""
+    behind = text[last.end() :]
+    box = max(behind.rfind(name) for name in _BOXES)
+    if box >= 0 or _marked(behind, -1) is not None:
+        return None
+    if len(tags) < 2 or tags[-2][1]:
+        return None  # a closing tag alone frames nothing
+    inside = text[tags[-2].end() : last.start()].strip()
+    if not inside or _is_taken_back(text, tags[-2].start(), last.end()) or _is_withdrawn(text, last.end()):
+        return ""
+    claimed = _answer_in(inside)
+    if claimed is None and not any(name in inside for name in _BOXES):
+        claimed = _value_of(inside, prose=True) or inside
+    return claimed or ""
 
 
 # ------------------------------------------------------------------------------------------------------- boxes
@@ -116,6 +173,8 @@ def _joined_boxes(text: str) -> str | None:
         content, stop = _braced(text, box)
         if content is None or _is_taken_back(text, box, stop):  # empty, unclosed, or denied
             break
+        if not contents and _is_withdrawn(text, stop):
+            return None
         if contents and stop >= end:  # around the one just found: the outer box is the answer
             contents[-1] = content
         elif contents and not _is_joint(text[stop:start]):
@@ -129,6 +188,11 @@ def _joined_boxes(text: str) -> str | None:
 def _is_taken_back(text: str, start: int, end: int) -> bool:
     """`not \\boxed{42}`, `\\boxed{42} is wrong`, `\\boxed{42}?` and a box in a comment claim nothing."""
     return bool(_DENIED.search(text, max(0, start - 40), start) or _TAKEN_BACK.match(text, end))
+
+
+def _is_withdrawn(text: str, end: int) -> bool:
+    """`42. Wait, maybe not. Let me recompute`: what follows reopens the question and does not settle it again."""
+    return bool(_REOPENED.match(text, end)) and not _SETTLED.search(text, end)
 
 
 def _is_joint(between: str) -> bool:
@@ -171,6 +235,8 @@ def _marked(text: str, box: int) -> str | None:
         segment = _segment(text, after.end(), next_line=announced)
         if strong and not segment:
             return ""
+        if segment and _is_withdrawn(text, text.index(segment, after.end()) + len(segment)):
+            return ""
         answer = _value_of(segment, prose=not strong or box < 0)
         if answer and (box < 0 or strong or not _words(answer)):
             return answer
@@ -189,7 +255,7 @@ def _segment(text: str, start: int, next_line: bool) -> str:
         if stripped.startswith(opening):
             inside, closed, _ = stripped[2:].partition(closing)
             return inside.strip() if closed else ""
-    line = stripped.partition("\n")[0]
+    line = _TAG_AT_END.sub("", stripped.partition("\n")[0])
     question = _SENTENCE_END.search(line)
     if question and question.group() == "?":
         return ""
@@ -208,6 +274,10 @@ def _words(text: str) -> list[str]:
 
 def _value_of(segment: str, prose: bool) -> str:
     """The answer in a sentence's rest: all of it, or what stands after its last `is`, or its only value."""
+    linking = _LINKING.match(segment)
+    if linking and linking.end() < len(segment):
+        segment = segment[linking.end() :].strip()
+    segment = _CLOSING_COPULA.sub("", segment)
     if not segment:
         return ""
     copulas = list(_COPULA.finditer(segment))

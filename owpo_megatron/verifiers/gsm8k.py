@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from owpo_megatron.types import GradingItem, VerdictReason
 from owpo_megatron.verifiers.extraction import final_answer
+from owpo_megatron.verifiers.opening import conclusion, opening_of
 from owpo_megatron.verifiers.surface import clean
 
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
@@ -16,19 +17,20 @@ _WORDS = re.compile(r"\\text\s*\{[^{}0-9]*\}|\\[,!; ]|[$€£%*,]|\\|(?<=[0-9 ])
 
 def grade_gsm8k(item: GradingItem) -> VerdictReason:
     """`ok` if the number of the last `####` line, or else of the final answer, is the gold number."""
-    lines = _HASHES.findall(item.response)
-    answer = lines[-1] if lines else final_answer(item.response)
+    lines = _HASHES.findall(conclusion(item.response, opening_of(item.prompt)))
+    answer = lines[-1] if lines else final_answer(item.response, item.prompt)
     if answer is None or not answer.strip():
         return "no_answer"
     if len(answer) > 200:
         return "too_long"
-    given, gold = _value(answer), _value(item.answer.rpartition("####")[2])
+    given, gold = number_of(answer), number_of(item.answer.rpartition("####")[2])
     if given is None:
         return "parse_failed"
     return "ok" if given == gold else "wrong"
 
 
-def _value(text: str) -> Fraction | None:
+def number_of(text: str) -> Fraction | None:
+    """The one number of a final answer, None if it is anything else."""
     cleaned = clean(text).rpartition("=")[2].replace("{,}", "").strip()
     match = _NUMBER.fullmatch(_WORDS.sub("", cleaned).strip().rstrip("."))
     if match is None or re.search(r"/0+$", match.group()):

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from owpo_megatron.types import GradingItem, VerdictReason
 from owpo_megatron.verifiers.extraction import closing_value, final_answer
+from owpo_megatron.verifiers.golds import gold_text
 from owpo_megatron.verifiers.rational import compare
 from owpo_megatron.verifiers.surface import clean, string_form
 
@@ -46,7 +47,7 @@ class MathRule:
             equivalent(answer, gold)
 
     def __call__(self, item: GradingItem) -> VerdictReason:
-        from owpo_megatron.verifiers.equivalence import equivalent, found_in_text, gold_text
+        from owpo_megatron.verifiers.equivalence import equivalent, found_in_text
 
         answer = _answer(item)
         if answer is None:
@@ -54,11 +55,13 @@ class MathRule:
 
         def judge(text: str) -> VerdictReason:
             derived = item.form == "answer"
-            return _by_strings(text, item.answer) or equivalent(text, gold_text(item.answer), derived, self.strict)
+            return _by_strings(text, item.answer) or equivalent(
+                text, clean(gold_text(item.answer)), derived, self.strict
+            )
 
         verdict = judge(answer)
         if verdict == "parse_failed":
-            later = closing_value(item.response)
+            later = closing_value(item.response, item.prompt)
             if later is not None:
                 return judge(clean(later))
         if verdict != "ok" and item.form == "answer" and r"\boxed" not in item.response:
@@ -70,7 +73,7 @@ grade_math = MathRule()
 
 
 def _answer(item: GradingItem) -> str | None:
-    answer = final_answer(item.response)
+    answer = final_answer(item.response, item.prompt)
     if answer is None and item.form == "answer":
         answer = item.response
     return None if answer is None else clean(answer[: MAX_ANSWER + 1]) or None
@@ -91,7 +94,7 @@ def _by_strings(answer: str, gold: str) -> VerdictReason | None:
 
 @lru_cache(maxsize=4096)
 def _gold_forms(gold: str) -> tuple[str, str, str]:
-    cleaned = clean(gold)
+    cleaned = clean(gold_text(gold))
     return cleaned, string_form(cleaned), _separated(cleaned)
 
 

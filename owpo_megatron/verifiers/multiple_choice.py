@@ -9,6 +9,7 @@ import re
 
 from owpo_megatron.types import GradingItem, VerdictReason
 from owpo_megatron.verifiers.extraction import final_answer
+from owpo_megatron.verifiers.opening import conclusion, opening_of
 from owpo_megatron.verifiers.surface import clean
 
 _WRAPPER = re.compile(r"\\(?:text[a-z]*|math[a-z]+|mbox)\s*\{([^{}]*)\}")
@@ -19,18 +20,20 @@ _DENIAL = re.compile(r"\b(?:not|isn't|neither|none)\b", re.IGNORECASE)
 
 def grade_multiple_choice(item: GradingItem) -> VerdictReason:
     """`ok` if the final answer names the gold letter and no other."""
-    answer = final_answer(item.response)
-    if answer is None and len(item.response.strip()) <= 4:
-        answer = item.response
+    answer = final_answer(item.response, item.prompt)
+    concluded = conclusion(item.response, opening_of(item.prompt)).strip()
+    if answer is None and 0 < len(concluded) <= 4:
+        answer = concluded
     if answer is None:
         return "no_answer"
-    given, gold = _letter(answer), _letter(item.answer)
+    given, gold = letter_of(answer), letter_of(item.answer)
     if given is None:
         return "parse_failed"
     return "ok" if given == gold else "wrong"
 
 
-def _letter(text: str) -> str | None:
+def letter_of(text: str) -> str | None:
+    """The one option that an answer names, None if it names none or several."""
     text = _WRAPPER.sub(r"\1", clean(text[:500])).replace("\\ ", " ").strip().strip("*$ ")
     match = _LETTER.match(text)
     if match is None or _DENIAL.search(text) or _OTHERS.search(text, match.end()):

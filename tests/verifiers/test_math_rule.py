@@ -7,7 +7,7 @@ import pytest
 from owpo_megatron.config import VerifierConfig
 from owpo_megatron.types import GradingItem
 from owpo_megatron.verifiers import DirectVerifier, VerifierPool, make_verifier
-from owpo_megatron.verifiers.equivalence import gold_text
+from owpo_megatron.verifiers.golds import gold_text
 from owpo_megatron.verifiers.math_answer import MathRule
 from owpo_megatron.verifiers.surface import clean, string_form
 
