@@ -26,7 +26,8 @@ Only `model.path` and `data.source` are required. On a command line a field is `
 `include: OTHER.yaml`, at the top of a file or inside a section, reads another file first. The run folder's
 `config.yaml` has every default spelled out.
 """
-WORDS = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "Path": "path", "Any": "anything"}
+WORDS = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "Path": "path", "date": "date",
+    "Any": "anything"}  # fmt: skip
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥"}
 
 
