@@ -80,7 +80,7 @@ def _unreadable_mathematics(gold: str) -> str | None:
         return "####"
     if "\n" in text.strip() and not re.search(r"\\begin|\\\\", text):
         return "several lines"
-    if len(_words(form)) > MAX_WORDS:
+    if len(_words(clean(text))) > MAX_WORDS:
         return "prose"
     if form.count("{") != form.count("}"):
         return "unbalanced braces"
