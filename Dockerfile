@@ -37,9 +37,9 @@ EXPOSE 30000
 # -------------------------------------------------------------------------------------------------------------- GPU: not built
 FROM base AS gpu-build
 ARG MAX_JOBS=8
-# Hopper and Blackwell, as Transformer Engine and as torch (for apex) want it said.
-ARG NVTE_CUDA_ARCHS="90;100"
-ARG TORCH_CUDA_ARCH_LIST="9.0;10.0"
+# A100, L40S, Hopper and Blackwell, as Transformer Engine and as torch (for apex) spell them.
+ARG NVTE_CUDA_ARCHS="80;89;90;100"
+ARG TORCH_CUDA_ARCH_LIST="8.0;8.9;9.0;10.0"
 # Transformer Engine 2.11, the newest that megatron-core 0.16.1 admits; apex as slime and verl pin it.
 ARG TRANSFORMER_ENGINE=c188b533cc3721ca9c6bbfd26148f5cf60108c25
 ARG APEX=10417aceddd7d5d05d7cbf7b0fc2daad1105f8b4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,16 @@ from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.prepare import PreparedSet, held_out, prepare
 from owpo_megatron.evaluation.serve import DEFAULT_MAX_TOKENS, evaluate_weights, response_limit, stored_dtype
-from owpo_megatron.evaluation.sets import HELD_OUT, EvalSet, data_folder, narrowed, resolve, sets_of_run, source_of
+from owpo_megatron.evaluation.sets import (
+    HELD_OUT,
+    SETS,
+    EvalSet,
+    data_folder,
+    narrowed,
+    resolve,
+    sets_of_run,
+    source_of,
+)
 from owpo_megatron.evaluation.targets import Target, model_target, run_targets
 from owpo_megatron.report.scores import Scored, details, score_tables, write_tables
 
@@ -98,7 +107,7 @@ def _config_of_model(model: Path, overrides: Sequence[str]) -> Config:
 def _prepared(target: Target, wish: Wish) -> Job:
     tokenizer = load_tokenizer(target.files)
     template, longest = "chat" if tokenizer.has_chat_template else "completion", DEFAULT_MAX_TOKENS
-    if target.checkpoints:  # a run knows how it was trained
+    if target.checkpoints:  # a run: as it was trained
         template, longest = target.config.data.template, target.config.rollout.max_response_tokens
     if wish.template != "auto":
         template = wish.template
@@ -109,12 +118,31 @@ def _prepared(target: Target, wish: Wish) -> Job:
 
 def _specs(target: Target, wish: Wish) -> list[EvalSet]:
     if wish.sets:
-        return [resolve(one) for one in wish.sets]
+        return [_like_the_run(resolve(one), one, target) for one in wish.sets]
     if not target.checkpoints:
         raise UserError(
-            "--sets", "(none)", "say what to ask, e.g. --sets aime24,amc or --set mine=FILE (owpo eval --list)"
+            "--sets",
+            "(none)",
+            "name a set, e.g. --sets aime24,amc or --set mine=FILE (known ones: --list)",
         )
     return [narrowed(one, wish.samples, wish.limit) for one in sets_of_run(target.config)]
+
+
+def _like_the_run(spec: EvalSet, wanted: SetConfig, target: Target) -> EvalSet:
+    """A file of the user's own, evaluated for a run: sampled and graded as the run's own held-out problems are."""
+    if spec.name in SETS or not target.checkpoints:
+        return spec
+    wants = target.config.eval
+    samples = wanted.samples or wants.samples
+    return replace(
+        spec,
+        samples=samples,
+        pass_at=tuple(k for k in wants.pass_at if k <= samples) or (1,),
+        temperature=wants.temperature,
+        top_p=wants.top_p,
+        rule=target.config.verifier.rule,
+        instruct=False,
+    )
 
 
 def _set(
@@ -123,12 +151,19 @@ def _set(
     if spec.name == HELD_OUT and spec.source is None:
         prompts, report = load_prompts(target.config.data, tokenizer, "test", spec.limit)
         return held_out(spec, prompts, report.source)
+    if spec.name not in SETS and target.checkpoints and not str(spec.source).endswith(".csv"):
+        own = target.config.data.model_copy(update={"eval_source": spec.source, "template": template})
+        prompts, report = load_prompts(own, tokenizer, "test", spec.limit)
+        return held_out(spec, prompts, str(report))
     return prepare(spec, source_of(spec, data), template, tokenizer, seed)  # type: ignore[arg-type]
 
 
 def _evaluate(job: Job, wish: Wish) -> list[dict[str, Any]]:
     target = job.target
     out.print(f"[bold]{escape(target.label)}[/bold]: {escape(str(target.weights))} -> {escape(str(target.out))}")
+    for one in job.sets:
+        rules = ", ".join(sorted(set(one.rules.values())))
+        out.print(f"  {one.spec.title}: {len(one.prompts)} problems of {escape(one.origin)}, graded by {escape(rules)}")
     with _bars() as bars:
 
         def watch(prepared: PreparedSet) -> Any:

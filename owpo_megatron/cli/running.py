@@ -71,14 +71,26 @@ def run_trainer(
         )
         if outcome.code == 2 and before is not None:  # a refused configuration is not the run's
             resolved.write_bytes(before)
+    if outcome.stopped:
+        out.print(_kept_by(config.run_dir))
+        if outcome.code:
+            raise typer.Exit(outcome.code)
+        return False
     if outcome.code:
         word = "error" if outcome.code == 2 else "failed"
         where = f" [dim](more in {escape(str(outcome.log))})[/dim]" if outcome.log and outcome.code != 2 else ""
         err.print(f"[bold red]{word}:[/bold red] {escape(outcome.reason)}{where}")
         raise typer.Exit(outcome.code)
-    if outcome.stopped:
-        out.print("stopped and saved; the same command goes on from here")
-    return not outcome.stopped
+    return True
+
+
+def _kept_by(run_dir: Path) -> str:
+    """What a stopped run left on disk."""
+    steps = sorted((run_dir / "checkpoints").glob("step_*/manifest.json"))
+    if not steps:
+        return "stopped before the first checkpoint; nothing was kept, and the same command starts again from step 0"
+    step = int(steps[-1].parent.name.removeprefix("step_"))
+    return f"stopped; saved up to step {step}, and the same command resumes there"
 
 
 def move_aside(run_dir: Path) -> Path | None:

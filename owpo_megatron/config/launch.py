@@ -37,7 +37,7 @@ class LaunchConfig(Section):
     exclusive: bool = True
     """Request whole nodes with all their cores and memory; with false, request a share in `sbatch`."""
     sbatch: list[str] = []
-    """Extra sbatch options, written as after #SBATCH, e.g. `--constraint=h100`."""
+    """Extra sbatch options, written as after #SBATCH, e.g. `--constraint=h100`. They override the script's own."""
     container: str | None = None
     """Image, or an enroot or .sif file; null: the nodes' own Python."""
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
@@ -45,17 +45,21 @@ class LaunchConfig(Section):
     mounts: list[str] = []
     """Folders to mount, SOURCE:DESTINATION or SOURCE:DESTINATION:ro; the working folder is always mounted."""
     env: dict[str, str | int | float] = {}
-    """Environment variables of every rank and engine: NCCL_SOCKET_IFNAME, NCCL_IB_HCA, HF_HOME, ..."""
+    """Environment variables of every rank and engine: NCCL_SOCKET_IFNAME, NCCL_IB_HCA, HF_HOME, ... Those of the
+    submitting shell do not reach the job."""
     prologue: list[str] = []
-    """Shell lines run on the first node before anything else: `module load cuda/13.0`, ..."""
+    """Shell lines that the batch script runs first: `module load cuda/13.0`, ..."""
     python: Path | None = None
     """Interpreter of the trainer on the nodes; null: this one, or `python3` inside a container."""
     signal_seconds: int = Field(300, ge=30)
     """Seconds before the time limit at which the run finishes its step and saves."""
+    health_check: bool = True
+    """Check every node before ranks and engines start: the run folder, the interpreter, /dev/shm, GPUs and their memory
+    errors. A node that fails is named, and the job is requeued."""
     max_requeues: int = Field(3, ge=0)
-    """Requeues after a failure."""
+    """Requeues after failures in a row; a new checkpoint between two failures starts the count anew."""
     max_continuations: int = Field(100, ge=0)
-    """Requeues after the time limit, each resuming from the saved checkpoint; 0: the job ends there."""
+    """Requeues after a save at the time limit or at preemption, each resuming from it; 0: the job ends there."""
     nemo_python: Path | None = None
     """Interpreter with NeMo-Run; null: that of .venv-nemo in the clone (`make nemo`)."""
 
@@ -78,5 +82,5 @@ class LaunchConfig(Section):
                 raise UserError("launch.sbatch", option, "write it as sbatch takes it, e.g. --constraint=h100")
         for name in self.env:
             if not name.isidentifier():
-                raise UserError("launch.env", name, "not a name that a shell takes")
+                raise UserError("launch.env", name, "is not a valid name of a shell variable")
         return self

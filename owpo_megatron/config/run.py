@@ -123,7 +123,7 @@ class EngineConfig(Section):
     max_restarts: int = Field(3, ge=0)
     """Restarts of a server that dies; after these the run fails."""
     concurrency: int = Field(256, gt=0)
-    """Requests in flight at a time, over all engines."""
+    """Requests in flight per engine."""
 
 
 class SyncConfig(Section):

@@ -1,4 +1,4 @@
-"""What a configuration points to: settings that cannot work, a model the layout does not divide, unreadable files."""
+"""A run's inputs: contradictory settings, a model that the layout does not divide, unreadable files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from owpo_megatron.errors import UserError
 
 
 def settings(scope: Scope) -> Iterator[Finding]:
-    """The checks that `owpo train` makes before it starts, each with its own row."""
+    """The checks that `owpo train` makes before it starts, one row each."""
     from owpo_megatron.launch.preflight import CHECKS
 
     assert scope.config is not None
@@ -27,7 +27,7 @@ def settings(scope: Scope) -> Iterator[Finding]:
 
 
 def model(scope: Scope) -> Iterator[Finding]:
-    """The shape against tensor and pipeline parallelism, weights that are there, a tokenizer that can be read."""
+    """The model's shape against the parallel layout, its weights, its tokenizer."""
     from owpo_megatron.data import load_tokenizer
     from owpo_megatron.families import check_parallel, read_hf_config
 
@@ -59,22 +59,33 @@ def model(scope: Scope) -> Iterator[Finding]:
 
 
 def data(scope: Scope) -> Iterator[Finding]:
-    """Problems through template and tokenizer, as the run reads them; a large file takes its seconds here, too."""
+    """Problems through template and tokenizer, exactly as the run reads them, and their lengths against the context."""
     from owpo_megatron.data import load_prompts, load_tokenizer
+    from owpo_megatron.engine.context import check_context_length, context_length
 
     assert scope.config is not None
     config = scope.config
+    folder = hf_folder(config.model.path)
     try:
-        tokenizer = load_tokenizer(hf_folder(config.model.path))
+        tokenizer = load_tokenizer(folder)
     except UserError:
-        return  # the check of the model says so
+        return  # reported by the check of the model
     prompts, report = load_prompts(config.data, tokenizer, "train")
     longest = max(len(prompt.token_ids) for prompt in prompts)
     yield Finding("data", "ok", f"{report}; the longest prompt has {longest} tokens")
+    try:
+        check_context_length(config, longest)
+    except UserError as error:
+        yield _refused("context", error)
+    else:
+        fits = f"{longest} prompt + {config.rollout.max_response_tokens} response tokens fit"
+        yield Finding(
+            "context", "ok", f"{fits} into the model's {context_length(folder, config.sglang) or '(unknown)'}"
+        )
 
 
 def _weight_files(files: Path, model: Path) -> list[Path]:
-    """Files that hold weights: safetensors of an HF folder, or a converted folder's own."""
+    """Weight files of an HF folder (safetensors) or of a converted one."""
     return sorted(files.glob("*.safetensors")) or sorted(model.rglob("*.distcp"))
 
 

@@ -124,7 +124,7 @@ class Fleet:
             sampling,
             # sglang-router does not accept a list of sampling parameters, and siblings differ in their seeds
             samples_per_post=samples_per_post(len(requests), len(clients), sampling) if self.front is None else 1,
-            concurrency=self._config.concurrency,
+            concurrency=self._config.concurrency * len(self.engines) // len(clients),
             give_up=self._give_up,
             bring_back=self._bring_back_while_generating,
             progress=progress,

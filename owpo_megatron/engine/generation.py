@@ -42,7 +42,7 @@ class Generation:
     Args:
         clients: the engines, or the one router in front of them.
         samples_per_post: samples sent in one request.
-        concurrency: samples in flight at a time, over all engines.
+        concurrency: samples in flight per client.
         give_up: makes the pending requests of a lost engine (its index in `clients`) fail quickly.
         bring_back: returns when a lost engine answers again and has the weights.
     """
@@ -65,7 +65,7 @@ class Generation:
         self.give_up, self.bring_back = give_up, bring_back
         self.progress, self.finished = progress, finished
         self.posts = deque(range(0, len(requests), samples_per_post))  # each by its first sample
-        self.workers_per_engine = max(1, concurrency // len(clients) // samples_per_post)
+        self.workers_per_engine = max(1, concurrency // samples_per_post)
         self.workers = [0] * len(clients)
         self.lost: dict[int, EngineGone] = {}
         self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()

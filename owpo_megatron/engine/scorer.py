@@ -55,7 +55,7 @@ class Scorer:
         self._clients = [ScoringClient(url, config.request_timeout) for url in urls]
         self._patience = config.startup_timeout
         self._progress = progress
-        self._workers = max(1, min(8, config.concurrency // len(urls)))  # each post carries several texts
+        self._workers = max(1, min(8, config.concurrency))  # each post carries several texts
         served = set()
         for client in self._clients:
             try:

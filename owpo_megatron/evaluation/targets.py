@@ -11,7 +11,7 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.run.layout import BEST, RunFolder, step_name, step_of, whole_steps
 
 NEWEST = "newest"
-_PLACES = {BEST: "best", NEWEST: "converged"}  # how a table calls them
+CONVERGED = "converged"  # the paper's word for the last checkpoint of a run that was trained to its end
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def run_targets(run_dir: Path, config: Config, wanted: Sequence[str], out: Path 
         folder = _checkpoint(run_dir, one)
         step = step_of(folder.name)
         first, names = steps.get(step, (folder, ()))
-        steps[step] = (first, (*names, _PLACES.get(one, f"step {step}")))
+        finished = one == NEWEST and RunFolder(run_dir).summary.is_file()
+        name = BEST if one == BEST else CONVERGED if finished else f"step {step}"
+        steps[step] = (first, (*names, name))
     out = out / run_dir.resolve().name if out else RunFolder(run_dir).evaluations
     base = config.model.path.name
     return [

@@ -1,4 +1,4 @@
-"""What cannot work is refused before it waits in a queue."""
+"""Refuse jobs that cannot work before they wait in a queue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from owpo_megatron.launch.preflight import FILE_CHECKS
 
 
 def check_job(job: Job) -> None:
-    """Look at everything that this machine can tell of the job; imports no torch.
+    """Check everything that this machine knows about the job; imports no torch.
 
     Raises:
         UserError: the first thing that is missing or cannot work.
@@ -26,10 +26,10 @@ def check_job(job: Job) -> None:
 
 
 def check_model(job: Job) -> None:
-    """Whether the parallel sizes divide the model. Imports torch and transformers, which takes seconds.
+    """Check that the parallel sizes divide the model. Imports torch and transformers, which takes seconds.
 
     Raises:
-        UserError: they do not, or the model is none that megatron's side knows.
+        UserError: they do not, or the model family is not supported.
     """
     from owpo_megatron.families import check_parallel, read_hf_config
 
@@ -41,11 +41,13 @@ def check_model(job: Job) -> None:
 def _name(job: Job) -> None:
     name = job.config.name
     if not re.fullmatch(r"[\w.-]+", name):
-        raise UserError("name", name, "a job's name has letters, digits, dot, dash and underscore only")
+        raise UserError("name", name, "use letters, digits, dot, dash and underscore only")
     if len(set(job.seeds)) < len(job.seeds):
         raise UserError("--seeds", ",".join(map(str, job.seeds)), "give each seed once")
     if job.seeds and job.links > 1:
-        raise UserError("--chain", job.links, "a chain is of one run; submit the seeds one by one, or without --chain")
+        raise UserError(
+            "--chain", job.links, "a chain continues one run; submit the seeds one by one, or leave --chain out"
+        )
 
 
 def _ranks(job: Job) -> None:
@@ -55,7 +57,7 @@ def _ranks(job: Job) -> None:
     model = wanted.tp * wanted.pp
     fitting = f"set parallel.dp={job.world_size // model}" if job.world_size % model == 0 else f"tp * pp = {model}"
     raise UserError(
-        "nodes * ranks a node",
+        "nodes * ranks per node",
         f"{launch.nodes} * {launch.ranks} = {job.world_size}",
         f"the configuration has parallel.tp * pp * dp = {wanted.world_size}: {fitting}, or ask for other nodes",
     )
@@ -64,7 +66,7 @@ def _ranks(job: Job) -> None:
 def _tensor_parallel(job: Job) -> None:
     gpus, tp = job.launch.gpus_per_node, job.config.parallel.tp
     if gpus and tp > job.launch.ranks:
-        remedy = f"cannot exceed the {job.launch.ranks} ranks of a node: between nodes it is slow; raise parallel.pp"
+        remedy = f"cannot exceed the {job.launch.ranks} ranks per node: it is slow across nodes; raise parallel.pp"
         raise UserError("parallel.tp", tp, remedy)
 
 
@@ -72,7 +74,9 @@ def _engines(job: Job) -> None:
     launch, config = job.launch, job.config
     if launch.engine_nodes and job.engine_place == "none":
         source = "rollout.replay" if config.rollout.replay else "engine.urls or engine.rendezvous"
-        raise UserError("launch.engine_nodes", launch.engine_nodes, f"{source} is set: no engine is started; say 0")
+        raise UserError(
+            "launch.engine_nodes", launch.engine_nodes, f"{source} is set, so no engine is started; set it to 0"
+        )
     if job.engine_place == "none" or not launch.gpus_per_node:
         return
     if launch.gpus_per_node % config.engine.tp:
@@ -81,8 +85,8 @@ def _engines(job: Job) -> None:
         raise UserError(
             "launch.engine_nodes",
             0,
-            "engines share the trainer's GPUs: set sglang.mem_fraction_static to their part of the memory (e.g. 0.3), "
-            "or give them nodes with --engine-nodes",
+            "engines share the trainer's GPUs: set sglang.mem_fraction_static to their share of the memory (e.g. 0.3), "
+            "or give them nodes of their own with --engine-nodes",
         )
 
 
@@ -104,15 +108,29 @@ def _python(job: Job) -> None:
         wanted.append(("engine.python", find_python(job.config.engine)))
     for field, python in wanted:
         if not os.access(python, os.X_OK):
-            raise UserError(field, python, "no such interpreter; every node needs it under this path")
+            raise UserError(field, python, "no such interpreter; it must exist under this path on every node")
+
+
+def kubernetes_image(image: str) -> str:
+    """The image as Kubernetes writes it: enroot's `REGISTRY#NAME:TAG` is `REGISTRY/NAME:TAG` there.
+
+    Raises:
+        UserError: it is a file, which pods cannot use.
+    """
+    if _is_file(image):
+        raise UserError("launch.container", image, "is a file; pods need an image in a registry: REGISTRY/NAME:TAG")
+    return image.removeprefix("docker://").replace("#", "/", 1)
+
+
+def _is_file(image: str) -> bool:
+    return image.startswith(("/", "./")) or image.endswith((".sif", ".sqsh"))
 
 
 def _container(job: Job) -> None:
     image = job.launch.container
     if image is None:
         return
-    looks_like_a_file = image.startswith(("/", "./")) or image.endswith((".sif", ".sqsh"))
-    if looks_like_a_file and not Path(image).exists():
+    if _is_file(image) and not Path(image).exists():
         raise UserError("launch.container", image, "no such image file")
     for mount in job.launch.mounts:
         source = Path(mount.split(":")[0])
@@ -126,12 +144,12 @@ def _time(job: Job) -> None:
         raise UserError(
             "launch.time",
             job.launch.time,
-            f"is not more than launch.signal_seconds = {job.launch.signal_seconds}, the time kept for saving",
+            f"must exceed launch.signal_seconds = {job.launch.signal_seconds}, the time reserved for saving",
         )
 
 
 def time_seconds(text: str) -> int:
-    """What sbatch makes of a time limit.
+    """Seconds of a time limit, as sbatch reads it.
 
     Example:
         >>> time_seconds("90"), time_seconds("1:30"), time_seconds("4:00:00"), time_seconds("1-12")
@@ -149,9 +167,9 @@ def time_seconds(text: str) -> int:
 
 
 def require_command(name: str) -> None:
-    """Raises UserError where a cluster's command is not to be found."""
+    """Raises UserError if a cluster command is not installed here."""
     if shutil.which(name) is None:
-        raise UserError(name, "(missing)", "no such command here; submit from a login node, or look with --dry-run")
+        raise UserError(name, "(missing)", "no such command here; submit from a login node, or use --dry-run")
 
 
 CHECKS: tuple[Callable[[Job], None], ...] = (

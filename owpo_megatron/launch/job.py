@@ -1,4 +1,4 @@
-"""What a cluster is asked for: one job, from the configuration, whichever way it is then submitted."""
+"""A job as requested from a cluster, derived from the configuration, independent of how it is submitted."""
 
 from __future__ import annotations
 
@@ -15,10 +15,20 @@ from owpo_megatron.run.layout import RunFolder
 
 EnginePlace = Literal["none", "own nodes", "trainer's nodes"]
 
+NCCL_WATCH = {
+    "NCCL_DEBUG": "WARN",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",  # end the process on an error of a collective, without cleaning up
+    "TORCH_NCCL_ENABLE_MONITORING": "1",  # end it when NCCL's watchdog itself is stuck ...
+    "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "600",  # ... for this long
+    "TORCH_FR_BUFFER_SIZE": "2000",  # flight recorder: the last collectives of each rank ...
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",  # ... written to the logs when one times out
+}
+"""Defaults that turn a hang of NCCL into an error with a trace, for torchrun to end the job and Slurm to requeue it."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """Nodes, roles and folders of a run on a cluster. Trainer nodes come first, engine nodes behind them.
+    """Nodes, roles and folders of a run on a cluster. Trainer nodes come first, engine nodes after them.
 
     Example:
         Job(Config.load("run.yaml"), workdir=Path.cwd()).total_nodes
@@ -26,11 +36,11 @@ class Job:
 
     config: Config
     workdir: Path
-    """Where the job runs: relative paths of the configuration start here. Every node sees it."""
+    """The job's working folder, shared by all nodes; relative paths of the configuration start here."""
     seeds: tuple[int, ...] = ()
-    """One run a seed, as a job array; each in a folder of its own."""
+    """One run per seed, as a job array; each in its own folder."""
     links: int = 1
-    """Jobs in a row, each going on from where the one before had to stop."""
+    """Jobs in a row, each resuming where the previous one stopped."""
 
     @property
     def launch(self) -> LaunchConfig:
@@ -44,12 +54,12 @@ class Job:
 
     @property
     def engines_per_node(self) -> int:
-        """As many as the node's GPUs allow; one on a cluster without GPUs."""
+        """As many engines as the node's GPUs allow; one on a cluster without GPUs."""
         return max(1, self.launch.gpus_per_node // self.config.engine.tp)
 
     @property
     def engine_nodes(self) -> int:
-        """Nodes with engines on them."""
+        """Number of nodes that run engines."""
         return {"none": 0, "own nodes": self.launch.engine_nodes, "trainer's nodes": self.launch.nodes}[
             self.engine_place
         ]
@@ -68,7 +78,7 @@ class Job:
 
     @property
     def world_size(self) -> int:
-        """Trainer ranks that will be started."""
+        """Number of trainer ranks."""
         return self.launch.nodes * self.launch.ranks
 
     @property
@@ -78,25 +88,25 @@ class Job:
 
     @property
     def python(self) -> str:
-        """The interpreter on the nodes."""
+        """The trainer's interpreter on the nodes."""
         if self.launch.python is not None:
             return str(self.launch.python)
         return "python3" if self.launch.container else sys.executable
 
     @property
     def summary(self) -> str:
-        """One line for a person."""
+        """One line for people."""
         ranks = f"{self.world_size} ranks on {_count(self.launch.nodes, 'node')}"
         engines = {
             "none": "no engine of its own",
-            "own nodes": f"{_count(self.num_engines, 'engine')} on {_count(self.engine_nodes, 'node')} more",
+            "own nodes": f"{_count(self.num_engines, 'engine')} on {_count(self.engine_nodes, 'more node')}",
             "trainer's nodes": f"{_count(self.num_engines, 'engine')} on the same",
         }
         return f"{ranks}, {engines[self.engine_place]}"
 
     @property
     def kubernetes_name(self) -> str:
-        """The run's name as Kubernetes takes names."""
+        """The run's name as a valid Kubernetes name."""
         return re.sub(r"[^a-z0-9-]+", "-", self.config.name.lower()).strip("-")
 
     def kubernetes_replicas(self) -> list[tuple[str, int]]:
@@ -104,27 +114,28 @@ class Job:
         return [("Master", 1)] + ([("Worker", self.launch.nodes - 1)] if self.launch.nodes > 1 else [])
 
     def run_configs(self) -> list[Config]:
-        """The configuration of every run: one, or one a seed with a name of its own."""
+        """The configuration of every run: one, or one per seed with its own name."""
         if not self.seeds:
             return [self.config]
         name = self.config.name
         return [self.config.model_copy(update={"seed": seed, "name": f"{name}-seed{seed}"}) for seed in self.seeds]
 
     def environment(self) -> dict[str, str]:
-        """Variables of every rank and engine; those of `launch.env` win."""
+        """Environment of every rank and engine; `launch.env` wins."""
         env = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         if self.launch.gpus_per_node:
             env["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # megatron's overlap of communication relies on it
+            env |= NCCL_WATCH
         else:
             env |= {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}  # compiling costs more there than it saves
         return env | {name: str(value) for name, value in self.launch.env.items()}
 
     def mounts(self) -> list[str]:
-        """Mounts of the container, the working folder among them."""
+        """Mounts of the container, including the working folder."""
         return [f"{self.workdir}:{self.workdir}", *self.launch.mounts]
 
     def host_path(self, path: Path) -> Path | None:
-        """Where a path that the ranks see lies outside the container; None: in the image, or nowhere."""
+        """A path of the ranks as seen outside the container; None: it is inside the image, or nowhere."""
         path = path if path.is_absolute() else self.workdir / path
         if self.launch.container is None:
             return path
@@ -142,7 +153,7 @@ def needs_own_engine(config: Config) -> bool:
 
 
 def quoted(value: object) -> str:
-    """For a shell."""
+    """Quoted for a shell."""
     return shlex.quote(str(value))
 
 

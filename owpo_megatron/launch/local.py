@@ -1,7 +1,7 @@
-"""Starts a run's ranks on this machine, passes a stop on to them, and says in one line why they failed.
+"""Start a run's ranks on this machine, forward a stop to them, and report in one line why they failed.
 
-        owpo train --- this process: signals, exit code, the one line
-          torchrun            watches the ranks; its own words go to logs/torchrun.log
+        owpo train --- this process: signals, exit code, the one-line reason
+          torchrun            watches the ranks; its output goes to logs/torchrun.log
             rank 0            stdout: the terminal; stderr: logs/rank_0.log; talks to the engine
             rank 1 ..         logs/rank_N.log
 
@@ -27,9 +27,9 @@ import psutil
 from owpo_megatron.launch.machine import gpu_names
 from owpo_megatron.launch.rank import end_with_parent
 
-_MISTAKE = "error: "  # how an error file of a user's mistake begins (trainer/main.py)
+_MISTAKE = "error: "  # prefix of an error file that reports a user's mistake (trainer/main.py)
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
-_SHUTDOWN_SECONDS = 20  # between torchrun's request to end and its kill, once a rank has failed
+_SHUTDOWN_SECONDS = 20  # from torchrun's SIGTERM to its SIGKILL, once a rank has failed
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Outcome:
 
     code: int  # 0 done, 1 failure, 2 the user's mistake
     reason: str = ""
-    log: Path | None = None  # where more stands
+    log: Path | None = None  # file with the details
     stopped: bool = False  # on request
 
 
@@ -59,36 +59,38 @@ def run_ranks(
     SIGINT and SIGTERM go to the ranks, which finish their step and save; a second one ends them at once.
 
     Args:
-        logs: folder for the ranks' logs and error files; those of an earlier start are removed.
-        notify: told what happens on a signal.
-        lock: file descriptor of the run folder's lock, held by the ranks' side as well: should this process be killed,
-            the folder stays locked until they have ended.
+        logs: folder for the ranks' logs and error files. Error files of an earlier attempt are removed; its logs are
+            kept as NAME.log.1.
+        notify: called with a message on each signal.
+        lock: file descriptor of the run folder's lock. The ranks inherit it, so that the folder stays locked until they
+            have ended even if this process is killed.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    for pattern in ("error_rank_*.txt", "torchrun.log"):
-        for stale in logs.glob(pattern):
-            stale.unlink()
+    for stale in logs.glob("error_rank_*.txt"):
+        stale.unlink()
+    for earlier in [*logs.glob("rank_*.log"), *logs.glob("torchrun.log")]:
+        earlier.replace(earlier.with_name(f"{earlier.name}.1"))  # a log begins with its own attempt
     command = _command(world_size, logs, module, arguments)
-    with (logs / "torchrun.log").open("wb") as own_words:  # of one rank: what it says before it has its log
+    with (logs / "torchrun.log").open("wb") as launcher_log:  # one rank: its output before its log is open
         process = subprocess.Popen(
             command,
             env=rank_environment(world_size),
-            stderr=own_words,
-            start_new_session=True,  # the terminal's Ctrl-C comes here alone, and is passed on below
-            preexec_fn=end_with_parent,  # no threads here that a fork could harm
+            stderr=launcher_log,
+            start_new_session=True,  # the terminal's Ctrl-C reaches this process only, which forwards it below
+            preexec_fn=end_with_parent,  # safe: this process has no threads
             pass_fds=() if lock is None else (lock,),
         )
-        with _stops_passed_on(process, world_size, notify) as stop:
+        with _forwarded_stops(process, world_size, notify) as stop:
             code = process.wait()
     if code == 0:
         return Outcome(0, stopped=stop.asked > 0)
     if stop.asked:
-        return Outcome(1, "stopped at once; what came after the last checkpoint is lost", stopped=True)
+        return Outcome(1, "stopped before the step was saved", stopped=True)
     return _why(code, world_size, logs)
 
 
 def rank_environment(world_size: int) -> dict[str, str]:
-    """This environment with what every rank needs; what is set already stays."""
+    """This environment plus the variables that every rank needs; variables that are set already win."""
     env = dict(os.environ)
     env.setdefault("PYTHONUNBUFFERED", "1")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -96,12 +98,12 @@ def rank_environment(world_size: int) -> dict[str, str]:
         env.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron's overlap of communication relies on it
     else:
         env.setdefault("OMP_NUM_THREADS", "1")
-        env.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs more there than it saves
+        env.setdefault("TORCHDYNAMO_DISABLE", "1")  # on a CPU compilation takes longer than it saves
     return env
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on now."""
+    """A TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -122,37 +124,37 @@ def _command(world_size: int, logs: Path, module: str, arguments: Sequence[str])
 
 @dataclass
 class _Stop:
-    asked: int = 0  # how many times
+    asked: int = 0  # signals received
 
 
 @contextmanager
-def _stops_passed_on(
+def _forwarded_stops(
     process: subprocess.Popen[bytes], world_size: int, notify: Callable[[str], None]
 ) -> Iterator[_Stop]:
     stop = _Stop()
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         stop.asked += 1
         if stop.asked == 1:
-            notify("stopping: the ranks finish their step and save (once more: stop at once)")
-            _tell_ranks(process, world_size, number)
+            notify("stopping: a step under way is finished and saved (again: stop at once)")
+            _signal_ranks(process, world_size, number)
         elif stop.asked == 2:
-            notify("stopping at once (once more: kill)")
+            notify("stopping at once (again: kill)")
             process.terminate()
         else:
             _kill_tree(process)
 
-    before = {number: signal.signal(number, pass_on) for number in _FORWARDED}
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _kill_tree(process)  # nothing is left when this ends, whichever way
+        _kill_tree(process)  # leave no process behind, however this ends
 
 
-def _tell_ranks(process: subprocess.Popen[bytes], world_size: int, number: int) -> None:
-    """To the ranks themselves: torchrun would end them after its time-out, in the middle of a step."""
+def _signal_ranks(process: subprocess.Popen[bytes], world_size: int, number: int) -> None:
+    """Signal the ranks directly: torchrun would end them after its timeout, in the middle of a step."""
     if world_size == 1:
         process.send_signal(number)
         return
@@ -174,7 +176,7 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def _why(code: int, world_size: int, logs: Path) -> Outcome:
-    """From what the ranks left: a user's mistake if one says so, else what failed first."""
+    """The reason from the ranks' error files: a user's mistake if there is one, else the first failure."""
     files = sorted(logs.glob("error_rank_*.txt"), key=lambda file: file.stat().st_mtime_ns)
     texts = {file: file.read_text() for file in files}
     for file, text in texts.items():
@@ -183,7 +185,7 @@ def _why(code: int, world_size: int, logs: Path) -> Outcome:
     killed = _killed_rank(code, world_size, logs)
     if killed is not None:
         rank, number = killed
-        hint = "; the machine may be out of memory" if number == signal.SIGKILL else ""
+        hint = "; the machine may have run out of memory" if number == signal.SIGKILL else ""
         return Outcome(1, f"rank {rank} was ended by {signal.Signals(number).name}{hint}", _log_of(rank, logs))
     for file, text in texts.items():
         lines = [line for line in text.splitlines() if line.strip()]
@@ -192,7 +194,7 @@ def _why(code: int, world_size: int, logs: Path) -> Outcome:
 
 
 def _killed_rank(code: int, world_size: int, logs: Path) -> tuple[int, int] | None:
-    """(rank, signal) when a rank was ended by a signal: it leaves no error file, and others fail because of it.
+    """(rank, signal) when a signal ended a rank: it leaves no error file, and the others fail because of it.
 
     torchrun ends the rest with SIGTERM once one has failed, so that one counts only as the first failure.
     """

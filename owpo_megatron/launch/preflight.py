@@ -1,22 +1,35 @@
-"""Checks of a run that cost nothing: they find the mistakes that would otherwise show up minutes later, on a rank."""
+"""Cheap checks before a run starts: mistakes that would otherwise show up minutes later, on a rank or in the engine."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data import check_source
 from owpo_megatron.engine.command import check_environment, server_arguments
+from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.engine.server import probe_port
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.sets import check_sets
 from owpo_megatron.launch.job import needs_own_engine
 from owpo_megatron.launch.machine import gpu_names
 
+_FIND_RULE = """
+import sys
+from owpo_megatron.errors import UserError
+from owpo_megatron.verifiers.rules import find_rule
+try:
+    find_rule(sys.argv[1])
+except UserError as error:
+    sys.exit(error.remedy)
+"""
+
 
 def preflight(config: Config) -> None:
-    """Look at everything that a run will need on this machine.
+    """Check everything that a run needs on this machine. Imports no torch and reads no weights.
 
     Raises:
         UserError: the first thing that is missing or cannot work.
@@ -48,6 +61,33 @@ def _data(config: Config) -> None:
         )
 
 
+def _context(config: Config) -> None:
+    if config.rollout.replay is None:
+        check_context_length(config)
+
+
+def _rules(config: Config) -> None:
+    """Import `python:` rules as a rank will, from the working folder; a process of its own keeps this one small."""
+    rules = [config.verifier.rule, *(one.rule for one in config.eval.sets if one.rule)]
+    for rule in dict.fromkeys(rule for rule in rules if rule.startswith("python:")):
+        done = subprocess.run([sys.executable, "-c", _FIND_RULE, rule], capture_output=True, text=True)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["its import ended the process"]
+            raise UserError("verifier.rule", rule, lines[-1])
+
+
+def _megatron(config: Config) -> None:
+    """What megatron-core refuses about recomputation; other raw fields are checked by the ranks and by `owpo plan`."""
+    raw = config.megatron
+    if raw.get("recompute_granularity") != "full":
+        return
+    complete = "full recomputation needs megatron.recompute_method uniform (or block) and megatron.recompute_num_layers"
+    if raw.get("recompute_method") not in ("uniform", "block"):
+        raise UserError("megatron.recompute_method", raw.get("recompute_method"), f"{complete}, e.g. uniform and 1")
+    if not raw.get("recompute_num_layers"):
+        raise UserError("megatron.recompute_num_layers", raw.get("recompute_num_layers"), f"{complete}, e.g. 1")
+
+
 def _devices(config: Config) -> None:
     gpus = gpu_names()
     if config.engine.device == "cuda" and not gpus:
@@ -60,16 +100,24 @@ def _devices(config: Config) -> None:
         raise UserError(
             "parallel.tp * pp * dp",
             world,
-            f"this machine has {len(gpus)} GPUs; lower it, start torchrun over several machines, or run on the CPU "
-            "with CUDA_VISIBLE_DEVICES= set to nothing",
+            f"this machine has {len(gpus)} GPUs; lower it, use several machines (owpo launch, or torchrun), or run on "
+            "the CPU with an empty CUDA_VISIBLE_DEVICES=",
         )
 
 
 def _engine(config: Config) -> None:
     if config.engine.urls and config.engine.rendezvous is not None:
-        raise UserError("engine.rendezvous", config.engine.rendezvous, "engine.urls names the engines: leave one out")
+        raise UserError(
+            "engine.rendezvous",
+            config.engine.rendezvous,
+            "leave out either this or engine.urls",
+        )
     if config.engine.router and (config.engine.urls or config.engine.rendezvous):
-        raise UserError("engine.router", config.engine.router, "the router names the engines: leave the others out")
+        raise UserError(
+            "engine.router",
+            config.engine.router,
+            "leave out engine.urls and engine.rendezvous beside it",
+        )
     for field, urls in (("urls", config.engine.urls), ("router", [config.engine.router or "http://"])):
         for url in urls:
             if not url.startswith(("http://", "https://")):
@@ -88,7 +136,7 @@ def _sync(config: Config) -> None:
     sync, gpus = config.sync, gpu_names()
     on_cuda = bool(gpus) and config.engine.device != "cpu"
     if sync.transport == "ipc" and not on_cuda:
-        remedy = "handles are of CUDA memory; use tensor, which shares memory with the run's own engines on a CPU"
+        remedy = "CUDA IPC needs CUDA memory; use tensor, which shares host memory with the run's own engines"
         raise UserError("sync.transport", "ipc", remedy)
     if sync.fp8 and not on_cuda:
         raise UserError("sync.fp8", True, "SGLang runs FP8 on CUDA devices; leave it out on a CPU")
@@ -96,13 +144,13 @@ def _sync(config: Config) -> None:
         raise UserError("sync.fp8", True, "engines in FP8 compute in bfloat16; set model.dtype bfloat16")
     if sync.delta and (config.engine.urls or config.engine.router):
         remedy = (
-            "servers known by their URL have no mirror for changes; start them with owpo serve --rendezvous FOLDER "
+            "servers given by URL keep no replica to apply changes to; start them with owpo serve --rendezvous FOLDER "
         )
         raise UserError("sync.delta", True, remedy + "and set engine.rendezvous, or leave it out")
     if sync.verify == "hash" and on_cuda:
-        raise UserError("sync.verify", "hash", "SGLang hashes CUDA tensors in a way of its own; use logprob")
+        raise UserError("sync.verify", "hash", "SGLang hashes CUDA tensors differently; use logprob")
     if "quantization" in config.sglang:
-        remedy = "an engine that quantises its own weights cannot take new ones; leave it out and set sync.fp8"
+        remedy = "an engine that quantises its own weights cannot be updated; leave it out and set sync.fp8"
         raise UserError("sglang.quantization", config.sglang["quantization"], remedy)
     if config.engine.count > 1 and not needs_own_engine(config):
         raise UserError("engine.count", config.engine.count, "the run starts no engines of its own; leave it out")
@@ -118,7 +166,7 @@ def _port_free(host: str, port: int) -> None:
 
 def _run_dir(config: Config) -> None:
     if any(part in config.name for part in ("/", "\\")) or config.name in ("", ".", ".."):
-        raise UserError("name", config.name, "must be a plain folder name; the place is runs_dir")
+        raise UserError("name", config.name, "must be a plain folder name; its parent folder is runs_dir")
     place = config.runs_dir
     while not place.exists():
         place = place.parent
@@ -126,6 +174,8 @@ def _run_dir(config: Config) -> None:
         raise UserError("runs_dir", config.runs_dir, f"{place} is not a folder that can be written to")
 
 
-CHECKS: tuple[Callable[[Config], None], ...] = (_model, _data, _devices, _engine, _sync, _run_dir)
-# What a login node can tell of a run that will be on others.
-FILE_CHECKS: tuple[Callable[[Config], None], ...] = (_model, _data, _run_dir)
+CHECKS: tuple[Callable[[Config], None], ...] = (
+    *(_model, _context, _data, _rules, _megatron, _devices, _engine, _sync, _run_dir),
+)
+# The checks that hold on a login node, for a run on other machines.
+FILE_CHECKS: tuple[Callable[[Config], None], ...] = (_model, _context, _data, _rules, _megatron, _run_dir)

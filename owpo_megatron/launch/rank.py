@@ -1,10 +1,12 @@
-"""What `owpo train` starts on every rank: the trainer, with its streams in order and the reason of its end on disk.
+"""Entry point of every rank that `owpo train` starts: redirects its streams and records why it failed.
 
     python -m owpo_megatron.launch.rank LOGS_DIR owpo_megatron.trainer.main [its arguments]
 
-Rank 0's stdout is the terminal; every other stream goes to LOGS_DIR/rank_N.log. After an error the reason stands in
-LOGS_DIR/error_rank_N.txt, where launch/local.py finds it: `error: field = value: remedy` for a user's mistake, else a
-traceback. The trainer writes that file itself; what never reaches it (an import that fails) is written here.
+Rank 0's stdout is the terminal; every other stream goes to LOGS_DIR/rank_N.log. After an error the reason is in
+LOGS_DIR/error_rank_N.txt, where launch/local.py reads it: `error: field = value: remedy` for a user's mistake, else a
+traceback. The trainer writes that file itself; errors that never reach it (a failing import) are written here.
+
+Until the trainer takes over SIGTERM and SIGINT, either ends the rank quietly with exit code 0: nothing is lost yet.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from owpo_megatron.errors import UserError
 
@@ -26,9 +29,16 @@ def main(logs: Path, module: str, arguments: list[str]) -> int:
     rank = int(os.environ.get("RANK", "0"))
     logs.mkdir(parents=True, exist_ok=True)
     end_with_parent()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_before_the_start)
     _keep_descriptors()
     _write_streams_to(logs / f"rank_{rank}.log", streams=(2,) if rank == 0 else (1, 2))
     return _run(module, arguments, logs / f"error_rank_{rank}.txt")
+
+
+def _end_before_the_start(number: int, frame: FrameType | None) -> None:
+    """No cleanup: an engine under way dies with this process, and waiting for its start would take a minute."""
+    os._exit(0)
 
 
 def _run(module: str, arguments: list[str], error_file: Path) -> int:
@@ -53,16 +63,16 @@ def _write_streams_to(log: Path, streams: tuple[int, ...]) -> None:
 
 
 def _keep_descriptors() -> None:
-    """The launcher's lock is for this process: torch's shared-memory manager, which outlives it a little, would hold it
-    on, and the next command would find the folder taken."""
+    """Keep the launcher's lock from child processes: torch's shared-memory manager outlives this one a little, and the
+    next command would find the folder locked."""
     for descriptor in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError):  # the listing's own
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
             if int(descriptor) > 2:
                 os.set_inheritable(int(descriptor), False)
 
 
 def end_with_parent() -> None:
-    """On Linux: be told to stop when the launcher dies, so that no rank is left behind."""
+    """On Linux, get SIGTERM when the launcher dies, so that no rank is left behind."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

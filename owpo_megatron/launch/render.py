@@ -1,4 +1,4 @@
-"""Texts of a job: sbatch script, node script for NeMo-Run, Kubernetes manifest. The templates are in templates/."""
+"""Render a job's files: sbatch script, node script for NeMo-Run, Kubernetes manifest. Templates are in templates/."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import jinja2
 import yaml
 
 from owpo_megatron import __version__
+from owpo_megatron.launch.checks import kubernetes_image
 from owpo_megatron.launch.job import Job, quoted
 
 
@@ -17,14 +18,15 @@ def render_sbatch(job: Job) -> str:
 
 
 def render_node(job: Job) -> str:
-    """What every node of a NeMo-Run job executes: its engines, its ranks, or both."""
+    """The script that every node of a NeMo-Run job executes: its engines, its ranks, or both."""
     config = yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False).strip()
     return _render("node.sh.j2", job, config=config)
 
 
 def render_kubernetes(job: Job) -> str:
-    """A Kubeflow PyTorchJob, and a Job of engines where they have nodes of their own."""
-    return _render("pytorchjob.yaml.j2", job)
+    """A Kubeflow PyTorchJob, and a Job of engines if they have nodes of their own."""
+    assert job.launch.container is not None
+    return _render("pytorchjob.yaml.j2", job, image=kubernetes_image(job.launch.container))
 
 
 def _render(template: str, job: Job, **more: str) -> str:

@@ -66,7 +66,7 @@ def load_training_state(
     hold, not the saved ones; how many updates were made is restored.
     """
     metadata = _metadata()
-    if aliased:
+    if aliased or not slots.keeps_reference:
         slots.swap()  # a reference of its own, from `reference.path`, may have been loaded at the start
     else:
         # The parameters serve as landing place; the policy is loaded into them next.

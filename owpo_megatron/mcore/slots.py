@@ -53,6 +53,11 @@ class ParameterSlots:
         self._candidate: list[torch.Tensor] | None = None
         self._further: dict[str, _Slot | list[torch.Tensor]] = {}
 
+    @property
+    def keeps_reference(self) -> bool:
+        """False for a method without a reference: there is nothing to save, hash or restore."""
+        return self._kept
+
     def swap(self) -> None:
         """The reference becomes the policy. Never between a forward and its backward."""
         self.aliased = True

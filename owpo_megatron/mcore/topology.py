@@ -18,6 +18,8 @@ from owpo_megatron.mcore import cpu
 
 # Other ranks wait in a broadcast while rank 0 generates; a long response must not look like a dead rank.
 _CONTROL_TIMEOUT = timedelta(hours=2)
+# Collectives of tensors begin when every rank has its work: a rank that is this late is dead.
+_NCCL_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,6 @@ def _join(world_size: int) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "gloo" if cpu.on_cpu() else "nccl"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=_CONTROL_TIMEOUT)
+        dist.init_process_group(backend, timeout=_NCCL_TIMEOUT if backend == "nccl" else _CONTROL_TIMEOUT)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world_size)

@@ -5,15 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from owpo_megatron.config import Config, hf_folder
+from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.families import HFModel, check_context, check_parallel, read_hf_config
 from owpo_megatron.launch.job import EnginePlace, Job
+from owpo_megatron.mcore.transformer import transformer_config
 from owpo_megatron.methods import make_objective
 from owpo_megatron.plan.engine import EngineMemory, engine_memory
 from owpo_megatron.plan.parameters import whole_model
 from owpo_megatron.plan.trainer import TrainerMemory, trainer_memory
 
 OVERHEAD = 3 << 29  # 1.5 GiB: CUDA context, NCCL, cuBLAS workspaces, fragmentation. A guess
+RECOMPUTE = "megatron.recompute_granularity=full megatron.recompute_method=uniform megatron.recompute_num_layers=1"
+"""Overrides that recompute every layer's activations, as megatron-core accepts them."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Plan:
     engine: EngineMemory | None  # None: rollouts are replayed, or the engines are someone else's
     engine_place: EnginePlace
     full_length: int  # prompt and response, both as long as allowed, in tokens
+    recomputes: bool = False  # all activations are recomputed already
 
     @property
     def trainer_total(self) -> int:
@@ -46,11 +53,14 @@ class Plan:
     def problem(self) -> str | None:
         """Why it does not fit, with what helps; None: it does."""
         if self.free < 0:
-            return (
-                f"the trainer's GPUs lack {-self.free / 2**30:.1f} GiB: raise parallel.tp or the number of ranks, set "
-                "megatron.recompute_granularity full, lower optimizer.tokens_per_microbatch or "
-                "sglang.mem_fraction_static, set reference.placement offloaded, or give the engines nodes of their own"
-            )
+            remedies = [
+                "raise parallel.tp or the number of ranks",
+                *([] if self.recomputes else [f"recompute activations ({RECOMPUTE})"]),
+                "lower optimizer.tokens_per_microbatch or sglang.mem_fraction_static",
+                "set reference.placement=offloaded",
+                "give the engines nodes of their own",
+            ]
+            return f"the trainer's GPUs lack {-self.free / 2**30:.1f} GiB: {', or '.join(remedies)}"
         if self.engine is not None and self.engine.tokens < self.full_length:
             return (
                 f"the engine's cache holds {self.engine.tokens} tokens, not one response of full length "
@@ -80,15 +90,20 @@ def make_plan(config: Config, gpu_bytes: int, model: HFModel | None = None, cuda
     """The memory of a run, from its configuration and the model's config.json alone; nothing is loaded.
 
     Raises:
-        UserError: the model is missing or unsupported, or the parallel sizes do not divide it.
+        UserError: the trainer would refuse the configuration: the model is missing or unsupported, the parallel sizes
+            do not divide it, its context is too short, or megatron-core refuses the `megatron:` block.
     """
-    model = model or read_hf_config(hf_folder(config.model.path))
+    if model is None:
+        model = read_hf_config(hf_folder(config.model.path))
+        check_context_length(config)
     check_parallel(model, config.parallel)
     full_length = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     check_context(model, full_length)
+    transformer_config(model, config.parallel, getattr(torch, config.model.dtype), config.megatron)
     objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
     stages = tuple(trainer_memory(config, model, cuda, objective.needs_reference))
     place = Job(config, workdir=config.runs_dir).engine_place
     engine = None if place == "none" else engine_memory(config, model, gpu_bytes)
     fullest = max(stages, key=lambda stage: stage.total)
-    return Plan(whole_model(model), gpu_bytes, fullest, stages, engine, place, full_length)
+    recomputes = config.megatron.get("recompute_granularity") == "full"
+    return Plan(whole_model(model), gpu_bytes, fullest, stages, engine, place, full_length, recomputes)

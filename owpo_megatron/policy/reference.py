@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from owpo_megatron.errors import UserError
 from owpo_megatron.policy.policy import MegatronPolicy
 from owpo_megatron.types import Candidate, LogpMode, ReferenceReason, ReferenceVersion, Sample
 
@@ -70,8 +71,8 @@ class SlotReference:
             return self._policy.logprobs(samples)
 
     def hashed(self) -> ReferenceVersion:
-        """The version with the hash of all ranks' weights filled in. Collective."""
-        if not self.version.hash:
+        """The version with the hash of all ranks' weights filled in, where a reference is kept. Collective."""
+        if self._policy.slots.keeps_reference and not self.version.hash:
             digests = self._policy.topology.all_gather(self._policy.slots.digest())
             digest = hashlib.sha256("".join(digests).encode()).hexdigest()
             self.version = ReferenceVersion(
@@ -88,6 +89,7 @@ class SlotReference:
             "reason": version.reason,
             "hash": version.hash,
             "is_policy": self.is_policy(),
+            "kept": self._policy.slots.keeps_reference,
             "layout": self._layout(),
         }
 
@@ -95,10 +97,20 @@ class SlotReference:
         """Take over a version whose weights were restored. Collective.
 
         Raises:
+            UserError: the checkpoint was written under a method without a reference, and this one needs it.
             RuntimeError: the restored weights do not hash to what was saved. The hash is of the shards, so it is
                 compared only where the parallel layout is the one that saved it.
         """
         self.version = ReferenceVersion(state["ref_id"], state["source_step"], state["reason"], hash="")
+        if not self._policy.slots.keeps_reference:
+            return
+        if not state.get("kept", True):
+            raise UserError(
+                "algorithm.name",
+                "(changed)",
+                "the newest checkpoint was written by a method that keeps no reference; resume with that method, or "
+                "start a run of another name= with model.path=.../checkpoints/step_N",
+            )
         found = self.hashed().hash
         if state["layout"] == self._layout() and found != state["hash"]:
             raise RuntimeError(

@@ -13,6 +13,7 @@ from owpo_megatron.config import HF_FILES, Config, hf_folder
 from owpo_megatron.conversion import HFWriter, carry_files
 from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
 from owpo_megatron.engine import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
+from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.families import EngineLayout, check_context, check_parallel, hf_shapes, read_hf_config
@@ -198,9 +199,13 @@ class Run:
         assert self.tokenizer
         train, report = load_prompts(self.config.data, self.tokenizer)
         self.say(str(report))
-        if not (self._evaluation_wanted() or self.evaluation_only):
-            return train, []
-        return train, prepare_sets(self.config, self.tokenizer, self.say)
+        sets = []
+        if self._evaluation_wanted() or self.evaluation_only:
+            sets = prepare_sets(self.config, self.tokenizer, self.say)
+        if self.config.rollout.replay is None:
+            asked = [*train, *(prompt for one in sets for prompt in one.prompts)]
+            check_context_length(self.config, max(len(prompt.token_ids) for prompt in asked))
+        return train, sets
 
     def _start_engine(self, stack: contextlib.ExitStack) -> Future | None:
         """Global rank 0's engine, started while all ranks build the model."""

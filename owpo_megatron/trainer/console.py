@@ -40,6 +40,7 @@ class RunConsole:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
+            redirect_stderr=False,  # rank 0's goes to its log: library warnings have no place between the rows
             disable=not self.console.is_terminal,
         )
         self._run_bar = self._bars.add_task("training", total=steps, visible=False)

@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         ([], "--model = (none): say what to evaluate"),
         (["--model", "nowhere", "--sets", "amc"], "--model = nowhere: no such folder"),
         (["--run", "nowhere"], "--run = nowhere: has no config.yaml"),
-        (["--model", "MODEL"], "--sets = (none): say what to ask"),
+        (["--model", "MODEL"], "--sets = (none): name a set"),
         (["--model", "MODEL", "--sets", "aime99"], "evaluation set = aime99: no such set; known: aime24"),
         (["--model", "MODEL", "--set", "mine"], "--set = mine: write it as NAME=FILE"),
         (["--model", "MODEL", "--set", "a b=x.jsonl"], "--set = a b: a name is made of letters"),

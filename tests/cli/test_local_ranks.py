@@ -76,7 +76,7 @@ def test_rank_0_has_the_terminal_and_the_others_a_log(
     [
         ("mistake", 2, "parallel.tp = 3: use a divisor"),
         ("failure", 1, "rank 0: RuntimeError: the disk is full"),
-        ("killed", 1, "rank 0 was ended by SIGKILL; the machine may be out of memory"),
+        ("killed", 1, "rank 0 was ended by SIGKILL; the machine may have run out of memory"),
     ],
 )
 def test_reason_of_a_single_rank(program: str, tmp_path: Path, kind: str, code: int, reason: str) -> None:
@@ -89,7 +89,7 @@ def test_reason_of_a_single_rank(program: str, tmp_path: Path, kind: str, code: 
     ("kind", "code", "reason"),
     [
         ("mistake", 2, "parallel.tp = 3: use a divisor"),
-        ("killed", 1, "rank 1 was ended by SIGKILL; the machine may be out of memory"),
+        ("killed", 1, "rank 1 was ended by SIGKILL; the machine may have run out of memory"),
     ],
 )
 def test_a_failing_rank_takes_the_others_down(

@@ -5,13 +5,16 @@ The engine's own interpreter is looked at in tests/rollout, the model's shape by
 
 from __future__ import annotations
 
+import json
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from owpo_megatron.config import Config
+from owpo_megatron.engine.context import check_context_length, context_length
 from owpo_megatron.errors import UserError
 from owpo_megatron.launch import preflight as room
 from owpo_megatron.launch.preflight import preflight
@@ -39,6 +42,73 @@ def mistake(raw: dict[str, Any], **changes: dict[str, Any]) -> UserError:
     with pytest.raises(UserError) as caught:
         preflight(Config.build(raw))
     return caught.value
+
+
+def with_context(raw: dict[str, Any], **fields: Any) -> None:
+    (Path(raw["model"]["path"]) / "config.json").write_text(json.dumps(fields))
+
+
+def test_a_response_longer_than_the_context_is_refused(raw: dict[str, Any]) -> None:
+    """The defaults ask for 8192 tokens; the remedy names the field and a length that works."""
+    with_context(raw, max_position_embeddings=512)
+    error = mistake(raw)
+    assert (error.field, error.value) == ("rollout.max_response_tokens", 8192)
+    assert "context of 512 tokens; set it to at most 256" in error.remedy
+    raw["rollout"] |= {"max_response_tokens": 256}
+    preflight(Config.build(raw))
+
+
+@pytest.mark.parametrize(
+    ("fields", "context"),
+    [
+        ({"max_position_embeddings": 100, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 400),
+        ({"max_position_embeddings": 100, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 100),
+        (
+            {"max_position_embeddings": 100, "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 25}},
+            100,
+        ),
+        ({"max_position_embeddings": 100, "rope_parameters": {"rope_type": "default"}}, 100),
+        ({"hidden_size": 8}, None),
+    ],
+)
+def test_the_context_is_the_engines(raw: dict[str, Any], fields: dict[str, Any], context: int | None) -> None:
+    """As SGLang's get_context_length; `sglang.context_length` has the last word."""
+    with_context(raw, **fields)
+    assert context_length(Path(raw["model"]["path"]), {}) == context
+    assert context_length(Path(raw["model"]["path"]), {"context-length": 64}) == 64
+
+
+def test_the_longest_prompt_counts(raw: dict[str, Any]) -> None:
+    with_context(raw, max_position_embeddings=512)
+    raw["rollout"] |= {"max_response_tokens": 500}
+    config = Config.build(raw)
+    check_context_length(config, longest_prompt=12)
+    with pytest.raises(UserError, match=r"longest prompt \(13 tokens\).*at most 499"):
+        check_context_length(config, longest_prompt=13)
+    with pytest.raises(UserError, match="leaves no room"):
+        check_context_length(config, longest_prompt=512)
+
+
+def test_a_rule_that_cannot_be_imported_is_found_here(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the working folder, as a rank would; nothing of it is imported into this process."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rewards_here.py").write_text("def exact(response, answer):\n    return response == answer\n")
+    error = mistake(raw, verifier={"rule": "python:my_rewards_here:exacct"})
+    assert error.field == "verifier.rule" and "has no attribute 'exacct'" in error.remedy
+    assert "No module named 'my_reward'" in mistake(raw, verifier={"rule": "python:my_reward:exact"}).remedy
+    raw["verifier"] = {"rule": "python:my_rewards_here:exact"}
+    preflight(Config.build(raw))
+    assert "my_rewards_here" not in sys.modules
+
+
+def test_recomputation_as_megatron_core_wants_it(raw: dict[str, Any]) -> None:
+    half = {"recompute_granularity": "full"}
+    assert mistake(raw, megatron=half).field == "megatron.recompute_method"
+    assert mistake(raw, megatron=half | {"recompute_method": "uniform"}).field == "megatron.recompute_num_layers"
+    raw["megatron"] = half | {"recompute_method": "uniform", "recompute_num_layers": 1}
+    preflight(Config.build(raw))
 
 
 def test_nothing_wrong(raw: dict[str, Any]) -> None:

@@ -193,7 +193,7 @@ def test_nccl_without_cuda(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- run
 def test_more_memory_than_there_is(raw: dict[str, Any], tmp_path: Path) -> None:
     """Activations of a billion tokens at a time, as `owpo plan` reckons them."""
-    config = write(raw, tmp_path, optimizer={"tokens_per_microbatch": 10**9})
+    config = write(raw, tmp_path, optimizer={"tokens_per_microbatch": 10**9}, rollout={"max_response_tokens": 64})
     found = examined(tmp_path, "--only", "memory", "-c", config)
     assert_failed(found["memory"], "1 rank and an engine take about", "tokens_per_microbatch", "owpo plan")
 

@@ -35,7 +35,9 @@ def test_the_best_and_the_newest(run: Path, config: Config) -> None:
     best, newest = run_targets(run, config, [], None)
     assert (best.checkpoints, best.weights.name, best.out) == (("best",), "step_000020", run / "eval" / "step_000020")
     assert best.weights.parent.name == "weights"
-    assert (newest.checkpoints, newest.weights) == (("converged",), run / "checkpoints" / "step_000040")
+    assert (newest.checkpoints, newest.weights) == (("step 40",), run / "checkpoints" / "step_000040")
+    (run / "summary.json").write_text("{}")  # trained to its end
+    assert run_targets(run, config, ["newest"], None)[0].checkpoints == ("converged",)
     assert (newest.model, newest.method) == ("Qwen", "owpo (a)")
 
 
@@ -49,7 +51,7 @@ def test_what_a_run_does_not_have(run: Path, config: Config, tmp_path: Path) -> 
     with pytest.raises(UserError, match="a step that .* has: 20, 40"):
         run_targets(run, config, ["60"], None)
     (run / "best").unlink()
-    assert [one.checkpoints for one in run_targets(run, config, [], None)] == [("converged",)]
+    assert [one.checkpoints for one in run_targets(run, config, [], None)] == [("step 40",)]
     with pytest.raises(UserError, match="checkpoint.keep_best=true"):
         run_targets(run, config, ["best"], None)
     with pytest.raises(UserError, match="has no checkpoint yet"):

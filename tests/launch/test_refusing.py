@@ -47,8 +47,8 @@ def test_nothing_wrong(raw: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
-        ({"parallel": {"dp": 2}}, "nodes * ranks a node", "set parallel.dp=4"),
-        ({"launch": {"nodes": 3}}, "nodes * ranks a node", "3 * 8 = 24"),
+        ({"parallel": {"dp": 2}}, "nodes * ranks per node", "set parallel.dp=4"),
+        ({"launch": {"nodes": 3}}, "nodes * ranks per node", "3 * 8 = 24"),
         ({"launch": {"ranks_per_node": 9}}, "launch.ranks_per_node", "8 GPUs"),
         ({"parallel": {"tp": 16, "dp": 2}}, "parallel.tp", "raise parallel.pp"),
         ({"model": {"path": "no/such/model"}}, "model.path", "no such folder"),
@@ -104,15 +104,17 @@ def test_the_command_leaves_nothing_behind(raw: dict[str, Any], tmp_path: Path) 
     config = write_config(tmp_path / "run.yaml", raw)
     refused = Owpo(tmp_path, "launch", "-c", str(config), "--nodes", "2")
     assert refused.wait() == 2
-    assert refused.stderr.startswith("error: nodes * ranks a node = 2 * 8 = 16") and refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("error: nodes * ranks per node = 2 * 8 = 16") and refused.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.process
 def test_a_dry_run_shows_the_script_and_leaves_nothing_behind(raw: dict[str, Any], tmp_path: Path) -> None:
-    model = make_hf_model(tmp_path / "qwen3", num_attention_heads=8, num_key_value_heads=8)
+    model = make_hf_model(
+        tmp_path / "qwen3", num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=9216
+    )
     config = write_config(tmp_path / "run.yaml", raw, {"model": {"path": str(model)}})
     shown = Owpo(tmp_path, "launch", "-c", str(config), "--time", "1-00:00:00", "--account", "lab", "--dry-run").done()
-    assert shown.startswith("#!/bin/bash\n# run: 32 ranks on 4 nodes, 8 engines on 2 nodes more.\n")
+    assert shown.startswith("#!/bin/bash\n# run: 32 ranks on 4 nodes, 8 engines on 2 more nodes.\n")
     assert "#SBATCH --time=1-00:00:00\n#SBATCH --account=lab\n" in shown and f"--chdir={ROOT}" in shown
     assert not (tmp_path / "runs").exists()

@@ -17,6 +17,7 @@ import yaml
 
 from owpo_megatron import __version__
 from owpo_megatron.config import Config
+from owpo_megatron.errors import UserError
 from owpo_megatron.launch.job import Job
 from owpo_megatron.launch.render import render_kubernetes, render_node, render_sbatch
 
@@ -136,6 +137,22 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def test_examples_ask_for_what_their_layout_needs(name: str) -> None:
     example = Job(Config.load(EXAMPLES / "slurm" / f"{name}.yaml"), Path("/data/project"))
     assert example.world_size == example.config.parallel.world_size and example.num_engines > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "image"),
+    [
+        ("reg.example#a/owpo:gpu", "reg.example/a/owpo:gpu"),
+        ("docker://reg/owpo:1", "reg/owpo:1"),
+        ("a/b:c", "a/b:c"),
+    ],
+)
+def test_kubernetes_gets_an_image_name_that_it_knows(given: str, image: str) -> None:
+    """enroot and pyxis write a `#` behind the registry; no pod could pull that."""
+    text = render_kubernetes(job(1, 1, {"container": given, "python": None}))
+    assert f'image: "{image}"' in text and "#" not in image
+    with pytest.raises(UserError, match="pods need an image in a registry"):
+        render_kubernetes(job(1, 1, {"container": "/images/owpo.sif", "python": None}))
 
 
 def test_the_example_manifest_is_what_is_rendered() -> None:

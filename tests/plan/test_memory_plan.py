@@ -17,11 +17,13 @@ from typer.testing import CliRunner
 
 from owpo_megatron.cli.main import app
 from owpo_megatron.config import Config, ParallelConfig
+from owpo_megatron.errors import UserError
 from owpo_megatron.families import HFReader, megatron_names, read_hf_config, to_megatron
 from owpo_megatron.mcore.packing import build_microbatch
 from owpo_megatron.mcore.topology import init_topology
 from owpo_megatron.plan import make_plan
 from owpo_megatron.plan.parameters import share_of_stage, whole_model
+from owpo_megatron.plan.plan import RECOMPUTE as RECOMPUTE_OVERRIDES
 from owpo_megatron.plan.trainer import activation_bytes, head_bytes, layer_elements
 from owpo_megatron.types import Sample
 
@@ -80,6 +82,19 @@ def test_stages_and_experts_divide_the_model(models: dict[str, Path]) -> None:
     tied = read_hf_config(models["qwen2 tied"])
     stages = [share_of_stage(tied, ParallelConfig(pp=2), stage).total for stage in (0, 1)]
     assert sum(stages) - whole_model(tied) == 504 * 96 + 4 * 96, "a second embedding, and four padding rows"
+
+
+def test_the_trainer_takes_what_the_plan_advises(qwen3_8b: Path) -> None:
+    """The overrides of its remedy, word for word; and what megatron-core refuses, the plan refuses."""
+    advised = dict(override.removeprefix("megatron.").split("=") for override in RECOMPUTE_OVERRIDES.split())
+    assert RECOMPUTE == advised | {"recompute_num_layers": int(advised["recompute_num_layers"])}
+    problem = make_plan(large(qwen3_8b), 24 * GIB).problem
+    assert problem is not None and RECOMPUTE_OVERRIDES in problem
+    assert RECOMPUTE_OVERRIDES not in str(make_plan(large(qwen3_8b, megatron=RECOMPUTE), 24 * GIB).problem)
+    with pytest.raises(UserError, match="megatron-core refuses"):
+        make_plan(large(qwen3_8b, megatron={"recompute_granularity": "full"}), 80 * GIB)
+    with pytest.raises(UserError, match="context of"):
+        make_plan(large(qwen3_8b, rollout={"max_response_tokens": 10**6}), 80 * GIB)
 
 
 # --------------------------------------------------------------------------------------------- real buffers

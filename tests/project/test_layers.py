@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "evaluation": BASE | {"verifiers", "data", "engine", "run"},
     "trainer": BASE | {"methods", "run"},
     "launch": BASE | PURE | ABOVE_PURE,
-    "plan": BASE | {"methods", "head", "families", "launch"},
+    "plan": BASE | {"methods", "head", "families", "mcore", "engine", "launch"},
     "doctor": BASE | PURE | ABOVE_PURE | {"launch", "plan"},
     "report": BASE | {"run"},
     "experiments": BASE | {"methods", "run", "engine", "launch", "report"},
