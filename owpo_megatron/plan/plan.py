@@ -11,7 +11,7 @@ from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.families import HFModel, check_context, check_parallel, read_hf_config
 from owpo_megatron.launch.job import EnginePlace, Job
-from owpo_megatron.mcore.transformer import transformer_config
+from owpo_megatron.mcore.spec import transformer_config
 from owpo_megatron.methods import make_objective
 from owpo_megatron.plan.engine import EngineMemory, engine_memory
 from owpo_megatron.plan.parameters import whole_model

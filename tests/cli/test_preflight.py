@@ -89,6 +89,7 @@ def test_the_longest_prompt_counts(raw: dict[str, Any]) -> None:
         check_context_length(config, longest_prompt=512)
 
 
+@pytest.mark.process
 def test_a_rule_that_cannot_be_imported_is_found_here(
     raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,8 @@ from owpo_megatron.config import Config
 from owpo_megatron.launch.job import Job
 from owpo_megatron.launch.render import render_sbatch
 
+pytestmark = pytest.mark.process
+
 # srun: drop the options, run the command once, as the first node. The others answer or note what they were told.
 COMMANDS = {
     "srun": """#!/bin/bash
