@@ -14,7 +14,7 @@ _KEYS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length",
 
 
 def context_length(files: Path, sglang: Mapping[str, Any]) -> int | None:
-    """Tokens that a request may hold, prompt and response together; None where config.json does not say.
+    """Tokens that a request may hold, prompt and response together; None if config.json has none of its names.
 
     Args:
         files: HF folder with config.json.
