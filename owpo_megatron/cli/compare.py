@@ -19,7 +19,7 @@ from owpo_megatron.cli.options import Overrides, err, out, wide
 if TYPE_CHECKING:
     from owpo_megatron.experiments.compare import Cell
     from owpo_megatron.experiments.lab import Lab
-    from owpo_megatron.experiments.pool import Failure, Tell
+    from owpo_megatron.experiments.pool import Failure, OnEvent
     from owpo_megatron.experiments.spec import RunSpec
 
 
@@ -139,7 +139,7 @@ def end(failures: Sequence[Failure]) -> None:
 
 
 @contextmanager
-def progress(specs: Sequence[RunSpec], root: Path) -> Iterator[Tell]:
+def progress(specs: Sequence[RunSpec], root: Path) -> Iterator[OnEvent]:
     """A bar over all runs on a terminal; into a file or a pipe a line per event, and a line a minute between them."""
     from owpo_megatron.experiments.pool import with_needs
 

@@ -1,1 +1,1 @@
-"""Evaluation sets, how they are drawn and graded, estimators with intervals, results on disk."""
+"""Evaluation sets, sampling and grading them, estimators with intervals, results on disk."""

@@ -1,7 +1,7 @@
-"""Multiple-choice questions: GPQA's and MMLU-Pro's records, options in a seeded order, lettered.
+"""Multiple-choice questions: the records of GPQA and MMLU-Pro, with lettered options in a seeded order.
 
 GPQA: `Question`, `Correct Answer`, `Incorrect Answer 1` to `3`. MMLU-Pro: `question` (or `problem`), `options`,
-`answer_index` (or the letter `answer`), an id in `question_id` or `id`; options that say "N/A" are padding.
+`answer_index` (or the letter `answer`), an id in `question_id` or `id`; options equal to "N/A" are padding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from owpo_megatron.data import Problem
 from owpo_megatron.errors import UserError
 
-DOMAIN = "multiple_choice"  # of the problems made here; also the name of their verifier rule
+DOMAIN = "multiple_choice"  # domain of these problems, and the name of their verifier rule
 LETTERS = "ABCDEFGHIJ"
 _GPQA = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 _PADDING = "N/A"
@@ -22,7 +22,7 @@ _PADDING = "N/A"
 
 @dataclass(frozen=True)
 class Choice:
-    """A question and its options in the order of its record.
+    """A question with its options in the order of its record.
 
     Example:
         Choice("7", "How many sides has a square?", ("3", "4", "5"), right=1)
@@ -40,13 +40,13 @@ def is_choice(record: Mapping[str, Any]) -> bool:
 
 
 def choice_of(record: Mapping[str, Any], place: str) -> Choice:
-    """The question of a record.
+    """Parse the question of a record.
 
-    GPQA's questions get a hash of their text as their id, since nothing of them may be kept in the clear.
+    The id of a GPQA question is a hash of its text, since no part of it may be stored in the clear.
 
     Raises:
-        UserError: the record lacks a field, has two options that are the same, or more than ten; `place` is named, the
-            record is not shown.
+        UserError: the record lacks a field, or has equal options or more than ten; the message names `place`, not the
+            record's content.
     """
     if _GPQA[1] in record:
         question, *options = (_text(record, name, place) for name in _GPQA)
@@ -54,14 +54,14 @@ def choice_of(record: Mapping[str, Any], place: str) -> Choice:
     else:
         choice = _mmlu_pro(record, place)
     if len(set(choice.options)) < len(choice.options) or not 2 <= len(choice.options) <= len(LETTERS):
-        raise UserError(place, f"{len(choice.options)} options", f"must be 2 to {len(LETTERS)}, each another text")
+        raise UserError(place, f"{len(choice.options)} options", f"must be 2 to {len(LETTERS)}, all different")
     return choice
 
 
 def option_order(seed: int, question_id: str, count: int) -> list[int]:
-    """In which order the options of a question stand: a pure function of its arguments, every order equally likely.
+    """Return the order of a question's options: a pure function of its arguments, every order equally likely.
 
-    Sorted by a hash, so that it is the same on every machine and with every version of Python.
+    Options are sorted by a hash, so that the order is the same on every machine and with every version of Python.
 
     Example:
         >>> sorted(option_order(1, "7", 4))
@@ -75,7 +75,7 @@ def option_order(seed: int, question_id: str, count: int) -> list[int]:
 
 
 def as_problem(choice: Choice, seed: int) -> Problem:
-    """The question with its options lettered in their seeded order; the answer is the letter of the right one."""
+    """Build a problem with lettered options in seeded order; its answer is the letter of the right option."""
     order = option_order(seed, choice.id, len(choice.options))
     options = "\n".join(f"({letter}) {choice.options[index]}" for letter, index in zip(LETTERS, order, strict=False))
     text = f"{choice.question}\n\n{options}\n\nThe final answer is the letter of the right option."
@@ -103,6 +103,6 @@ def _mmlu_pro(record: Mapping[str, Any], place: str) -> Choice:
 def _text(record: Mapping[str, Any], name: str, place: str) -> str:
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place} {name}", type(value).__name__, "must be a text that is not empty")
-    # GPQA's sources leave this mark where a title stood.
+        raise UserError(f"{place} {name}", type(value).__name__, "must be a non-empty text")
+    # GPQA's sources leave this mark in place of a title.
     return value.strip().replace(" [title]", ". ").replace("  ", " ")

@@ -1,4 +1,4 @@
-"""Draws and grades what is missing of a set: grading goes on while the engine generates."""
+"""Draw and grade the missing samples of a set; grading runs while the engine generates."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.results import Draw, Results
 from owpo_megatron.types import GradingItem, Rollout, RolloutEngine, SampleRequest, Sampling, Verdicts, Verifier
 
-# Requests handed to the engine at a time: many times what it works on at once, so that little is lost while the last
-# ones end, and few enough that their responses (ids and log-probs, until they are all there) fit any memory.
+# Requests per call of the engine: many times its concurrency, so that little is lost while the last ones end, and few
+# enough that their responses (ids and log-probs, until the call returns) fit any memory.
 CHUNK = 4096
 
 
-class Watch(Protocol):
-    """Called with the samples that are drawn and graded, how many will be, and how many were right."""
+class DrawProgress(Protocol):
+    """Called with the number of samples graded so far, in total, and right so far."""
 
     def __call__(self, done: int, total: int, right: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class Answering:
-    """Who answers and who grades: the same for every set of an evaluation.
+    """Engine and verifier of an evaluation, the same for every set.
 
     Args:
-        decode: response ids to text.
-        seed: with the places of problem and sibling it gives a sample's own seed: two models are asked the same.
+        decode: converts response ids to text.
+        seed: with the indices of problem and sibling it determines a sample's seed, so that models are compared on the
+            same draws.
     """
 
     engine: RolloutEngine
@@ -43,7 +44,7 @@ class Answering:
 
 
 def identity(prepared: PreparedSet, model: str, max_tokens: int, seed: int) -> dict[str, Any]:
-    """What an evaluation is of and how it is made: results with the same identity go on where they stopped.
+    """Return what determines an evaluation's results; results with the same identity are resumed.
 
     Args:
         model: fingerprint of the weights.
@@ -64,36 +65,39 @@ def identity(prepared: PreparedSet, model: str, max_tokens: int, seed: int) -> d
 
 
 def sample_seed(seed: int, problem: int, sibling: int) -> int:
-    """31 bits that depend on the evaluation's seed and the sample's place. ~seed keeps them apart from training's."""
+    """Hash seed and indices to 31 bits; ~seed keeps them distinct from training's seeds."""
     digest = hashlib.blake2b(f"{~seed}/{problem}/{sibling}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def evaluate_set(
-    prepared: PreparedSet, answering: Answering, results: Results, watch: Watch | None = None
+    prepared: PreparedSet, answering: Answering, results: Results, progress: DrawProgress | None = None
 ) -> dict[str, Any]:
-    """Draw what the results lack, grade it, and write the scores; returns them (see `scores_of`).
+    """Draw and grade the samples that the results lack; write and return the scores (see `scores_of`).
 
-    However it is interrupted, every response that has been drawn is graded and kept first; only a killed process loses
-    those under way.
+    On any interruption, the responses drawn so far are graded and kept first; only a killed process loses those in
+    flight.
     """
     if results.scores is not None:
         return results.scores
     spec, started = prepared.spec, time.monotonic()
     places = [(problem, sibling) for problem in range(len(prepared.prompts)) for sibling in range(spec.samples)]
     missing = [place for place in places if place not in results]
-    if watch is not None and len(results):
-        watch(len(results), len(places), results.right)
+    if progress is not None and len(results):
+        progress(len(results), len(places), results.right)
     for start in range(0, len(missing), CHUNK):
-        _draw(prepared, answering, results, missing[start : start + CHUNK], watch)
+        _draw(prepared, answering, results, missing[start : start + CHUNK], progress)
     scores = scores_of(prepared, results.draws(len(prepared.prompts), spec.samples))
     last = {"last_call": {"samples": len(missing), "seconds": round(time.monotonic() - started, 3)}}
     return results.finish(prepared.prompts, spec.samples, scores | last)
 
 
 def scores_of(prepared: PreparedSet, draws: Sequence[Sequence[Draw]]) -> dict[str, Any]:
-    """The scores of a set: {"set", "title", "metrics": {"pass@1": {"value", "low", "high"}}, "problems", "samples",
-    "response_length", "truncated_share", "verdicts"}.
+    """Compute the scores of a set.
+
+    Returns:
+        {"set", "title", "origin", "metrics": {"pass@1": {"value", "low", "high"}}, "problems", "problems_expected",
+        "samples", "response_length", "truncated_share", "verdicts"}
     """
     spec = prepared.spec
     flat = [draw for siblings in draws for draw in siblings]
@@ -120,7 +124,7 @@ def _draw(
     answering: Answering,
     results: Results,
     places: Sequence[tuple[int, int]],
-    watch: Watch | None,
+    progress: DrawProgress | None,
 ) -> None:
     spec = prepared.spec
     requests = [
@@ -136,8 +140,8 @@ def _draw(
             for place, rollout, verdict in zip(places[first:], rollouts, grading.result(), strict=False):
                 length, truncated = len(rollout.response_ids), rollout.finish_reason == "length"
                 results.add(*place, Draw(verdict.reason, length, truncated, rollout.response_ids))
-            if watch is not None:
-                watch(len(results), total, results.right)
+            if progress is not None:
+                progress(len(results), total, results.right)
 
     def finished(first: int, rollouts: Sequence[Rollout]) -> None:
         items = [_item(rollout, answering.decode) for rollout in rollouts]

@@ -1,4 +1,4 @@
-"""Pass@k of a problem, and the mean over problems with a bootstrap interval."""
+"""Pass@k per problem, and its mean over problems with a bootstrap interval."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-_DRAWN_AT_ONCE = 4_000_000  # problems; bounds the memory of resampling a large set
+_DRAWN_AT_ONCE = 4_000_000  # problems; limits the memory of resampling a large set
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k samples is right: 1 - C(n - c, k) / C(n, k).
+    """Return the unbiased estimate of the probability that one of k samples is right: 1 - C(n - c, k) / C(n, k).
 
-    For k = 1 it is the share of right samples, so the mean over problems is the mean accuracy (Average@n).
+    For k = 1 it is the fraction of right samples, so its mean over problems is the mean accuracy (Average@n).
 
     Source: Chen et al. 2021 (arXiv:2107.03374), Eq. 1.
 
@@ -28,7 +28,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems and its interval.
+    """A mean over problems with its interval.
 
     Example:
         Estimate(value=0.372, low=0.231, high=0.519)
@@ -43,16 +43,16 @@ class Estimate:
 
 
 def estimate(scores: Sequence[float], seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> Estimate:
-    """The mean of per-problem scores with a percentile bootstrap interval over problems.
+    """Return the mean of per-problem scores with a percentile bootstrap interval over problems.
 
-    Problems are drawn with replacement, as many as there are, `resamples` times; the interval is the range between the
-    (1 - level) / 2 quantiles of those means. It says how the score would vary over sets of such problems; the noise of
-    the samples is in it too, since every problem brings its own. Where all scores are equal it has no width: of a set
-    of n problems without a single right answer, 3 / n is the usual upper bound.
+    All problems are resampled with replacement `resamples` times; the interval lies between the (1 - level) / 2
+    quantiles of the resampled means. It measures how the score varies over sets of such problems, including the noise
+    of sampling, which every problem contributes. When all scores are equal its width is zero: for n problems without a
+    single right answer, 3 / n is the usual upper bound.
 
     Args:
-        scores: one a problem, at least one.
-        seed: of the resampling; the same scores and seed give the same interval.
+        scores: one per problem, at least one.
+        seed: seed of the resampling; the same scores and seed give the same interval.
 
     Source: Efron and Tibshirani 1993, chapter 13.
     """

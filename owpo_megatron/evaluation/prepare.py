@@ -1,4 +1,4 @@
-"""From a set to prompts: records, options, template, tokens; and which rule grades which."""
+"""Prepare a set: read its records, order options, apply the template, tokenize; assign verifier rules to domains."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from owpo_megatron.verifiers.rules import rule_of_domain
 
 Template = str
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
-_INSTRUCTED = ("boxed", "Answer:")  # a text that says one of these has its own instruction
+_INSTRUCTED = ("boxed", "Answer:")  # a text with one of these contains its own instruction
 
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """A set that is ready to be asked."""
+    """A set with its prompts."""
 
     spec: EvalSet
     origin: str  # the file or the name on the hub that it was read from
@@ -36,7 +36,7 @@ class PreparedSet:
 
     @property
     def fingerprint(self) -> str:
-        """Of every prompt and answer in their order."""
+        """Hash of all prompts and answers, in order."""
         digest = hashlib.sha256()
         for prompt in self.prompts:
             digest.update(f"{prompt.id}\0{prompt.text}\0{prompt.answer}\0".encode())
@@ -44,7 +44,7 @@ class PreparedSet:
 
     @property
     def complaint(self) -> str | None:
-        """What is odd about its size."""
+        """Message if the number of problems is not the expected one."""
         expected, found = self.spec.problems, len(self.prompts)
         if expected is None or self.spec.limit is not None or found == expected:
             return None
@@ -52,20 +52,20 @@ class PreparedSet:
 
 
 def prepare(spec: EvalSet, source: str, template: Template, tokenizer: Tokenizer, seed: int) -> PreparedSet:
-    """Read a set and make its prompts.
+    """Read a set and build its prompts.
 
     Args:
         source: a .jsonl, .parquet or .csv file, `task:NAME`, or a name on the hub (`hub:...`).
-        seed: of the order of options.
+        seed: seed for shuffling answer options.
 
     Raises:
-        UserError: the source is missing or faulty, or the tokenizer cannot do what the template asks for.
+        UserError: the source is missing or faulty, or the tokenizer lacks what the template needs.
     """
     problems = read_problems(source, seed)[: spec.limit]
     texts = [
         _instructed(problem.text) if template == "chat" and spec.instruct else problem.text for problem in problems
     ]
-    # A domain of its own: a run's training problems may be graded by another rule.
+    # A separate domain: a run's training problems may be graded by another rule.
     domains = [f"eval/{spec.name}/{problem.domain}" for problem in problems]
     prompts = []
     for problem, text, domain in zip(problems, texts, domains, strict=True):
@@ -79,31 +79,31 @@ def prepare(spec: EvalSet, source: str, template: Template, tokenizer: Tokenizer
 
 
 def held_out(spec: EvalSet, prompts: Sequence[Prompt], origin: str) -> PreparedSet:
-    """A run's own held-out problems, whose prompts are there."""
+    """Prepare a run's own held-out problems, whose prompts exist already."""
     domains = {prompt.domain for prompt in prompts}
     rules = {domain: rule_of_domain(domain) if spec.rule == "auto" else spec.rule for domain in domains}
     return PreparedSet(spec, origin, tuple(prompts[: spec.limit]), rules)
 
 
 def read_problems(source: str, seed: int) -> list[Problem]:
-    """The problems of a source, multiple-choice ones with their options lettered.
+    """Read the problems of a source; multiple-choice options are lettered.
 
     Raises:
-        UserError: it is missing, of an unknown kind, empty, or a record is faulty.
+        UserError: the source is missing, empty or of an unknown kind, or a record is faulty.
     """
     if source.startswith("task:"):
         return get_task(source.removeprefix("task:")).problems("test")
     files = _from_hub(source) if source.startswith(PREFIX) else [Path(source)]
     records = [pair for file in files for pair in _records(file)]
     if not records:
-        raise UserError("evaluation set", source, "holds no records")
+        raise UserError("evaluation set", source, "contains no records")
     if is_choice(records[0][1]):
         return [as_problem(choice_of(record, place), seed) for place, record in records]
     return [problem_of(_with_text_answer(record), place, index) for index, (place, record) in enumerate(records)]
 
 
 def _with_text_answer(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The hub's AMC has its whole numbers as floats."""
+    """Convert integer answers that are stored as floats, as in the hub's AMC, to text."""
     answer = record.get("answer")
     return {**record, "answer": str(int(answer))} if isinstance(answer, float) and answer.is_integer() else record
 
@@ -120,13 +120,13 @@ def _from_hub(source: str) -> list[Path]:
     try:
         return hub_files(source, "evaluation set")
     except UserError as error:
-        remedy = f"{error.remedy}; a local copy is found by --data DIR or --set NAME=FILE"
+        remedy = f"{error.remedy}; for a local copy use --data DIR or --set NAME=FILE"
         raise UserError(error.field, error.value, remedy) from error
 
 
 def _records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if file.suffix not in _READERS:
-        raise UserError("evaluation set", file, f"give a file that ends in {', '.join(SUFFIXES)}, or task:NAME")
+        raise UserError("evaluation set", file, f"name a file that ends in {', '.join(SUFFIXES)}, or task:NAME")
     if not file.is_file():
         raise UserError("evaluation set", file, "no such file")
     for place, record in _READERS[file.suffix](file):

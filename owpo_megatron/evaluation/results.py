@@ -1,9 +1,9 @@
-"""The results of one set on disk: drawn and graded once, whatever interrupts it.
+"""Results of one set on disk: each sample is drawn and graded once, whatever interrupts the evaluation.
 
 FOLDER/
-    NAME.part.jsonl   while it is drawn: a line a graded sample, after a first line that says what is evaluated
-    NAME.jsonl        at the end: a line a problem {id, answer, correct, verdicts, lengths, responses}
-    NAME.json         the scores with their intervals, and the settings behind them
+    NAME.part.jsonl   during the evaluation: one line per graded sample, after a first line with the settings
+        NAME.jsonl        at the end: one line per problem {id, answer, correct, verdicts, lengths, responses}
+        NAME.json         the scores with their intervals and settings
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ class Draw:
 
     reason: VerdictReason
     length: int  # tokens
-    truncated: bool  # it hit the token limit
-    response_ids: tuple[int, ...] | None  # None where responses are not kept
+    truncated: bool  # reached the token limit
+    response_ids: tuple[int, ...] | None  # None if responses are not kept
 
 
 class Results:
-    """What has been drawn of one set; every sample is on disk from the moment it is graded.
+    """Samples drawn from one set; each is on disk from the moment it is graded.
 
     Args:
-        identity: what is evaluated and how. Results of another identity in the same place are refused.
-        keep_responses: keep response ids, too.
-        fresh: results that are there already do not count.
+        identity: what determines the results (`draw.identity`). Existing results of another identity are refused.
+        keep_responses: store response ids too.
+        fresh: delete existing results first.
 
     Raises:
-        UserError: the place holds results of something else.
+        UserError: the folder contains results of another evaluation.
     """
 
     def __init__(self, folder: Path, name: str, identity: Mapping[str, Any], keep_responses: bool, fresh: bool = False):
@@ -62,15 +62,15 @@ class Results:
             self._open_part()
 
     def __contains__(self, place: tuple[int, int]) -> bool:
-        """Whether the sample (problem, sibling) is there."""
+        """Whether the sample (problem, sibling) has been drawn."""
         return place in self._draws
 
     def __len__(self) -> int:
-        """Samples that are there; `right` of them are."""
+        """Number of samples drawn, of which `right` are right."""
         return len(self._draws)
 
     def add(self, problem: int, sibling: int, draw: Draw) -> None:
-        """Keep one graded sample."""
+        """Store one graded sample."""
         assert (problem, sibling) not in self._draws, "a sample is drawn once"
         line = {"at": [problem, sibling], "reason": draw.reason, "length": draw.length, "truncated": draw.truncated}
         if self._keep_responses:
@@ -82,11 +82,11 @@ class Results:
         self._take(problem, sibling, draw)
 
     def draws(self, problems: int, samples: int) -> list[list[Draw]]:
-        """All of them by problem, when every one is there."""
+        """Return all samples by problem, once all have been drawn."""
         return [[self._draws[problem, sibling] for sibling in range(samples)] for problem in range(problems)]
 
     def finish(self, prompts: Sequence[Prompt], samples: int, scores: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the two final files, each at once or not at all; returns what is in the scores file."""
+        """Write the two final files atomically; return the content of the scores file."""
         lines = []
         for prompt, draws in zip(prompts, self.draws(len(prompts), samples), strict=True):
             line: dict[str, Any] = {
@@ -115,8 +115,8 @@ class Results:
     def _open_part(self) -> None:
         lines = self._part.read_bytes().splitlines(keepends=True) if self._part.is_file() else []
         if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()  # the line that a killed process was writing
-        if len(lines) < 2:  # no sample: nothing would be lost, whatever it was to be of
+            lines.pop()  # incomplete line of a killed process
+        if len(lines) < 2:  # no sample yet: start over, whatever its settings
             write_whole(self._part, json.dumps({"settings": self._identity}) + "\n")
             return
         write_whole(self._part, b"".join(lines).decode())
@@ -135,7 +135,7 @@ class Results:
         if found == self._identity:
             return
         names = [name for name in self._identity if found.get(name) != self._identity[name]]
-        told = ", ".join(f"{name} {found.get(name)} there, {self._identity[name]} now" for name in names)
+        changes = ", ".join(f"{name} {found.get(name)} there, {self._identity[name]} now" for name in names)
         raise UserError(
-            "results", file, f"are of another evaluation ({told}); give another --out, or --fresh to replace them"
+            "results", file, f"belong to another evaluation ({changes}); give another --out, or --fresh to replace them"
         )

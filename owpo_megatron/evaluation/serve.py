@@ -1,4 +1,4 @@
-"""Evaluates weights on disk: SGLang serves them as a Hugging Face folder, no trainer is involved."""
+"""Evaluate weights on disk: SGLang serves them from a Hugging Face folder, without a trainer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from owpo_megatron.data import Tokenizer
 from owpo_megatron.engine import Fleet, Server, start_fleet
 from owpo_megatron.engine.client import UNKNOWN_VERSION
 from owpo_megatron.errors import UserError
-from owpo_megatron.evaluation.draw import Answering, Watch, evaluate_set, identity
+from owpo_megatron.evaluation.draw import Answering, DrawProgress, evaluate_set, identity
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.results import Results
 from owpo_megatron.run.layout import MANIFEST
 from owpo_megatron.verifiers.build import make_verifier
 
 _WEIGHTS = ("*.safetensors", "*.bin", "state/*.distcp")
-DEFAULT_MAX_TOKENS = 8192  # of a model's response
-_SAMPLED_BYTES = 1 << 20  # of the start and the end of a file of weights
+DEFAULT_MAX_TOKENS = 8192  # per response
+_SAMPLED_BYTES = 1 << 20  # read from the start and from the end of a file of weights
 
 
 def evaluate_weights(
@@ -36,21 +36,20 @@ def evaluate_weights(
     seed: int,
     out: Path,
     fresh: bool = False,
-    watch: Callable[[PreparedSet], Watch | None] = lambda prepared: None,
+    progress: Callable[[PreparedSet], DrawProgress | None] = lambda prepared: None,
 ) -> list[dict[str, Any]]:
-    """The scores of every set, in their order; results are in OUT/SET.json and OUT/SET.jsonl.
+    """Evaluate weights on sets and return their scores, in order; results are in OUT/SET.json and OUT/SET.jsonl.
 
-    What is there already from an earlier call with the same settings is not drawn again; where all of it is, no engine
-    is started.
+    Samples of an earlier call with the same settings are not drawn again; if none is missing, no engine is started.
 
     Args:
-        weights: what is evaluated: an HF folder, a converted one or a run's checkpoint.
-        served: gives the HF folder of these weights, for as long as the engine needs it.
-        config: engine, verifier, sglang and model.dtype are used. Servers that it names by URL load the weights from
-            the HF folder, which they must see under the same path.
+        weights: an HF folder, a converted folder or a run's checkpoint.
+        served: context that yields the HF folder of these weights, for as long as the engine needs it.
+        config: uses engine, verifier, sglang and model.dtype. Servers given by URL load the weights from the HF folder,
+            which they must see under the same path.
 
     Raises:
-        UserError: `out` holds results of another evaluation, or the engine's surroundings are not usable.
+        UserError: `out` contains results of another evaluation, or the engine's environment is unusable.
         EngineError: the engine does not start, or stays dead.
     """
     mark = fingerprint(weights)
@@ -76,11 +75,11 @@ def evaluate_weights(
         verifier = make_verifier(config.verifier, (), rules)
         stack.callback(verifier.close)
         answering = Answering(fleet, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, seed)
-        return [evaluate_set(one, answering, kept, watch(one)) for one, kept in zip(sets, results, strict=True)]
+        return [evaluate_set(one, answering, kept, progress(one)) for one, kept in zip(sets, results, strict=True)]
 
 
 def _load(fleet: Fleet, model: Path) -> None:
-    """Servers that somebody else runs take these weights."""
+    """Load these weights into servers started by others."""
     for client in fleet.clients:
         client.pause()
         client.flush()
@@ -91,18 +90,19 @@ def _load(fleet: Fleet, model: Path) -> None:
 
 
 def fingerprint(weights: Path) -> str:
-    """Of an HF folder, a converted one or a checkpoint: its manifest of hashes where it has one, else names and sizes
-    of its files and both ends of each, so that it takes no time.
+    """Fingerprint an HF folder, a converted folder or a checkpoint.
+
+    Hashes the manifest if there is one, else the names, sizes and both ends of the weight files, which takes no time.
 
     Raises:
-        UserError: there are no weights.
+        UserError: the folder has no weights.
     """
     manifest = weights / MANIFEST
     if manifest.is_file():
         return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
     files = sorted(file for pattern in _WEIGHTS for file in weights.glob(pattern))
     if not files:
-        raise UserError("model", weights, "has no weights; give an HF folder, a converted folder or a run's checkpoint")
+        raise UserError("model", weights, "has no weights; name an HF folder, a converted folder or a run's checkpoint")
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -117,11 +117,12 @@ def fingerprint(weights: Path) -> str:
 def response_limit(
     files: Path, sets: Sequence[PreparedSet], wanted: int | None, default: int = DEFAULT_MAX_TOKENS
 ) -> int:
-    """The longest response: `wanted`, or else `default` where the model's context has room for it after the longest
-    prompt, or else what room there is.
+    """Return the maximum response length in tokens.
+
+    This is `wanted`, else `default` or what the model's context leaves after the longest prompt, if that is less.
 
     Raises:
-        UserError: `wanted` is longer than that, or there is no room at all.
+        UserError: `wanted` exceeds the room in the context, or there is no room.
     """
     longest = max(len(prompt.token_ids) for one in sets for prompt in one.prompts)
     context = json.loads((files / "config.json").read_text()).get("max_position_embeddings")
@@ -136,6 +137,6 @@ def response_limit(
 
 
 def stored_dtype(files: Path) -> str:
-    """float32 or bfloat16, as config.json says how the weights are stored (half precision is served as bfloat16)."""
+    """Return "float32" or "bfloat16", from the dtype in config.json (float16 is served as bfloat16)."""
     raw = json.loads((files / "config.json").read_text())
     return "float32" if (raw.get("dtype") or raw.get("torch_dtype")) in (None, "float32") else "bfloat16"

@@ -1,7 +1,7 @@
-"""The evaluation sets. A set is a record: what is asked, how often it is sampled, how it is graded and scored.
+"""Table of the evaluation sets: source, number of samples, verifier rule and metrics of each.
 
-Which sets the paper means follows from its figures: Pass@1 over n problems of k samples is a multiple of 1 / (n k).
-docs/evaluation.md has the arithmetic.
+The sets that the paper uses are inferred from its figures: Pass@1 over n problems with k samples is a multiple of
+1 / (n k). docs/evaluation.md has the arithmetic.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ from owpo_megatron.config import Config, SetConfig
 from owpo_megatron.errors import UserError
 
 VARIABLE = "OWPO_DATA"
-HELD_OUT = "held_out"  # the name of a run's own set: the held-out problems of `data`
+HELD_OUT = "held_out"  # name of a run's own set: the held-out problems of `data`
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """One set.
+    """An evaluation set.
 
     Example:
         EvalSet("aime24", "AIME24", samples=32, pass_at=(1, 16), rule="math", files=("aime24",), problems=30)
     """
 
     name: str
-    title: str  # as tables write it
-    samples: int = 8  # k, of every problem
+    title: str  # name in tables
+    samples: int = 8  # k, per problem
     pass_at: tuple[int, ...] = (1,)  # (1,): mean accuracy
     temperature: float = 1.0
     top_p: float = 0.7
-    rule: str = "auto"  # of the verifier; "auto": by the domain of each problem
-    files: tuple[str, ...] = ()  # names without suffix that it may have in a folder of data
-    hub: str | None = None  # where it is on the hub, as `data.source` names it
-    source: str | None = None  # a file or `task:NAME`, instead of looking for it
+    rule: str = "auto"  # verifier rule; "auto": by the domain of each problem
+    files: tuple[str, ...] = ()  # possible file names, without suffix, in a data folder
+    hub: str | None = None  # location on the hub, in the syntax of `data.source`
+    source: str | None = None  # a file or `task:NAME`, overriding the search
     limit: int | None = None  # only the first problems
-    problems: int | None = None  # how many it should have
-    instruct: bool = True  # chat template: a text that does not say how to answer is told to box its answer
-    confidential: bool = False  # its authors ask that no text of it is kept: results hold hashes and verdicts only
+    problems: int | None = None  # expected number of problems
+    instruct: bool = True  # chat template: append an instruction to box the answer unless the text has one
+    confidential: bool = False  # its authors forbid storing its text: results contain hashes and verdicts only
 
     def metrics(self) -> dict[str, int]:
-        """{"pass@1": 1, "pass@16": 16}"""
+        """Return the metrics and their k, e.g. {"pass@1": 1, "pass@16": 16}."""
         return {f"pass@{k}": k for k in self.pass_at}
 
 
 def _maths(name: str, title: str, problems: int, files: tuple[str, ...], hub: str | None) -> EvalSet:
-    """Paper, appendix B.5: 32 samples, Pass@1 and Pass@16."""
+    """Build a maths set as in the paper's appendix B.5: 32 samples, Pass@1 and Pass@16."""
     return EvalSet(name, title, 32, (1, 16), rule="math", files=files, hub=hub, problems=problems)
 
 
 def _choices(name: str, title: str, problems: int, files: tuple[str, ...], hub: str, confidential: bool) -> EvalSet:
-    """Paper, appendix B.5: 8 samples, mean accuracy."""
+    """Build a multiple-choice set as in the paper's appendix B.5: 8 samples, mean accuracy."""
     rule = "multiple_choice"
     return EvalSet(name, title, 8, (1,), rule=rule, files=files, hub=hub, problems=problems, confidential=confidential)
 
@@ -85,14 +85,14 @@ SETS: dict[str, EvalSet] = {
 
 
 def resolve(wanted: SetConfig) -> EvalSet:
-    """The set that a configuration names, with the fields that it changes.
+    """Return the set that a configuration names, with the fields that it overrides.
 
     Raises:
-        UserError: the name is not known and has no source, or Pass@k asks for more samples than are drawn.
+        UserError: the name is unknown and has no source, or Pass@k needs more samples than are drawn.
     """
     known = SETS.get(wanted.name)
     if known is None and wanted.source is None:
-        remedy = f"no such set; known: {', '.join(SETS)}; your own needs a source: --set {wanted.name}=FILE"
+        remedy = f"no such set; known: {', '.join(SETS)}; for your own, give its source: --set {wanted.name}=FILE"
         raise UserError("evaluation set", wanted.name, remedy)
     base = known or EvalSet(wanted.name, wanted.name)
     fields = wanted.model_dump(exclude={"name", "pass_at"}, exclude_none=True)
@@ -104,7 +104,7 @@ def resolve(wanted: SetConfig) -> EvalSet:
 
 
 def sets_of_run(config: Config) -> list[EvalSet]:
-    """The sets of a run, the one that stands for an evaluation first; none named: its held-out problems.
+    """Return the sets of a run, the primary one first; without any, its held-out problems.
 
     Raises:
         UserError: as `resolve`.
@@ -129,14 +129,14 @@ def sets_of_run(config: Config) -> list[EvalSet]:
 
 
 def narrowed(one: EvalSet, samples: int | None, limit: int | None) -> EvalSet:
-    """The set with other samples and fewer problems (None: its own); a Pass@k of more than its samples falls away."""
+    """Override a set's samples and number of problems; None keeps its own. Pass@k with k > samples is dropped."""
     samples = samples or one.samples
     pass_at = tuple(k for k in one.pass_at if k <= samples) or (1,)
     return replace(one, samples=samples, limit=limit or one.limit, pass_at=pass_at)
 
 
 def data_folder(given: Path | None) -> Path | None:
-    """The folder with the files of known sets: the given one, else that of the environment variable OWPO_DATA.
+    """Return the folder with the files of known sets: the given one, else that of the variable OWPO_DATA.
 
     Raises:
         UserError: there is no such folder.
@@ -148,10 +148,10 @@ def data_folder(given: Path | None) -> Path | None:
 
 
 def source_of(wanted: EvalSet, folder: Path | None) -> str:
-    """Where a set is: its own source, else a file of one of its names in the folder of data, else the hub.
+    """Return a set's location: its own source, else a file in the data folder under one of its names, else the hub.
 
     Raises:
-        UserError: nowhere.
+        UserError: it is in none of them.
     """
     if wanted.source is not None:
         return wanted.source
@@ -161,15 +161,15 @@ def source_of(wanted: EvalSet, folder: Path | None) -> str:
         return str(found[0])
     if wanted.hub is not None:
         return wanted.hub
-    looked = f"{folder} has none of {', '.join(names)}" if folder else "no folder of data is given (--data DIR)"
-    raise UserError("evaluation set", wanted.name, f"{looked}; give it a file: --set {wanted.name}=FILE")
+    looked = f"{folder} has none of {', '.join(names)}" if folder else "no data folder is given (--data DIR)"
+    raise UserError("evaluation set", wanted.name, f"{looked}; name its file: --set {wanted.name}=FILE")
 
 
 def check_sets(config: Config) -> None:
-    """Find sets of a run that are not known or not there, before it starts. The hub is not asked.
+    """Check, before a run starts, that its sets are known and their files exist. The hub is not contacted.
 
     Raises:
-        UserError: the first of them.
+        UserError: a set is unknown or missing.
     """
     folder = data_folder(config.eval.data_dir)
     for spec in sets_of_run(config) if config.eval.sets else ():

@@ -1,4 +1,4 @@
-"""What `owpo eval` is asked to evaluate: model folders, and the checkpoints of runs."""
+"""Targets of `owpo eval`: model folders, and checkpoints of runs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ CONVERGED = "converged"  # the paper's word for the last checkpoint of a run tha
 
 @dataclass(frozen=True)
 class Target:
-    """Weights on disk and the row of the table that they belong to.
+    """Weights on disk and their row in the table.
 
     Example:
         Target("Qwen3-8B-Base", "owpo", ("best", "converged"), Path("runs/a/weights/step_000080"), ...)
     """
 
-    model: str  # the base model, as a table writes it
+    model: str  # the base model's name in tables
     method: str
-    checkpoints: tuple[str, ...]  # "best", "converged", "step 80"; one folder may be several of them, a model is none
+    checkpoints: tuple[str, ...]  # "best", "converged", "step 80"; a folder may have several, a model has none
     weights: Path  # HF folder, converted folder or checkpoint folder
-    config: Config  # of the run; engine, verifier, template and seed come from it
+    config: Config  # the run's; source of engine, verifier, template and seed
     out: Path
 
     @property
     def files(self) -> Path:
-        """config.json and tokenizer."""
+        """Folder of config.json and tokenizer."""
         return hf_folder(self.weights)
 
     @property
@@ -41,10 +41,10 @@ class Target:
 
 
 def model_target(folder: Path, config: Config, out: Path | None) -> Target:
-    """A model folder.
+    """Return the target for a model folder.
 
     Raises:
-        UserError: it is neither an HF folder nor a converted one.
+        UserError: it is neither an HF folder nor a converted folder.
     """
     hf_folder(folder, "--model")
     name = folder.resolve().name
@@ -52,10 +52,10 @@ def model_target(folder: Path, config: Config, out: Path | None) -> Target:
 
 
 def run_targets(run_dir: Path, config: Config, wanted: Sequence[str], out: Path | None) -> list[Target]:
-    """The wanted checkpoints of a run, each folder once.
+    """Return the wanted checkpoints of a run, each folder once.
 
     Args:
-        wanted: "best", "newest" or the number of a step; empty: the best, where the run keeps it, and the newest.
+        wanted: "best", "newest" or the number of a step; empty: the best, if the run keeps it, and the newest.
 
     Raises:
         UserError: the run has no such checkpoint.
@@ -78,11 +78,11 @@ def run_targets(run_dir: Path, config: Config, wanted: Sequence[str], out: Path 
 
 
 def _checkpoint(run_dir: Path, wanted: str) -> Path:
-    """The whole folder of a run that is meant; its name is step_N."""
+    """Return the complete checkpoint folder step_N that `wanted` selects."""
     if wanted == BEST:
         best = run_dir / BEST
         if not best.is_dir():
-            raise UserError("--checkpoint", BEST, f"{run_dir} keeps none; train it with checkpoint.keep_best=true")
+            raise UserError("--checkpoint", BEST, f"{run_dir} has none; train with checkpoint.keep_best=true")
         return best.resolve()
     root = RunFolder(run_dir).checkpoints
     whole = [root / step_name(step) for step in whole_steps(root)]

@@ -1,1 +1,1 @@
-"""Many runs that belong together: comparisons of methods over seeds, and the paper's two protocols."""
+"""Sets of related runs: comparisons of methods over seeds, and the paper's two protocols."""

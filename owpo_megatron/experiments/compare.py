@@ -1,4 +1,4 @@
-"""Methods x seeds x regimes on the same base, data order and rollout budget, and what sets them apart."""
+"""Compare methods over seeds and settings, with the same base model, data order and rollout budget."""
 
 from __future__ import annotations
 
@@ -7,76 +7,76 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.experiments.lab import Entry, Lab, Regime, with_fields
+from owpo_megatron.experiments.lab import Arm, Lab, Setting, with_fields
 from owpo_megatron.experiments.outcome import Outcome, read_outcome
-from owpo_megatron.experiments.pool import Failure, Tell, run_all
+from owpo_megatron.experiments.pool import Failure, OnEvent, run_all
 from owpo_megatron.experiments.spec import RunSpec
-from owpo_megatron.experiments.statistics import Estimate, estimate, paired_difference
+from owpo_megatron.experiments.statistics import MeanInterval, mean_interval, paired_difference
 from owpo_megatron.methods import make_objective
 from owpo_megatron.run.files import write_whole
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry in one regime with one seed.
+    """One arm in one setting with one seed.
 
-    `longer` is the same with the reference's steps on top, for an entry without use of the trained reference: what it
-    would have come to with all the compute.
+    `longer`, for an arm that does not use the trained reference, is the same run with the reference's steps added: its
+    result at equal total compute.
     """
 
-    regime: str
-    entry: Entry
+    setting: str
+    arm: Arm
     seed: int
     run: RunSpec
     longer: RunSpec | None
 
 
-def compare(lab: Lab, tell: Tell = lambda what, spec: None) -> tuple[dict[str, Any], list[Failure]]:
-    """Make the runs that are missing, then write table.json and curves.json; returns the table and what failed.
+def compare(lab: Lab, on_event: OnEvent = lambda event, spec: None) -> tuple[dict[str, Any], list[Failure]]:
+    """Execute the missing runs, then write table.json and curves.json; return the table and the failures.
 
-    The table holds what is there: runs that failed are left out of it.
+    The table covers the finished runs.
     """
     cells = plan(lab)
-    failures = run_all(specs_of(cells), lab.root, lab.workers_wanted, tell)
+    failures = run_all(specs_of(cells), lab.root, lab.workers_wanted, on_event)
     return write_table(lab, cells), failures
 
 
 def plan(lab: Lab) -> list[Cell]:
-    """Every cell, in the order in which its runs are made: by regime, by seed, methods in the file's order."""
+    """Return all cells in the order of execution: by setting, by seed, methods in the file's order."""
     return [
-        _cell(lab, name, regime, entry, seed)
-        for name, regime in lab.regimes.items()
+        _cell(lab, name, setting, arm, seed)
+        for name, setting in lab.regimes.items()
         for seed in lab.seeds
-        for entry in lab.methods
+        for arm in lab.methods
     ]
 
 
 def specs_of(cells: list[Cell]) -> list[RunSpec]:
-    """The runs of the cells; the longer ones last, since only one column of the table needs them."""
+    """Return the runs of the cells; the longer ones last, since only one column of the table needs them."""
     return [cell.run for cell in cells] + [cell.longer for cell in cells if cell.longer]
 
 
-def _cell(lab: Lab, name: str, regime: Regime, entry: Entry, seed: int) -> Cell:
+def _cell(lab: Lab, name: str, setting: Setting, arm: Arm, seed: int) -> Cell:
     base = lab.base_run()
-    label = f"{name}-{entry.label}-s{seed}"
-    fields = {"seed": seed, "algorithm.name": entry.method, "checkpoint.export_hf": False}
-    config = with_fields(base, fields | regime.set | entry.set)
-    reference = _reference(lab, regime, seed)
+    label = f"{name}-{arm.label}-s{seed}"
+    fields = {"seed": seed, "algorithm.name": arm.method, "checkpoint.export_hf": False}
+    config = with_fields(base, fields | setting.set | arm.set)
+    reference = _reference(lab, setting, seed)
     if lab.reference is None or reference is None:
-        return Cell(name, entry, seed, RunSpec(label, config), None)
+        return Cell(name, arm, seed, RunSpec(label, config), None)
     weights = lab.reference.weights
-    start = reference if entry.start == "reference" else None
-    if entry.reference == "trained" and make_objective(entry.method).needs_reference != "none":
-        fixed = with_fields(config, {"reference.refresh": "fixed"} | entry.set)
-        return Cell(name, entry, seed, RunSpec(label, fixed, reference, start, weights), None)
+    start = reference if arm.start == "reference" else None
+    if arm.reference == "trained" and make_objective(arm.method).needs_reference != "none":
+        fixed = with_fields(config, {"reference.refresh": "fixed"} | arm.set)
+        return Cell(name, arm, seed, RunSpec(label, fixed, reference, start, weights), None)
     if start:
-        return Cell(name, entry, seed, RunSpec(label, config, None, start, weights), None)
+        return Cell(name, arm, seed, RunSpec(label, config, None, start, weights), None)
     steps = config.optimizer.steps + reference.config.optimizer.steps
     longer = RunSpec(f"{label}-{steps}", with_fields(config, {"optimizer.steps": steps}))
-    return Cell(name, entry, seed, RunSpec(label, config), longer)
+    return Cell(name, arm, seed, RunSpec(label, config), longer)
 
 
-def _reference(lab: Lab, regime: Regime, seed: int) -> RunSpec | None:
+def _reference(lab: Lab, setting: Setting, seed: int) -> RunSpec | None:
     wanted = lab.reference
     if wanted is None:
         return None
@@ -88,20 +88,20 @@ def _reference(lab: Lab, regime: Regime, seed: int) -> RunSpec | None:
     }
     if wanted.weights == "best":
         own["checkpoint.keep_best"] = True
-    config = with_fields(lab.base_run(), own | wanted.set | regime.reference_set)
+    config = with_fields(lab.base_run(), own | wanted.set | setting.reference_set)
     return RunSpec(f"reference-{wanted.method}-s{config.seed}", config)
 
 
 # ---------------------------------------------------------------------------------------------- the table
 def write_table(lab: Lab, cells: list[Cell]) -> dict[str, Any]:
-    """table.json and curves.json of the runs that are there; returns the table."""
+    """Write table.json and curves.json of the finished runs; return the table."""
     outcomes = {
         spec.key: read_outcome(spec.folder(lab.root), lab.metric)
         for cell in cells
         for spec in (cell.run, cell.longer, *cell.run.needs)
         if spec is not None and spec.is_done(lab.root)
     }
-    regimes = {name: _regime_table(lab, [c for c in cells if c.regime == name], outcomes) for name in lab.regimes}
+    settings = {name: _setting_table(lab, [c for c in cells if c.setting == name], outcomes) for name in lab.regimes}
     table = {
         "name": lab.name,
         "metric": lab.metric,
@@ -109,16 +109,16 @@ def write_table(lab: Lab, cells: list[Cell]) -> dict[str, Any]:
         "seeds": lab.seeds,
         "steps": lab.base_run().optimizer.steps,
         "reference": lab.reference.model_dump(mode="json") if lab.reference else None,
-        "regimes": regimes,
+        "regimes": settings,
     }
     _write(lab.folder / "table.json", table)
     _write(lab.folder / "curves.json", _curves(lab, cells, outcomes))
     return table
 
 
-def _regime_table(lab: Lab, cells: list[Cell], outcomes: dict[str, Outcome]) -> dict[str, Any]:
+def _setting_table(lab: Lab, cells: list[Cell], outcomes: dict[str, Outcome]) -> dict[str, Any]:
     main = _Column(lab.main_label, cells, outcomes)
-    columns = [_Column(entry.label, cells, outcomes) for entry in lab.methods]
+    columns = [_Column(arm.label, cells, outcomes) for arm in lab.methods]
     references = {cell.seed: outcomes[one.key] for cell in cells for one in cell.run.needs if one.key in outcomes}
     bases = [outcomes[cell.run.key].first for cell in cells if cell.run.start is None and cell.run.key in outcomes]
     return {
@@ -130,14 +130,14 @@ def _regime_table(lab: Lab, cells: list[Cell], outcomes: dict[str, Outcome]) -> 
 
 
 class _Column:
-    """The outcomes of one entry, by seed."""
+    """Outcomes of one arm, by seed."""
 
     def __init__(self, label: str, cells: list[Cell], outcomes: dict[str, Outcome]):
-        mine = [cell for cell in cells if cell.entry.label == label]
+        mine = [cell for cell in cells if cell.arm.label == label]
         self.label = label
-        self.method = mine[0].entry.method
+        self.method = mine[0].arm.method
         self.runs = {cell.seed: outcomes[cell.run.key] for cell in mine if cell.run.key in outcomes}
-        total: dict[int, tuple[float, int]] = {}  # score at equal total compute, token passes with the reference's
+        total: dict[int, tuple[float, int]] = {}  # score at equal total compute, token passes including the reference's
         for cell in mine:
             if cell.longer is not None and cell.longer.key in outcomes:
                 longer = outcomes[cell.longer.key]
@@ -158,7 +158,7 @@ class _Column:
         return {seed: run.final for seed, run in self.runs.items()}
 
     def row(self, main: _Column) -> dict[str, Any]:
-        """Its line of the table; `minus` holds the paired differences main - this one."""
+        """Return the arm's row of the table; `minus` contains the paired differences main - this arm."""
         row: dict[str, Any] = {"label": self.label, "method": self.method}
         row |= {"final": _spread(self.final), "auc": _spread(self.auc)}
         row["best"] = _spread({seed: run.best for seed, run in self.runs.items()})
@@ -171,25 +171,25 @@ class _Column:
 
 
 def _spread(values: dict[int, float]) -> dict[str, Any] | None:
-    """The values by seed and their mean with its interval; None of nothing."""
+    """Return the values by seed and their mean with its interval; None without values."""
     if not values:
         return None
     by_seed = {str(seed): value for seed, value in sorted(values.items())}
-    return {"seeds": by_seed} | asdict(estimate(list(values.values())))
+    return {"seeds": by_seed} | asdict(mean_interval(list(values.values())))
 
 
-def _plain(found: Estimate | None) -> dict[str, Any] | None:
+def _plain(found: MeanInterval | None) -> dict[str, Any] | None:
     return asdict(found) if found else None
 
 
 def _curves(lab: Lab, cells: list[Cell], outcomes: dict[str, Outcome]) -> dict[str, Any]:
-    """What the figures draw: by regime and entry, each seed's held-out curve and columns of its training."""
+    """Return the data of the figures: by setting and arm, each seed's held-out curve and training columns."""
     out: dict[str, Any] = {name: {} for name in lab.regimes}
     for cell in cells:
         outcome = outcomes.get(cell.run.key)
         if outcome is not None:
             training = {name: [round(value, 5) for value in values] for name, values in outcome.training.items()}
-            out[cell.regime].setdefault(cell.entry.label, {})[str(cell.seed)] = {
+            out[cell.setting].setdefault(cell.arm.label, {})[str(cell.seed)] = {
                 "curve": outcome.curve,
                 "training": training,
             }

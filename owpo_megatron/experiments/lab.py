@@ -1,4 +1,4 @@
-"""The file of a comparison: which methods, seeds and regimes, on top of one ordinary run."""
+"""Configuration file of a comparison: methods, seeds and settings, on top of the configuration of one run."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Fields = dict[str, Any]
 """Dotted fields of a run and their values, e.g. {"verifier.flip": 0.15}."""
 
 
-class Entry(Section):
-    """One line of the table: a method, perhaps with other settings. A plain name in the file is short for itself."""
+class Arm(Section):
+    """One row of the table: a method, optionally with other fields. A plain name is short for label and method."""
 
     label: str
-    """Its name in tables and figures."""
+    """Name in tables and figures."""
     method: AlgorithmName
     reference: Literal["trained", "own"] = "trained"
-    """`trained`: the lab's, where the method takes one, and fixed if `set` does not say otherwise; `own`: none but what
-    the run's settings say, from its initial policy on (the ratchet without a prior)."""
+    """Reference: `trained` uses the comparison's trained one if the method needs a reference, fixed unless `set`
+    changes that; `own` uses the run's own settings, starting at its initial policy (the ratchet without a prior)."""
     start: Literal["model", "reference"] = "model"
-    """`reference`: the policy starts from the lab's trained reference, which any method can make use of so."""
+    """Initial policy: the configured model, or the comparison's trained reference, which any method can use."""
     set: Fields = {}
-    """Fields of the run that differ."""
+    """Fields of the run to override."""
 
     @model_validator(mode="before")
     @classmethod
@@ -39,76 +39,79 @@ class Entry(Section):
 
 
 class ReferenceRun(Section):
-    """The run whose final policy is the reference of the methods that take one; one for each seed."""
+    """Run whose policy is the reference of the methods that need one; one run per seed."""
 
     method: AlgorithmName = "dapo"
     steps: int = Field(10, gt=0)
     weights: Literal["final", "best"] = "final"
-    """`best`: those with the best Pass@1 of its evaluations, as the paper's two-stage protocol takes them."""
+    """Weights to use; `best` has the best Pass@1 of its evaluations, as in the paper's two-stage protocol."""
     seed_offset: int = 1000
-    """Added to the seed, so that the reference has not met the run's prompts and samples in the same order."""
+    """Added to the seed, so that the reference has not seen the run's prompts and samples in the same order."""
     set: Fields = {}
-    """Fields that differ, in every regime."""
+    """Fields to override, in every setting."""
 
 
-class Regime(Section):
-    """A circumstance in which all methods are compared."""
+class Setting(Section):
+    """A setting in which all methods are compared."""
 
     set: Fields = {}
-    """Fields of every run of the regime, the reference's excepted."""
+    """Fields to override in every run of the setting except the reference's."""
     reference_set: Fields = {}
-    """Fields of the reference's run; a regime that leaves it out shares its reference with the others."""
+    """Fields to override in the reference's run; settings without any share one reference."""
 
 
 class Lab(Section):
-    """A comparison. `Lab.load` reads the file and raises `UserError` for what is wrong."""
+    """A comparison. `Lab.load` reads and validates the file."""
 
     name: str = "lab"
     out_dir: Path = Path("runs")
-    """The lab's files go to out_dir/name: its runs, table.json, curves.json, the figures."""
+    """Parent folder; runs, table.json, curves.json and figures go to out_dir/name."""
     runs_dir: Path | None = None
-    """Folder of the run folders; comparisons that name the same one share their runs. None: runs/ among its files."""
+    """Folder of the run folders; comparisons that name the same one share their runs. Default: out_dir/name/runs."""
     run: dict[str, Any]
-    """An ordinary run, as `owpo train` takes it; its name, runs_dir, seed and algorithm.name are set by the lab."""
-    methods: list[Entry] = Field(min_length=1)
+    """Configuration of a run, as for `owpo train`; the comparison sets name, runs_dir, seed and algorithm.name."""
+    methods: list[Arm] = Field(min_length=1)
+    """Methods to compare: names, or mappings with the fields of an arm."""
     against: str | None = None
-    """The entry that the others are compared with, seed by seed; None: the first."""
+    """Label of the arm that the others are compared with, seed by seed; default: the first."""
     seeds: list[int] = Field([1, 2, 3, 4, 5], min_length=1)
     metric: str = "pass@1"
-    """The evaluation's score that is compared."""
+    """Score to compare: pass@k, with k in eval.pass_at."""
     reference: ReferenceRun | None = ReferenceRun()
-    regimes: dict[str, Regime] = {"plain": Regime()}
+    """Run that trains the reference; null: none."""
+    regimes: dict[str, Setting] = {"plain": Setting()}
+    """Settings by name, in each of which every method runs with every seed."""
     workers: int | None = Field(None, gt=0)
-    """Runs at a time, each with an engine of its own; None: one a core (CPU), one (CUDA or with run.engine.urls)."""
+    """Concurrent runs, each with its own engine; default: one per core on a CPU, else (CUDA, run.engine.urls) one."""
 
     @field_validator("methods")
     @classmethod
-    def _labels_differ(cls, methods: list[Entry]) -> list[Entry]:
-        labels = [entry.label for entry in methods]
+    def _labels_differ(cls, methods: list[Arm]) -> list[Arm]:
+        labels = [arm.label for arm in methods]
         for label in labels:
             if labels.count(label) > 1:
-                raise UserError("methods", label, "stands there twice; give one of them another label")
+                raise UserError("methods", label, "appears twice; give one of them another label")
         return methods
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Lab:
-        if self.against is not None and self.against not in [entry.label for entry in self.methods]:
-            raise UserError("against", self.against, f"is none of {', '.join(e.label for e in self.methods)}")
-        for entry in self.methods:
-            if entry.start == "reference" and self.reference is None:
-                raise UserError("methods.start", "reference", f"{entry.label}: this lab trains no reference")
+        if self.against is not None and self.against not in [arm.label for arm in self.methods]:
+            raise UserError("against", self.against, f"use one of {', '.join(arm.label for arm in self.methods)}")
+        for arm in self.methods:
+            if arm.start == "reference" and self.reference is None:
+                raise UserError("methods.start", "reference", f"{arm.label}: the comparison trains no reference")
         if len(set(self.seeds)) < len(self.seeds):
-            raise UserError("seeds", self.seeds, "a seed stands there twice")
+            raise UserError("seeds", self.seeds, "a seed appears twice")
         run = self.base_run()
         k = self.metric.removeprefix("pass@")
         if not k.isdigit() or int(k) not in run.eval.pass_at:
-            raise UserError("metric", self.metric, f"give pass@k with k one of eval.pass_at = {run.eval.pass_at}")
+            raise UserError("metric", self.metric, f"use pass@k with k in eval.pass_at = {run.eval.pass_at}")
         if not run.eval.every or not run.eval.before or not run.eval.after:
             raise UserError(
-                "run.eval.every", run.eval.every, "curves need evaluations: every > 0, and before and after on"
+                "run.eval.every", run.eval.every, "curves need evaluations: set every > 0, before and after to true"
             )
         if run.engine.urls and (self.workers or 1) > 1:
-            remedy = "runs that share engines would overwrite each other's weights; leave it out, or run.engine.urls"
+            remedy = "runs that share engines would overwrite each other's weights; remove it or run.engine.urls"
             raise UserError("workers", self.workers, remedy)
         return self
 
@@ -117,7 +120,7 @@ class Lab(Section):
         return 1 if self.base_run().engine.urls else self.workers
 
     def base_run(self) -> Config:
-        """The ordinary run that every entry starts from."""
+        """Return the configuration of the run that every arm is based on."""
         return Config.build(self.run)
 
     @property
@@ -134,12 +137,12 @@ class Lab(Section):
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Lab:
-        """Read a YAML file and apply `dotted.field=value` overrides; raises as `load_section`."""
+        """Read a YAML file and apply `dotted.field=value` overrides. Raises as `load_section`."""
         return load_section(cls, path, overrides)
 
 
 def load_section(kind: type[Kind], path: Path, overrides: Sequence[str] = ()) -> Kind:
-    """A file of this kind, with `dotted.field=value` overrides.
+    """Read a YAML file of this kind and apply `dotted.field=value` overrides.
 
     Raises:
         UserError: the file is missing or not YAML, or a field is unknown, ill-typed or contradictory.
@@ -151,10 +154,10 @@ def load_section(kind: type[Kind], path: Path, overrides: Sequence[str] = ()) ->
 
 
 def with_fields(config: Config, fields: Fields) -> Config:
-    """The run with some dotted fields set.
+    """Return a copy of a configuration with some dotted fields set.
 
     Raises:
-        UserError: a field is unknown or its value does not fit.
+        UserError: a field is unknown or its value is invalid.
     """
     raw = config.model_dump(mode="json")
     for dotted, value in fields.items():

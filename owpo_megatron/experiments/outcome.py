@@ -1,4 +1,4 @@
-"""What a finished run came to: its curve on held-out problems, the area below it, and what it cost."""
+"""Result of a finished run: its curve on held-out problems, the area under it, and its cost."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ TRAINING_COLUMNS = ("reward_mean", "entropy", "grad_norm", "response_length", "w
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run in figures.
+    """Metrics of a finished run.
 
     Example:
         Outcome(curve=((0, 0.16), (15, 0.6), (30, 0.97)), auc=0.5825, token_passes=812_345, seconds=19.1, ...)
     """
 
     curve: tuple[tuple[int, float], ...]  # (step, score on held-out problems)
-    auc: float  # mean height of the curve: trapezoids between the evaluations, over all steps
-    token_passes: int  # response tokens through the model: see `token_passes`
-    seconds: float  # of the training steps
-    training: dict[str, list[float]]  # columns of metrics.jsonl, a value a step
+    auc: float  # mean height of the curve: trapezoidal rule over the evaluations
+    token_passes: int  # forward passes of response tokens, see `token_passes`
+    seconds: float  # duration of the training steps
+    training: dict[str, list[float]]  # columns of metrics.jsonl, one value per step
 
     @property
     def first(self) -> float:
@@ -41,7 +41,7 @@ class Outcome:
 
 
 def read_outcome(folder: Path, metric: str) -> Outcome:
-    """Of a finished run."""
+    """Read the outcome of a finished run; `metric` names the evaluation's score."""
     run = read_run(folder)
     curve = tuple((step, float(score)) for step, score in run.eval_column(metric))
     training = {name: [float(value) for value in run.column(name).values] for name in TRAINING_COLUMNS}
@@ -50,7 +50,7 @@ def read_outcome(folder: Path, metric: str) -> Outcome:
 
 
 def area(curve: tuple[tuple[int, float], ...]) -> float:
-    """Mean height of a curve of straight lines between its points.
+    """Return the mean height of a piecewise linear curve.
 
     Example:
         >>> area(((0, 0.0), (10, 1.0), (30, 1.0)))  # (10 * 0.5 + 20 * 1) / 30
@@ -62,8 +62,11 @@ def area(curve: tuple[tuple[int, float], ...]) -> float:
 
 
 def token_passes(run: RunMetrics) -> int:
-    """Forward passes' worth of response tokens: 1 for a generated token, 3 for one of an update (forward and backward),
-    1 for the old policy's pass where a step has several updates, 1 for the reference's. Prompts are not counted."""
+    """Count a run's compute in forward passes of response tokens; prompts are not counted.
+
+    A generated token counts 1, a token of an update 3 (forward and backward), the old policy's pass 1 if a step has
+    several updates, the reference's pass 1.
+    """
     name: AlgorithmName = run.setting("algorithm.name")
     objective = make_objective(name)
     total = 0

@@ -1,4 +1,4 @@
-"""Runs many runs on this machine's cores: each once, those that others need first, none that is already there."""
+"""Execute many runs on this machine's cores: each once, after the runs it needs, skipping finished ones."""
 
 from __future__ import annotations
 
@@ -17,82 +17,82 @@ from owpo_megatron.experiments.spec import RunSpec
 from owpo_megatron.launch.machine import gpu_names
 
 WORKER = [sys.executable, "-m", "owpo_megatron.experiments.worker"]
-_LOST = {"ok": False, "reason": "its worker ended; logs/worker_N.log may say why", "mistake": False}
+_LOST = {"ok": False, "reason": "its worker exited; see logs/worker_N.log", "mistake": False}
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that did not come to its end."""
+    """A run that did not finish."""
 
     spec: RunSpec
     reason: str
-    mistake: bool  # the user's, to be mended in the configuration
+    mistake: bool  # whether it is the user's, to be fixed in the configuration
 
 
-Tell = Callable[[str, RunSpec], None]
+OnEvent = Callable[[str, RunSpec], None]
 """Called with ("cached" | "started" | "done" | "failed", run), from any thread."""
 
 
 def run_all(
-    specs: Iterable[RunSpec], root: Path, workers: int | None, tell: Tell = lambda what, spec: None
+    specs: Iterable[RunSpec], root: Path, workers: int | None, on_event: OnEvent = lambda event, spec: None
 ) -> list[Failure]:
-    """Make every run that is not there yet; returns those that failed. The others go on without them.
+    """Execute every run that has not finished; return the failures, which do not stop the other runs.
 
-    Ctrl-C lets the runs under way finish their step and save; the same call goes on from there.
+    On Ctrl-C the active runs finish their step and save; the same call resumes them.
 
     Args:
-        root: the folder of the run folders.
-        workers: runs at a time; None: one a core, or one on a machine with GPUs.
+        root: folder of the run folders.
+        workers: concurrent runs; None: one per core, or one on a machine with GPUs.
     """
-    board = _Board(with_needs(specs), root, tell)
-    if not board.waiting:
+    queue = _Queue(with_needs(specs), root, on_event)
+    if not queue.waiting:
         return []
-    count = min(workers or _default_workers(), len(board.waiting))
+    count = min(workers or _default_workers(), len(queue.waiting))
     logs = root.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // count)
     processes = [_start_worker(logs, index, threads) for index in range(count)]
-    hands = [threading.Thread(target=_serve, args=(process, board), daemon=True) for process in processes]
+    feeders = [threading.Thread(target=_feed, args=(process, queue), daemon=True) for process in processes]
     try:
-        for hand in hands:
-            hand.start()
-        for hand in hands:
-            hand.join()
+        for feeder in feeders:
+            feeder.start()
+        for feeder in feeders:
+            feeder.join()
     finally:
-        board.close()
+        queue.close()
         for process in processes:
             assert process.stdin is not None
             if process.poll() is None:
                 process.stdin.close()
         for process in processes:
             process.wait()
-    return board.failures + [Failure(spec, "no worker was left for it", False) for spec in board.waiting]
+    return queue.failures + [Failure(spec, "no worker was left to execute it", False) for spec in queue.waiting]
 
 
-class _Board:
-    """What waits, what is under way, what is done; shared by the threads that feed the workers."""
+class _Queue:
+    """Waiting and active runs, shared by the threads that feed the workers."""
 
-    def __init__(self, specs: Sequence[RunSpec], root: Path, tell: Tell):
-        self.root, self.tell = root, tell
+    def __init__(self, specs: Sequence[RunSpec], root: Path, on_event: OnEvent):
+        self.root, self.on_event = root, on_event
         self.waiting = [spec for spec in specs if not spec.is_done(root)]
         self.failures: list[Failure] = []
-        self._under_way: set[str] = set()
+        self._active: set[str] = set()
         self._changed = threading.Condition()
         self._closed = False
         for spec in specs:
             if spec.is_done(root):
-                tell("cached", spec)
+                on_event("cached", spec)
 
     def take(self) -> RunSpec | None:
-        """The next run that has what it needs; waits for one, None when nothing is left to do."""
+        """Return the next run whose needs have finished, waiting for one; None when nothing is left."""
         with self._changed:
             while self.waiting and not self._closed:
                 for spec in self.waiting:
                     if all(needed.is_done(self.root) for needed in spec.needs):
                         self.waiting.remove(spec)
-                        self._under_way.add(spec.key)
+                        self._active.add(spec.key)
                         return spec
-                if not self._under_way:
+                if not self._active:
                     self._give_up_the_rest()
                     break
                 self._changed.wait()
@@ -100,11 +100,11 @@ class _Board:
 
     def done(self, spec: RunSpec, failure: Failure | None) -> None:
         with self._changed:
-            self._under_way.discard(spec.key)
+            self._active.discard(spec.key)
             if failure:
                 self.failures.append(failure)
             self._changed.notify_all()
-        self.tell("failed" if failure else "done", spec)
+        self.on_event("failed" if failure else "done", spec)
 
     def close(self) -> None:
         with self._changed:
@@ -114,26 +114,26 @@ class _Board:
     def _give_up_the_rest(self) -> None:
         for spec in self.waiting:
             missing = ", ".join(needed.label for needed in spec.needs if not needed.is_done(self.root))
-            self.failures.append(Failure(spec, f"what it needs failed: {missing}", False))
+            self.failures.append(Failure(spec, f"a run it needs failed: {missing}", False))
         self.waiting.clear()
 
 
-def _serve(process: subprocess.Popen[str], board: _Board) -> None:
-    """Hand runs to one worker until nothing is left or it is gone."""
-    while (spec := board.take()) is not None:
+def _feed(process: subprocess.Popen[str], queue: _Queue) -> None:
+    """Send runs to one worker until nothing is left or it is gone."""
+    while (spec := queue.take()) is not None:
         answer = None
         try:
-            board.tell("started", spec)
-            answer = _ask(process, spec.placed(board.root))
+            queue.on_event("started", spec)
+            answer = _ask(process, spec.placed(queue.root))
         finally:
             found: dict[str, Any] = answer or _LOST
-            board.done(spec, None if found["ok"] else Failure(spec, found["reason"], found["mistake"]))
+            queue.done(spec, None if found["ok"] else Failure(spec, found["reason"], found["mistake"]))
         if answer is None:
             return
 
 
 def _ask(process: subprocess.Popen[str], config: Config) -> dict[str, Any] | None:
-    """The worker's answer, None when it is gone."""
+    """Send a run to the worker and return its answer, None when it is gone."""
     assert process.stdin is not None and process.stdout is not None
     try:
         process.stdin.write(config.model_dump_json() + "\n")
@@ -157,7 +157,7 @@ def _start_worker(logs: Path, index: int, threads: int) -> subprocess.Popen[str]
 
 
 def with_needs(specs: Iterable[RunSpec]) -> list[RunSpec]:
-    """Every run once, behind the runs that it needs."""
+    """Return every run once, each after the runs that it needs."""
     found: dict[str, RunSpec] = {}
     for spec in specs:
         for one in (*with_needs(spec.needs), spec):

@@ -1,10 +1,10 @@
-"""The paper's two protocols, each a comparison of a fixed form.
+"""The paper's two protocols, as comparisons of a fixed form.
 
 Two-stage (section 5.1): train DAPO, take its best validation checkpoint as a fixed reference, train every
 reference-guided method from the base model.
 
-Iterative self-evolution (section 5.3): start from a suboptimal prior; at the end of every stage the reference becomes
-the best policy of the stage, and the number of active samples starts again at the group's size.
+Iterative self-evolution (section 5.3): start from a suboptimal prior; at the end of every stage the best policy of the
+stage becomes the reference, and the number of active samples is reset to the group's size.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any, Literal
 from pydantic import Field
 
 from owpo_megatron.config.file import Section
-from owpo_megatron.experiments.lab import Entry, Fields, Lab, ReferenceRun, Regime, with_fields
+from owpo_megatron.experiments.lab import Arm, Fields, Lab, ReferenceRun, Setting, with_fields
 
 
 class Protocol(Section):
-    """What both protocols are told."""
+    """Settings of both protocols."""
 
     name: str
     out_dir: Path = Path("runs")
-    """Everything goes to out_dir/name, as in a comparison."""
+    """Parent folder; all files go to out_dir/name, as in a comparison."""
     run: dict[str, Any]
-    """An ordinary run, as `owpo train` takes it."""
-    methods: list[Entry] = Field(min_length=1)
-    """The first one is compared with the others."""
+    """Configuration of a run, as for `owpo train`."""
+    methods: list[Arm] = Field(min_length=1)
+    """Methods to train; the first is compared with the others."""
     seeds: list[int] = Field([1], min_length=1)
     metric: str = "pass@1"
-    """The evaluation's score that is shown; checkpoints are chosen by Pass@1."""
+    """Score to report; checkpoints are chosen by Pass@1."""
     workers: int | None = Field(None, gt=0)
-    """Runs at a time; None: one a core (CPU), one (CUDA)."""
+    """Concurrent runs; default: one per core on a CPU, one on CUDA."""
 
-    def _lab(self, regime: str, run: dict[str, Any], methods: list[Entry], reference: ReferenceRun) -> Lab:
+    def _lab(self, setting: str, run: dict[str, Any], methods: list[Arm], reference: ReferenceRun) -> Lab:
         return Lab(
             name=self.name,
             out_dir=self.out_dir,
@@ -43,41 +43,41 @@ class Protocol(Section):
             seeds=self.seeds,
             metric=self.metric,
             reference=reference,
-            regimes={regime: Regime()},
+            regimes={setting: Setting()},
             workers=self.workers,
         )
 
 
 class FirstStage(ReferenceRun):
-    """The run whose best checkpoint is the reference."""
+    """Run whose best checkpoint is the reference."""
 
     steps: int = Field(400, gt=0)
     weights: Literal["best"] = "best"
 
 
 class TwoStage(Protocol):
-    """Stage one trains the reference, stage two everything that is guided by its best checkpoint."""
+    """Two stages: train the reference, then every method guided by its best checkpoint."""
 
     name: str = "two-stage"
-    methods: list[Entry] = [Entry(label=name, method=name) for name in ("owpo", "mopd", "opd", "sym_dapo", "dapo")]
+    methods: list[Arm] = [Arm(label=name, method=name) for name in ("owpo", "mopd", "opd", "sym_dapo", "dapo")]
     first: FirstStage = FirstStage()
-    """DAPO, unless it says otherwise."""
+    """Run of the first stage; DAPO by default."""
 
     def lab(self) -> Lab:
         return self._lab("two-stage", self.run, self.methods, self.first)
 
 
 class SelfEvolution(Protocol):
-    """Stages of `stage_steps` steps, each with the best policy of the one before as its reference."""
+    """Stages of `stage_steps` steps, each with the best policy of the previous one as its reference."""
 
     name: str = "self-evolution"
-    methods: list[Entry] = [Entry(label=name, method=name) for name in ("owpo", "mopd", "dapo")]
+    methods: list[Arm] = [Arm(label=name, method=name) for name in ("owpo", "mopd", "dapo")]
     prior: ReferenceRun = ReferenceRun(steps=100)
-    """The suboptimal policy that is the first reference."""
+    """Run that trains the first reference, a suboptimal policy."""
     iterations: int = Field(4, gt=0)
     stage_steps: int = Field(80, gt=0)
     restart_policy: bool = False
-    """Every stage starts from its reference, with a fresh optimizer, instead of from the last policy."""
+    """Start every stage from its reference with a fresh optimizer, instead of from the last policy."""
 
     def lab(self) -> Lab:
         stages: Fields = {
@@ -85,14 +85,14 @@ class SelfEvolution(Protocol):
             "reference.every": self.stage_steps,
             "reference.restart_policy": self.restart_policy,
         }
-        methods = [entry.model_copy(update={"set": stages | entry.set}) for entry in self.methods]
+        methods = [arm.model_copy(update={"set": stages | arm.set}) for arm in self.methods]
         draft = self._lab("self-evolution", self.run, methods, self.prior)
         run = with_fields(draft.base_run(), {"optimizer.steps": self.iterations * self.stage_steps})
         return draft.model_copy(update={"run": run.model_dump(mode="json", exclude_defaults=True)})
 
 
 def best_of_stages(curve: list[list[float]], stage_steps: int) -> list[float]:
-    """The best score of each stage's evaluations, stage by stage.
+    """Return the best score among each stage's evaluations, stage by stage.
 
     Example:
         >>> best_of_stages([[0, 0.1], [5, 0.3], [10, 0.2], [15, 0.4], [20, 0.5]], 10)

@@ -1,4 +1,4 @@
-"""A run before it is made: its configuration, the run its reference comes from, and a key that names its folder."""
+"""Specification of a run: its configuration, the run that trains its reference, and the key in its folder's name."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from owpo_megatron.config import Config
 from owpo_megatron.experiments.lab import with_fields
 from owpo_megatron.run.layout import BEST, HF, RunFolder
 
-# Where a run is made and by which engine does not change what comes out.
+# Where a run happens, and with which engine, does not change its result.
 _NOT_IN_THE_KEY = ("name", "runs_dir", "engine", "sync")
 _HEAD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What has to be run once: two specs of one key are the same run, whatever their labels.
+    """Specification of one run: two specs with the same key are the same run, whatever their labels.
 
     Args:
-        label: the readable part of the folder's name.
-        config: without name and place.
-        reference: its policy becomes the reference of this run; None: as the configuration says.
-        start: its policy is what this run starts from; None: the configuration's model.
-        weights: which one of their policies.
+        label: readable part of the folder's name.
+        config: configuration without name and folder.
+        reference: run whose policy is the reference of this one; None: as configured.
+        start: run whose policy this one starts from; None: the configuration's model.
+        weights: which policy of those runs to use.
 
     Example:
         RunSpec("owpo-s1", config, RunSpec("dapo-s1001", ...)).folder(Path("runs/lab/runs"))
@@ -42,8 +42,8 @@ class RunSpec:
 
     @cached_property
     def key(self) -> str:
-        """12 hex digits of the configuration, the model's files and the reference's key."""
-        # Defaults are left out, so that a field that is new tomorrow leaves the runs of today where they are.
+        """12 hex digits that hash the configuration, the model's files and the keys of the runs it needs."""
+        # Defaults are excluded, so that a new field does not change the keys of existing runs.
         settings = self.config.model_dump(mode="json", exclude_defaults=True)
         for name in _NOT_IN_THE_KEY:
             settings.pop(name, None)
@@ -58,19 +58,19 @@ class RunSpec:
 
     @property
     def needs(self) -> list[RunSpec]:
-        """Runs that must be done before this one."""
+        """Runs that must finish before this one."""
         return [spec for spec in (self.reference, self.start) if spec is not None]
 
     def folder(self, root: Path) -> Path:
-        """Where the run is or will be; one of this key that was made under another label is the same run."""
+        """Return the run's folder; an existing folder with this key but another label is the same run."""
         return next(root.glob(f"*-{self.key}"), root / f"{self.label}-{self.key}")
 
     def is_done(self, root: Path) -> bool:
-        """True when the run came to its end: its summary is written last."""
+        """Whether the run has finished: its summary is written last."""
         return RunFolder(self.folder(root)).is_finished
 
     def placed(self, root: Path) -> Config:
-        """The configuration with its name and folder; the runs that it needs must be done."""
+        """Return the configuration with its name and folder; the runs that it needs must have finished."""
         weights = BEST if self.weights == "best" else HF
         fields = {"name": self.folder(root).name, "runs_dir": str(root)}
         if self.reference:
@@ -82,7 +82,7 @@ class RunSpec:
 
 @cache
 def model_digest(folder: Path) -> str:
-    """Of the names and sizes of a model's files and the first megabyte of each."""
+    """Hash the names and sizes of a model's files and the first megabyte of each."""
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())

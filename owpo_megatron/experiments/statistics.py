@@ -1,4 +1,4 @@
-"""Means with Student's 95 % intervals, of values that are paired by seed."""
+"""Means with Student's 95 % intervals, for values that are paired by seed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import cache
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean and its 95 % interval; of a single value there is no interval (None)."""
+class MeanInterval:
+    """A mean and its 95 % interval, which is None for a single value."""
 
     mean: float
     low: float | None
@@ -18,32 +18,32 @@ class Estimate:
     count: int
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean of independent values, with the interval of Student's t.
+def mean_interval(values: Sequence[float]) -> MeanInterval:
+    """Return the mean of independent values with Student's t interval.
 
     Example:
-        >>> estimate([1.0, 2.0, 3.0])  # mean 2, sd 1, t(2 df) = 4.303: 2 -+ 4.303 / sqrt(3)
-        Estimate(mean=2.0, low=-0.4841..., high=4.4841..., count=3)
+        >>> mean_interval([1.0, 2.0, 3.0])  # mean 2, sd 1, t(2 df) = 4.303: 2 -+ 4.303 / sqrt(3)
+        MeanInterval(mean=2.0, low=-0.4841..., high=4.4841..., count=3)
     """
     count = len(values)
     assert count
     mean = sum(values) / count
     if count == 1:
-        return Estimate(mean, None, None, count)
+        return MeanInterval(mean, None, None, count)
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
     half = student_quantile(count - 1) * math.sqrt(variance / count)
-    return Estimate(mean, mean - half, mean + half, count)
+    return MeanInterval(mean, mean - half, mean + half, count)
 
 
-def paired_difference(ours: dict[int, float], others: dict[int, float]) -> Estimate | None:
-    """Mean of ours - others over the seeds that both have; None where there are none."""
+def paired_difference(ours: dict[int, float], others: dict[int, float]) -> MeanInterval | None:
+    """Return the mean of ours - others over their common seeds; None if there are none."""
     seeds = sorted(ours.keys() & others.keys())
-    return estimate([ours[seed] - others[seed] for seed in seeds]) if seeds else None
+    return mean_interval([ours[seed] - others[seed] for seed in seeds]) if seeds else None
 
 
 @cache
 def student_quantile(freedom: int, level: float = 0.975) -> float:
-    """The t below which Student's distribution with `freedom` degrees has `level` of its mass (level > 0.5)."""
+    """Return the `level` quantile (> 0.5) of Student's distribution with `freedom` degrees of freedom."""
     low, high = 0.0, 1.0
     while _student_mass(high, freedom) < level:
         high *= 2
@@ -54,8 +54,11 @@ def student_quantile(freedom: int, level: float = 0.975) -> float:
 
 
 def _student_mass(t: float, freedom: int) -> float:
-    """P(T < t): the density integrated over theta in [0, atan(t / sqrt(freedom))], where it is cos(theta)^(freedom - 1)
-    up to a constant, by Simpson's rule."""
+    """Return P(T < t), by Simpson's rule.
+
+    The density, with t = sqrt(freedom) tan(theta), is cos(theta)^(freedom - 1) up to a constant; it is integrated over
+    theta in [0, atan(t / sqrt(freedom))].
+    """
     intervals = 2000
     width = math.atan(t / math.sqrt(freedom)) / intervals
     total = sum(

@@ -1,14 +1,14 @@
-"""A process that makes run after run: imports and the engine are paid once, not by every run.
+"""Worker process that executes one run after another, so that imports and the engine's start are paid only once.
 
     python -m owpo_megatron.experiments.worker LOGS_DIR
 
     stdin                      stdout
     a configuration (JSON) ->  {"ok": true} | {"ok": false, "reason": "...", "mistake": true|false}
     ...
-    end of file            ->  the engine is stopped, the process ends
+    end of file            ->  the engine stops, the process exits
 
-The engine outlives the runs: weights come by push, so one engine serves every run of a model of its shape. A SIGTERM or
-SIGINT lets the run under way finish its step and save, and ends the worker.
+The engine outlives the runs: weights are pushed to it, so one engine serves every run of a model of its shape. On
+SIGTERM or SIGINT the active run finishes its step and saves, and the worker exits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STOPPED = "stopped on request"
 
 
 class SharedEngine:
-    """The worker's server, started for the first run and again for one of another model or other settings."""
+    """The worker's server, started for the first run and restarted for another model or other settings."""
 
     def __init__(self, log: Path):
         self._log = log
@@ -42,7 +42,7 @@ class SharedEngine:
         self._serves: tuple[Any, ...] = ()
 
     def url(self, config: Config) -> str:
-        """Of a running server that fits the run."""
+        """Return the URL of a running server that fits the run."""
         files = hf_folder(config.model.path)
         shape = (files / "config.json").read_text()
         wanted = (shape, config.model.dtype, config.engine.model_dump_json(), json.dumps(config.sglang, sort_keys=True))
@@ -61,11 +61,11 @@ class SharedEngine:
 
 
 def make_run(config: Config, engine: SharedEngine) -> None:
-    """Make a run, or go on with it, in this process; with several ranks in processes of their own.
+    """Execute or resume a run: in this process, or with several ranks in processes of their own.
 
     Raises:
-        UserError: the user's mistake.
-        EngineError, RuntimeError: it failed.
+        UserError: the configuration or the environment is at fault.
+        EngineError, RuntimeError: the run failed.
     """
     preflight(config)
     folder = RunFolder.of(config)
@@ -91,7 +91,7 @@ def make_run(config: Config, engine: SharedEngine) -> None:
 def main(logs: Path) -> int:
     end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what anything prints goes to the log, not between the answers
+    os.dup2(2, 1)  # anything printed goes to the log, not between the answers
     engine = SharedEngine(logs / f"engine_{os.getpid()}.log")
     with contextlib.closing(engine):
         for line in sys.stdin:
@@ -102,7 +102,7 @@ def main(logs: Path) -> int:
             if answer.get("reason") == STOPPED:
                 break
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)  # the run's own handlers went with it
+                signal.signal(number, signal.SIG_DFL)  # the run's own handlers are gone with it
     return 0
 
 

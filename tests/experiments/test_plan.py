@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def cells_of(file: Path, *overrides: str) -> dict[tuple[str, str, int], Cell]:
-    return {(cell.regime, cell.entry.label, cell.seed): cell for cell in plan(Lab.load(file, overrides))}
+    return {(cell.setting, cell.arm.label, cell.seed): cell for cell in plan(Lab.load(file, overrides))}
 
 
 def test_guided_methods_get_the_reference_of_their_seed_and_others_its_steps(file: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from owpo_megatron.experiments.outcome import area
 from owpo_megatron.experiments.protocols import best_of_stages
-from owpo_megatron.experiments.statistics import estimate, paired_difference, student_quantile
+from owpo_megatron.experiments.statistics import mean_interval, paired_difference, student_quantile
 
 
 @pytest.mark.parametrize(
@@ -20,14 +20,14 @@ def test_quantiles_are_those_of_the_printed_table(freedom: int, printed: float) 
 
 def test_interval_of_three_values() -> None:
     # mean 2, sd 1, so half the width is t(2) / sqrt(3) = 4.3027 / 1.7321 = 2.4842
-    found = estimate([1.0, 2.0, 3.0])
+    found = mean_interval([1.0, 2.0, 3.0])
     assert found.mean == 2.0
     assert found.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-5)
     assert found.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)
 
 
 def test_a_single_value_has_no_interval() -> None:
-    assert (estimate([0.4]).low, estimate([0.4]).high) == (None, None)
+    assert (mean_interval([0.4]).low, mean_interval([0.4]).high) == (None, None)
 
 
 def test_pairs_are_by_seed_and_only_of_seeds_that_both_have() -> None:
@@ -41,7 +41,7 @@ def test_pairing_removes_what_the_seeds_share() -> None:
     ours, theirs = {1: 0.9, 2: 0.5, 3: 0.1}, {1: 0.8, 2: 0.4, 3: 0.0}
     found = paired_difference(ours, theirs)
     assert found is not None and found.low is not None and found.low > 0.099
-    assert estimate(list(ours.values())).low < 0  # type: ignore[operator]
+    assert mean_interval(list(ours.values())).low < 0  # type: ignore[operator]
 
 
 def test_area_is_the_mean_height() -> None:
