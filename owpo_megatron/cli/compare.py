@@ -92,7 +92,7 @@ def _reference_of(cell: Cell) -> str:
     what = f"{run.config.optimizer.steps} steps"
     if run.start is not None:
         what += f", started from the trained reference ({run.start.label} and the like)"
-    if make_objective(cell.entry.method).needs_reference == "none":
+    if make_objective(cell.arm.method).needs_reference == "none":
         return f"{what}, no reference"
     if run.reference is None:
         settings = run.config.reference

@@ -41,7 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--model", "MODEL", "--set", "mine"], "--set = mine: write it as NAME=FILE"),
         (["--model", "MODEL", "--set", "a b=x.jsonl"], "--set = a b: a name is made of letters"),
         (["--model", "MODEL", "--set", "mine=gone.jsonl"], "evaluation set = gone.jsonl: no such file"),
-        (["--model", "MODEL", "--sets", "amc23"], "evaluation set = amc23: no folder of data is given"),
+        (["--model", "MODEL", "--sets", "amc23"], "evaluation set = amc23: no data folder is given"),
         (["--model", "MODEL", "--sets", "amc23", "--data", "gone"], "--data = gone: no such folder"),
         (["--model", "MODEL", "--set", "mine=one.jsonl", "--template", "x"], "--template = x: use one of auto, chat"),
         (["--model", "MODEL", "--set", "mine=one.jsonl", "--template", "chat"], "data.template = chat: this tokenizer"),

@@ -105,7 +105,7 @@ def test_a_set_is_found_in_the_folder_then_on_the_hub(tmp_path: Path, monkeypatc
     assert source_of(SETS["aime24"], tmp_path) == str(tmp_path / "aime24.jsonl")
     assert source_of(SETS["aime25"], tmp_path) == "hub:yentinglin/aime_2025"
     assert source_of(resolve(SetConfig(name="aime24", source="x.csv")), tmp_path) == "x.csv"
-    with pytest.raises(UserError, match=r"has none of amc23.jsonl, amc23.parquet, amc23.csv; give it a file: --set am"):
+    with pytest.raises(UserError, match=r"has none of amc23.jsonl, amc23.parquet, amc23.csv; name its file: --set am"):
         source_of(SETS["amc23"], tmp_path)
     monkeypatch.delenv(VARIABLE, raising=False)
     assert data_folder(None) is None
@@ -168,7 +168,7 @@ def test_whole_numbers_that_are_floats_in_the_hubs_amc(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "said"),
-    [("a.txt", "ends in .jsonl, .parquet, .csv"), ("b.jsonl", "no such file"), ("empty.jsonl", "holds no records")],
+    [("a.txt", "ends in .jsonl, .parquet, .csv"), ("b.jsonl", "no such file"), ("empty.jsonl", "contains no records")],
 )
 def test_faulty_sources(source: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
@@ -210,9 +210,9 @@ def test_mmlu_pros_schema(tmp_path: Path) -> None:
     [
         ({"answer_index": 2}, "index or the letter of one of its options"),
         ({"answer_index": None, "answer": "no"}, "index or the letter of one of its options"),
-        ({"options": ["1", "1"], "answer_index": 0}, "each another text"),
+        ({"options": ["1", "1"], "answer_index": 0}, "all different"),
         ({"options": "1 or 2"}, "list of texts"),
-        ({"question": ""}, "text that is not empty"),
+        ({"question": ""}, "non-empty text"),
     ],
 )
 def test_faulty_questions_are_refused_without_showing_them(changes: dict[str, Any], said: str) -> None:
