@@ -80,7 +80,7 @@ def announcement(lab: Lab, cells: Sequence[Cell]) -> list[str]:
         parts.append(f"{len(longer)} longer ones for the column equal compute")
     lines = [f"{len(every)} runs: {', '.join(parts)}" + (f"; {done} of them finished before" if done else "")]
     for entry in lab.methods:
-        cell = next(one for one in cells if one.entry.label == entry.label)
+        cell = next(one for one in cells if one.arm.label == entry.label)
         lines.append(f"  {entry.label}: {_reference_of(cell)}")
     return lines
 
