@@ -8,13 +8,14 @@ export PYTHON TORCH_CPU_INDEX
 TRAINER := .venv/.made
 ENGINE := .venv-engine/.made
 NEMO := .venv-nemo/.made
+DOCS := .venv-docs/.made
 BIN := .venv/bin
 TRITON := .venv/.triton
 # Several ranks share the machine's cores in the tests: one thread each.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test-fast test test-extra test-all matrix check nemo slurm image image-gpu image-test clean
+.PHONY: help setup quickstart test-fast test test-extra test-all matrix check docs nemo slurm image image-gpu image-test clean
 
 help:  ## this list
 	@echo "usage: make TARGET"
@@ -36,7 +37,7 @@ quickstart: setup  ## train a small model from start to end on this machine, and
 
 # The tiers of the tests (docs/testing.md). PYTEST_ARGS selects in each of them: make test PYTEST_ARGS=tests/report
 PYTEST := $(BIN)/python -m pytest -q --durations=15 --durations-min=2
-EXTRA := slurm or nemo or triton or image
+EXTRA := slurm or nemo or triton or image or docs
 HEAVY := ranks or server or slow or $(EXTRA)
 
 test-fast: $(TRAINER)  ## tests without ranks or engines, none above two CPU seconds: while you write
@@ -48,7 +49,7 @@ CPU_LIMIT ?= 4
 test: setup  ## the tests before every change: with ranks and real SGLang engines
 	$(PYTEST) -m "not ($(EXTRA))" $(PYTEST_ARGS)
 
-test-extra: setup $(TRITON) $(NEMO) slurm  ## what needs more installed: Slurm (as root, by apt-get), NeMo-Run, Triton, images
+test-extra: setup $(TRITON) $(NEMO) $(DOCS) slurm  ## what needs more installed: Slurm (as root, by apt-get), NeMo-Run, Triton, the site, images
 	$(PYTEST) -m "$(EXTRA)" $(PYTEST_ARGS)
 
 test-all:  ## test, then test-extra
@@ -79,6 +80,14 @@ check: $(TRAINER)  ## ruff, codespell, mypy, hadolint and the English of tools/c
 	$(BIN)/python tools/check_english.py
 	$(BIN)/hadolint Dockerfile
 
+# NO_MKDOCS_2_WARNING: mkdocs-material advertises its successor otherwise.
+docs: $(DOCS)  ## build the documents' site, site/index.html; fails for a broken link or anchor
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "site/index.html is ready."
+
+$(DOCS): requirements/docs.txt tools/make_env.sh
+	@tools/make_env.sh docs
+
 # docs/container.md; IMAGE_FLAGS may hold secrets for pip, another BASE_IMAGE, mounts.
 BUILDER ?= docker
 IMAGE_LABELS = --build-arg VERSION=$(shell sed -n 's/__version__ = "\(.*\)"/\1/p' owpo_megatron/__init__.py) \
@@ -96,5 +105,5 @@ image-test:  ## build the CPU image with buildah, as root, and run the quickstar
 	tools/image_test.sh $(IMAGE_LABELS) $(IMAGE_FLAGS)
 
 clean:  ## remove the environments and every cache; runs/ stays
-	rm -rf .venv .venv-engine .venv-nemo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-engine .venv-nemo .venv-docs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

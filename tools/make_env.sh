@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|engine-gpu|nemo
+# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|engine-gpu|nemo|docs
 # Called by the Makefile and by `owpo setup-engine`. Variables: PYTHON, the interpreter to use; TORCH_CPU_INDEX, where
 # PyTorch's CPU wheels are (default: the Makefile's); ENGINE_DIR, the folder of SGLang's environment.
 # The wheel carries this file, beside the Makefile and requirements/, in owpo_megatron/shipped/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-name=${1:?trainer, engine, engine-gpu or nemo}
+name=${1:?trainer, engine, engine-gpu, nemo or docs}
 case $name in
     trainer) dir=.venv ;;
     engine | engine-gpu) dir=${ENGINE_DIR:-.venv-engine} ;;
     nemo) dir=.venv-nemo ;;
-    *) echo "usage: $0 trainer|engine|engine-gpu|nemo" >&2; exit 2 ;;
+    docs) dir=.venv-docs ;;
+    *) echo "usage: $0 trainer|engine|engine-gpu|nemo|docs" >&2; exit 2 ;;
 esac
 base_python=${PYTHON:-python3}
 python=$dir/bin/python
@@ -76,6 +77,14 @@ else
     make_venv || die "cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv python3-pip"
 fi
 : >"$log"
+
+if [ "$name" = docs ]; then # mkdocs reads the sources; it imports none
+    [ "$version" != 3.10 ] || die "the site's packages need Python 3.11 or 3.12: make docs PYTHON=python3.11"
+    quietly "packages of requirements/docs.txt" pip install --quiet --no-deps -r requirements/docs.txt
+    touch "$dir/.made"
+    say "ready: $dir, $((SECONDS - began)) s in all"
+    exit
+fi
 
 if [ "$name" = nemo ]; then # submits jobs, computes nothing: no torch
     quietly "packages of requirements/nemo.txt" pip install --quiet --no-deps --no-compile -r requirements/nemo.txt

@@ -64,7 +64,7 @@ def test_make_alone_lists_its_targets() -> None:
     listed = re.findall(r"^  ([\w-]+) +\S", shown, re.MULTILINE)
     assert listed == [
         *("help", "setup", "quickstart", "test-fast", "test", "test-extra", "test-all", "matrix", "nemo", "slurm"),
-        *("check", "image", "image-gpu", "image-test", "clean"),
+        *("check", "docs", "image", "image-gpu", "image-test", "clean"),
     ]
 
 
