@@ -9,8 +9,8 @@ Data are frozen dataclasses; seams are protocols of a few methods whose docstrin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -133,11 +133,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Sample:
-    """One response with everything the objective needs; lists of L floats, or None where a pass was not spent."""
+    """One response with everything that a method needs; lists of L floats, or None where a pass was not spent."""
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]  # [L]
-    advantage: float
+    advantage: float | torch.Tensor  # of every token, or one per token [L]
     active: bool  # takes part in the reweighting (top n_act of its group)
     behaviour_logp: tuple[float, ...]  # [L]
     old_logp: torch.Tensor | None = None  # [L] fp32; None: the policy's own, detached (one update a step)
@@ -147,6 +147,10 @@ class Sample:
     old_mode: LogpMode = "exact"  # how the trainer computed old_logp and ref_logp
     ref_mode: LogpMode = "exact"
     domain: str = "default"  # of its prompt: whose teacher it has
+    reward: float = 0.0  # after shaping
+    group: int = 0  # equal for siblings, within a step
+    given: Mapping[str, float | torch.Tensor] | None = None  # what the method prepared: numbers, or [L]; None: nothing
+    now_mode: LogpMode = "exact"  # of the current policy's log-probs that `given` was worked out of
 
 
 @dataclass(frozen=True)
@@ -163,51 +167,31 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Per-token inputs of an objective for one packed microbatch: all [T], fp32 unless said.
+    """Per-token inputs of the loss for one packed microbatch: all [T], fp32 unless said.
 
     Only response tokens have `mask_T` True; the values elsewhere are zeros and carry no meaning.
     """
 
-    old_logp_T: torch.Tensor  # sampling policy, through the trainer
+    old_logp_T: torch.Tensor | None  # sampling policy, through the trainer; None: the policy's own (one update)
     ref_logp_T: torch.Tensor  # reference policy, through the trainer; zeros where the method needs none
     advantage_T: torch.Tensor
     active_T: torch.Tensor  # bool
     mask_T: torch.Tensor  # bool
     sample_T: torch.Tensor  # int64, index of the token's sample inside this microbatch, 0..S-1
     num_samples: int  # S, samples in this microbatch
+    ref_is_old_T: torch.Tensor | None = None  # bool: the reference has the old policy's weights; None: nowhere
     behaviour_logp_T: torch.Tensor | None = None  # sampling policy, as the engine reported it
-    weight_T: torch.Tensor | None = None  # factor on each token's loss, detached; None: 1
+    row_mask_T: torch.Tensor | None = None  # bool, rows that the head computes (mask_T and more); None: all
+    reward_S: torch.Tensor | None = None  # of each sample, for methods that prepare; None: zeros
+    group_S: torch.Tensor | None = None  # int64, equal for siblings; None: each alone
+    given: Mapping[str, torch.Tensor] | None = None  # what the method prepared for its tokens; None: nothing yet
     old_mode: LogpMode = "exact"
     ref_mode: LogpMode = "exact"
+    now_mode: LogpMode = "exact"  # of the log-probs that `given` was worked out of
 
 
-@dataclass(frozen=True)
-class ObjectiveOut:
-    """Sums, never means: the division by the global count happens once, after the last microbatch.
-
-    `num_tokens` is what the sum will be divided by: response tokens, or samples for the methods that average over the
-    tokens of a sample first.
-    """
-
-    loss_sum: torch.Tensor  # scalar, to be minimised
-    num_tokens: torch.Tensor  # scalar int
-    metrics: dict[str, torch.Tensor] = field(default_factory=dict)  # scalar or vector sums over tokens
-
-
-class Objective(Protocol):
-    """A method of the paper. Pure: no process groups, no state; the same inputs give the same bits."""
-
-    @property
-    def needs_reference(self) -> ReferenceNeed: ...
-
-    @property
-    def needs_old(self) -> bool: ...
-
-    @property
-    def dynamic_sampling(self) -> bool:
-        """Groups whose rewards are all equal are dropped and replaced."""
-
-    def __call__(self, logp_T: torch.Tensor, batch: TokenBatch) -> ObjectiveOut: ...
+Objective = Any
+"""An owpo_megatron.methods.Method: this module imports no room."""
 
 
 class Verdicts(Protocol):
@@ -283,8 +267,8 @@ class Policy(Protocol):
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """fp32 log-probs [L] of each sample's response tokens at the rollout temperature."""
 
-    def update(self, samples: Sequence[Sample], objective: Objective) -> dict[str, Any]:
-        """One optimizer step on these samples; returns metrics (loss, grad_norm, lr, and the objective's)."""
+    def update(self, samples: Sequence[Sample], method: Objective) -> dict[str, Any]:
+        """One optimizer step on these samples; returns metrics (loss, grad_norm, lr, and the method's)."""
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(HF name, full tensor) of every weight, complete on global rank 0, in a fixed order."""

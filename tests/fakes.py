@@ -207,7 +207,7 @@ def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) 
     from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
     from owpo_megatron.data.tasks import get_task
     from owpo_megatron.engine import rollouts_path, save_rollouts
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
     from owpo_megatron.trainer.rollouts import RolloutCollector
     from owpo_megatron.verifiers import make_verifier
 
@@ -229,7 +229,7 @@ def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) 
         ShuffledStream(prompts, config.seed),
         tokenizer.decode,
         tokenizer.eos_ids,
-        make_objective(config.algorithm.name).dynamic_sampling,
+        make_method(config.algorithm.name).dynamic_sampling,
         keep,
     )
     for step in range(steps):

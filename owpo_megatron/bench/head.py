@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from owpo_megatron.bench.memory import PeakMemory
-from owpo_megatron.head.policy_head import policy_head
-from owpo_megatron.types import Objective, TokenBatch
+from owpo_megatron.head import Head
+from owpo_megatron.methods import Method, dense_loss
+from owpo_megatron.types import TokenBatch
 
 DENSITIES = (1.0, 0.6, 0.4)
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # loss, dh, dweight
@@ -72,17 +73,17 @@ def exact_logp(h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tens
     return torch.cat(parts)
 
 
-def ours(problem: HeadProblem, objective: Objective) -> Gradients:
+def ours(problem: HeadProblem, method: Method) -> Gradients:
     h_TH, weight_VH = _leaves(problem)
-    out = policy_head(h_TH, weight_VH, problem.target_T, problem.batch, objective)
+    out = Head(weight_VH).loss(h_TH, problem.target_T, problem.batch, method)
     return _gradients(out.loss_sum, h_TH, weight_VH)
 
 
-def dense(problem: HeadProblem, objective: Objective, logp: Callable[..., torch.Tensor] | None = None) -> Gradients:
+def dense(problem: HeadProblem, method: Method, logp: Callable[..., torch.Tensor] | None = None) -> Gradients:
     """What a training loop without a head kernel does: all logits, log_softmax, gather, autograd."""
     h_TH, weight_VH = _leaves(problem)
     logp_T = (logp or dense_logp)(h_TH, weight_VH, problem.target_T)
-    return _gradients(objective(logp_T, problem.batch).loss_sum, h_TH, weight_VH)
+    return _gradients(dense_loss(method, logp_T, problem.batch).loss_sum, h_TH, weight_VH)
 
 
 def dense_logp(h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor) -> torch.Tensor:
@@ -113,11 +114,11 @@ class ExactGradients:
         self._columns = torch.cat([torch.arange(512, device=self._target_T.device), self._target_T[:512]]).unique()
         self._columns = self._columns[self._columns < len(self._weight_VH)]
 
-    def error(self, given: HeadProblem, objective: Objective, found: Gradients) -> float:
+    def error(self, given: HeadProblem, method: Method, found: Gradients) -> float:
         """Largest absolute difference of dh and dweight."""
         logp_T = (self._h_TH * self._weight_VH[self._target_T]).sum(1) - self._lse_T
         leaf_T = logp_T.requires_grad_()
-        (dlogp_T,) = torch.autograd.grad(objective(leaf_T, given.batch).loss_sum, leaf_T)
+        (dlogp_T,) = torch.autograd.grad(dense_loss(method, leaf_T, given.batch).loss_sum, leaf_T)
         tokens, columns = self._tokens, self._columns
         p_TV = torch.exp(self._h_TH[tokens] @ self._weight_VH.t() - self._lse_T[tokens, None])
         dh = dlogp_T[tokens, None] * (self._weight_VH[self._target_T[tokens]] - p_TV @ self._weight_VH)
@@ -131,7 +132,7 @@ class ExactGradients:
 
 
 def measure(
-    problem: HeadProblem, objective: Objective, densities: Sequence[float] = DENSITIES, repeats: int = 5
+    problem: HeadProblem, method: Method, densities: Sequence[float] = DENSITIES, repeats: int = 5
 ) -> Iterator[dict[str, Any]]:
     """Rows {impl, density, seconds, cpu_seconds, extra_peak_bytes, max_abs_error} of forward plus backward.
 
@@ -143,9 +144,9 @@ def measure(
     """
     compiled_logp = torch.compile(dense_logp)
     impls: dict[str, Callable[[HeadProblem], Gradients]] = {
-        "ours": lambda given: ours(given, objective),
-        "dense": lambda given: dense(given, objective),
-        "compiled": lambda given: dense(given, objective, compiled_logp),
+        "ours": lambda given: ours(given, method),
+        "dense": lambda given: dense(given, method),
+        "compiled": lambda given: dense(given, method, compiled_logp),
     }
     exact = ExactGradients(problem)
     for density in densities:
@@ -155,7 +156,7 @@ def measure(
             run(given)  # warms up: threads, pages, the compiler
             with PeakMemory(given.h_TH.device) as memory:
                 result = run(given)
-            error = exact.error(given, objective, result)
+            error = exact.error(given, method, result)
             del result
             found[name] = {"extra_peak_bytes": memory.extra_bytes, "max_abs_error": error}
         seconds: dict[str, list[float]] = {name: [] for name in impls}

@@ -12,10 +12,9 @@ import torch
 from owpo_megatron.bench.head import DENSITIES, HeadProblem
 from owpo_megatron.bench.head_peers import PEERS, Peer
 from owpo_megatron.bench.memory import PeakMemory
-from owpo_megatron.head.fp8 import Fp8Weight
-from owpo_megatron.head.logprob import logprob
-from owpo_megatron.head.policy_head import policy_head
-from owpo_megatron.types import LogpMode, Objective
+from owpo_megatron.head import Fp8Weight, Head
+from owpo_megatron.methods import Method
+from owpo_megatron.types import LogpMode
 
 SHAPES = (
     (16384, 4096, 151936),
@@ -29,7 +28,7 @@ Row = dict[str, Any]
 
 
 def measure(
-    objective: Objective, shapes: Sequence[tuple[int, int, int]] = SHAPES, budget_seconds: float = 540.0,
+    method: Method, shapes: Sequence[tuple[int, int, int]] = SHAPES, budget_seconds: float = 540.0,
     peers: Sequence[Peer] = PEERS,
 ) -> Iterator[Row]:  # fmt: skip
     """Rows {impl, work, tokens, hidden, vocab, density, ms, extra_peak_bytes, tflops, max_abs_error}, as they come.
@@ -41,7 +40,7 @@ def measure(
     for tokens, hidden, vocab in shapes:
         problem = HeadProblem.random(tokens, hidden, vocab, "cuda", torch.bfloat16)
         where = {"tokens": tokens, "hidden": hidden, "vocab": vocab}
-        for impl, work, density, flop, run, error in _runs(problem, objective, peers):
+        for impl, work, density, flop, run, error in _runs(problem, method, peers):
             row: Row = {"impl": impl, "work": work, **where, "density": density}
             if time.monotonic() > end:
                 return
@@ -58,7 +57,7 @@ def measure(
 Run = tuple[str, str, float, float, Callable[[], object], Callable[[], float] | None]
 
 
-def _runs(problem: HeadProblem, objective: Objective, peers: Sequence[Peer]) -> Iterator[Run]:
+def _runs(problem: HeadProblem, method: Method, peers: Sequence[Peer]) -> Iterator[Run]:
     (tokens, hidden), vocab = problem.h_TH.shape, len(problem.weight_VH)
     flop = 2.0 * tokens * hidden * vocab
     yield from _gemms(problem)
@@ -71,14 +70,12 @@ def _runs(problem: HeadProblem, objective: Objective, peers: Sequence[Peer]) -> 
     def dh_error() -> float:
         return (found["dh"][:CHECKED].double() - exact_dh_CH).abs().max().item()
 
-    fp8_weight = Fp8Weight(problem.weight_VH)
+    head = Head(problem.weight_VH)  # quantises once, as a pass does
     modes: tuple[LogpMode, ...] = ("exact", "fp8_refined", "fp8_raw")
     for mode in modes:
 
         def without_gradients(mode: LogpMode = mode) -> None:
-            found["logp"] = logprob(
-                problem.h_TH, problem.weight_VH, problem.target_T, mode=mode, fp8_weight=fp8_weight
-            ).logp_T
+            found["logp"] = head.logprobs(problem.h_TH, problem.target_T, mode=mode).logp_T
 
         yield f"ours, {mode}", "log-probs", 1.0, flop, without_gradients, logp_error
 
@@ -89,7 +86,7 @@ def _runs(problem: HeadProblem, objective: Objective, peers: Sequence[Peer]) -> 
         def with_gradients(given: HeadProblem = given) -> None:
             h_TH, weight_VH = given.h_TH.detach().requires_grad_(), given.weight_VH.detach().requires_grad_()
             weight_VH.main_grad = main_grad  # type: ignore[attr-defined]
-            policy_head(h_TH, weight_VH, given.target_T, given.batch, objective).loss_sum.backward()
+            Head(weight_VH).loss(h_TH, given.target_T, given.batch, method).loss_sum.backward()
 
         yield "ours", "loss and gradients", density, 3 * flop, with_gradients, None
     for peer in peers:

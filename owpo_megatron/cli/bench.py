@@ -138,7 +138,7 @@ def head(
     import torch
 
     from owpo_megatron.bench.head import DENSITIES, HeadProblem, measure
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
 
     if device == "cuda":
         if not torch.cuda.is_available():
@@ -148,12 +148,12 @@ def head(
 
         shapes = head_cuda.SHAPES if tokens is None else ((tokens, hidden or 4096, vocab or 151936),)
         peers = (*head_peers.PEERS, head_peers.megatron(one_rank_cross_entropy()))
-        measured = head_cuda.measure(make_objective("owpo"), shapes, peers=peers)
+        measured = head_cuda.measure(make_method("owpo"), shapes, peers=peers)
         count = None
     else:
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         problem = HeadProblem.random(tokens or 4096, hidden or 512, vocab or 32768)
-        measured = measure(problem, make_objective("owpo"), repeats=repeats)
+        measured = measure(problem, make_method("owpo"), repeats=repeats)
         count = len(DENSITIES) * 3
     rows = list(track(measured, "head", total=count, console=err, transient=True))
     report_rows(rows, json_file)

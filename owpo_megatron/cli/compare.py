@@ -86,13 +86,13 @@ def announcement(lab: Lab, cells: Sequence[Cell]) -> list[str]:
 
 
 def _reference_of(cell: Cell) -> str:
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
 
     run = cell.run
     what = f"{run.config.optimizer.steps} steps"
     if run.start is not None:
         what += f", started from the trained reference ({run.start.label} and the like)"
-    if make_objective(cell.arm.method).needs_reference == "none":
+    if make_method(cell.arm.method).needs_reference == "none":
         return f"{what}, no reference"
     if run.reference is None:
         settings = run.config.reference

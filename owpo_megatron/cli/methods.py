@@ -1,8 +1,7 @@
-"""owpo methods: the nine methods, what they are set to, and how hard each pushes."""
+"""owpo methods: the methods, their settings, and how hard each pushes."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from owpo_megatron.cli.options import JsonFile, out, wide
+from owpo_megatron.methods.hyper import hyper_parameters
+from owpo_megatron.methods.method import Method
 
 BETA = 2.0  # of the drawn penalty: the paper's 1e-3 would be a line at 1 in this window
 
@@ -26,24 +27,16 @@ def methods(
 
     Example: owpo methods --figure dynamics.png
     """
-    from owpo_megatron.methods import OBJECTIVES, SAMPLE_MEAN
+    from owpo_megatron.methods.catalogue import catalogue
 
-    rows = [
-        {
-            "name": name,
-            "reference": objective.needs_reference,
-            "groups": "unequal verdicts" if objective.dynamic_sampling else "all",
-            "divisor": "samples" if name in SAMPLE_MEAN else "tokens",
-            "settings": dataclasses.asdict(objective),  # type: ignore[call-overload]
-        }
-        for name, objective in OBJECTIVES.items()
-    ]
+    rows = [_row(method) for method in catalogue().values()]
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
-    for title in ("algorithm.name", "reference", "groups", "divided by", "settings"):
+    for title in ("algorithm.name", "reference", "groups", "divided by", "coupling", "settings"):
         table.add_column(title)
     for row in rows:
-        settings = ", ".join(f"{field} {value:g}" for field, value in row["settings"].items())
-        table.add_row(row["name"], row["reference"], row["groups"], row["divisor"], escape(settings))
+        settings = ", ".join(f"{field} {value}" for field, value in row["settings"].items())
+        columns = [row[name] for name in ("name", "reference", "groups", "divisor", "coupling")]
+        table.add_row(*columns, escape(settings))
     wide().print(table)
     result: dict[str, Any] = {"methods": rows}
     if figure is not None:
@@ -59,19 +52,39 @@ def methods(
         out.print(f"written: {escape(str(json_file))}")
 
 
+def _row(method: type[Method]) -> dict[str, Any]:
+    """What a method declares, in plain values."""
+    known = hyper_parameters(method)
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "paper": method.paper,
+        "coupling": method.coupling,
+        "divisor": method.divisor,
+        "groups": "unequal verdicts" if method.groups == "mixed" else "all",
+        "reference": method.reference,
+        "refresh": method.refresh,
+        "needs": {"old": method.needs_old, "reference": method.reference, "entropy": method.needs_entropy},
+        "settings": {name: one.default for name, one in known.items()},
+        "hyper": [
+            {"name": n, "default": one.default, "bounds": one.bounds, "help": one.help} for n, one in known.items()
+        ],
+    }
+
+
 def dynamics(points: int = 241, window: float = 0.8) -> dict[str, Any]:
     """delta, and g(delta) by label, for the methods that pull to the reference and for the one-way family."""
     import torch
 
-    from owpo_megatron.methods import effective_progress, make_objective
+    from owpo_megatron.methods import effective_progress, make_method
 
     delta_D = torch.linspace(-window, window, points, dtype=torch.float64)
-    penalised = make_objective("sym_dapo", beta=BETA)
+    penalised = make_method("sym_dapo", beta=BETA)
     pulling = {
         f"Sym-DAPO, k3 with β = {BETA:g}, A = 1": effective_progress(penalised, delta_D, 1.0),
         f"Sym-DAPO, k3 with β = {BETA:g}, A = -1": effective_progress(penalised, delta_D, -1.0),
         "paper's local form 1 - β δ / |A|": 1 - BETA * delta_D,
-        "OPD, A = 1": effective_progress(make_objective("opd"), delta_D, 1.0),
+        "OPD, A = 1": effective_progress(make_method("opd"), delta_D, 1.0),
     }
     family = {
         "OWPO": "owpo",
@@ -80,7 +93,7 @@ def dynamics(points: int = 241, window: float = 0.8) -> dict[str, Any]:
         "w/o Accel": "owpo_no_accel",
         "DAPO": "dapo",
     }
-    one_way = {label: effective_progress(make_objective(name), delta_D, 1.0) for label, name in family.items()}
+    one_way = {label: effective_progress(make_method(name), delta_D, 1.0) for label, name in family.items()}
     return {
         "delta": delta_D.tolist(),
         "pulling": {label: curve.tolist() for label, curve in pulling.items()},

@@ -3,62 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from owpo_megatron.config.file import Section
 from owpo_megatron.errors import UserError
+from owpo_megatron.methods.catalogue import check_hyper_parameters, find_method, is_hyper_parameter
 
-AlgorithmName = Literal[
-    "owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel", "grpo", "dapo", "sym_dapo", "opd", "mopd"
-]
-DYNAMIC_SAMPLING = ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel", "dapo", "sym_dapo")
-"""The methods that train on groups with unequal verdicts only."""
-METHODS_WITH = {
-    "weight_low": ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel"),
-    "weight_high": ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel"),
-    "beta": ("grpo", "sym_dapo"),
-    "alpha": ("mopd",),
-}
-"""Hyper-parameters that only some methods have."""
+
+def _known_method(name: str) -> str:
+    try:
+        find_method(name)
+    except UserError as error:
+        raise ValueError(error.remedy) from error
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_known_method)]
+"""A method of the catalogue, or `python:MODULE:CLASS`."""
 
 
 class AlgorithmConfig(Section):
-    name: AlgorithmName = "owpo"
-    """The method; `owpo methods` lists them."""
-    clip_low: float | None = Field(None, gt=0, lt=1)
-    """Lower clip range of the ratio; None: the method's own."""
-    clip_high: float | None = Field(None, gt=0)
-    """Upper clip range of the ratio; None: the method's own."""
-    weight_low: float | None = Field(None, gt=0, le=1)
-    """Lower bound of OWPO's weight w (paper: 0.8)."""
-    weight_high: float | None = Field(None, ge=1)
-    """Upper bound of OWPO's weight w (paper: 1.2)."""
-    beta: float | None = Field(None, ge=0)
-    """Coefficient of the k3 penalty (grpo, sym_dapo)."""
-    alpha: float | None = Field(None, ge=0)
-    """Weight of the outcome advantage (mopd)."""
+    """The method's name, what every method has, and the method's own hyper-parameters (`owpo methods` lists them)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: MethodName = "owpo"
+    """A method of `owpo methods`, or your own as `python:MODULE:CLASS`."""
     curriculum: bool = True
     """Active samples of a group fall linearly from group_size to 1 within a stage; False: all stay active."""
     advantage_std: Literal["unbiased", "population"] = "unbiased"
     """Which standard deviation normalises a group's rewards."""
     tis_cap: float | None = Field(None, ge=1)
     """Truncated importance sampling: each token's loss times min(trainer's / engine's probability, this); None: off."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Entropy bonus: the loss minus this times the policy's mean entropy per token, with its exact gradient."""
 
     @model_validator(mode="after")
     def _has_its_hyper_parameters(self) -> AlgorithmConfig:
-        for name, methods in METHODS_WITH.items():
-            value = getattr(self, name)
-            if value is not None and self.name not in methods:
-                remedy = f"{self.name} has no {name}; leave it out, or use one of {', '.join(methods)}"
-                raise UserError(f"algorithm.{name}", value, remedy)
+        extra = self.model_extra
+        assert extra is not None
+        method = find_method(self.name)
+        for name in [name for name, value in extra.items() if value is None]:
+            if is_hyper_parameter(name):
+                del extra[name]  # the method's own default, or a field of another method in an older resolved file
+        extra.update(check_hyper_parameters(method, extra))
         return self
 
-    def overrides(self) -> dict[str, float]:
-        """Hyper-parameters that were set, by the objective's own field names."""
-        names = ("clip_low", "clip_high", "weight_low", "weight_high", "beta", "alpha", "tis_cap")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+    def settings(self) -> dict[str, Any]:
+        """What `make_method` needs: the hyper-parameters that were set, and the fields that every method has."""
+        common = {"tis_cap": self.tis_cap, "entropy_coef": self.entropy_coef, "advantage_std": self.advantage_std}
+        return common | dict(self.model_extra or {})
 
 
 class RolloutConfig(Section):

@@ -10,17 +10,17 @@ from pydantic import Field, model_validator
 
 from owpo_megatron.config.file import Section
 from owpo_megatron.errors import UserError
-
-TEACHABLE = ("opd", "mopd")
-"""The methods that learn from teachers."""
+from owpo_megatron.methods.catalogue import catalogue
+from owpo_megatron.methods.method import Method, Refresh
 
 Placement = Literal["resident", "offloaded"]
 
 
 class ReferenceConfig(Section):
-    refresh: Literal["interval", "best_of_stage", "fixed"] = "interval"
+    refresh: Refresh | None = None
     """`interval`: hard swap to the policy every `every` steps (the ratchet); `best_of_stage`: then, but to the policy
-    with the best Pass@1 of the stage's evaluations (every `eval.every` steps and at its end); `fixed`: never."""
+    with the best Pass@1 of the stage's evaluations (every `eval.every` steps and at its end); `fixed`: never.
+    None: the method's own (`fixed` for grpo, opd and mopd, `interval` for the others)."""
     every: int = Field(80, gt=0)
     """Steps of a stage."""
     restart_policy: bool = False
@@ -74,7 +74,7 @@ def check_reference(reference: ReferenceConfig, eval_every: int) -> None:
 
 
 def check_teachers(
-    teachers: Sequence[TeacherConfig], method: str, reference: ReferenceConfig, temperature: float
+    teachers: Sequence[TeacherConfig], method: type[Method], reference: ReferenceConfig, temperature: float
 ) -> None:
     """Refuse teachers that the method cannot have, or that contradict each other.
 
@@ -84,18 +84,22 @@ def check_teachers(
     if not teachers:
         return
     names = [teacher.name for teacher in teachers]
-    if method not in TEACHABLE:
-        remedy = f"{method} has no teachers; leave them out, or use {' or '.join(TEACHABLE)}"
-        if method.startswith("owpo"):
+    if method.reference != "teacher":
+        taught = [other.name for other in catalogue().values() if other.reference == "teacher"]
+        remedy = f"{method.name} has no teachers; leave them out, or use {' or '.join(taught)}"
+        if method.reference == "active":
             remedy = (
-                f"{method} weighs the policy against its own reference, through one kernel (paper, Eq. 5): another "
-                "program's log-probs differ by more than rounding. Use reference.path"
+                f"{method.name} weighs the policy against its own reference, through one kernel (paper, Eq. 5): "
+                "another program's log-probs differ by more than rounding. Use reference.path"
             )
         raise UserError("teachers", ", ".join(names), remedy)
     if reference.path is not None:
         raise UserError("reference.path", reference.path, "teachers take the reference's place; leave one of them out")
-    if method == "opd" and len(teachers) > 1:
-        raise UserError("teachers", ", ".join(names), "opd has one teacher; use mopd for several")
+    if method.max_teachers is not None and len(teachers) > method.max_teachers:
+        several = [o.name for o in catalogue().values() if o.reference == "teacher" and o.max_teachers is None]
+        most = "one teacher" if method.max_teachers == 1 else f"at most {method.max_teachers} teachers"
+        remedy = f"{method.name} has {most}; use {' or '.join(several)} for several"
+        raise UserError("teachers", ", ".join(names), remedy)
     for label, values in (
         ("name", names),
         ("domain", [domain for teacher in teachers for domain in teacher.domains or ["(all others)"]]),

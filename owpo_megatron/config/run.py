@@ -16,9 +16,10 @@ from pydantic import Field, ValidationError, model_validator
 from owpo_megatron.config.data import DataConfig
 from owpo_megatron.config.file import Section, first_mistake, read_mapping, written_as
 from owpo_megatron.config.launch import LaunchConfig
-from owpo_megatron.config.method import DYNAMIC_SAMPLING, AlgorithmConfig, RolloutConfig
+from owpo_megatron.config.method import AlgorithmConfig, RolloutConfig
 from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig, check_reference, check_teachers
 from owpo_megatron.errors import UserError
+from owpo_megatron.methods.catalogue import find_method
 
 HF_FILES = "hf"  # inside a converted megatron folder: config.json, tokenizer and the like of the HF folder it came from
 
@@ -293,6 +294,14 @@ class Config(Section):
         return self.runs_dir / self.name
 
     @model_validator(mode="after")
+    def _refreshes_as_its_method(self) -> Config:
+        if self.reference.refresh is None:
+            own = self.reference.model_copy(update={"refresh": find_method(self.algorithm.name).refresh})
+            own.model_fields_set.discard("refresh")
+            object.__setattr__(self, "reference", own)  # frozen for everyone else
+        return self
+
+    @model_validator(mode="after")
     def _no_contradictions(self) -> Config:
         par, opt, roll = self.parallel, self.optimizer, self.rollout
         if par.sp and par.tp == 1:
@@ -309,18 +318,16 @@ class Config(Section):
             )
         check_reference(self.reference, self.eval.every)
         self._has_a_best()
-        check_teachers(self.teachers, self.algorithm.name, self.reference, roll.temperature)
+        method = find_method(self.algorithm.name)
+        check_teachers(self.teachers, method, self.reference, roll.temperature)
         if max(self.eval.pass_at) > self.eval.samples:
             raise UserError("eval.pass_at", self.eval.pass_at, f"cannot exceed eval.samples = {self.eval.samples}")
-        method = self.algorithm.name
-        if roll.oversampling > 1 and method not in DYNAMIC_SAMPLING:
-            raise UserError(
-                "rollout.oversampling", roll.oversampling, f"{method} keeps every group, none is replaced; leave it out"
-            )
-        if roll.overlong_tokens and method == "opd":
-            raise UserError(
-                "rollout.overlong_tokens", roll.overlong_tokens, "opd does not use rewards; leave it out, or use mopd"
-            )
+        if roll.oversampling > 1 and method.groups == "all":
+            remedy = f"{method.name} keeps every group, none is replaced; leave it out"
+            raise UserError("rollout.oversampling", roll.oversampling, remedy)
+        if roll.overlong_tokens and not method.uses_rewards:
+            remedy = f"{method.name} does not use rewards; leave it out, or use another method (owpo methods)"
+            raise UserError("rollout.overlong_tokens", roll.overlong_tokens, remedy)
         return self
 
     def _has_a_best(self) -> None:

@@ -12,7 +12,7 @@ from owpo_megatron.experiments.outcome import Outcome, read_outcome
 from owpo_megatron.experiments.pool import Failure, OnEvent, run_all
 from owpo_megatron.experiments.spec import RunSpec
 from owpo_megatron.experiments.statistics import MeanInterval, mean_interval, paired_difference
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 from owpo_megatron.run.files import write_whole
 
 
@@ -66,7 +66,7 @@ def _cell(lab: Lab, name: str, setting: Setting, arm: Arm, seed: int) -> Cell:
         return Cell(name, arm, seed, RunSpec(label, config), None)
     weights = lab.reference.weights
     start = reference if arm.start == "reference" else None
-    if arm.reference == "trained" and make_objective(arm.method).needs_reference != "none":
+    if arm.reference == "trained" and make_method(arm.method).needs_reference != "none":
         fixed = with_fields(config, {"reference.refresh": "fixed"} | arm.set)
         return Cell(name, arm, seed, RunSpec(label, fixed, reference, start, weights), None)
     if start:

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from owpo_megatron.config import Config, Section
 from owpo_megatron.config.file import first_mistake, read_mapping
-from owpo_megatron.config.method import AlgorithmName
+from owpo_megatron.config.method import MethodName
 from owpo_megatron.errors import UserError
 
 Kind = TypeVar("Kind", bound=Section)
@@ -23,7 +23,7 @@ class Arm(Section):
 
     label: str
     """Name in tables and figures."""
-    method: AlgorithmName
+    method: MethodName
     reference: Literal["trained", "own"] = "trained"
     """Reference: `trained` uses the comparison's trained one if the method needs a reference, fixed unless `set`
     changes that; `own` uses the run's own settings, starting at its initial policy (the ratchet without a prior)."""
@@ -41,7 +41,7 @@ class Arm(Section):
 class ReferenceRun(Section):
     """Run whose policy is the reference of the methods that need one; one run per seed."""
 
-    method: AlgorithmName = "dapo"
+    method: MethodName = "dapo"
     steps: int = Field(10, gt=0)
     weights: Literal["final", "best"] = "final"
     """Weights to use; `best` has the best Pass@1 of its evaluations, as in the paper's two-stage protocol."""
@@ -160,6 +160,8 @@ def with_fields(config: Config, fields: Fields) -> Config:
         UserError: a field is unknown or its value is invalid.
     """
     raw = config.model_dump(mode="json")
+    if "refresh" not in config.reference.model_fields_set:
+        del raw["reference"]["refresh"]  # each method has its own
     for dotted, value in fields.items():
         *parents, leaf = dotted.split(".")
         node: Any = raw

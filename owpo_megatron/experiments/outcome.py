@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.config.method import AlgorithmName
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 from owpo_megatron.run.metrics_reader import RunMetrics, read_run
 
 TRAINING_COLUMNS = ("reward_mean", "entropy", "grad_norm", "response_length", "w_mean", "kl_ref")
@@ -67,8 +66,8 @@ def token_passes(run: RunMetrics) -> int:
     A generated token counts 1, a token of an update 3 (forward and backward), the old policy's pass 1 if a step has
     several updates, the reference's pass 1.
     """
-    name: AlgorithmName = run.setting("algorithm.name")
-    objective = make_objective(name)
+    name: str = run.setting("algorithm.name")
+    objective = make_method(name)
     total = 0
     for line in run.steps:
         tokens = int(line.get("tokens", 0))

@@ -2,7 +2,7 @@
 
 from owpo_megatron.head.fp8 import Fp8Weight
 from owpo_megatron.head.fp8_check import Fp8Error, fp8_error, settled_mode
-from owpo_megatron.head.logprob import logprob
+from owpo_megatron.head.head import Head, HeadLoss, HeadRows
 from owpo_megatron.head.logprobs import (
     ComparableLogProbs,
     ExactLogProbs,
@@ -11,24 +11,21 @@ from owpo_megatron.head.logprobs import (
     RefinedLogProbs,
     check_comparable,
 )
-from owpo_megatron.head.objective import GradientObjective, logp_gradient
-from owpo_megatron.head.policy_head import HeadRows, PolicyHeadOut, policy_head
+from owpo_megatron.head.shard import VocabShard
 
 __all__ = [
     "ComparableLogProbs",
     "ExactLogProbs",
     "Fp8Error",
     "Fp8Weight",
-    "GradientObjective",
+    "Head",
+    "HeadLoss",
     "HeadRows",
     "LogProbs",
-    "PolicyHeadOut",
     "RawLogProbs",
     "RefinedLogProbs",
+    "VocabShard",
     "check_comparable",
     "fp8_error",
-    "logp_gradient",
-    "logprob",
-    "policy_head",
     "settled_mode",
 ]

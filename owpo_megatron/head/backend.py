@@ -1,16 +1,37 @@
 """What a device must offer to the head: logits of a chunk of rows, their statistics, their gradient, and three GEMMs.
 
+And which implementation a device gets, decided here alone.
+
 Shapes: R rows that take part, C rows of a chunk, K kept rows of a chunk, H hidden, V columns on this rank.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
 from owpo_megatron.head.shard import RowStats
+
+if TYPE_CHECKING:
+    from owpo_megatron.head.fp8 import Fp8Weight
+
+BackendName = Literal["auto", "torch", "triton"]
+"""auto: triton for CUDA tensors below float64 where Triton is installed, torch for all others."""
+TORCH_BYTES = 24 << 20  # of float32 logits on a CPU. Larger chunks are hardly faster from about 100 rows on
+CUDA_BYTES = 5 << 29  # 2.5 GB: 4,096 rows of 152 k columns. Fewer rows read and write dW too often
+
+
+def torch_rows(vocab: int) -> int:
+    """Rows of logits held at a time on a CPU, for a weight of this many rows on this rank, padding included."""
+    return max(TORCH_BYTES // (4 * max(vocab, 1)), 16)
+
+
+def cuda_rows(vocab: int) -> int:
+    """The same on a GPU, a multiple of 128 as the GEMM's tiles."""
+    return max(CUDA_BYTES // (4 * max(vocab, 1)) // 128 * 128, 128)
 
 
 def wide(tensor: torch.Tensor) -> torch.dtype:
@@ -60,3 +81,33 @@ class Backend(ForwardBackend, Protocol):
 
     def add_wgrad(self, grad_VH: torch.Tensor, dlogits_KV: torch.Tensor, h_KH: torch.Tensor) -> None:
         """grad += dlogits^T h, in place, in float32 (float64)."""
+
+
+def exact_backend(weight_VH: torch.Tensor, inverse_temperature: float, name: BackendName) -> Backend:
+    """For log-probs and gradients of a weight without padding."""
+    if _use_triton(weight_VH, name):
+        from owpo_megatron.head.triton_backend import TritonBackend
+
+        return TritonBackend(weight_VH, inverse_temperature)
+    from owpo_megatron.head.torch_backend import TorchBackend
+
+    return TorchBackend(weight_VH, inverse_temperature)
+
+
+def fp8_backend(
+    weight_VH: torch.Tensor, fp8_weight: Fp8Weight, inverse_temperature: float, refine: bool, name: BackendName
+) -> ForwardBackend:
+    """For log-probs in FP8; `fp8_weight` is `weight_VH` quantised."""
+    if _use_triton(weight_VH, name):
+        from owpo_megatron.head.triton_fp8 import TritonFp8Backend
+
+        return TritonFp8Backend(weight_VH, fp8_weight, inverse_temperature, refine)
+    from owpo_megatron.head.fp8 import Fp8Backend
+
+    return Fp8Backend(weight_VH, fp8_weight, inverse_temperature, refine)
+
+
+def _use_triton(weight_VH: torch.Tensor, name: BackendName) -> bool:
+    if name != "auto":
+        return name == "triton"
+    return weight_VH.is_cuda and weight_VH.dtype != torch.float64 and importlib.util.find_spec("triton") is not None

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from owpo_megatron.head.backend import wide
-from owpo_megatron.head.chunk_rows import torch_rows
+from owpo_megatron.head.backend import torch_rows, wide
 from owpo_megatron.head.torch_backend import TorchLogits
 
 E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max

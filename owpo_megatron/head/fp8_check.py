@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from owpo_megatron.head.logprob import logprob
+from owpo_megatron.head.head import Head
+from owpo_megatron.head.logprobs import ComparableLogProbs
 from owpo_megatron.types import LogpMode
 
 log = logging.getLogger(__name__)
@@ -32,18 +32,17 @@ class Fp8Error:
 
 
 def fp8_error(
-    h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor | None = None,
-    **options: Any,
-) -> Fp8Error:  # fmt: skip
+    head: Head, h_TH: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor | None = None
+) -> Fp8Error:
     """The error of refined FP8 on the first 256 rows of the mask, hidden states of real tokens.
 
-    `options` as for `logprob`. Every rank of the group finds the same, since log-probs are the same bits there.
+    Every rank of the group finds the same, since log-probs are the same bits there.
     """
     rows_T = torch.ones_like(target_T, dtype=torch.bool) if row_mask_T is None else row_mask_T
     chosen = rows_T.nonzero()[:ROWS, 0]
     h_CH, target_C = h_TH[chosen], target_T[chosen]
-    exact = logprob(h_CH, weight_VH, target_C, mode="exact", **options)
-    refined = logprob(h_CH, weight_VH, target_C, mode="fp8_refined", **options)
+    exact, refined = (head.logprobs(h_CH, target_C, mode=mode) for mode in ("exact", "fp8_refined"))
+    assert isinstance(exact, ComparableLogProbs) and isinstance(refined, ComparableLogProbs)
     gap_C = refined.log_ratio(exact).abs().double()
     if len(chosen) == 0 or not gap_C.isfinite().all():
         return Fp8Error(float("nan"), float("nan"), len(chosen))
@@ -54,9 +53,9 @@ def settled_mode(errors: Sequence[Fp8Error], loud: bool = True) -> LogpMode:
     """ "fp8_refined", or "exact" with a warning where the error on this model is too large, or nothing was measured.
 
     Args:
-        errors: of parts of the tokens, from all data-parallel ranks, in the same order everywhere, so that all settle
-            alike.
-        loud: whether this rank is the one that tells.
+        errors: of parts of the tokens, from all data-parallel ranks, in the same order everywhere, so that all ranks
+            decide alike.
+        loud: log on this rank.
     """
     rows = sum(error.rows for error in errors)
     measured = [error for error in errors if error.rows]

@@ -11,7 +11,7 @@ from owpo_megatron.types import LogpMode, ReferenceNeed
 
 COMPARABLE: frozenset[LogpMode] = frozenset({"exact", "fp8_refined"})
 """Modes whose log-probs may stand in a ratio, with each other too."""
-TEACHABLE: frozenset[LogpMode] = COMPARABLE | {"engine"}
+LEARNABLE: frozenset[LogpMode] = COMPARABLE | {"engine"}
 """Modes of what a policy may be drawn towards: an engine's error is small next to the distance to another model."""
 
 
@@ -66,18 +66,18 @@ class RawLogProbs(LogProbs):
     mode: ClassVar[LogpMode] = "fp8_raw"
 
 
-def check_batch(need: ReferenceNeed, old: LogpMode, reference: LogpMode) -> None:
-    """Refuse a batch whose log-probs are not good enough for what the objective makes of them.
+def check_batch(need: ReferenceNeed, old: LogpMode, reference: LogpMode, now: LogpMode = "exact") -> None:
+    """Refuse a batch whose log-probs are not good enough for what the method makes of them.
 
     Raises:
-        TypeError: old log-probs, or those of a reference that a ratio is formed with, are not comparable; or a
-            teacher's are raw FP8.
+        TypeError: log-probs of the old or current policy, or of a reference that a ratio is formed with, are not
+            comparable; or a teacher's are raw FP8.
     """
-    check_comparable(old=old)
+    check_comparable(old=old, now=now)
     if need != "teacher":
         check_comparable(reference=reference)
-    elif reference not in TEACHABLE:
-        raise TypeError(f"teacher log-probs are {reference}: nothing can be learnt of them; use exact or fp8_refined")
+    elif reference not in LEARNABLE:
+        raise TypeError(f"teacher log-probs are {reference}: nothing can be learnt from them; use exact or fp8_refined")
 
 
 def check_comparable(**modes: LogpMode) -> None:

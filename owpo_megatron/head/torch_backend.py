@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from owpo_megatron.head.backend import wide
-from owpo_megatron.head.chunk_rows import torch_rows
+from owpo_megatron.head.backend import torch_rows, wide
 from owpo_megatron.head.shard import RowStats
 
 _BLOCK_BYTES = 2 << 20  # of logits that elementwise work takes at a time: several passes, one trip to memory

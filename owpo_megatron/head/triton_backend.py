@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import torch
 
 from owpo_megatron.head import triton_ops
-from owpo_megatron.head.chunk_rows import cuda_rows
+from owpo_megatron.head.backend import cuda_rows
 from owpo_megatron.head.shard import RowStats
 
 

@@ -12,8 +12,7 @@ from functools import partial
 import torch
 
 from owpo_megatron.head import triton_ops
-from owpo_megatron.head.backend import ChunkLogits
-from owpo_megatron.head.chunk_rows import cuda_rows
+from owpo_megatron.head.backend import ChunkLogits, cuda_rows
 from owpo_megatron.head.fp8 import CANDIDATES, Fp8Weight
 from owpo_megatron.head.triton_backend import TritonLogits
 

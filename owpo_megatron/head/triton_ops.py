@@ -1,4 +1,4 @@
-"""Three Triton epilogues of the head's GEMM: softmax statistics, loss map, gradient of the logits.
+"""Triton epilogues of the head's GEMM: softmax statistics, exact logits of some columns, gradient of the logits.
 
 Every load is widened to float32 at once; nothing is rounded before it is stored. Each has a launcher that takes and
 gives torch tensors. They run on a GPU, and on a CPU under TRITON_INTERPRET=1, which checks logic and masking but
@@ -10,8 +10,6 @@ Shapes: C rows of a chunk, K kept rows, V columns on this rank, N tiles of colum
 # Triton reads the kernels' arguments without annotations.
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import triton
@@ -98,66 +96,6 @@ def _gather_dot_kernel(
     tl.store(out + row * columns_per_row + which, tl.sum(total, 0))
 
 
-@triton.jit
-def _loss_kernel(
-    logp, old, ref, advantage, active, mask, weight_per_token, loss, dlogp, sums, count,
-    clip_low, clip_high, weight_low, weight_high, beta, alpha,
-    SURROGATE: tl.constexpr, DEVIATION: tl.constexpr, HAS_REF: tl.constexpr, HAS_PENALTY: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Per-token loss, its derivative and this program's partial sums, one pass; see LossMap for what is what."""
-    block = tl.program_id(0)
-    i = block * BLOCK + tl.arange(0, BLOCK)
-    ok = i < count
-    current = tl.load(logp + i, mask=ok, other=0.0)
-    a = tl.load(advantage + i, mask=ok, other=0.0)
-    counted = tl.load(mask + i, mask=ok, other=0).to(tl.float32)
-    share = tl.load(weight_per_token + i, mask=ok, other=0.0) * counted
-    old_logp = tl.load(old + i, mask=ok, other=0.0)
-    ratio = tl.exp(current - old_logp)
-    sign = tl.where(a > 0, 1.0, tl.where(a < 0, -1.0, 0.0))
-    gap = current * 0.0
-    if HAS_REF:
-        gap = current - tl.load(ref + i, mask=ok, other=0.0)
-    if SURROGATE:
-        cut = ((ratio > 1 + clip_high) & (a > 0)) | ((ratio < 1 - clip_low) & (a < 0))
-        bounded = tl.minimum(tl.maximum(ratio, 1 - clip_low), 1 + clip_high)
-        value = tl.minimum(ratio * a, bounded * a)
-        push = tl.where(cut, 0.0, ratio * a)
-    else:
-        cut = (ratio > 1 + clip_high) | (ratio < 1 - clip_low)
-        push = tl.where(cut, 0.0, ratio * (alpha * a - gap))
-        value = push * current
-    w = current * 0.0 + 1.0
-    if DEVIATION != 0:
-        delta = sign * gap
-        if DEVIATION == 1:
-            log_w = -delta
-        elif DEVIATION == 2:
-            log_w = -tl.abs(delta)
-        elif DEVIATION == 3:
-            log_w = -tl.minimum(delta, 0.0)
-        else:
-            log_w = -tl.maximum(delta, 0.0)
-        bounded_w = tl.minimum(tl.maximum(tl.exp(log_w), weight_low), weight_high)
-        w = tl.where(tl.load(active + i, mask=ok, other=0) != 0, bounded_w, 1.0)
-    value = w * value
-    push = w * push
-    if HAS_PENALTY:  # not multiplied by a beta of 0: without a reference exp(-gap) may overflow
-        value -= beta * (tl.exp(-gap) + gap - 1)
-        push -= beta * (1 - tl.exp(-gap))
-    token_loss = tl.where(share > 0, -value * share, 0.0)
-    tl.store(loss + i, token_loss, mask=ok)
-    tl.store(dlogp + i, tl.where(share > 0, -push * share, 0.0), mask=ok)
-    out = sums + block * 6
-    tl.store(out + 0, tl.sum(token_loss, 0))
-    tl.store(out + 1, tl.sum(counted, 0))
-    tl.store(out + 2, tl.sum(ratio * counted, 0))
-    tl.store(out + 3, tl.sum(tl.where(cut, counted, 0.0), 0))
-    tl.store(out + 4, tl.sum(w * counted, 0))
-    tl.store(out + 5, tl.sum(gap * counted, 0))
-
-
 def row_stats(
     logits_CV: torch.Tensor, column_C: torch.Tensor, inverse_temperature: float, candidates: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -213,20 +151,3 @@ def gather_dot(h_CH: torch.Tensor, weight_VH: torch.Tensor, column_CN: torch.Ten
             weight_VH.stride(0), BLOCK=min(triton.next_power_of_2(h_CH.shape[1]), 1024),
         )  # fmt: skip
     return out_CN
-
-
-def loss_map(
-    inputs: Sequence[torch.Tensor], limits: Sequence[float], surrogate: bool, deviation: int, reference: bool,
-    penalty: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """(loss [T], d loss / d logp [T], partial sums [blocks, 6]); see LossMap, which names the arguments."""
-    logp_T = inputs[0]
-    loss_T, dlogp_T = torch.empty_like(logp_T), torch.empty_like(logp_T)
-    blocks = triton.cdiv(len(logp_T), 256)
-    sums_B6 = torch.zeros(blocks, 6, dtype=torch.float32, device=logp_T.device)
-    if blocks:
-        _loss_kernel[(blocks,)](
-            *inputs, loss_T, dlogp_T, sums_B6, len(logp_T), *limits, SURROGATE=surrogate, DEVIATION=deviation,
-            HAS_REF=reference, HAS_PENALTY=penalty, BLOCK=256,
-        )  # fmt: skip
-    return loss_T, dlogp_T, sums_B6

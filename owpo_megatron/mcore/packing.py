@@ -7,8 +7,8 @@ that a log-prob pass and an update over the same samples see identical microbatc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -124,17 +124,8 @@ def build_microbatch(
     )
 
 
-def token_batch(samples: Sequence[Sample], microbatch: Microbatch, logp_T: torch.Tensor) -> TokenBatch:
-    """The objective's inputs for a microbatch, given the current policy's log-probs [T] of it."""
-    return token_batch_of(samples, microbatch)(logp_T)
-
-
-def token_batch_of(samples: Sequence[Sample], microbatch: Microbatch) -> Callable[[torch.Tensor], TokenBatch]:
-    """`token_batch` for log-probs that come later: what does not depend on them is packed once.
-
-    Where a pass was not spent its values are the current policy's own, detached: the old policy of a single update,
-    and the reference that has the old policy's weights.
-    """
+def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch:
+    """The inputs of the loss for a microbatch."""
     mask_T = microbatch.mask_T[0]
     chosen = [samples[index] for index in microbatch.sample_indices]
     counts = torch.tensor([len(sample.response_ids) for sample in chosen], dtype=torch.int64)
@@ -147,8 +138,12 @@ def token_batch_of(samples: Sequence[Sample], microbatch: Microbatch) -> Callabl
     def per_sample(values: list, dtype: torch.dtype) -> torch.Tensor:
         return scatter(torch.tensor(values, dtype=dtype).repeat_interleave(counts))
 
-    def per_token(rows: list[torch.Tensor | None]) -> torch.Tensor:
-        known = [torch.zeros(len(s.response_ids)) if row is None else row for row, s in zip(rows, chosen, strict=True)]
+    def per_token(rows: Sequence[float | torch.Tensor | None]) -> torch.Tensor:
+        """Of each sample nothing (zeros), one number, or a value per token."""
+        known = [
+            row.float() if isinstance(row, torch.Tensor) and row.dim() else torch.full((int(count),), float(row or 0))
+            for row, count in zip(rows, counts, strict=True)
+        ]
         return scatter(torch.cat(known) if known else torch.zeros(0))
 
     def one_mode(modes: list[LogpMode]) -> LogpMode:
@@ -157,24 +152,25 @@ def token_batch_of(samples: Sequence[Sample], microbatch: Microbatch) -> Callabl
 
     spent_old = all(sample.old_logp is not None for sample in chosen)
     assert spent_old or all(sample.old_logp is None for sample in chosen), "an old pass is of all samples or none"
-    given_old_T = per_token([sample.old_logp for sample in chosen]) if spent_old else None
-    given_ref_T = per_token([sample.ref_logp for sample in chosen])
-    is_old_T = per_sample([sample.ref_is_old for sample in chosen], torch.bool)
-    batch = TokenBatch(
-        old_logp_T=given_ref_T,  # replaced below
-        ref_logp_T=given_ref_T,
-        advantage_T=per_sample([sample.advantage for sample in chosen], torch.float32),
+    prepared = all(sample.given is not None for sample in chosen)
+    names = sorted({name for sample in chosen for name in sample.given or ()})
+    return TokenBatch(
+        old_logp_T=per_token([sample.old_logp for sample in chosen]) if spent_old else None,
+        ref_logp_T=per_token([sample.ref_logp for sample in chosen]),
+        ref_is_old_T=per_sample([sample.ref_is_old for sample in chosen], torch.bool),
+        advantage_T=per_token([sample.advantage for sample in chosen]),
         active_T=per_sample([sample.active for sample in chosen], torch.bool),
         mask_T=mask_T & ~per_sample([sample.masked for sample in chosen], torch.bool),
+        row_mask_T=mask_T,
         sample_T=per_sample(list(range(len(chosen))), torch.int64),
         num_samples=len(chosen),
         behaviour_logp_T=scatter(torch.tensor([logp for sample in chosen for logp in sample.behaviour_logp])),
+        reward_S=torch.tensor([sample.reward for sample in chosen]),
+        group_S=torch.tensor([sample.group for sample in chosen], dtype=torch.int64),
+        given={name: per_token([(sample.given or {}).get(name) for sample in chosen]) for name in names}
+        if prepared
+        else None,
         old_mode=one_mode([sample.old_mode for sample in chosen if sample.old_logp is not None]),
         ref_mode=one_mode([sample.ref_mode for sample in chosen if sample.ref_logp is not None]),
+        now_mode=one_mode([sample.now_mode for sample in chosen if sample.given is not None]),
     )
-
-    def batch_at(logp_T: torch.Tensor) -> TokenBatch:
-        old_T = given_old_T if given_old_T is not None else logp_T.detach().float() * mask_T
-        return replace(batch, old_logp_T=old_T, ref_logp_T=torch.where(is_old_T, old_T, given_ref_T))
-
-    return batch_at

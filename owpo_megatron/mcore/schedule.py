@@ -10,11 +10,10 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from owpo_megatron.head import Fp8Error, Fp8Weight, LogProbs, PolicyHeadOut
-from owpo_megatron.head.policy_head import BatchOf
+from owpo_megatron.head import Fp8Error, Head, HeadLoss, LogProbs, fp8_error
 from owpo_megatron.mcore.packing import Microbatch
-from owpo_megatron.mcore.transformer import PolicyModel
-from owpo_megatron.types import LogpMode, Objective
+from owpo_megatron.methods import Method
+from owpo_megatron.types import LogpMode, TokenBatch
 
 Collected = TypeVar("Collected")
 
@@ -22,20 +21,19 @@ Collected = TypeVar("Collected")
 def forward_backward(
     chunks: list[DistributedDataParallel],
     microbatches: Sequence[Microbatch],
-    objective: Objective,
-    batch_of: Callable[[Microbatch], BatchOf],
-    collect: Callable[[PolicyHeadOut], Collected],
+    method: Method,
+    batch_of: Callable[[Microbatch], TokenBatch],
+    collect: Callable[[TokenBatch, HeadLoss], Collected],
 ) -> list[Collected]:
     """Accumulate gradients of sum(loss) / sum(count over all ranks) in main_grad.
 
     Returns what `collect` makes of each microbatch, on the last pipeline stage (empty elsewhere).
     """
 
-    def loss(
-        microbatch: Microbatch, model: PolicyModel, hidden: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        out = model.policy_head(hidden, microbatch.target_T[0], microbatch.mask_T[0], batch_of(microbatch), objective)
-        return out.loss_sum, out.num_tokens.int(), collect(out)
+    def loss(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        batch = batch_of(microbatch)
+        out = head.loss(h_TH, microbatch.target_T[0], batch, method)
+        return out.loss_sum, out.count.int(), collect(batch, out)
 
     return _run(chunks, microbatches, loss, forward_only=False)
 
@@ -44,18 +42,10 @@ def forward_backward(
 def forward_logprobs(
     chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch], mode: LogpMode = "exact"
 ) -> list[tuple[Microbatch, LogProbs]]:
-    """(microbatch, its log-probs) of each, on the last pipeline stage (empty elsewhere).
+    """(microbatch, its log-probs) of each, on the last pipeline stage (empty elsewhere)."""
 
-    For FP8 the head's weight is quantised once a pass, so that no version of it can be stale.
-    """
-    quantised: list[Fp8Weight] = []
-
-    def collect(microbatch: Microbatch, model: PolicyModel, hidden: torch.Tensor, non_loss_data: bool) -> Any:
-        assert non_loss_data
-        if mode != "exact" and not quantised:
-            quantised.append(model.quantised_head())
-        fp8_weight = quantised[0] if quantised else None
-        return microbatch, model.logprobs(hidden, microbatch.target_T[0], microbatch.mask_T[0], mode, fp8_weight)
+    def collect(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> tuple[Microbatch, LogProbs]:
+        return microbatch, head.logprobs(h_TH, microbatch.target_T[0], microbatch.mask_T[0], mode)
 
     return _run(chunks, microbatches, collect, forward_only=True)
 
@@ -64,9 +54,8 @@ def forward_logprobs(
 def forward_fp8_errors(chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch]) -> list[Fp8Error]:
     """Of each microbatch, on the last pipeline stage (empty elsewhere)."""
 
-    def collect(microbatch: Microbatch, model: PolicyModel, hidden: torch.Tensor, non_loss_data: bool) -> Any:
-        assert non_loss_data
-        return model.fp8_error(hidden, microbatch.target_T[0], microbatch.mask_T[0])
+    def collect(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> Fp8Error:
+        return fp8_error(head, h_TH, microbatch.target_T[0], microbatch.mask_T[0])
 
     return _run(chunks, microbatches, collect, forward_only=True)
 
@@ -74,13 +63,21 @@ def forward_fp8_errors(chunks: list[DistributedDataParallel], microbatches: Sequ
 def _run(
     chunks: list[DistributedDataParallel],
     microbatches: Sequence[Microbatch],
-    finish: Callable[..., Any],
+    finish: Callable[[Microbatch, Head, torch.Tensor], Any],
     forward_only: bool,
 ) -> list[Any]:
+    """One head for the whole pass: the weight does not change meanwhile, and none of an earlier pass can be met."""
+    last = chunks[-1].module
+    head = last.head() if last.post_process else None
+
+    def at_the_end(microbatch: Microbatch, model: Any, hidden: torch.Tensor, non_loss_data: bool = False) -> Any:
+        assert head is not None and non_loss_data == forward_only
+        return finish(microbatch, head, model.whole(hidden))
+
     def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
         microbatch = next(iterator)
         hidden = model(microbatch.token_T, microbatch.position_T, None, packed_seq_params=microbatch.packed_seq_params)
-        return hidden, partial(finish, microbatch, model.module)
+        return hidden, partial(at_the_end, microbatch, model.module)
 
     iterators = [iter(microbatches) for _ in chunks]
     return get_forward_backward_func()(

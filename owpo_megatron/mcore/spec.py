@@ -91,6 +91,7 @@ def transformer_config(
             raise UserError(f"megatron.{name}", value, f"the trainer sets it to {fields[name]}; leave it out")
         if name not in TransformerConfig.__dataclass_fields__:
             raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
+    _refuse_recomputation_without_te(raw)
     try:
         config = TransformerConfig(**fields, **raw)
     except (ValueError, AssertionError) as error:
@@ -98,6 +99,15 @@ def transformer_config(
     if hf.rope.yarn:
         _set_yarn(config, hf.rope.yarn)
     return config
+
+
+def _refuse_recomputation_without_te(raw: dict[str, Any]) -> None:
+    """Raises UserError for recompute_modules whose code in megatron-core 0.16.1 calls Transformer Engine."""
+    wanted = raw.get("recompute_modules") or []
+    needing = sorted(set(wanted) - {"core_attn"})
+    if needing and not _uses_transformer_engine():
+        remedy = f"{', '.join(needing)} needs Transformer Engine; use [core_attn], or recompute_granularity full"
+        raise UserError("megatron.recompute_modules", wanted, remedy)
 
 
 def _expert_fields(parallel: ParallelConfig) -> dict[str, Any]:

@@ -14,16 +14,13 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer import TransformerConfig
 
 from owpo_megatron.families import HFModel, padded_vocab_size
-from owpo_megatron.head import Fp8Error, Fp8Weight, LogProbs, PolicyHeadOut, fp8_error, logprob, policy_head
-from owpo_megatron.head.policy_head import BatchOf
-from owpo_megatron.head.shard import VocabShard
+from owpo_megatron.head import Head, VocabShard
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.spec import layer_spec
-from owpo_megatron.types import LogpMode, Objective
 
 
 class PolicyModel(GPTModel):
-    """One pipeline chunk, which ends at the hidden states; the last one has the head's two passes as methods."""
+    """One pipeline chunk, which ends at the hidden states; the last one makes the head of a pass."""
 
     def __init__(self, *args: Any, temperature: float, true_vocab_size: int, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -33,62 +30,20 @@ class PolicyModel(GPTModel):
     def _postprocess(self, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
         return hidden_states
 
-    def logprobs(
-        self,
-        hidden: torch.Tensor,
-        target_T: torch.Tensor,
-        row_mask_T: torch.Tensor,
-        mode: LogpMode = "exact",
-        fp8_weight: Fp8Weight | None = None,
-    ) -> LogProbs:
-        """Log-probs of the targets without gradients; rows out of the mask are zero."""
-        return logprob(
-            self._whole(hidden), self._head_weight(), target_T, row_mask_T=row_mask_T, mode=mode,
-            fp8_weight=fp8_weight, **self._head_options(),
-        )  # fmt: skip
+    def head(self) -> Head:
+        """The head of a pass, with the weight as it is now; of the last chunk."""
+        tied = self.share_embeddings_and_output_weights
+        weight_VH = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        group = self.pg_collection.tp if self.config.tensor_model_parallel_size > 1 else None
+        return Head(weight_VH, self.temperature, VocabShard(len(weight_VH), self.true_vocab_size, group))
 
-    def quantised_head(self) -> Fp8Weight:
-        """The head's weight as it is now, for the log-probs of one pass."""
-        weight_VH, options = self._head_weight().detach(), self._head_options()
-        shard = VocabShard(len(weight_VH), options["vocab_size"], options["group"])
-        return Fp8Weight(weight_VH[: shard.valid_rows])
-
-    def fp8_error(self, hidden: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor) -> Fp8Error:
-        """How far refined FP8 is from exact on some of these tokens."""
-        return fp8_error(self._whole(hidden), self._head_weight(), target_T, row_mask_T, **self._head_options())
-
-    def policy_head(
-        self,
-        hidden: torch.Tensor,
-        target_T: torch.Tensor,
-        row_mask_T: torch.Tensor,
-        batch_of: BatchOf,
-        objective: Objective,
-    ) -> PolicyHeadOut:
-        """The objective's loss. The head's weight gradient is in main_grad when this returns."""
-        return policy_head(
-            self._whole(hidden), self._head_weight(), target_T, batch_of, objective,
-            row_mask_T=row_mask_T, **self._head_options(),
-        )  # fmt: skip
-
-    def _whole(self, hidden: torch.Tensor) -> torch.Tensor:
+    def whole(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, H] on every tensor-parallel rank; the backward reduces the ranks' partial gradients."""
         if self.config.sequence_parallel:
             hidden_T1H = gather_from_sequence_parallel_region(hidden)  # backward: reduce-scatter of dh
         else:
             hidden_T1H = copy_to_tensor_model_parallel_region(hidden)  # backward: all-reduce of dh
         return hidden_T1H.squeeze(1)
-
-    def _head_weight(self) -> torch.Tensor:
-        tied = self.share_embeddings_and_output_weights
-        return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
-
-    def _head_options(self) -> dict[str, Any]:
-        return dict(
-            temperature=self.temperature,
-            vocab_size=self.true_vocab_size,
-            group=self.pg_collection.tp if self.config.tensor_model_parallel_size > 1 else None,
-        )
 
 
 @cpu.scoped

@@ -1,44 +1,58 @@
-"""The maths of the methods: torch in, torch out; no process groups, no state."""
+"""The methods, one file each, and what they are made of. Nothing here imports torch before it computes."""
 
 from owpo_megatron.methods.ablations import OwpoNoAccel, OwpoNoAsym, OwpoNoLocking
 from owpo_megatron.methods.advantages import group_advantages
+from owpo_megatron.methods.catalogue import catalogue, find_method, make_method, register
 from owpo_megatron.methods.curriculum import num_active, top_active
 from owpo_megatron.methods.dapo import Dapo
 from owpo_megatron.methods.dynamics import effective_progress
 from owpo_megatron.methods.grpo import Grpo
-from owpo_megatron.methods.importance import TruncatedImportance
+from owpo_megatron.methods.hyper import Hyper, hyper, hyper_parameters
+from owpo_megatron.methods.loss import Loss, MethodLoss, dense_loss
+from owpo_megatron.methods.method import ChunkBatch, Method, SampleView, StepView, Terms
 from owpo_megatron.methods.metrics import DELTA_BINS, DELTA_RANGE, directional_deviation
 from owpo_megatron.methods.mopd import Mopd
 from owpo_megatron.methods.opd import Opd
 from owpo_megatron.methods.owpo import Owpo, token_weights
-from owpo_megatron.methods.registry import OBJECTIVES, SAMPLE_MEAN, make_objective
-from owpo_megatron.methods.surrogate import clipped_surrogate, k3, sample_mean_sum, token_sum
+from owpo_megatron.methods.surrogate import clipped_surrogate, k3
 from owpo_megatron.methods.sym_dapo import SymDapo
+
+make_objective = make_method  # the former name
 
 __all__ = [
     "DELTA_BINS",
     "DELTA_RANGE",
-    "OBJECTIVES",
-    "SAMPLE_MEAN",
+    "ChunkBatch",
     "Dapo",
     "Grpo",
+    "Hyper",
+    "Loss",
+    "Method",
+    "MethodLoss",
     "Mopd",
     "Opd",
     "Owpo",
     "OwpoNoAccel",
     "OwpoNoAsym",
     "OwpoNoLocking",
+    "SampleView",
+    "StepView",
     "SymDapo",
-    "TruncatedImportance",
+    "Terms",
+    "catalogue",
     "clipped_surrogate",
+    "dense_loss",
     "directional_deviation",
     "effective_progress",
+    "find_method",
     "group_advantages",
+    "hyper",
+    "hyper_parameters",
     "k3",
+    "make_method",
     "make_objective",
     "num_active",
-    "sample_mean_sum",
-    "token_sum",
+    "register",
     "token_weights",
     "top_active",
 ]

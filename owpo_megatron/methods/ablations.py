@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from owpo_megatron.methods.owpo import Owpo
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class OwpoNoAsym(Owpo):
     """w = clip(exp(-|delta|)): the size of the deviation counts, its direction does not; w never exceeds 1."""
 
-    def log_weight(self, delta_T: torch.Tensor) -> torch.Tensor:
-        return -delta_T.abs()
+    name = "owpo_no_asym"
+    summary = "as owpo, w = clip(exp(-abs z))"
+    paper = "OWPO 5.4"
+
+    def log_weight(self, delta_C: torch.Tensor) -> torch.Tensor:
+        return -delta_C.abs()
 
 
 @dataclass(frozen=True)
 class OwpoNoLocking(Owpo):
     """w = 1 where the policy is ahead of the reference (delta > 0): gains are not locked."""
 
-    def log_weight(self, delta_T: torch.Tensor) -> torch.Tensor:
-        return -delta_T.clamp(max=0)
+    name = "owpo_no_locking"
+    summary = "as owpo, w = 1 where δ > 0"
+    paper = "OWPO 5.4"
+
+    def log_weight(self, delta_C: torch.Tensor) -> torch.Tensor:
+        return -delta_C.clamp(max=0)
 
 
 @dataclass(frozen=True)
 class OwpoNoAccel(Owpo):
     """w = 1 where the policy lags behind the reference (delta < 0): alignment is not accelerated."""
 
-    def log_weight(self, delta_T: torch.Tensor) -> torch.Tensor:
-        return -delta_T.clamp(min=0)
+    name = "owpo_no_accel"
+    summary = "as owpo, w = 1 where δ < 0"
+    paper = "OWPO 5.4"
+
+    def log_weight(self, delta_C: torch.Tensor) -> torch.Tensor:
+        return -delta_C.clamp(min=0)

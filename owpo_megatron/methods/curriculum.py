@@ -7,8 +7,10 @@ Shapes: P prompts, G siblings of a prompt.
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def num_active(step_in_stage: int, stage_steps: int, group_size: int) -> int:
@@ -38,11 +40,12 @@ def top_active(advantage_PG: torch.Tensor, n_act: int) -> torch.Tensor:
     Ties go to the lower submission index: completion order would favour short answers, which finish first.
 
     Example:
+        >>> import torch
         >>> top_active(torch.tensor([[1.0, -1.0, 0.5]]), 1)
         tensor([[ True, False, False]])
     """
     group_size = advantage_PG.shape[1]
     assert 0 <= n_act <= group_size, f"{n_act} active samples in groups of {group_size}"
-    order_PG = torch.sort(advantage_PG.abs(), dim=1, descending=True, stable=True).indices
-    active_PG = torch.zeros_like(advantage_PG, dtype=torch.bool)
+    order_PG = advantage_PG.abs().sort(dim=1, descending=True, stable=True).indices
+    active_PG = advantage_PG.new_zeros(advantage_PG.shape).bool()
     return active_PG.scatter(1, order_PG[:, :n_act], True)

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
-
+from owpo_megatron.methods.hyper import hyper
+from owpo_megatron.methods.method import ChunkBatch, Method, Terms
 from owpo_megatron.methods.metrics import policy_metrics
-from owpo_megatron.methods.surrogate import clipped_surrogate, token_sum
-from owpo_megatron.types import ObjectiveOut, ReferenceNeed, TokenBatch
+from owpo_megatron.methods.surrogate import clipped_surrogate
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
-class Dapo:
+class Dapo(Method):
     """min(r A, clip(r) A), summed over tokens; no reference."""
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
+    name = "dapo"
+    summary = "S"
+    paper = "arXiv:2503.14476; OWPO Eq. 2"
+    groups = "mixed"
 
-    needs_reference: ClassVar[ReferenceNeed] = "none"
-    needs_old: ClassVar[bool] = True
-    dynamic_sampling: ClassVar[bool] = True
+    clip_low: float = hyper(0.2, "Lower clip range of the ratio.", gt=0, lt=1)
+    clip_high: float = hyper(0.28, "Upper clip range of the ratio.", gt=0)
 
-    def __call__(self, logp_T: torch.Tensor, batch: TokenBatch) -> ObjectiveOut:
-        surrogate = clipped_surrogate(logp_T, batch, self.clip_low, self.clip_high)
-        total, count = token_sum(surrogate.value_T, batch)
-        return ObjectiveOut(-total, count, policy_metrics(logp_T, batch, surrogate.ratio_T, surrogate.clipped_T))
+    def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
+        surrogate = clipped_surrogate(logp_C, batch, self.clip_low, self.clip_high)
+        return Terms(surrogate.value_C, policy_metrics(logp_C, batch, surrogate.ratio_C, surrogate.clipped_C))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from owpo_megatron.types import Objective, TokenBatch
+from owpo_megatron.methods.method import ChunkBatch, Method
+
+if TYPE_CHECKING:
+    import torch
 
 
-def effective_progress(objective: Objective, delta_D: torch.Tensor, advantage: float) -> torch.Tensor:
+def effective_progress(method: Method, delta_D: torch.Tensor, advantage: float) -> torch.Tensor:
     """g(delta): the method's gradient of a token's log-prob, as a multiple of the plain policy gradient's A.
 
     At the start of an update (ratio 1), through the method itself, not a formula of it. g = 1: the verifier's push
@@ -19,19 +22,17 @@ def effective_progress(objective: Objective, delta_D: torch.Tensor, advantage: f
 
     Source: One-Way Policy Optimization (arXiv:2605.22156), section 4.
     """
+    import torch
+
     assert advantage != 0, "without an advantage there is no direction"
     delta_D = delta_D.double()
     logp_D = torch.full_like(delta_D, -1.0).requires_grad_()
     sign = 1.0 if advantage > 0 else -1.0
-    every_D = torch.ones_like(delta_D, dtype=torch.bool)
-    batch = TokenBatch(
-        old_logp_T=logp_D.detach(),
-        ref_logp_T=logp_D.detach() - sign * delta_D,
-        advantage_T=torch.full_like(delta_D, advantage),
-        active_T=every_D,
-        mask_T=every_D,
-        sample_T=torch.arange(len(delta_D)),
-        num_samples=len(delta_D),
+    batch = ChunkBatch(
+        old_logp_C=logp_D.detach(),
+        ref_logp_C=logp_D.detach() - sign * delta_D,
+        advantage_C=torch.full_like(delta_D, advantage),
+        active_C=torch.ones_like(delta_D, dtype=torch.bool),
     )
-    (gradient_D,) = torch.autograd.grad(objective(logp_D, batch).loss_sum, logp_D)
-    return -gradient_D / advantage
+    (gradient_D,) = torch.autograd.grad(method.terms(logp_D, batch).value_C.sum(), logp_D)
+    return gradient_D / advantage

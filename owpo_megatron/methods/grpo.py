@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
+from owpo_megatron.methods.hyper import hyper
+from owpo_megatron.methods.method import ChunkBatch, Method, Terms
+from owpo_megatron.methods.surrogate import penalised_surrogate
+from owpo_megatron.types import ReferenceNeed
 
-from owpo_megatron.methods.penalised import penalised_surrogate
-from owpo_megatron.methods.surrogate import sample_mean_sum
-from owpo_megatron.types import ObjectiveOut, ReferenceNeed, TokenBatch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
-class Grpo:
+class Grpo(Method):
     """min(r A, clip(r) A) - beta k3(logp, ref_logp); every group takes part, the reference is fixed."""
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    beta: float = 1e-3
+    name = "grpo"
+    summary = "S - β k3"
+    paper = "arXiv:2402.03300; OWPO Eq. 1, B.4"
+    divisor = "samples"
+    reference = "all"
+    refresh = "fixed"
 
-    needs_old: ClassVar[bool] = True
-    dynamic_sampling: ClassVar[bool] = False
+    clip_low: float = hyper(0.2, "Lower clip range of the ratio.", gt=0, lt=1)
+    clip_high: float = hyper(0.2, "Upper clip range of the ratio.", gt=0)
+    beta: float = hyper(1e-3, "Coefficient β of the k3 penalty.", ge=0)
 
     @property
     def needs_reference(self) -> ReferenceNeed:
         return "all" if self.beta else "none"
 
-    def __call__(self, logp_T: torch.Tensor, batch: TokenBatch) -> ObjectiveOut:
-        value_T, metrics = penalised_surrogate(logp_T, batch, self.clip_low, self.clip_high, self.beta)
-        total, count = sample_mean_sum(value_T, batch)
-        return ObjectiveOut(-total, count, metrics)
+    def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
+        return penalised_surrogate(logp_C, batch, self.clip_low, self.clip_high, self.beta)

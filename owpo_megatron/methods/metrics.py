@@ -1,11 +1,11 @@
-"""What an objective reports of its tokens: detached float64 sums, which add over microbatches and ranks.
+"""What a method reports per token; the trainer sums it over response tokens in float64, microbatches and ranks.
 
-Every metric is a scalar unless said. "Reference tokens" are the response tokens that have a reference log-prob: those
-of active samples for the OWPO family, all for the other methods with a reference.
+"Reference tokens" are those that have a reference log-prob: of active samples for the OWPO family, all for the other
+methods with a reference. A token outside its metric's set adds 0.
 
-| name | summed over | each token adds |
+| name | counted for | each token adds |
 |---|---|---|
-| tokens | response tokens | 1 |
+| tokens | response tokens | 1 (added by the trainer) |
 | ratio_sum | response tokens | r = exp(logp - old_logp) |
 | kl_old_sum | response tokens | old_logp - logp (k1 estimate of KL(old || policy)) |
 | clip_count | response tokens | 1 where clipping really cut the gradient (or dropped the token: opd, mopd) |
@@ -18,74 +18,72 @@ of active samples for the OWPO family, all for the other methods with a referenc
 | reversed_count | reference tokens | 1 where the gradient moves the token against the sign of A (force reversal) |
 | active_tokens | active tokens (OWPO family) | 1 |
 | w_sum | response tokens (OWPO family) | w, 1 for inactive tokens |
-| w_at_low, w_at_high | active tokens (OWPO family) | 1 where w sits at that bound |
+| w_at_low, w_at_high | active tokens (OWPO family) | 1 where w is at that bound |
 
-run/metrics.py divides them into the means of a run's log.
+run/metrics.py divides the sums into the means of a run's log.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from owpo_megatron.types import TokenBatch
+if TYPE_CHECKING:
+    import torch
+
+    from owpo_megatron.methods.method import ChunkBatch
 
 DELTA_BINS = 16
 DELTA_RANGE = 0.5  # the histogram spans [-0.5, 0.5]: w's window is about [-0.18, 0.22]
 
 
-def directional_deviation(logp_T: torch.Tensor, ref_logp_T: torch.Tensor, advantage_T: torch.Tensor) -> torch.Tensor:
+def directional_deviation(logp_C: torch.Tensor, ref_logp_C: torch.Tensor, advantage_C: torch.Tensor) -> torch.Tensor:
     """delta = sgn(A) (logp - ref_logp), detached; sgn(0) = 0 (paper, Eq. 5). Positive: ahead of the reference."""
-    return torch.sign(advantage_T) * (logp_T.detach() - ref_logp_T)
+    return advantage_C.sign() * (logp_C.detach() - ref_logp_C)
 
 
-def _total(value_T: torch.Tensor, where_T: torch.Tensor) -> torch.Tensor:
-    return value_T.double().masked_fill(~where_T, 0).sum()
+def every_row(batch: ChunkBatch) -> torch.Tensor:
+    """[C], all True: `has_ref_C` of a method whose every sample has a reference."""
+    return batch.active_C | ~batch.active_C
 
 
 def policy_metrics(
-    logp_T: torch.Tensor, batch: TokenBatch, ratio_T: torch.Tensor, cut_T: torch.Tensor
+    logp_C: torch.Tensor, batch: ChunkBatch, ratio_C: torch.Tensor, cut_C: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Sums that every method has; `cut_T` marks the tokens whose gradient clipping removed."""
-    mask_T = batch.mask_T
-    return {
-        "tokens": mask_T.sum().double(),
-        "ratio_sum": _total(ratio_T, mask_T),
-        "kl_old_sum": _total(batch.old_logp_T - logp_T.detach(), mask_T),
-        "clip_count": (cut_T & mask_T).sum().double(),
-    }
+    """Of every method with a ratio; `cut_C` marks the tokens whose gradient clipping removed."""
+    return {"ratio_sum": ratio_C, "kl_old_sum": batch.old_logp_C - logp_C.detach(), "clip_count": cut_C}
 
 
 def reference_metrics(
-    logp_T: torch.Tensor, batch: TokenBatch, has_ref_T: torch.Tensor, push_T: torch.Tensor
+    logp_C: torch.Tensor, batch: ChunkBatch, has_ref_C: torch.Tensor, push_C: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Sums over the response tokens where `has_ref_T`; `push_T` is d objective / d logp, detached."""
-    where_T = batch.mask_T & has_ref_T
-    log_ratio_T = logp_T.detach() - batch.ref_logp_T
-    delta_T = directional_deviation(logp_T, batch.ref_logp_T, batch.advantage_T)
-    good_T, bad_T = where_T & (batch.advantage_T > 0), where_T & (batch.advantage_T < 0)
-    above_T, below_T = log_ratio_T > 0, log_ratio_T < 0
-    bin_T = ((delta_T + DELTA_RANGE) * (DELTA_BINS / (2 * DELTA_RANGE))).floor().clamp(0, DELTA_BINS - 1)
-    bins_B1 = torch.arange(DELTA_BINS, device=bin_T.device, dtype=bin_T.dtype)[:, None]
+    """Of the tokens where `has_ref_C`; `push_C` is d value / d logp, detached."""
+    import torch
+
+    log_ratio_C = logp_C.detach() - batch.ref_logp_C
+    delta_C = directional_deviation(logp_C, batch.ref_logp_C, batch.advantage_C)
+    good_C, bad_C = has_ref_C & (batch.advantage_C > 0), has_ref_C & (batch.advantage_C < 0)
+    above_C, below_C = log_ratio_C > 0, log_ratio_C < 0
+    bin_C = ((delta_C + DELTA_RANGE) * (DELTA_BINS / (2 * DELTA_RANGE))).floor().clamp(0, DELTA_BINS - 1)
+    bins_B = torch.arange(DELTA_BINS, device=bin_C.device, dtype=bin_C.dtype)
     return {
-        "ref_tokens": where_T.sum().double(),
-        "kl_ref_sum": _total(log_ratio_T, where_T),
-        "abs_log_ratio_sum": _total(log_ratio_T.abs(), where_T),
-        "abs_delta_sum": _total(delta_T.abs(), where_T),
-        "case_1": (good_T & above_T).sum().double(),
-        "case_2": (good_T & below_T).sum().double(),
-        "case_3": (bad_T & above_T).sum().double(),
-        "case_4": (bad_T & below_T).sum().double(),
-        "delta_hist": ((bin_T == bins_B1) & (good_T | bad_T)).sum(dim=1).double(),
-        "reversed_count": (where_T & (torch.sign(push_T) * torch.sign(batch.advantage_T) < 0)).sum().double(),
+        "ref_tokens": has_ref_C,
+        "kl_ref_sum": log_ratio_C.masked_fill(~has_ref_C, 0),
+        "abs_log_ratio_sum": log_ratio_C.abs().masked_fill(~has_ref_C, 0),
+        "abs_delta_sum": delta_C.abs().masked_fill(~has_ref_C, 0),
+        "case_1": good_C & above_C,
+        "case_2": good_C & below_C,
+        "case_3": bad_C & above_C,
+        "case_4": bad_C & below_C,
+        "delta_hist": (bin_C[:, None] == bins_B) & (good_C | bad_C)[:, None],
+        "reversed_count": has_ref_C & (push_C.sign() * batch.advantage_C.sign() < 0),
     }
 
 
-def weight_metrics(weight_T: torch.Tensor, batch: TokenBatch, low: float, high: float) -> dict[str, torch.Tensor]:
-    """Sums over OWPO's weights w."""
-    active_T = batch.mask_T & batch.active_T
+def weight_metrics(weight_C: torch.Tensor, batch: ChunkBatch, low: float, high: float) -> dict[str, torch.Tensor]:
+    """Of OWPO's weights w."""
     return {
-        "active_tokens": active_T.sum().double(),
-        "w_sum": _total(weight_T, batch.mask_T),
-        "w_at_low": (active_T & (weight_T <= low)).sum().double(),
-        "w_at_high": (active_T & (weight_T >= high)).sum().double(),
+        "active_tokens": batch.active_C,
+        "w_sum": weight_C,
+        "w_at_low": batch.active_C & (weight_C <= low),
+        "w_at_high": batch.active_C & (weight_C >= high),
     }

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
-
+from owpo_megatron.methods.hyper import hyper
+from owpo_megatron.methods.method import ChunkBatch, Method, Terms
 from owpo_megatron.methods.opd import distillation
-from owpo_megatron.types import ObjectiveOut, ReferenceNeed, TokenBatch
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
-class Mopd:
+class Mopd(Method):
     """sg(r) sg(ref_logp - logp + alpha A) logp.
 
-    `ref_logp_T` holds, for each sample, the log-probs of the teacher that its prompt's domain is routed to.
+    The reference log-probs of a sample are those of the teacher that its prompt's domain is routed to.
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    alpha: float = 5.0
+    name = "mopd"
+    summary = "sg(r) sg(-z + α A) log π"
+    paper = "OWPO Eq. 3, 4"
+    divisor = "samples"
+    reference = "teacher"
+    refresh = "fixed"
 
-    needs_reference: ClassVar[ReferenceNeed] = "teacher"
-    needs_old: ClassVar[bool] = True
-    dynamic_sampling: ClassVar[bool] = False
+    clip_low: float = hyper(0.2, "A token with a ratio below 1 - clip_low is dropped.", gt=0, lt=1)
+    clip_high: float = hyper(0.28, "A token with a ratio above 1 + clip_high is dropped.", gt=0)
+    alpha: float = hyper(5.0, "Weight α of the outcome advantage.", ge=0)
 
-    def __call__(self, logp_T: torch.Tensor, batch: TokenBatch) -> ObjectiveOut:
-        return distillation(logp_T, batch, self.clip_low, self.clip_high, self.alpha)
+    def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
+        return distillation(logp_C, batch, self.clip_low, self.clip_high, self.alpha)

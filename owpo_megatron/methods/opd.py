@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
+from owpo_megatron.methods.hyper import hyper
+from owpo_megatron.methods.method import ChunkBatch, Method, Terms
+from owpo_megatron.methods.metrics import every_row, policy_metrics, reference_metrics
 
-from owpo_megatron.methods.metrics import policy_metrics, reference_metrics
-from owpo_megatron.methods.surrogate import sample_mean_sum
-from owpo_megatron.types import ObjectiveOut, ReferenceNeed, TokenBatch
+if TYPE_CHECKING:
+    import torch
 
 
-def distillation(
-    logp_T: torch.Tensor, batch: TokenBatch, clip_low: float, clip_high: float, alpha: float
-) -> ObjectiveOut:
-    """sg(r) sg(ref_logp - logp + alpha A) logp, mean over the tokens of a sample (paper, Eq. 3 and 4).
+def distillation(logp_C: torch.Tensor, batch: ChunkBatch, clip_low: float, clip_high: float, alpha: float) -> Terms:
+    """sg(r) sg(ref_logp - logp + alpha A) logp (paper, Eq. 3 and 4).
 
     A token whose ratio r leaves [1 - clip_low, 1 + clip_high] is dropped: it stays in the sample's token count and
-    adds nothing. The value of the loss has no meaning of its own; its gradient is the policy gradient.
+    adds nothing. The value has no meaning of its own; its gradient is the policy gradient.
     """
-    current_T = logp_T.detach()
-    ratio_T = torch.exp(current_T - batch.old_logp_T)
-    cut_T = (ratio_T < 1 - clip_low) | (ratio_T > 1 + clip_high)
-    push_T = ratio_T * (batch.ref_logp_T - current_T + alpha * batch.advantage_T)
-    push_T = push_T.masked_fill(cut_T, 0)
-    total, count = sample_mean_sum(push_T * logp_T, batch)
-    metrics = policy_metrics(logp_T, batch, ratio_T, cut_T)
-    metrics |= reference_metrics(logp_T, batch, torch.ones_like(batch.mask_T), push_T)
-    return ObjectiveOut(-total, count, metrics)
+    current_C = logp_C.detach()
+    ratio_C = (current_C - batch.old_logp_C).exp()
+    cut_C = (ratio_C < 1 - clip_low) | (ratio_C > 1 + clip_high)
+    push_C = ratio_C * (batch.ref_logp_C - current_C + alpha * batch.advantage_C)
+    push_C = push_C.masked_fill(cut_C, 0)
+    metrics = policy_metrics(logp_C, batch, ratio_C, cut_C)
+    return Terms(push_C * logp_C, metrics | reference_metrics(logp_C, batch, every_row(batch), push_C))
 
 
 @dataclass(frozen=True)
-class Opd:
+class Opd(Method):
     """sg(r) sg(ref_logp - logp) logp: the advantage is not used."""
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
+    name = "opd"
+    summary = "sg(r) sg(-z) log π"
+    paper = "OWPO B.3"
+    divisor = "samples"
+    reference = "teacher"
+    refresh = "fixed"
+    uses_rewards = False
+    max_teachers = 1
 
-    needs_reference: ClassVar[ReferenceNeed] = "teacher"
-    needs_old: ClassVar[bool] = True
-    dynamic_sampling: ClassVar[bool] = False
+    clip_low: float = hyper(0.2, "A token with a ratio below 1 - clip_low is dropped.", gt=0, lt=1)
+    clip_high: float = hyper(0.28, "A token with a ratio above 1 + clip_high is dropped.", gt=0)
 
-    def __call__(self, logp_T: torch.Tensor, batch: TokenBatch) -> ObjectiveOut:
-        return distillation(logp_T, batch, self.clip_low, self.clip_high, alpha=0.0)
+    def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
+        return distillation(logp_C, batch, self.clip_low, self.clip_high, alpha=0.0)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
-
+from owpo_megatron.methods.hyper import hyper
+from owpo_megatron.methods.method import ChunkBatch, Method, Terms
 from owpo_megatron.methods.metrics import directional_deviation, policy_metrics, reference_metrics, weight_metrics
-from owpo_megatron.methods.surrogate import clipped_surrogate, surrogate_push, token_sum
-from owpo_megatron.types import ObjectiveOut, ReferenceNeed, TokenBatch
+from owpo_megatron.methods.surrogate import clipped_surrogate, surrogate_push
+
+if TYPE_CHECKING:
+    import torch
 
 
 def token_weights(
@@ -32,6 +34,7 @@ def token_weights(
         [T], exactly 1 where the policy equals the reference.
 
     Example:
+        >>> import torch
         >>> token_weights(torch.tensor([-1.0, -1.0]), torch.tensor([-1.1, -0.9]), torch.ones(2), torch.ones(2).bool())
         tensor([0.9048, 1.1052])
     """
@@ -41,44 +44,44 @@ def token_weights(
 
 def bounded_weights(log_weight_T: torch.Tensor, active_T: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """clip(exp(log_weight), low, high) for active tokens and exactly 1 for the others."""
-    weight_T = torch.exp(log_weight_T).clamp(low, high)
-    return torch.where(active_T, weight_T, torch.ones_like(weight_T))
+    return log_weight_T.exp().clamp(low, high).masked_fill(~active_T, 1)
 
 
 @dataclass(frozen=True)
-class Owpo:
+class Owpo(Method):
     """w min(r A, clip(r) A), summed over tokens (paper, Eq. 6).
 
     w uses the current policy of every minibatch, not the sampling policy. With w = 1 everywhere (right after a swap of
     the reference, or no active sample) loss and gradient equal DAPO's bit for bit.
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    weight_low: float = 0.8
-    weight_high: float = 1.2
+    name = "owpo"
+    summary = "w S for active samples, S for the others"
+    paper = "arXiv:2605.22156, Eq. 5-7, Alg. 1"
+    groups = "mixed"
+    reference = "active"
 
-    needs_reference: ClassVar[ReferenceNeed] = "active"
-    needs_old: ClassVar[bool] = True
-    dynamic_sampling: ClassVar[bool] = True
+    clip_low: float = hyper(0.2, "Lower clip range of the ratio.", gt=0, lt=1)
+    clip_high: float = hyper(0.28, "Upper clip range of the ratio.", gt=0)
+    weight_low: float = hyper(0.8, "Lower bound of the weight w.", gt=0, le=1)
+    weight_high: float = hyper(1.2, "Upper bound of the weight w.", ge=1)
 
-    def log_weight(self, delta_T: torch.Tensor) -> torch.Tensor:
+    def log_weight(self, delta_C: torch.Tensor) -> torch.Tensor:
         """log w before clipping, from the directional deviation; the ablations change this line alone."""
-        return -delta_T
+        return -delta_C
 
-    def weights(self, logp_T: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
-        """w [T], detached."""
-        delta_T = directional_deviation(logp_T, batch.ref_logp_T, batch.advantage_T)
-        return bounded_weights(self.log_weight(delta_T), batch.active_T, self.weight_low, self.weight_high)
+    def weights(self, logp_C: torch.Tensor, batch: ChunkBatch) -> torch.Tensor:
+        """w [C], detached."""
+        delta_C = directional_deviation(logp_C, batch.ref_logp_C, batch.advantage_C)
+        return bounded_weights(self.log_weight(delta_C), batch.active_C, self.weight_low, self.weight_high)
 
-    def __call__(self, logp_T: torch.Tensor, batch: TokenBatch) -> ObjectiveOut:
-        surrogate = clipped_surrogate(logp_T, batch, self.clip_low, self.clip_high)
-        weight_T = self.weights(logp_T, batch)
-        total, count = token_sum(weight_T * surrogate.value_T, batch)
-        push_T = weight_T * surrogate_push(surrogate, batch.advantage_T)
+    def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
+        surrogate = clipped_surrogate(logp_C, batch, self.clip_low, self.clip_high)
+        weight_C = self.weights(logp_C, batch)
+        push_C = weight_C * surrogate_push(surrogate, batch.advantage_C)
         metrics = (
-            policy_metrics(logp_T, batch, surrogate.ratio_T, surrogate.clipped_T)
-            | reference_metrics(logp_T, batch, batch.active_T, push_T)
-            | weight_metrics(weight_T, batch, self.weight_low, self.weight_high)
+            policy_metrics(logp_C, batch, surrogate.ratio_C, surrogate.clipped_C)
+            | reference_metrics(logp_C, batch, batch.active_C, push_C)
+            | weight_metrics(weight_C, batch, self.weight_low, self.weight_high)
         )
-        return ObjectiveOut(-total, count, metrics)
+        return Terms(weight_C * surrogate.value_C, metrics)

@@ -1,66 +1,60 @@
-"""The parts that objectives are made of: ratio, clipped surrogate, k3 penalty, and the two normalisers.
-
-Shapes: T packed tokens of a microbatch, S its samples.
-"""
+"""The parts that methods share: ratio, clipped surrogate, and the k3 penalty."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+from owpo_megatron.methods.method import ChunkBatch, Terms
+from owpo_megatron.methods.metrics import every_row, policy_metrics, reference_metrics
 
-from owpo_megatron.types import TokenBatch
+if TYPE_CHECKING:
+    import torch
 
 
 class Surrogate(NamedTuple):
-    """The clipped surrogate of PPO, per token; gradient flows to logp through `value_T` alone."""
+    """The clipped surrogate of PPO, per token; gradient flows to logp through `value_C` alone."""
 
-    value_T: torch.Tensor  # min(r A, clip(r) A), to be maximised
-    ratio_T: torch.Tensor  # r, detached
-    clipped_T: torch.Tensor  # bool: the clipped branch was taken and the gradient is zero
+    value_C: torch.Tensor  # min(r A, clip(r) A), to be maximised
+    ratio_C: torch.Tensor  # r, detached
+    clipped_C: torch.Tensor  # bool: the clipped branch was taken and the gradient is zero
 
 
-def clipped_surrogate(logp_T: torch.Tensor, batch: TokenBatch, clip_low: float, clip_high: float) -> Surrogate:
+def clipped_surrogate(logp_C: torch.Tensor, batch: ChunkBatch, clip_low: float, clip_high: float) -> Surrogate:
     """min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(logp - old_logp) (paper, Eq. 2)."""
-    advantage_T = batch.advantage_T
-    ratio_T = torch.exp(logp_T - batch.old_logp_T)
-    bounded_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
-    value_T = torch.minimum(ratio_T * advantage_T, bounded_T * advantage_T)
-    ratio_T = ratio_T.detach()
-    above_T = (ratio_T > 1 + clip_high) & (advantage_T > 0)
-    below_T = (ratio_T < 1 - clip_low) & (advantage_T < 0)
-    return Surrogate(value_T, ratio_T, above_T | below_T)
+    return clipped_ratio((logp_C - batch.old_logp_C).exp(), batch.advantage_C, clip_low, clip_high)
 
 
-def surrogate_push(surrogate: Surrogate, advantage_T: torch.Tensor) -> torch.Tensor:
+def clipped_ratio(ratio_C: torch.Tensor, advantage_C: torch.Tensor, clip_low: float, clip_high: float) -> Surrogate:
+    """The same for a ratio of any kind, e.g. one per sequence."""
+    bounded_C = ratio_C.clamp(1 - clip_low, 1 + clip_high)
+    value_C = (ratio_C * advantage_C).minimum(bounded_C * advantage_C)
+    ratio_C = ratio_C.detach()
+    above_C = (ratio_C > 1 + clip_high) & (advantage_C > 0)
+    below_C = (ratio_C < 1 - clip_low) & (advantage_C < 0)
+    return Surrogate(value_C, ratio_C, above_C | below_C)
+
+
+def surrogate_push(surrogate: Surrogate, advantage_C: torch.Tensor) -> torch.Tensor:
     """d value / d logp of the clipped surrogate, detached: r A, or 0 where clipped."""
-    return torch.where(surrogate.clipped_T, torch.zeros_like(advantage_T), surrogate.ratio_T * advantage_T)
+    return (surrogate.ratio_C * advantage_C).masked_fill(surrogate.clipped_C, 0)
 
 
-def k3(logp_T: torch.Tensor, ref_logp_T: torch.Tensor) -> torch.Tensor:
+def k3(logp_C: torch.Tensor, ref_logp_C: torch.Tensor) -> torch.Tensor:
     """exp(ref - logp) - (ref - logp) - 1: the low-variance, non-negative estimate of KL(policy || reference)."""
-    lag_T = ref_logp_T - logp_T
-    return torch.exp(lag_T) - lag_T - 1
+    lag_C = ref_logp_C - logp_C
+    return lag_C.exp() - lag_C - 1
 
 
-def token_sum(value_T: torch.Tensor, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over response tokens (times `batch.weight_T`), and their number: one divisor for the whole minibatch."""
-    return _weighted(value_T, batch).masked_fill(~batch.mask_T, 0).sum(), batch.mask_T.sum()
-
-
-def sample_mean_sum(value_T: torch.Tensor, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over samples of the mean over a sample's response tokens (times `batch.weight_T`), and the number of samples
-    that have any.
-
-    Counts are integers and the division is elementwise, so no float is ever scattered: the same inputs give the same
-    bits on a GPU too. `sample_T` may hold anything where `mask_T` is False.
-    """
-    sample_T = batch.sample_T.masked_fill(~batch.mask_T, 0)
-    count_S = torch.zeros(batch.num_samples, dtype=torch.int64, device=value_T.device)
-    count_S = count_S.index_add(0, sample_T, batch.mask_T.to(torch.int64))
-    mean_part_T = _weighted(value_T, batch) / count_S[sample_T].clamp(min=1)
-    return mean_part_T.masked_fill(~batch.mask_T, 0).sum(), (count_S > 0).sum()
-
-
-def _weighted(value_T: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
-    return value_T if batch.weight_T is None else value_T * batch.weight_T
+def penalised_surrogate(
+    logp_C: torch.Tensor, batch: ChunkBatch, clip_low: float, clip_high: float, beta: float
+) -> Terms:
+    """min(r A, clip(r) A) - beta k3(logp, ref_logp); with beta 0 the reference is never read."""
+    surrogate = clipped_surrogate(logp_C, batch, clip_low, clip_high)
+    metrics = policy_metrics(logp_C, batch, surrogate.ratio_C, surrogate.clipped_C)
+    if beta == 0:
+        return Terms(surrogate.value_C, metrics)
+    # d k3 / d logp = 1 - exp(ref - logp): the pull-back that may outweigh the verifier's direction
+    pull_C = beta * (1 - (batch.ref_logp_C - logp_C.detach()).exp())
+    push_C = surrogate_push(surrogate, batch.advantage_C) - pull_C
+    metrics |= reference_metrics(logp_C, batch, every_row(batch), push_C)
+    return Terms(surrogate.value_C - beta * k3(logp_C, batch.ref_logp_C), metrics)

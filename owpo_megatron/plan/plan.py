@@ -12,7 +12,7 @@ from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.families import HFModel, check_context, check_parallel, read_hf_config
 from owpo_megatron.launch.job import EnginePlace, Job
 from owpo_megatron.mcore.spec import transformer_config
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 from owpo_megatron.plan.engine import EngineMemory, engine_memory
 from owpo_megatron.plan.parameters import whole_model
 from owpo_megatron.plan.trainer import TrainerMemory, trainer_memory
@@ -100,7 +100,7 @@ def make_plan(config: Config, gpu_bytes: int, model: HFModel | None = None, cuda
     full_length = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     check_context(model, full_length)
     transformer_config(model, config.parallel, getattr(torch, config.model.dtype), config.megatron)
-    objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
+    objective = make_method(config.algorithm)
     stages = tuple(trainer_memory(config, model, cuda, objective.needs_reference))
     place = Job(config, workdir=config.runs_dir).engine_place
     engine = None if place == "none" else engine_memory(config, model, gpu_bytes)

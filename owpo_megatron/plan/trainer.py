@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from owpo_megatron.config import Config
 from owpo_megatron.families import Attention, HFModel, padded_vocab_size
-from owpo_megatron.head.chunk_rows import cuda_rows, torch_rows
+from owpo_megatron.head.backend import cuda_rows, torch_rows
 from owpo_megatron.plan.parameters import Share, share_of_stage
 
 GRADIENT = 4  # bytes: gradients are accumulated in float32

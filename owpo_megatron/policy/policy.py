@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 
 from owpo_megatron.config import Config
 from owpo_megatron.families import HFModel, to_hf
-from owpo_megatron.head import PolicyHeadOut, settled_mode
+from owpo_megatron.head import HeadLoss, settled_mode
 from owpo_megatron.mcore import checkpoint, cpu
 from owpo_megatron.mcore.optimizer import make_optimizer, make_scheduler, restart_optimizer, wrap_ddp
 from owpo_megatron.mcore.packing import (
@@ -21,7 +22,7 @@ from owpo_megatron.mcore.packing import (
     packed_length,
     padded_to_longest,
     plan_microbatches,
-    token_batch_of,
+    token_batch,
 )
 from owpo_megatron.mcore.schedule import forward_backward, forward_fp8_errors, forward_logprobs
 from owpo_megatron.mcore.slots import ParameterSlots
@@ -29,7 +30,10 @@ from owpo_megatron.mcore.spec import transformer_config
 from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.mcore.transformer import build_chunks
 from owpo_megatron.mcore.weights import gathered_weights, load_model_weights
-from owpo_megatron.types import LogpMode, Objective, Sample
+from owpo_megatron.methods import Method
+from owpo_megatron.types import LogpMode, Sample, TokenBatch
+
+log = logging.getLogger(__name__)
 
 
 class MegatronPolicy:
@@ -88,39 +92,31 @@ class MegatronPolicy:
         self.topology.sum_over_data_and_stages(flat)
         return list(flat.cpu().split(lengths))
 
-    def update(self, samples: Sequence[Sample], objective: Objective) -> dict[str, Any]:
+    def update(self, samples: Sequence[Sample], method: Method) -> dict[str, Any]:
         """One optimizer step. Returns sums over the minibatch's tokens, and `grad_norm` and `lr`.
+
+        A minibatch without a sample that counts leaves weights, optimizer and learning rate as they are.
 
         Raises:
             FloatingPointError: on every rank, where the gradient is not finite; the weights are lost with it.
         """
-
-        def sums_of(out: PolicyHeadOut) -> dict[str, torch.Tensor]:
-            batch = out.batch
-            assert batch.behaviour_logp_T is not None
-            gap_T = (batch.old_logp_T - batch.behaviour_logp_T).abs()
-            sums = out.metrics | {
-                "loss_sum": out.loss_sum,
-                "loss_count": out.num_tokens,
-                "entropy_sum": out.entropy_T[batch.mask_T].double().sum(),
-                "mismatch_sum": gap_T[batch.mask_T].double().sum(),
-                "head_rows": torch.tensor(out.rows.forward),
-                "head_gradient_rows": torch.tensor(out.rows.gradient),
-            }
-            return {name: value.detach().double().cpu() for name, value in sums.items()}
-
         for chunk in self._chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
         collected = forward_backward(
-            self._chunks, self._microbatches(samples), objective, partial(token_batch_of, samples), sums_of
+            self._chunks, self._microbatches(samples), method, partial(token_batch, samples), _sums
         )
+        metrics = self._summed(collected)
+        if not metrics["loss_count"]:
+            if self.topology.is_main:
+                log.warning("no sample of this minibatch counts: its optimizer step is skipped")
+            return metrics | {"grad_norm": 0.0, "lr": float(self._optimizer.param_groups[0]["lr"])}
         self._scheduler.step(1)
         self.slots.before_step()
         with cpu.scope():
             _, grad_norm, _ = self._optimizer.step()
-        metrics, lr = self._summed(collected), float(self._optimizer.param_groups[0]["lr"])
+        lr = float(self._optimizer.param_groups[0]["lr"])
         if not math.isfinite(grad_norm):
             what = f"the gradient's norm is {float(grad_norm)} at learning rate {lr:g}"
             raise FloatingPointError(f"{what}; lower optimizer.lr and go on from the last checkpoint")
@@ -196,3 +192,19 @@ class MegatronPolicy:
             for name, value in sums.items():
                 totals[name] = totals[name] + value if name in totals else value
         return {name: value.tolist() for name, value in totals.items()}
+
+
+def _sums(batch: TokenBatch, out: HeadLoss) -> dict[str, torch.Tensor]:
+    """What one microbatch adds to the metrics of an update."""
+    assert batch.behaviour_logp_T is not None
+    old_logp_T = out.logp_T if batch.old_logp_T is None else batch.old_logp_T
+    gap_T = (old_logp_T - batch.behaviour_logp_T).abs()
+    sums = out.metrics | {
+        "loss_sum": out.loss_sum,
+        "loss_count": out.count,
+        "entropy_sum": out.entropy_T[batch.mask_T].double().sum(),
+        "mismatch_sum": gap_T[batch.mask_T].double().sum(),
+        "head_rows": torch.tensor(out.rows.forward),
+        "head_gradient_rows": torch.tensor(out.rows.gradient),
+    }
+    return {name: value.detach().double().cpu() for name, value in sums.items()}

@@ -18,7 +18,7 @@ from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.families import EngineLayout, check_context, check_parallel, hf_shapes, read_hf_config
 from owpo_megatron.mcore.topology import close_topology, init_topology
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 from owpo_megatron.policy import MegatronPolicy, SlotReference
 from owpo_megatron.run.best import BestWeights
 from owpo_megatron.run.checkpoints import CheckpointFolder
@@ -84,7 +84,7 @@ class Run:
         self.console = RunConsole(config.optimizer.steps) if topology.is_main else None
         self.tokenizer = load_tokenizer(self.model_files) if topology.is_main else None
         self.train_prompts, self.eval_sets = self._prompts() if topology.is_main else ([], [])
-        self.objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
+        self.objective = make_method(config.algorithm)
         needs_reference = self.objective.needs_reference != "none" and not (evaluation_only and config.teachers)
         domains = {prompt.domain for prompt in self.train_prompts}
         progress = self.console.working if self.console else None

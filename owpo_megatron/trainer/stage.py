@@ -24,7 +24,7 @@ class StagePlan:
         wants = config.reference
         if not has_reference or wants.refresh == "fixed":
             return cls(config.optimizer.steps, None)
-        return cls(config.optimizer.steps, wants.every, wants.refresh)
+        return cls(config.optimizer.steps, wants.every, wants.refresh or "interval")
 
     @property
     def chooses_best(self) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from owpo_megatron.types import Objective, TokenBatch
+from owpo_megatron.head import Head, VocabShard
+from owpo_megatron.methods import Method, dense_loss
+from owpo_megatron.types import TokenBatch
 
 
 def make_inputs(
@@ -40,6 +44,12 @@ def make_batch(logp_T: torch.Tensor, mask_T: torch.Tensor | None = None, seed: i
     )
 
 
+def make_head(
+    weight_VH: torch.Tensor, vocab_size: int | None = None, group: dist.ProcessGroup | None = None, **options: Any
+) -> Head:
+    return Head(weight_VH, shard=VocabShard(len(weight_VH), vocab_size, group), **options)
+
+
 def dense_logp(
     h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor, temperature: float = 1.0,
     vocab_size: int | None = None,
@@ -50,13 +60,17 @@ def dense_logp(
 
 
 def dense(
-    h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor, batch: TokenBatch, objective: Objective,
-    entropy_bonus: float = 0.0, upstream: float = 1.0, **options: Any,
+    h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor, batch: TokenBatch, method: Method,
+    upstream: float = 1.0, **options: Any,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Loss, log-probs, entropies and both gradients in float64."""
+    """Loss, log-probs, entropies and both gradients in float64; the entropy bonus by hand, sample by sample."""
     h_TH, weight_VH = (value.double().clone().requires_grad_() for value in (h_TH, weight_VH))
     logp_T, entropy_T = dense_logp(h_TH, weight_VH, target_T, **options)
-    loss = objective(logp_T, batch).loss_sum - entropy_bonus * entropy_T[batch.mask_T].sum()
+    loss = dense_loss(replace(method, entropy_coef=0.0), logp_T, batch).loss_sum
+    for sample in range(batch.num_samples):
+        own_T = batch.mask_T & (batch.sample_T == sample)
+        share = 1 / max(int(own_T.sum()), 1) if method.divisor == "samples" else 1.0
+        loss = loss - method.entropy_coef * share * entropy_T[own_T].sum()
     dh, dweight = torch.autograd.grad(upstream * loss, (h_TH, weight_VH))
     found = {"loss": loss, "logp": logp_T, "entropy": entropy_T, "dh": dh, "dweight": dweight}
     return {name: value.detach() for name, value in found.items()}

@@ -13,9 +13,9 @@ def gradients(topology: Any, tied: bool, overlap: bool) -> dict[str, Any]:
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.transformer import TransformerConfig
 
-    from owpo_megatron.head import policy_head
+    from owpo_megatron.head import Head
     from owpo_megatron.mcore import cpu
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:
@@ -43,7 +43,7 @@ def gradients(topology: Any, tied: bool, overlap: bool) -> dict[str, Any]:
         def step(ids_T: torch.Tensor = ids_T, target_T: torch.Tensor = target_T) -> None:
             h_TH = model(ids_T)
             batch = make_batch(dense_logp(h_TH.detach(), model.module.head.detach(), target_T)[0])
-            policy_head(h_TH, model.module.head, target_T, batch, make_objective("owpo")).loss_sum.backward()
+            Head(model.module.head).loss(h_TH, target_T, batch, make_method("owpo")).loss_sum.backward()
 
         if index == 0:
             with model.no_sync():

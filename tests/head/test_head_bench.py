@@ -7,11 +7,11 @@ import torch
 
 from owpo_megatron.bench.head import ExactGradients, HeadProblem, dense, ours
 from owpo_megatron.bench.memory import PeakMemory
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 
 
 def test_errors_are_those_of_float32() -> None:
-    problem, objective = HeadProblem.random(300, 16, 500), make_objective("owpo")
+    problem, objective = HeadProblem.random(300, 16, 500), make_method("owpo")
     exact = ExactGradients(problem)
     for density in (1.0, 0.4):
         given = problem.at_density(density)
@@ -37,7 +37,7 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
 
 def test_less_memory_than_dense() -> None:
     """The point of the head, at a size that tells: logits of 128 MB, of which ours holds a quarter at a time."""
-    problem, objective = HeadProblem.random(2048, 32, 16384), make_objective("owpo")
+    problem, objective = HeadProblem.random(2048, 32, 16384), make_method("owpo")
     peaks = []
     for run in (ours, dense):
         run(problem, objective)

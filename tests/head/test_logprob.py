@@ -10,19 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from head_oracle import dense_logp, make_inputs
+from head_oracle import dense_logp, make_head, make_inputs
 from rank_pool import Ranks
 
 from owpo_megatron.head import (
     ExactLogProbs,
-    Fp8Weight,
+    Head,
+    LogProbs,
     RawLogProbs,
     RefinedLogProbs,
     fp8_error,
-    logprob,
     settled_mode,
 )
 from owpo_megatron.head.fp8 import _ScaledMm, _Simulated
+
+
+def logprob(h_TH, weight_VH, target_T, row_mask_T=None, mode="exact", **options) -> LogProbs:
+    return make_head(weight_VH, **options).logprobs(h_TH, target_T, row_mask_T, mode)
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, None])
@@ -108,13 +112,13 @@ def test_all_columns_refined_is_exact() -> None:
     torch.testing.assert_close(found.entropy_T.double(), entropy_T, rtol=0, atol=1e-5)
 
 
-def test_a_quantised_weight_is_used_as_it_is() -> None:
+def test_a_head_quantises_its_weight_once() -> None:
     h_TH, weight_VH, target_T = peaked_inputs(rows=32)
-    kept = Fp8Weight(weight_VH)
-    first = logprob(h_TH, weight_VH, target_T, mode="fp8_raw")
-    assert torch.equal(logprob(h_TH, weight_VH, target_T, mode="fp8_raw", fp8_weight=kept).logp_T, first.logp_T)
-    other = Fp8Weight(2 * weight_VH)
-    assert not torch.equal(logprob(h_TH, weight_VH, target_T, mode="fp8_raw", fp8_weight=other).logp_T, first.logp_T)
+    head = Head(weight_VH)
+    first = head.logprobs(h_TH, target_T, mode="fp8_raw").logp_T
+    weight_VH *= 2
+    assert torch.equal(head.logprobs(h_TH, target_T, mode="fp8_raw").logp_T, first)
+    assert not torch.equal(Head(weight_VH).logprobs(h_TH, target_T, mode="fp8_raw").logp_T, first)
 
 
 @pytest.mark.parametrize("rows", [1, 16, 19])
@@ -140,16 +144,16 @@ def test_ratios_between_incompatible_modes_are_refused() -> None:
 def test_the_guard_falls_back_loudly(caplog: pytest.LogCaptureFixture) -> None:
     """A vocabulary of a few candidates passes; a flat distribution over many columns does not."""
     h_TH, weight_VH, target_T = make_inputs(rows=300, vocab=32, dtype=torch.float32)
-    good = fp8_error(h_TH, weight_VH, target_T, chunk_rows=100)
+    good = fp8_error(Head(weight_VH, chunk_rows=100), h_TH, target_T)
     assert settled_mode([good]) == "fp8_refined" and good.acceptable and good.rows == 256
     assert not caplog.records
     h_TH, weight_VH, target_T = make_inputs(rows=64, hidden=64, vocab=3000, dtype=torch.float32)
     mask_T = torch.arange(64) < 40
-    bad = fp8_error(h_TH * 0.2, weight_VH, target_T, mask_T)
-    assert settled_mode([bad], loud=False) == "exact" and not caplog.records, "one rank tells, not all"
+    bad = fp8_error(Head(weight_VH), h_TH * 0.2, target_T, mask_T)
+    assert settled_mode([bad], loud=False) == "exact" and not caplog.records, "one rank logs, not all"
     assert settled_mode([bad]) == "exact" and bad.rows == 40 and bad.mean > 5e-4
     assert "NOT used" in caplog.text
-    nothing = fp8_error(h_TH, weight_VH, target_T, torch.zeros_like(mask_T))
+    nothing = fp8_error(Head(weight_VH), h_TH, target_T, torch.zeros_like(mask_T))
     assert settled_mode([nothing]) == "exact", "no token to judge by"
     assert settled_mode([nothing, good]) == "fp8_refined", "a data-parallel rank without tokens has no say"
     assert settled_mode([good, bad]) == "exact", "all ranks or none"

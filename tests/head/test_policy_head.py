@@ -1,4 +1,4 @@
-"""The training head against the dense float64 oracle: every objective, one rank and two, with and without main_grad.
+"""The training head against the dense float64 oracle: every method, one rank and two, with and without main_grad.
 
 Not covered here: CUDA; the reduction of the partial gradient of h by megatron's regions (its sum is checked; the
 parallel room's parity tests run it with and without sequence parallelism).
@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from head_oracle import assert_same, dense, dense_logp, make_batch, make_inputs
+from head_oracle import assert_same, dense, dense_logp, make_batch, make_head, make_inputs
 from rank_pool import Ranks
 
-from owpo_megatron.head import chunk_rows, logprob, policy_head
-from owpo_megatron.methods import OBJECTIVES
-from owpo_megatron.types import ObjectiveOut
+from owpo_megatron.head import Head, backend
+from owpo_megatron.methods import catalogue, dense_loss, make_method
 
-OWPO = OBJECTIVES["owpo"]
+METHODS = {name: method() for name, method in catalogue().items()}
+OWPO = METHODS["owpo"]
 
 
-def ours(h_TH, weight_VH, target_T, batch, objective, upstream=1.0, **options: Any) -> dict[str, torch.Tensor]:
+def ours(h_TH, weight_VH, target_T, batch, method, upstream=1.0, **options: Any) -> dict[str, torch.Tensor]:
     h_TH, weight_VH = h_TH.clone().requires_grad_(), weight_VH.clone().requires_grad_()
-    out = policy_head(h_TH, weight_VH, target_T, batch, objective, **options)
+    out = make_head(weight_VH, **options).loss(h_TH, target_T, batch, method)
     dh, dweight = torch.autograd.grad(upstream * out.loss_sum, (h_TH, weight_VH))
     return {
         "loss": out.loss_sum.detach(), "logp": out.logp_T, "entropy": out.entropy_T, "dh": dh, "dweight": dweight,
@@ -40,12 +40,13 @@ def make_case(**fields: Any):
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, None])
 @pytest.mark.parametrize("entropy_bonus", [0.0, 0.3])
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_every_objective_equals_dense(name: str, entropy_bonus: float, chunk_rows: int | None) -> None:
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_equals_dense(name: str, entropy_bonus: float, chunk_rows: int | None) -> None:
     case = make_case()
-    expected = dense(*case, OBJECTIVES[name], entropy_bonus=entropy_bonus, upstream=1.7)
+    method = make_method(name, entropy_coef=entropy_bonus)
+    expected = dense(*case, method, upstream=1.7)
     assert expected["dh"].abs().max() > 1e-3
-    actual = ours(*case, OBJECTIVES[name], upstream=1.7, entropy_bonus=entropy_bonus, chunk_rows=chunk_rows)
+    actual = ours(*case, method, upstream=1.7, chunk_rows=chunk_rows)
     assert_same(actual, expected)
 
 
@@ -56,13 +57,13 @@ def test_rows_may_be_split_over_ranks(name: str) -> None:
     Only for methods that count tokens: those that average over a sample first need the whole sample.
     """
     h_TH, weight_VH, target_T, batch = make_case()
-    whole = ours(h_TH, weight_VH, target_T, batch, OBJECTIVES[name])
+    whole = ours(h_TH, weight_VH, target_T, batch, METHODS[name])
     dh, dweight, loss = torch.zeros_like(h_TH), torch.zeros_like(weight_VH), torch.zeros((), dtype=torch.float64)
     chosen_T = torch.zeros(len(h_TH), dtype=torch.bool)
     chosen_T[[0, 5, 6, 7, 20, 22]] = True
     for rows in (chosen_T, ~chosen_T):
         tokens = {n: value[rows] for n, value in vars(batch).items() if n.endswith("_T") and value is not None}
-        part = ours(h_TH[rows], weight_VH, target_T[rows], replace(batch, **tokens), OBJECTIVES[name])
+        part = ours(h_TH[rows], weight_VH, target_T[rows], replace(batch, **tokens), METHODS[name])
         dh[rows] = part["dh"]
         dweight += part["dweight"]
         loss += part["loss"]
@@ -74,8 +75,9 @@ def test_temperature(temperature: float) -> None:
     h_TH, weight_VH, target_T = make_inputs()
     batch = make_batch(dense_logp(h_TH, weight_VH, target_T, temperature)[0])
     for bonus in (0.0, 0.2):
-        expected = dense(h_TH, weight_VH, target_T, batch, OWPO, bonus, temperature=temperature)
-        actual = ours(h_TH, weight_VH, target_T, batch, OWPO, entropy_bonus=bonus, temperature=temperature)
+        method = make_method("owpo", entropy_coef=bonus)
+        expected = dense(h_TH, weight_VH, target_T, batch, method, temperature=temperature)
+        actual = ours(h_TH, weight_VH, target_T, batch, method, temperature=temperature)
         assert_same(actual, expected)
 
 
@@ -83,11 +85,12 @@ def test_only_rows_with_gradient_are_kept() -> None:
     """Masked, advantage zero, clipped: gone before the backward GEMMs, with the same gradients; k3 keeps the zeros."""
     h_TH, weight_VH, target_T, batch = make_case(rows=60)
     for name, whole in (("owpo", False), ("sym_dapo", True)):
-        objective = OBJECTIVES[name]
+        objective = METHODS[name]
         h, weight = h_TH.clone().requires_grad_(), weight_VH.clone().requires_grad_()
-        out = policy_head(h, weight, target_T, batch, objective, row_mask_T=batch.mask_T, chunk_rows=16)
+        masked = replace(batch, row_mask_T=batch.mask_T)
+        out = Head(weight, chunk_rows=16).loss(h, target_T, masked, objective)
         logp_T = out.logp_T.clone().requires_grad_()
-        (gradient_T,) = torch.autograd.grad(objective(logp_T, batch).loss_sum, logp_T)
+        (gradient_T,) = torch.autograd.grad(dense_loss(objective, logp_T, batch).loss_sum, logp_T)
         assert (out.rows.total, out.rows.forward) == (60, int(batch.mask_T.sum()))
         assert out.rows.gradient == int((gradient_T != 0).sum())
         clipped = int(out.metrics["clip_count"])
@@ -97,10 +100,11 @@ def test_only_rows_with_gradient_are_kept() -> None:
             assert out.rows.gradient == out.rows.forward - clipped - zeros
         else:
             assert out.rows.gradient == out.rows.forward
-        everything = ours(h_TH, weight_VH, target_T, batch, objective, skip_zero_rows=False, row_mask_T=batch.mask_T)
-        assert_same(ours(h_TH, weight_VH, target_T, batch, objective, row_mask_T=batch.mask_T), everything)
+        everything = dense(h_TH, weight_VH, target_T, batch, objective)
+        everything = {key: everything[key] for key in ("loss", "dh", "dweight")}
+        assert_same(ours(h_TH, weight_VH, target_T, masked, objective), everything)
     # an entropy bonus gives every row of the mask a gradient
-    bonus = policy_head(h_TH.clone().requires_grad_(), weight_VH, target_T, batch, OWPO, entropy_bonus=0.1)
+    bonus = Head(weight_VH).loss(h_TH.clone().requires_grad_(), target_T, batch, make_method("owpo", entropy_coef=0.1))
     assert bonus.rows.gradient == int(batch.mask_T.sum())
 
 
@@ -109,15 +113,15 @@ def test_row_mask_leaves_rows_out_of_everything() -> None:
     expected = dense(h_TH, weight_VH, target_T, batch, OWPO)
     expected["logp"], expected["entropy"] = expected["logp"] * batch.mask_T, expected["entropy"] * batch.mask_T
     unread_T = torch.where(batch.mask_T, target_T, torch.full_like(target_T, 10**9))
-    actual = ours(h_TH, weight_VH, unread_T, batch, OWPO, row_mask_T=batch.mask_T, chunk_rows=4)
+    actual = ours(h_TH, weight_VH, unread_T, replace(batch, row_mask_T=batch.mask_T), OWPO, chunk_rows=4)
     assert_same(actual, expected)
     assert not actual["dh"][~batch.mask_T].any()
 
 
 def test_nothing_in_the_mask() -> None:
     h_TH, weight_VH, target_T, batch = make_case()
-    batch = replace(batch, mask_T=torch.zeros_like(batch.mask_T))
-    actual = ours(h_TH, weight_VH, target_T, batch, OWPO, row_mask_T=batch.mask_T)
+    nothing_T = torch.zeros_like(batch.mask_T)
+    actual = ours(h_TH, weight_VH, target_T, replace(batch, mask_T=nothing_T, row_mask_T=nothing_T), OWPO)
     assert [actual[name].shape for name in ("dh", "dweight")] == [(23, 8), (37, 8)]
     assert not any(value.any() for value in actual.values())
 
@@ -127,8 +131,9 @@ def test_padded_vocabulary_takes_no_part() -> None:
     weight_VH[37:] = 100.0  # would win every softmax
     target_T %= 37
     batch = make_batch(dense_logp(h_TH, weight_VH, target_T, vocab_size=37)[0])
-    actual = ours(h_TH, weight_VH, target_T, batch, OWPO, vocab_size=37, chunk_rows=5, entropy_bonus=0.1)
-    assert_same(actual, dense(h_TH, weight_VH, target_T, batch, OWPO, 0.1, vocab_size=37))
+    method = make_method("owpo", entropy_coef=0.1)
+    actual = ours(h_TH, weight_VH, target_T, batch, method, vocab_size=37, chunk_rows=5)
+    assert_same(actual, dense(h_TH, weight_VH, target_T, batch, method, vocab_size=37))
     assert not actual["dweight"][37:].any()
 
 
@@ -150,51 +155,27 @@ def test_same_bits_as_a_pass_without_gradients() -> None:
     h_TH, weight_VH, target_T, batch = make_case(rows=50, dtype=torch.float32)
     for mask_T in (None, batch.mask_T):
         for chunk in (None, 7):
-            out = policy_head(
-                h_TH.clone().requires_grad_(), weight_VH, target_T, batch, OWPO, chunk_rows=chunk, row_mask_T=mask_T
-            )
-            plain = logprob(h_TH, weight_VH, target_T, chunk_rows=chunk, row_mask_T=mask_T)
+            head = Head(weight_VH, chunk_rows=chunk)
+            out = head.loss(h_TH.clone().requires_grad_(), target_T, replace(batch, row_mask_T=mask_T), OWPO)
+            plain = head.logprobs(h_TH, target_T, mask_T)
             assert torch.equal(out.logp_T, plain.logp_T) and torch.equal(out.entropy_T, plain.entropy_T)
 
 
 def test_old_is_the_policy_where_no_pass_was_spent() -> None:
-    """The batch is a function of the log-probs: every ratio is 1, in every chunk."""
+    """Every ratio is 1, in every chunk; so is that to a reference with the old policy's weights."""
     h_TH, weight_VH, target_T, batch = make_case()
-
-    def batch_of(logp_T):
-        return replace(batch, old_logp_T=logp_T.detach())
-
-    expected = dense(h_TH, weight_VH, target_T, batch_of(dense_logp(h_TH, weight_VH, target_T)[0]), OWPO)
+    logp_T = dense_logp(h_TH, weight_VH, target_T)[0].detach()
+    expected = dense(h_TH, weight_VH, target_T, replace(batch, old_logp_T=logp_T, ref_logp_T=logp_T), OWPO)
+    lean = replace(batch, old_logp_T=None, ref_is_old_T=torch.ones_like(batch.mask_T))
     for chunk in (1, 7, None):
-        out = policy_head(h_TH.clone().requires_grad_(), weight_VH, target_T, batch_of, OWPO, chunk_rows=chunk)
-        assert out.metrics["ratio_sum"] == out.metrics["tokens"]
-        assert_same(ours(h_TH, weight_VH, target_T, batch_of, OWPO, chunk_rows=chunk), expected)
-
-
-class DapoByHand:
-    """Supplies its derivative; its loss must never be differentiated."""
-
-    needs_reference, needs_old, dynamic_sampling = "none", True, True
-
-    def __call__(self, logp_T, batch):
-        assert not logp_T.requires_grad
-        dapo = OBJECTIVES["dapo"](logp_T, batch)
-        return ObjectiveOut(dapo.loss_sum, dapo.num_tokens)
-
-    def logp_gradient(self, logp_T, batch):
-        ratio_T = (logp_T - batch.old_logp_T).exp()
-        cut_T = torch.where(batch.advantage_T > 0, ratio_T > 1.28, ratio_T < 0.8)
-        return torch.where(batch.mask_T & ~cut_T, -ratio_T * batch.advantage_T, torch.zeros_like(ratio_T))
-
-
-def test_an_objective_may_supply_its_gradient() -> None:
-    case = make_case()
-    assert_same(ours(*case, DapoByHand(), chunk_rows=7), dense(*case, OBJECTIVES["dapo"]))
+        out = Head(weight_VH, chunk_rows=chunk).loss(h_TH.clone().requires_grad_(), target_T, lean, OWPO)
+        assert out.metrics["ratio_sum"] == out.metrics["tokens"] == out.metrics["w_sum"]
+        assert_same(ours(h_TH, weight_VH, target_T, lean, OWPO, chunk_rows=chunk), expected)
 
 
 def test_log_probs_that_may_not_stand_in_a_ratio_are_refused() -> None:
     h_TH, weight_VH, target_T, batch = make_case()
-    for field in ("old_mode", "ref_mode"):
+    for field in ("old_mode", "ref_mode", "now_mode"):
         with pytest.raises(TypeError, match="fp8_raw"):
             ours(h_TH, weight_VH, target_T, replace(batch, **{field: "fp8_raw"}), OWPO)
         ours(h_TH, weight_VH, target_T, replace(batch, **{field: "fp8_refined"}), OWPO)
@@ -204,16 +185,16 @@ def test_log_probs_that_may_not_stand_in_a_ratio_are_refused() -> None:
 def test_only_wanted_gradients_are_formed_and_only_once() -> None:
     h_TH, weight_VH, target_T, batch = make_case()
     h = h_TH.clone().requires_grad_()
-    frozen = policy_head(h, weight_VH, target_T, batch, OWPO)
+    frozen = Head(weight_VH).loss(h, target_T, batch, OWPO)
     frozen.loss_sum.backward(retain_graph=True)
     with pytest.raises(AssertionError, match="one backward a forward"):
         frozen.loss_sum.backward()
     weight = weight_VH.clone().requires_grad_()
-    policy_head(h_TH, weight, target_T, batch, OWPO).loss_sum.backward()
+    Head(weight).loss(h_TH, target_T, batch, OWPO).loss_sum.backward()
     expected = dense(h_TH, weight_VH, target_T, batch, OWPO)
     assert_same({"dh": h.grad, "dweight": weight.grad}, {name: expected[name] for name in ("dh", "dweight")})
     with torch.no_grad():
-        assert not policy_head(h, weight, target_T, batch, OWPO).loss_sum.requires_grad
+        assert not Head(weight).loss(h, target_T, batch, OWPO).loss_sum.requires_grad
 
 
 def test_main_grad_is_added_to_in_the_forward() -> None:
@@ -227,7 +208,7 @@ def test_main_grad_is_added_to_in_the_forward() -> None:
         weight.zero_out_wgrad = embedding_too
         for done in (1, 2):
             h = h_TH.clone().requires_grad_()
-            out = policy_head(h, weight, target_T, batch, OWPO, chunk_rows=4)
+            out = Head(weight, chunk_rows=4).loss(h, target_T, batch, OWPO)
             assert not weight.grad_added_to_main_grad or done == 2
             weight.grad = None
             out.loss_sum.backward()
@@ -241,24 +222,18 @@ def test_main_grad_below_float32_is_rounded_once() -> None:
     h_TH, weight_VH, target_T, batch = make_case(dtype=torch.float32)
     weight = weight_VH.clone().requires_grad_()
     weight.main_grad = torch.zeros_like(weight, dtype=torch.bfloat16)
-    policy_head(h_TH, weight, target_T, batch, OWPO, chunk_rows=1)
+    Head(weight, chunk_rows=1).loss(h_TH, target_T, batch, OWPO)
     whole = ours(h_TH, weight_VH, target_T, batch, OWPO, chunk_rows=1)["dweight"]
     assert torch.equal(weight.main_grad, whole.bfloat16())
 
 
-def test_upstream_of_main_grad_is_known_in_the_forward() -> None:
+def test_another_upstream_gradient_than_one_is_refused_with_main_grad() -> None:
     h_TH, weight_VH, target_T, batch = make_case()
-    expected = dense(h_TH, weight_VH, target_T, batch, OWPO, upstream=3.0)
-    for actual_upstream in (3.0, 2.0):
-        h, weight = h_TH.clone().requires_grad_(), weight_VH.clone().requires_grad_()
-        weight.main_grad = torch.zeros_like(weight)
-        out = policy_head(h, weight, target_T, batch, OWPO, upstream=3.0)
-        if actual_upstream == 3.0:
-            (3.0 * out.loss_sum).backward()
-            assert_same({"dh": h.grad, "dweight": weight.main_grad}, {k: expected[k] for k in ("dh", "dweight")})
-        else:
-            with pytest.raises(RuntimeError, match="formed for an upstream gradient 3.0"):
-                (2.0 * out.loss_sum).backward()
+    weight = weight_VH.clone().requires_grad_()
+    weight.main_grad = torch.zeros_like(weight)
+    out = Head(weight).loss(h_TH.clone().requires_grad_(), target_T, batch, OWPO)
+    with pytest.raises(RuntimeError, match="formed for an upstream gradient of 1"):
+        (2.0 * out.loss_sum).backward()
 
 
 # ------------------------------------------------------------------------------------------------ two ranks
@@ -266,31 +241,31 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "one row a chunk": {"chunk_rows": 1},
     "temperature, upstream": {"temperature": 0.6, "upstream": 2.5},
-    "padded": {"vocab_size": 33, "entropy_bonus": 0.2},
-    "a rank of padding only": {"vocab_size": 15, "entropy_bonus": 0.2},
+    "padded": {"vocab_size": 33, "entropy_coef": 0.2},
+    "a rank of padding only": {"vocab_size": 15, "entropy_coef": 0.2},
     "chunks of the device's own choice": {"rows": 60, "vocab_size": 33},
     "masked": {"mask": True, "chunk_rows": 4},
-    "k3": {"objective": "sym_dapo", "chunk_rows": 7},
+    "k3": {"method": "sym_dapo", "chunk_rows": 7},
 }
 
 
 def tp_case(case: str):
     options = dict(CASES[case])
-    objective = OBJECTIVES[options.pop("objective", "owpo")]
+    method = make_method(options.pop("method", "owpo"), entropy_coef=options.pop("entropy_coef", 0.0))
     h_TH, weight_VH, target_T = make_inputs(vocab=36, rows=options.pop("rows", 24))
     target_T %= options.get("vocab_size", 36)
     where = {name: options[name] for name in ("temperature", "vocab_size") if name in options}
     batch = make_batch(dense_logp(h_TH, weight_VH, target_T, **where)[0])
     if options.pop("mask", False):
-        options["row_mask_T"] = batch.mask_T
-    return (h_TH, weight_VH, target_T, batch, objective), options
+        batch = replace(batch, row_mask_T=batch.mask_T)
+    return (h_TH, weight_VH, target_T, batch, method), options
 
 
 def run_rank(folder: str) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     # 40 rows of 18 columns, 48 of the 15 that are not padding: the ranks must agree on one of them
-    chunk_rows.TORCH_BYTES = 4 * 18 * 40
+    backend.TORCH_BYTES = 4 * 18 * 40
     results = {}
     for case in CASES:
         (h_TH, weight_VH, *rest), options = tp_case(case)
@@ -303,7 +278,7 @@ def test_two_ranks_equal_dense(ranks: Ranks, tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     for case in CASES:
         inputs, options = tp_case(case)
-        row_mask_T = options.pop("row_mask_T", None)
+        row_mask_T = inputs[3].row_mask_T
         options.pop("chunk_rows", None)
         expected = dense(*inputs, **options)
         for name in ("loss", "logp", "entropy"):

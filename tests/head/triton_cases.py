@@ -11,28 +11,15 @@ from dataclasses import replace
 import pytest
 import torch
 from head_oracle import assert_same, dense, dense_logp, make_batch, make_inputs
-from test_logprob import peaked_inputs
+from test_logprob import logprob, peaked_inputs
 
-from owpo_megatron.head import logprob, policy_head, triton_ops
-from owpo_megatron.head.loss_map import FusedObjective, LossMap
-from owpo_megatron.methods import OBJECTIVES
+from owpo_megatron.head import Head, triton_ops
+from owpo_megatron.methods import make_method
 
 INTERPRETED = not torch.cuda.is_available()
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason="no CUDA device")])
 CPU = pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="compiled on CUDA instead"))
 on_each_device = pytest.mark.parametrize("device", [CPU, GPU])
-
-MAPS = {
-    "owpo": LossMap(deviation="one_way"),
-    "owpo_no_asym": LossMap(deviation="no_asym"),
-    "owpo_no_locking": LossMap(deviation="no_locking"),
-    "owpo_no_accel": LossMap(deviation="no_accel"),
-    "dapo": LossMap(),
-    "grpo": LossMap(sample_mean=True, clip_high=0.2, beta=1e-3),
-    "sym_dapo": LossMap(beta=1e-3),
-    "opd": LossMap(surrogate=False, sample_mean=True),
-    "mopd": LossMap(surrogate=False, sample_mean=True, alpha=5.0),
-}
 
 
 @on_each_device
@@ -101,63 +88,23 @@ def test_gather_dot(device: str) -> None:
 
 
 @on_each_device
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_loss_map_is_the_objective(device: str, name: str) -> None:
-    """300 tokens: two blocks, the second mostly padding."""
-    h_TH, weight_VH, target_T = make_inputs(rows=300)
-    logp_T = dense_logp(h_TH, weight_VH, target_T)[0]
-    batch = make_batch(logp_T)
-    leaf_T = logp_T.clone().requires_grad_()
-    expected = OBJECTIVES[name](leaf_T, batch)
-    (gradient_T,) = torch.autograd.grad(expected.loss_sum, leaf_T)
-    moved = {key: value.to(device) for key, value in vars(batch).items() if isinstance(value, torch.Tensor)}
-    loss_T, dlogp_T, sums = MAPS[name](logp_T.float().to(device), replace(batch, **moved))
-    torch.testing.assert_close(dlogp_T.cpu().double(), gradient_T, rtol=1e-4, atol=1e-6)
-    assert torch.equal(dlogp_T.cpu() != 0, gradient_T != 0), "a row that must leave, or one that must not"
-    assert sums["loss"].item() == pytest.approx(expected.loss_sum.item(), rel=1e-4, abs=1e-4)
-    assert loss_T.double().sum().item() == pytest.approx(expected.loss_sum.item(), rel=1e-4, abs=1e-4)
-    for ours, theirs in {"tokens": "tokens", "ratio": "ratio_sum", "clipped": "clip_count", "w": "w_sum"}.items():
-        if theirs in expected.metrics:
-            assert sums[ours].item() == pytest.approx(expected.metrics[theirs].item(), rel=1e-5), ours
-
-
-def test_a_reference_that_was_never_computed_does_no_harm() -> None:
-    """Zeros in place of a reference's log-probs: exp(0 - logp) overflows for an unlikely token and must not count."""
-    device = "cpu" if INTERPRETED else "cuda"
-    batch = make_batch(torch.full((4,), -200.0).double())
-    fields = {key: value.to(device) for key, value in vars(batch).items() if isinstance(value, torch.Tensor)}
-    never_T = torch.zeros(4, dtype=torch.bool, device=device)
-    batch = replace(batch, **fields | {"ref_logp_T": torch.zeros(4, device=device), "active_T": never_T})
-    logp_T = torch.full((4,), -200.0, device=device)
-    for name in ("owpo", "dapo"):
-        loss_T, dlogp_T, _ = MAPS[name](logp_T, batch)
-        assert loss_T.isfinite().all() and dlogp_T.isfinite().all()
-
-
-@on_each_device
-@pytest.mark.parametrize("entropy_bonus", [0.0, 0.2])
-@pytest.mark.parametrize("fused", [False, True])
-def test_head_of_triton_equals_dense(device: str, entropy_bonus: float, fused: bool) -> None:
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.2])
+def test_head_of_triton_equals_dense(device: str, entropy_coef: float) -> None:
     """Two chunks, masked rows, a temperature, float32 inputs."""
     h_TH, weight_VH, target_T = make_inputs(rows=12, vocab=150, dtype=torch.float32)
     batch = make_batch(dense_logp(h_TH, weight_VH, target_T, 0.8)[0])
-    expected = dense(h_TH, weight_VH, target_T, batch, OBJECTIVES["owpo"], entropy_bonus, temperature=0.8)
-    objective = FusedObjective(OBJECTIVES["owpo"], MAPS["owpo"]) if fused else OBJECTIVES["owpo"]
+    method = make_method("owpo", entropy_coef=entropy_coef)
+    expected = dense(h_TH, weight_VH, target_T, batch, method, temperature=0.8)
     moved = {key: value.to(device) for key, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     batch = replace(batch, **moved)
     h, weight = (value.to(device).requires_grad_() for value in (h_TH, weight_VH))
-    out = policy_head(
-        h, weight, target_T.to(device), batch, objective, temperature=0.8, chunk_rows=7, row_mask_T=batch.mask_T,
-        entropy_bonus=entropy_bonus, backend_name="triton",
-    )  # fmt: skip
+    head = Head(weight, temperature=0.8, chunk_rows=7, backend="triton")
+    out = head.loss(h, target_T.to(device), replace(batch, row_mask_T=batch.mask_T), method)
     out.loss_sum.backward()
     found = {"loss": out.loss_sum.detach(), "dh": h.grad, "dweight": weight.grad}
     assert_same({k: v.cpu() for k, v in found.items()}, {k: expected[k] for k in found}, 1e-4)
     torch.testing.assert_close(out.logp_T.cpu().double(), expected["logp"] * batch.mask_T.cpu(), rtol=0, atol=2e-6)
-    plain = logprob(
-        h.detach(), weight.detach(), target_T.to(device), temperature=0.8, chunk_rows=7, row_mask_T=batch.mask_T,
-        backend_name="triton",
-    )  # fmt: skip
+    plain = head.logprobs(h.detach(), target_T.to(device), batch.mask_T)
     assert torch.equal(plain.logp_T, out.logp_T)
 
 
@@ -165,10 +112,10 @@ def test_head_of_triton_equals_dense(device: str, entropy_bonus: float, fused: b
 def test_fp8_of_triton_refines_as_the_reference_does(device: str) -> None:
     """The statistics are corrected instead of the logits, and candidates are one a tile: nearly the same numbers."""
     h_TH, weight_VH, target_T = (value.to(device) for value in peaked_inputs(rows=24))
-    exact = logprob(h_TH, weight_VH, target_T, backend_name="torch")
-    raw = logprob(h_TH, weight_VH, target_T, mode="fp8_raw", backend_name="triton")
-    refined = logprob(h_TH, weight_VH, target_T, mode="fp8_refined", backend_name="triton", temperature=1.0)
-    reference = logprob(h_TH, weight_VH, target_T, mode="fp8_refined", backend_name="torch")
+    exact = logprob(h_TH, weight_VH, target_T, backend="torch")
+    raw = logprob(h_TH, weight_VH, target_T, mode="fp8_raw", backend="triton")
+    refined = logprob(h_TH, weight_VH, target_T, mode="fp8_refined", backend="triton", temperature=1.0)
+    reference = logprob(h_TH, weight_VH, target_T, mode="fp8_refined", backend="torch")
     error, reference_error, raw_error = (
         (found.logp_T - exact.logp_T).abs().mean().item() for found in (refined, reference, raw)
     )

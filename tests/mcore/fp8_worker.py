@@ -14,7 +14,7 @@ def gaps(model: Path, layout: dict[str, Any], vocab_size: int) -> tuple[Any, dic
     import torch
     from tiny import build_policy, make_config, random_samples
 
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
 
     def policy_with(logprob: str, topology: Any = None) -> Any:
         config = make_config(model, parallel=layout, model={"path": str(model), "logprob": logprob})
@@ -34,7 +34,7 @@ def gaps(model: Path, layout: dict[str, Any], vocab_size: int) -> tuple[Any, dic
             for sample, logp in zip(samples, logps, strict=True)
         ]
         for policy in (exact, refined):
-            policy.update(old, make_objective("owpo"))
+            policy.update(old, make_method("owpo"))
     return exact.topology, found | {"mode": refined.topology.all_gather(refined.logp_mode)}
 
 

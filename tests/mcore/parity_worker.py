@@ -19,7 +19,7 @@ def distance(model: Path, oracle: dict[str, Any], layout: dict[str, Any]) -> tup
     """(topology, largest absolute differences from the oracle; of grad_norm: relative). Weights on rank 0 only."""
     from tiny import build_policy, make_config, random_samples
 
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
 
     parallel = {name: value for name, value in layout.items() if name != "tokens_per_microbatch"}
     tokens = layout.get("tokens_per_microbatch", 24)
@@ -27,7 +27,7 @@ def distance(model: Path, oracle: dict[str, Any], layout: dict[str, Any]) -> tup
     logp = policy.logprobs(random_samples(0, logps=False))
     losses, norms = [], []
     for samples in batches():
-        sums = policy.update(samples, make_objective("owpo"))
+        sums = policy.update(samples, make_method("owpo"))
         losses.append(sums["loss_sum"] / sums["loss_count"])
         norms.append(sums["grad_norm"])
     weights = dict(policy.named_weights())

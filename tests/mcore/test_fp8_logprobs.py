@@ -15,7 +15,7 @@ from rank_pool import Ranks
 from tiny import build_policy, make_config, make_hf_model, random_samples
 
 from owpo_megatron.head.fp8_check import MAX_MEAN
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 
 
 def test_refined_log_probs_are_close_and_say_what_they_are(tmp_path: Path) -> None:
@@ -49,4 +49,4 @@ def test_raw_fp8_is_refused_in_an_update(tmp_path: Path) -> None:
     policy = build_policy(make_config(make_hf_model(tmp_path / "model")))
     samples = [replace(sample, old_mode="fp8_raw") for sample in random_samples(0)]
     with pytest.raises(TypeError, match="old log-probs are fp8_raw"):
-        policy.update(samples, make_objective("owpo"))
+        policy.update(samples, make_method("owpo"))

@@ -29,7 +29,7 @@ from owpo_megatron.families import read_hf_config
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.spec import layer_spec, transformer_config
 from owpo_megatron.mcore.topology import init_topology
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="about the CPU seam")
 
@@ -192,7 +192,7 @@ def test_megatrons_cross_entropy_is_not_used(model: Path, monkeypatch: pytest.Mo
     policy = build_policy(make_config(model))
     with pytest.raises(AssertionError, match="cross entropy was called"):
         policy._chunks[0].module.compute_language_model_loss(torch.zeros(1, 2, dtype=torch.long), torch.zeros(2, 1, 96))
-    assert policy.update(random_samples(1), make_objective("owpo"))["grad_norm"] > 0
+    assert policy.update(random_samples(1), make_method("owpo"))["grad_norm"] > 0
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -241,7 +241,7 @@ def test_raw_block_takes_recomputation(model: Path, raw: dict[str, Any]) -> None
     """On a CPU too, with the same bits."""
     plain, recomputing = (build_policy(make_config(model, megatron=block)) for block in ({}, raw))
     for policy in (plain, recomputing):
-        policy.update(random_samples(1), make_objective("owpo"))
+        policy.update(random_samples(1), make_method("owpo"))
     for (name, tensor), (_, other) in zip(plain.named_weights(), recomputing.named_weights(), strict=True):
         assert torch.equal(tensor, other), name
 

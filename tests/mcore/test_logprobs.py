@@ -18,7 +18,7 @@ from tiny import build_policy, make_config, make_hf_model, random_samples
 from transformers import AutoModelForCausalLM
 
 from owpo_megatron.families import padded_vocab_size
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 from owpo_megatron.types import Sample
 
 LLAMA3_ROPE = {
@@ -88,7 +88,7 @@ def test_entropy_and_mismatch_sums(tmp_path: Path) -> None:
     folder = make_hf_model(tmp_path / "model", vocab_size=101)
     samples = random_samples(3)
     config = make_config(folder, rollout={"temperature": 0.8})
-    sums = build_policy(config).update(samples, make_objective("dapo"))
+    sums = build_policy(config).update(samples, make_method("dapo"))
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     entropy, tokens, gap = 0.0, 0, 0.0
     for sample in (sample for sample in samples if not sample.masked):
@@ -109,5 +109,5 @@ def test_mismatch_is_between_old_and_behaviour(tmp_path: Path) -> None:
         replace(sample, behaviour_logp=tuple(value - 0.25 for value in sample.behaviour_logp))
         for sample in random_samples(3, count=3)
     ]
-    sums = build_policy(make_config(make_hf_model(tmp_path / "model"))).update(samples, make_objective("dapo"))
+    sums = build_policy(make_config(make_hf_model(tmp_path / "model"))).update(samples, make_method("dapo"))
     assert sums["mismatch_sum"] == pytest.approx(0.25 * sums["loss_count"], rel=1e-4)

@@ -20,6 +20,7 @@ from owpo_megatron.mcore.packing import (
     plan_microbatches,
     token_batch,
 )
+from owpo_megatron.methods.loss import chunk_batch
 from owpo_megatron.types import Sample, TokenBatch
 
 CPU = torch.device("cpu")
@@ -100,7 +101,7 @@ def test_empty_pack_is_one_masked_sequence(pad_to: int) -> None:
     pack = build_microbatch(SAMPLES, [], pad_to, CPU)
     assert pack.token_T.shape == (1, pad_to) and not pack.mask_T.any()
     assert pack.packed_seq_params.cu_seqlens_q.tolist() == [0, pad_to]
-    batch = token_batch(SAMPLES, pack, torch.zeros(pad_to))
+    batch = token_batch(SAMPLES, pack)
     assert batch.num_samples == 0 and not batch.mask_T.any()
 
 
@@ -109,44 +110,57 @@ def test_prompt_may_not_be_empty() -> None:
         packed_length(sample((), (1, 2)))
 
 
-def batch_of(samples: list[Sample], logp_T: torch.Tensor) -> TokenBatch:
-    return token_batch(samples, build_microbatch(samples, range(len(samples)), 1, CPU), logp_T)
+def batch_of(samples: list[Sample]) -> TokenBatch:
+    return token_batch(samples, build_microbatch(samples, range(len(samples)), 1, CPU))
 
 
 def test_token_batch_by_hand() -> None:
     """Packed: 3 positions of sample 0 (response at 1, 2), 1 of sample 1, 5 of sample 2 (response at 2, 3, 4)."""
-    logp_T = torch.arange(9.0).neg().requires_grad_()
+    per_token_L = torch.tensor([0.5, 1, 2])
     given_logps = [
         replace(SAMPLES[0], old_logp=torch.tensor([-1.0, -2.0]), ref_logp=torch.tensor([-1.5, -2.5]), advantage=2.0),
         replace(SAMPLES[1], old_logp=torch.tensor([-3.0]), active=False, masked=True, advantage=-1.0),
-        replace(SAMPLES[2], old_logp=torch.tensor([-4.0, -5.0, -6.0]), ref_is_old=True, advantage=0.5),
+        replace(SAMPLES[2], old_logp=torch.tensor([-4.0, -5.0, -6.0]), ref_is_old=True, advantage=per_token_L),
     ]
-    batch = batch_of(given_logps, logp_T)
+    batch = batch_of(given_logps)
     assert batch.old_logp_T.tolist() == [0, -1, -2, -3, 0, 0, -4, -5, -6]
-    assert batch.ref_logp_T.tolist() == [0, -1.5, -2.5, 0, 0, 0, -4, -5, -6]
-    assert batch.advantage_T.tolist() == [0, 2, 2, -1, 0, 0, 0.5, 0.5, 0.5]
+    assert batch.ref_logp_T.tolist() == [0, -1.5, -2.5, 0, 0, 0, 0, 0, 0]
+    assert batch.ref_is_old_T.tolist() == [False] * 6 + [True] * 3
+    assert chunk_batch(batch, slice(None), torch.zeros(9)).ref_logp_C.tolist() == [0, -1.5, -2.5, 0, 0, 0, -4, -5, -6]
+    assert batch.advantage_T.tolist() == [0, 2, 2, -1, 0, 0, 0.5, 1, 2], "one number per sample, or one per token"
     assert batch.active_T.tolist() == [False, True, True, False, False, False, True, True, True]
     assert batch.mask_T.tolist() == [False, True, True, False, False, False, True, True, True], "sample 1 is masked"
+    assert batch.row_mask_T.tolist() == [False, True, True, True, False, False, True, True, True]
     assert batch.sample_T.tolist() == [0, 0, 0, 1, 0, 0, 2, 2, 2]
     assert batch.num_samples == 3
     assert batch.behaviour_logp_T is not None
     assert batch.behaviour_logp_T.tolist() == [0, -9, -1, -4, 0, 0, -8, -8, -1]
-    assert not batch.old_logp_T.requires_grad and not batch.ref_logp_T.requires_grad
+    assert batch.given is None, "nothing was prepared"
 
 
 def test_old_pass_not_spent_is_the_current_policy() -> None:
-    """One update a step: old is the current policy, detached; a reference equal to old is the same numbers."""
+    """One update per step: old is the current policy, detached; a reference equal to old is the same numbers."""
     logp_T = torch.randn(9, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    batch = batch_of([replace(s, ref_is_old=index != 1) for index, s in enumerate(SAMPLES)], logp_T)
-    responses_T = torch.tensor([0, 1, 1, 1, 0, 0, 1, 1, 1], dtype=torch.bool)
-    assert torch.equal(batch.old_logp_T, logp_T.detach() * responses_T)
-    assert not batch.old_logp_T.requires_grad
-    of_old_T = responses_T & (batch.sample_T != 1)
-    assert torch.equal(batch.ref_logp_T[of_old_T], batch.old_logp_T[of_old_T])
-    assert batch.ref_logp_T[3] == 0, "sample 1 has no reference"
+    batch = batch_of([replace(s, ref_is_old=index != 1) for index, s in enumerate(SAMPLES)])
+    chunk = chunk_batch(batch, slice(1, 9), logp_T[1:])
+    assert batch.old_logp_T is None
+    assert torch.equal(chunk.old_logp_C, logp_T[1:]) and not chunk.old_logp_C.requires_grad
+    of_old_C = batch.mask_T[1:] & (batch.sample_T[1:] != 1)
+    assert torch.equal(chunk.ref_logp_C[of_old_C], chunk.old_logp_C[of_old_C])
+    assert chunk.ref_logp_C[2] == 0, "sample 1 has no reference"
+
+
+def test_what_a_method_prepared_is_spread_over_tokens() -> None:
+    """A number for every token of its sample, or one per token; all samples or none."""
+    given = ({"a": 1.5, "b": torch.tensor([1.0, 2])}, {"a": 2.5, "b": 3.0}, {"a": 0.0, "b": torch.tensor([4.0, 5, 6])})
+    prepared = [replace(sample, given=one) for sample, one in zip(SAMPLES, given, strict=True)]
+    batch = batch_of(prepared)
+    assert batch.given["a"].tolist() == [0, 1.5, 1.5, 2.5, 0, 0, 0, 0, 0]
+    assert batch.given["b"].tolist() == [0, 1, 2, 3, 0, 0, 4, 5, 6]
+    assert batch_of([prepared[0], SAMPLES[1]]).given is None
 
 
 def test_old_pass_is_of_all_samples_or_none() -> None:
     mixed = [replace(SAMPLES[0], old_logp=torch.zeros(2)), SAMPLES[1]]
     with pytest.raises(AssertionError, match="all samples or none"):
-        batch_of(mixed, torch.zeros(4))
+        batch_of(mixed)

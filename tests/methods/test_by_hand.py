@@ -30,9 +30,9 @@ import pytest
 import torch
 from objective_oracle import Token, oracle
 
-from owpo_megatron.head import policy_head
-from owpo_megatron.methods import OBJECTIVES, make_objective
-from owpo_megatron.types import ObjectiveOut, TokenBatch
+from owpo_megatron.head import Head
+from owpo_megatron.methods import Loss, catalogue, dense_loss, make_method
+from owpo_megatron.types import TokenBatch
 
 RATIO = [1, 1.5, 0.5, 1, 1.5, 0.5, 1]
 TO_REFERENCE = [10 / 9, 1 / 1.1, 1 / 2, 1 / 2, 1.1, 0.9, 2]
@@ -96,7 +96,7 @@ CLIPPED = dict.fromkeys(BY_HAND, 2) | {"opd": 4, "mopd": 4}
 
 
 def method(name: str, **changed: float):
-    return make_objective(name, **({"beta": 0.1} if name in ("grpo", "sym_dapo") else {}), **changed)
+    return make_method(name, **({"beta": 0.1} if name in ("grpo", "sym_dapo") else {}), **changed)
 
 
 def by_hand_batch(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, TokenBatch]:
@@ -115,14 +115,14 @@ def by_hand_batch(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, Tok
     return logp_T, batch
 
 
-def differentiate(objective, logp_T: torch.Tensor, batch: TokenBatch) -> tuple[ObjectiveOut, list[float]]:
+def differentiate(objective, logp_T: torch.Tensor, batch: TokenBatch) -> tuple[Loss, list[float]]:
     leaf_T = logp_T.clone().requires_grad_()
-    out = objective(leaf_T, batch)
+    out = dense_loss(objective, leaf_T, batch)
     return out, torch.autograd.grad(out.loss_sum, leaf_T)[0].tolist()
 
 
 def test_every_method_is_here() -> None:
-    assert set(BY_HAND) == set(OBJECTIVES)
+    assert set(BY_HAND) == set(catalogue())
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -130,7 +130,7 @@ def test_value_gradient_normaliser_and_clip_by_hand(name: str) -> None:
     value, count, slope = BY_HAND[name]
     out, gradient = differentiate(method(name), *by_hand_batch())
     assert out.loss_sum.item() == pytest.approx(-value, abs=1e-13)
-    assert out.num_tokens.item() == count
+    assert out.count.item() == count
     assert gradient == pytest.approx([-x for x in slope], abs=1e-13)
     assert out.metrics["clip_count"].item() == CLIPPED[name]
 
@@ -166,14 +166,14 @@ def test_truncated_importance_by_hand() -> None:
     logp_T, batch = by_hand_batch()
     objective = method("dapo", tis_cap=2.0)
     out, gradient = differentiate(objective, logp_T, with_engine(batch, [1, 0.5, 3, 0.25, 2, 1, 5]))
-    assert out.loss_sum.item() == pytest.approx(-1.23, abs=1e-13) and out.num_tokens == 7
+    assert out.loss_sum.item() == pytest.approx(-1.23, abs=1e-13) and out.count == 7
     assert gradient == pytest.approx([-2, 0, -2, 0.25, 3, 0, 0], abs=1e-13)
     assert out.metrics["tis_sum"].item() == pytest.approx(1 + 0.5 + 2 + 0.25 + 2 + 1 + 2)
     assert out.metrics["tis_capped"].item() == 2, "tokens 2 and 6; a factor of exactly 2 was not cut"
     # grpo's mean over a sample keeps its divisor: the factor weighs tokens, it does not count them
     value, _, slope = BY_HAND["grpo"]
     even = differentiate(method("grpo", tis_cap=2.0), logp_T, with_engine(batch, [2.0] * 7))
-    assert even[0].loss_sum.item() == pytest.approx(-2 * value, abs=1e-13) and even[0].num_tokens == 3
+    assert even[0].loss_sum.item() == pytest.approx(-2 * value, abs=1e-13) and even[0].count == 3
     assert even[1] == pytest.approx([-2 * x for x in slope], abs=1e-13)
 
 
@@ -203,8 +203,8 @@ def test_the_head_with_the_correction_against_dense_autograd(name: str) -> None:
     batch = replace(made, old_logp_T=old_T, ref_logp_T=dense_T.detach() - torch.tensor(TO_REFERENCE).double().log())
     batch = with_engine(batch, [1, 0.5, 3, 0.25, 2, 1, 5])
     objective = method(name, tis_cap=2.0)
-    expected = torch.autograd.grad(objective(dense_T, batch).loss_sum, (h_TH, weight_VH))
-    out = policy_head(h_TH, weight_VH, target_T, batch, objective, chunk_rows=3)
+    expected = torch.autograd.grad(dense_loss(objective, dense_T, batch).loss_sum, (h_TH, weight_VH))
+    out = Head(weight_VH, chunk_rows=3).loss(h_TH, target_T, batch, objective)
     for found, wanted in zip(torch.autograd.grad(out.loss_sum, (h_TH, weight_VH)), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     # owpo: tokens 1 and 5 are clipped, 6 has A = 0; grpo's penalty keeps them all
@@ -268,18 +268,18 @@ CHANGED: dict[str, dict[str, float]] = {
 @pytest.mark.parametrize("setting", CHANGED)
 @pytest.mark.parametrize("name", BY_HAND)
 def test_against_the_oracle(name: str, setting: str, corrected: bool) -> None:
-    known = vars(OBJECTIVES[name])
+    known = vars(make_method(name))
     changed = {field: value for field, value in CHANGED[setting].items() if field in known}
     tokens = random_tokens(seed=len(name))
     logp_T, batch = tensors(tokens)
     cap = 1.4
     for token in tokens:
         token.factor = min(token.factor, cap) if corrected else 1.0
-    objective = make_objective(name, tis_cap=cap if corrected else None, **changed)
+    objective = make_method(name, tis_cap=cap if corrected else None, **changed)
     loss, count, slope = oracle(name, tokens, **changed)
     out, gradient = differentiate(objective, logp_T, batch)
     assert out.loss_sum.item() == pytest.approx(loss, rel=1e-12, abs=1e-12)
-    assert out.num_tokens.item() == count
+    assert out.count.item() == count
     inside = [value for value, mask in zip(gradient, batch.mask_T.tolist(), strict=True) if mask]
     assert inside == pytest.approx(slope, rel=1e-12, abs=1e-13)
     assert not any(value for value, mask in zip(gradient, batch.mask_T.tolist(), strict=True) if not mask)

@@ -7,14 +7,13 @@ below are in this project's words. All of them are about the start of an update,
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from owpo_megatron.methods import OBJECTIVES, effective_progress, make_objective
+from owpo_megatron.methods import dense_loss, effective_progress, make_method
 from owpo_megatron.types import TokenBatch
 
 bounds = st.tuples(st.floats(0.01, 0.999), st.floats(1.001, 20.0))
@@ -26,7 +25,7 @@ advantages = st.floats(1e-3, 10.0).flatmap(lambda size: st.sampled_from([size, -
 
 
 def progress(name: str, delta: list[float], advantage: float, **changed: float) -> torch.Tensor:
-    return effective_progress(make_objective(name, **changed), torch.tensor(delta, dtype=torch.float64), advantage)
+    return effective_progress(make_method(name, **changed), torch.tensor(delta, dtype=torch.float64), advantage)
 
 
 @given(bounds, deviations, advantages)
@@ -91,7 +90,7 @@ def test_corollary_4_3(window: tuple[float, float], drawn: list[tuple[float, flo
     def squares(name: str, **changed: float) -> torch.Tensor:
         """|| d loss / d logits ||^2 of every token."""
         leaf_T = logp_T.clone().requires_grad_()
-        (slope_T,) = torch.autograd.grad(make_objective(name, **changed)(leaf_T, batch).loss_sum, leaf_T)
+        (slope_T,) = torch.autograd.grad(dense_loss(make_method(name, **changed), leaf_T, batch).loss_sum, leaf_T)
         jacobian_TV = torch.nn.functional.one_hot(choice_T, 5) - logp_TV.exp()
         return (slope_T[:, None] * jacobian_TV).square().sum(dim=1)
 
@@ -165,20 +164,3 @@ def test_figure_3_is_made_of_these_curves(tmp_path) -> None:
     assert distilled == pytest.approx([1.2, 0.6, 0, -0.6, -1.2]), "distillation knows no verifier"
     draw_dynamics(curves["delta"], curves["pulling"], curves["one_way"], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_names_of_the_configuration_are_those_of_the_methods() -> None:
-    """config/method.py imports no torch, so it repeats which method has what."""
-    from owpo_megatron.config.method import DYNAMIC_SAMPLING, METHODS_WITH, AlgorithmName
-    from owpo_megatron.methods import SAMPLE_MEAN
-
-    assert set(get_args(AlgorithmName)) == set(OBJECTIVES)
-    assert set(DYNAMIC_SAMPLING) == {name for name, one in OBJECTIVES.items() if one.dynamic_sampling}
-    for field, names in METHODS_WITH.items():
-        assert set(names) == {name for name, one in OBJECTIVES.items() if field in vars(one)}
-    every = [vars(one).keys() for one in OBJECTIVES.values()]
-    assert set(METHODS_WITH) == set().union(*every) - set.intersection(*map(set, every))
-    logp_T = torch.tensor([-1.0, -1.0])
-    two = torch.ones(2, dtype=torch.bool)
-    batch = TokenBatch(logp_T, logp_T, torch.ones(2), two, two, torch.tensor([0, 0]), num_samples=1)
-    assert set(SAMPLE_MEAN) == {name for name, one in OBJECTIVES.items() if one(logp_T, batch).num_tokens == 1}

@@ -36,12 +36,12 @@ def update(policy: Any, reference: Any, number: int) -> dict[str, Any]:
     """One OWPO update whose reference log-probs come from the reference."""
     from tiny import random_samples
 
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
 
     samples = random_samples(number)
     logps = reference.logprobs(samples)
     annotated = [replace(sample, ref_logp=logp) for sample, logp in zip(samples, logps, strict=True)]
-    return policy.update(annotated, make_objective("owpo"))
+    return policy.update(annotated, make_method("owpo"))
 
 
 def snapshot(policy: Any, reference: Any) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def follow_a_run(build: Build, placement: str) -> dict[str, bool]:
     """Several updates with swaps against the copying run, bit for bit."""
     from tiny import random_samples
 
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
     from owpo_megatron.policy import SlotReference
 
     probe = random_samples(50, logps=False)
@@ -77,8 +77,8 @@ def follow_a_run(build: Build, placement: str) -> dict[str, bool]:
         of_reference, of_copy = reference.logprobs(samples), copying.holder.logprobs(samples)
         note("reference log-probs", same(of_reference, of_copy))
         annotated = [replace(s, ref_logp=logp) for s, logp in zip(samples, of_reference, strict=True)]
-        sums = policy.update(annotated, make_objective("owpo"))
-        sums_of_copying = copying.policy.update(annotated, make_objective("owpo"))
+        sums = policy.update(annotated, make_method("owpo"))
+        sums_of_copying = copying.policy.update(annotated, make_method("owpo"))
         note("metrics", sums == sums_of_copying)
         note("policy weights", same(parameters(policy), parameters(copying.policy)))
         note("reference stays after an update", not reference.is_policy() and policy.slots.digest() == digest)
@@ -107,22 +107,22 @@ def weights_of_one(build: Build) -> dict[str, bool]:
     """Right after a swap OWPO is DAPO bit for bit, whether the reference's pass was spent or not."""
     from tiny import random_samples
 
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
     from owpo_megatron.policy import SlotReference
 
     runs = {name: build() for name in ("spent", "not spent", "dapo")}
     references = {name: SlotReference(policy) for name, policy in runs.items()}
     for name, policy in runs.items():
-        policy.update(random_samples(1), make_objective("owpo"))
+        policy.update(random_samples(1), make_method("owpo"))
         references[name].swap(1, "interval")
     samples = random_samples(2, logps=False)
     spent = [replace(s, ref_logp=v) for s, v in zip(samples, references["spent"].logprobs(samples), strict=True)]
     not_spent = [replace(sample, ref_is_old=True) for sample in samples]
     held = {}
     sums = {
-        "spent": runs["spent"].update(spent, make_objective("owpo")),
-        "not spent": runs["not spent"].update(not_spent, make_objective("owpo")),
-        "dapo": runs["dapo"].update(samples, make_objective("dapo")),
+        "spent": runs["spent"].update(spent, make_method("owpo")),
+        "not spent": runs["not spent"].update(not_spent, make_method("owpo")),
+        "dapo": runs["dapo"].update(samples, make_method("dapo")),
     }
     for name in ("spent", "not spent"):
         ours = sums[name]
@@ -131,7 +131,7 @@ def weights_of_one(build: Build) -> dict[str, bool]:
         held[f"gradient of DAPO ({name})"] = same(gradients(runs[name]), gradients(runs["dapo"]))
         held[f"weights of DAPO ({name})"] = same(parameters(runs[name]), parameters(runs["dapo"]))
     held["there is a gradient"] = sums["dapo"]["grad_norm"] > 0
-    again = runs["not spent"].update(random_samples(3), make_objective("owpo"))
+    again = runs["not spent"].update(random_samples(3), make_method("owpo"))
     held["later w is not 1"] = again["w_sum"] != again["loss_count"]
     return held
 
@@ -140,7 +140,7 @@ def loaded_reference(build: Build, other: Path) -> dict[str, bool]:
     """`reference.path`: another model's weights until the first swap."""
     from tiny import random_samples
 
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
     from owpo_megatron.policy import SlotReference
 
     probe = random_samples(50, logps=False)
@@ -155,8 +155,8 @@ def loaded_reference(build: Build, other: Path) -> dict[str, bool]:
         held[f"{placement}: log-probs"] = same(reference.logprobs(probe), of_teacher)
         held[f"{placement}: policy"] = same(policy.logprobs(probe), plain.logprobs(probe))
         for update in range(2):
-            policy.update(random_samples(update), make_objective("owpo"))
-            alone.update(random_samples(update), make_objective("owpo"))
+            policy.update(random_samples(update), make_method("owpo"))
+            alone.update(random_samples(update), make_method("owpo"))
         held[f"{placement}: updates"] = same(parameters(policy), parameters(alone))
         held[f"{placement}: stays"] = same(reference.logprobs(probe), of_teacher)
         reference.swap(2, "interval")
@@ -169,7 +169,7 @@ def best_of_stage(build: Build, placement: str, root: Path) -> dict[str, bool]:
     in a stage whose best is its last. A run that takes the candidate up from disk has the same bits."""
     from tiny import random_samples
 
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
     from owpo_megatron.policy import SlotReference
     from owpo_megatron.types import Candidate
 
@@ -184,8 +184,8 @@ def best_of_stage(build: Build, placement: str, root: Path) -> dict[str, bool]:
     topology.barrier()
     held: dict[str, bool] = {}
     for update in range(1, 5):
-        policy.update(random_samples(update), make_objective("owpo"))
-        plain.update(random_samples(update), make_objective("owpo"))
+        policy.update(random_samples(update), make_method("owpo"))
+        plain.update(random_samples(update), make_method("owpo"))
         if update == 1:
             reference.keep(Candidate(1, 0.1))  # beaten by the next
         if update == 2:
@@ -206,13 +206,13 @@ def best_of_stage(build: Build, placement: str, root: Path) -> dict[str, bool]:
     of_late.restore_candidate(Candidate(2, 0.5), folders[0])
     late.restore(folders[1], aliased)
     of_late.load_state_dict(saved)
-    late.update(random_samples(4), make_objective("owpo"))
+    late.update(random_samples(4), make_method("owpo"))
     of_late.swap(4, "best_of_stage")
     held["resumed: policy"] = same(parameters(late), parameters(policy))
     held["resumed: reference"] = of_late.hashed() == reference.hashed()
 
-    policy.update(random_samples(5), make_objective("owpo"))
-    plain.update(random_samples(5), make_objective("owpo"))
+    policy.update(random_samples(5), make_method("owpo"))
+    plain.update(random_samples(5), make_method("owpo"))
     held["best: an update after the swap"] = same(parameters(policy), parameters(plain))
     held["best: reference stays"] = same(reference.logprobs(probe), of_best)
     reference.keep(Candidate(5, 0.9))
@@ -227,7 +227,7 @@ def restart(build: Build, reference: Any, policy: Any, best_weights: list[Any]) 
     import torch
     from tiny import random_samples
 
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
 
     fresh = build()
     with torch.no_grad():
@@ -237,7 +237,7 @@ def restart(build: Build, reference: Any, policy: Any, best_weights: list[Any]) 
     reference.restart_policy()
     held = {"restart: policy is the best": same(parameters(policy), best_weights) and reference.is_policy()}
     for update in (6, 7):
-        sums, expected = (one.update(random_samples(update), make_objective("owpo")) for one in (policy, fresh))
+        sums, expected = (one.update(random_samples(update), make_method("owpo")) for one in (policy, fresh))
         held[f"restart: update {update}"] = sums == expected and same(parameters(policy), parameters(fresh))
     held["restart: reference stays the best"] = not reference.is_policy() and same(
         reference.logprobs(random_samples(50, logps=False)), logprobs_of(best_weights, fresh)
@@ -259,13 +259,13 @@ def refusals(build: Build) -> dict[str, bool]:
     """What may not happen while the parameters are the reference's."""
     from tiny import random_samples
 
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
 
     policy = build()
-    policy.update(random_samples(1), make_objective("owpo"))
+    policy.update(random_samples(1), make_method("owpo"))
     held = {}
     for name, act in {
-        "an update": lambda: policy.update(random_samples(2), make_objective("owpo")),
+        "an update": lambda: policy.update(random_samples(2), make_method("owpo")),
         "weights for engines": lambda: list(policy.named_weights()),
     }.items():
         before = copies(parameters(policy))

@@ -41,7 +41,7 @@ def learn(
     from tiny import build_policy, make_config, random_samples
 
     from owpo_megatron.mcore.topology import init_topology
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
     from owpo_megatron.policy import SlotTeacher
     from owpo_megatron.trainer.teachers import Teachers
 
@@ -63,7 +63,7 @@ def learn(
         logps = teachers.logprobs(samples)
         routed = largest(logps, oracle["routed"])
         annotated = [replace(s, ref_logp=v, ref_mode=teachers.logp_mode) for s, v in zip(samples, logps, strict=True)]
-        sums = policy.update(annotated, make_objective("mopd", alpha=0.5))
+        sums = policy.update(annotated, make_method("mopd", alpha=0.5))
         again = teachers.logprobs(samples)
         weights = dict(policy.named_weights())
         identities = {name: teacher.identity() for name, teacher in slots.items()}

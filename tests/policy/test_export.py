@@ -23,7 +23,7 @@ from tiny import build_policy, make_config, make_hf_model, random_samples
 
 from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf
 from owpo_megatron.errors import UserError
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 from owpo_megatron.run.checkpoints import CheckpointFolder
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -119,7 +119,7 @@ def test_training_starts_from_either_folder(dtype: str, hf: Path, megatron: Path
     for folder in (hf, megatron):
         config = make_config(folder, reference={"path": str(folder)}, model={"path": str(folder), "dtype": dtype})
         policy = build_policy(config)
-        policy.update(random_samples(1), make_objective("owpo"))
+        policy.update(random_samples(1), make_method("owpo"))
         results.append([tensor.clone() for _, tensor in policy.named_weights()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -129,7 +129,7 @@ def saved_run(hf: Path, root: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     config = make_config(hf, runs_dir=str(root / "runs"), name="test")
     config.save(config.run_dir / "config.yaml")
     policy = build_policy(config)
-    policy.update(random_samples(1), make_objective("owpo"))
+    policy.update(random_samples(1), make_method("owpo"))
     weights = {name: tensor.clone() for name, tensor in policy.named_weights()}
     checkpoints = CheckpointFolder(config.run_dir / "checkpoints", keep=1)
     policy.save(checkpoints.start(1))

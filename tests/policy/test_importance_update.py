@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny import build_policy, make_config, make_hf_model, random_samples
 
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 
 
 def test_an_update_with_an_engine_that_disagrees(tmp_path: Path) -> None:
@@ -23,12 +23,12 @@ def test_an_update_with_an_engine_that_disagrees(tmp_path: Path) -> None:
     ]
     lengths = [0 if one.masked else len(one.response_ids) for one in samples]
     small, large = sum(lengths[::2]), sum(lengths[1::2])
-    found = policy.update(samples, make_objective("owpo", tis_cap=3.0))
+    found = policy.update(samples, make_method("owpo", tis_cap=3.0))
     assert found["tokens"] == small + large
     assert found["tis_sum"] == pytest.approx(small * math.exp(0.1) + large * 3.0, rel=1e-6)
     assert found["tis_capped"] == large
     agreeing = build_policy(config, policy.topology)
-    plain = agreeing.update(samples, make_objective("owpo"))
+    plain = agreeing.update(samples, make_method("owpo"))
     assert "tis_sum" not in plain and plain["loss_count"] == found["loss_count"]
     assert found["grad_norm"] > 1.1 * plain["grad_norm"]
     assert found["head_gradient_rows"] == plain["head_gradient_rows"]
@@ -40,4 +40,4 @@ def test_an_update_that_diverged_says_so(tmp_path: Path) -> None:
     policy = build_policy(config)
     with pytest.raises(FloatingPointError, match="norm is (nan|inf) at learning rate 1e"):
         for _ in range(3):
-            policy.update(random_samples(3), make_objective("owpo"))
+            policy.update(random_samples(3), make_method("owpo"))

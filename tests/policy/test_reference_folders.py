@@ -14,7 +14,7 @@ from owpo_megatron.conversion import carry_files
 from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf
 from owpo_megatron.errors import UserError
 from owpo_megatron.families import read_hf_config
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 from owpo_megatron.policy import SlotReference, check_same_model
 from owpo_megatron.run.best import BestWeights
 from owpo_megatron.run.checkpoints import CheckpointFolder
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]
     root = tmp_path_factory.mktemp("run")
     model = make_hf_model(root / "model")
     policy = build_policy(make_config(model))
-    policy.update(random_samples(1), make_objective("owpo"))
+    policy.update(random_samples(1), make_method("owpo"))
 
     def carry(folder: Path) -> None:
         (folder / HF_FILES).mkdir()
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]
     best.consider(1, {"pass@1": 0.5})
     assert best.run == Candidate(1, 0.5)
     folders = {"checkpoint": checkpoints.finish(1, {"step": 1, "best": best.state_dict()}), "best": root / "best"}
-    policy.update(random_samples(2), make_objective("owpo"))  # neither follows the policy
+    policy.update(random_samples(2), make_method("owpo"))  # neither follows the policy
     fresh = build_policy(make_config(folders["checkpoint"]))
     probe = fresh.logprobs(random_samples(50, logps=False))
     megatron_to_hf(folders["best"], root / "hf")

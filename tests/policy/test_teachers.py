@@ -22,7 +22,7 @@ from owpo_megatron.config import EngineConfig
 from owpo_megatron.config.reference import TeacherConfig
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.head.logprobs import check_batch
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 from owpo_megatron.policy import SlotTeacher
 from owpo_megatron.trainer.teachers import EngineTeacher, Routing, Teachers
 from owpo_megatron.types import LogpMode, Sample
@@ -187,9 +187,9 @@ def test_engine_log_probs_may_teach_and_may_not_stand_in_a_ratio() -> None:
 def test_an_update_of_owpo_refuses_what_one_of_mopd_takes(models: dict[str, Path]) -> None:
     policy = build_policy(make_config(models["policy"]))
     samples = [replace(sample, ref_mode="engine") for sample in random_samples(1)]
-    policy.update(samples, make_objective("mopd"))
+    policy.update(samples, make_method("mopd"))
     with pytest.raises(TypeError, match="reference log-probs are engine"):
-        policy.update(samples, make_objective("owpo"))
+        policy.update(samples, make_method("owpo"))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.experiments.lab import Lab, load_section
 from owpo_megatron.experiments.protocols import SelfEvolution, TwoStage
 from owpo_megatron.launch.job import Job
-from owpo_megatron.methods import OBJECTIVES
+from owpo_megatron.methods import catalogue
 from owpo_megatron.plan import Plan, make_plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -60,7 +60,7 @@ def test_every_example_loads(file: Path) -> None:
 @pytest.mark.parametrize("file", ["config.yaml", "four_nodes.yaml"])
 @pytest.mark.parametrize("recipe", SHAPES)
 def test_a_recipe_fits_with_every_method(folders: dict[str, Path], recipe: str, file: str) -> None:
-    for name in OBJECTIVES:
+    for name in catalogue():
         overrides = [f"algorithm.name={name}", *ALONE.get(name, [])]
         made = plan(folders, recipe, file, *overrides)
         assert made.problem is None, f"{name}: {made.problem}"

@@ -54,10 +54,10 @@ def train(model: str, layout: dict[str, int], folder: str) -> None:
     """Two updates; each rank's parameters and sums, to the last bit, go to a file."""
     import torch
 
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
 
     policy = build_policy(make_config(Path(model), parallel=layout))
-    sums = [policy.update(random_samples(seed), make_objective("owpo")) for seed in range(2)]
+    sums = [policy.update(random_samples(seed), make_method("owpo")) for seed in range(2)]
     parameters = [param.detach().clone() for chunk in policy._chunks for param in chunk.parameters()]
     torch.save((sums, parameters), f"{folder}/rank_{policy.topology.rank}.pt")
 

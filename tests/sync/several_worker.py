@@ -78,7 +78,7 @@ def train_with_two_engines(model: Path, url: str, python: str, folder: Path) -> 
     from owpo_megatron.engine import start_fleet
     from owpo_megatron.families import EngineLayout, read_hf_config
     from owpo_megatron.mcore.topology import init_topology
-    from owpo_megatron.methods import make_objective
+    from owpo_megatron.methods import make_method
     from owpo_megatron.policy import MegatronPolicy
     from owpo_megatron.sync import make_sync
     from owpo_megatron.trainer.main_rank import MainRank
@@ -108,7 +108,7 @@ def train_with_two_engines(model: Path, url: str, python: str, folder: Path) -> 
         fleet.on_restart = control.push_again
     rounds = []
     for version in range(1, UPDATES + 1):
-        policy.update(random_samples(version, logps=False), make_objective("grpo"))
+        policy.update(random_samples(version, logps=False), make_method("grpo"))
         if fleet is not None:
             control._sync = syncs[(version - 1) % len(syncs)]
             if version == KILLED_AT:
@@ -127,7 +127,7 @@ def train_with_two_engines(model: Path, url: str, python: str, folder: Path) -> 
             router.kill()
             raise
         control._sync, control._revive, check._fleet = sync, behind.revive, behind
-    policy.update(random_samples(UPDATES + 1, logps=False), make_objective("grpo"))
+    policy.update(random_samples(UPDATES + 1, logps=False), make_method("grpo"))
     control.push(UPDATES + 1)
     differences = check()
     if fleet is None:

@@ -13,7 +13,7 @@ from tiny import make_config
 
 from owpo_megatron.config import Config
 from owpo_megatron.mcore.packing import build_microbatch, token_batch
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import dense_loss, make_method
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.stage import StagePlan
 from owpo_megatron.types import Group, Prompt, Rollout, Sample, Verdict
@@ -95,7 +95,7 @@ def annotated(
 ) -> list[list[Sample]]:
     builder = builder_of(config)
     batch = builder.build([group("ok", "wrong", "wrong", "ok")] * groups, step, reference)
-    minibatches = list(builder.annotate(batch, policy, reference, make_objective(name), NoLog()))
+    minibatches = list(builder.annotate(batch, policy, reference, make_method(name), NoLog()))
     policy.events.append("handed out")
     return minibatches
 
@@ -146,7 +146,7 @@ def test_each_method_gets_the_passes_that_it_needs(name: str) -> None:
     reference = FakeReference(policy)
     policy.version = 1
     (samples,) = annotated(config_of(), policy, reference, step=2, name=name)  # n_act = 2 of 4
-    wanted = {"none": 0, "active": 8, "all": 16, "teacher": 16}[make_objective(name).needs_reference]
+    wanted = {"none": 0, "active": 8, "all": 16, "teacher": 16}[make_method(name).needs_reference]
     assert sum(sample.ref_logp is not None for sample in samples) == wanted
     assert policy.events == ([f"reference.logprobs {wanted}"] if wanted else []) + ["handed out"]
 
@@ -165,7 +165,7 @@ def test_passes_not_spent_change_no_loss_and_no_gradient(name: str, reference_ve
         replace(sample, old_logp=old, ref_logp=ref, ref_is_old=False)
         for sample, old, ref in zip(lean, fake_logprobs(lean, 5), fake_logprobs(lean, reference_version), strict=True)
     ]
-    objective = make_objective(name)
+    objective = make_method(name)
     results = [loss_and_gradient(objective, samples) for samples in (lean, full)]
     (lean_loss, lean_gradient), (full_loss, full_gradient) = results
     assert torch.equal(lean_loss, full_loss) and torch.equal(lean_gradient, full_gradient)
@@ -177,6 +177,6 @@ def loss_and_gradient(objective: Any, samples: list[Sample]) -> tuple[torch.Tens
     logp_T = torch.zeros(microbatch.mask_T.numel())
     logp_T[microbatch.mask_T[0]] = torch.cat(fake_logprobs(samples, 5))
     logp_T.requires_grad_()
-    out = objective(logp_T, token_batch(samples, microbatch, logp_T))
+    out = dense_loss(objective, logp_T, token_batch(samples, microbatch))
     (gradient,) = torch.autograd.grad(out.loss_sum, logp_T)
     return out.loss_sum.detach(), gradient

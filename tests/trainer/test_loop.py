@@ -14,7 +14,7 @@ from fakes import FakePolicy, FakeReference, FakeSync, NoLog
 from tiny import make_config
 
 from owpo_megatron.errors import EngineError
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.loop import Loop
 from owpo_megatron.trainer.main_rank import MainRank
@@ -57,7 +57,7 @@ class Recording:
             steps=3,
             policy=self.policy,
             reference=self.reference,
-            objective=make_objective("owpo"),
+            objective=make_method("owpo"),
             rollouts=Collector(),
             batches=BatchBuilder(config, StagePlan.of(config)),
             push_weights=lambda step: note(f"push {step}"),

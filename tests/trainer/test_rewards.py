@@ -12,7 +12,7 @@ from tiny import make_config
 from owpo_megatron.config import Config
 from owpo_megatron.data import ShuffledStream
 from owpo_megatron.errors import UserError
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.rollouts import RolloutCollector
@@ -186,8 +186,8 @@ def test_the_mean_penalty_is_logged_where_there_is_one() -> None:
             {"algorithm": {"name": "dapo", "beta": 0.1}},
             "algorithm.beta = 0.1: dapo has no beta; .* use one of grpo, sym",
         ),
-        ({"algorithm": {"name": "opd", "alpha": 1}}, "algorithm.alpha = 1.0: opd has no alpha"),
-        ({"algorithm": {"name": "mopd", "weight_high": 2}}, "algorithm.weight_high = 2.0: mopd has no weight_high"),
+        ({"algorithm": {"name": "opd", "alpha": 1}}, "algorithm.alpha = 1: opd has no alpha"),
+        ({"algorithm": {"name": "mopd", "weight_high": 2}}, "algorithm.weight_high = 2: mopd has no weight_high"),
         ({"algorithm": {"tis_cap": 0.5}}, "algorithm.tis_cap = 0.5: input should be greater than or equal to 1"),
         ({"rollout": {"oversampling": 0.5}}, "rollout.oversampling = 0.5: input should be greater than or equal to 1"),
     ],
@@ -201,5 +201,5 @@ def test_the_correction_reaches_the_objective() -> None:
     config = Config.build(
         {"model": {"path": "m"}, "data": {"source": "task:cipher"}, "algorithm": {"name": "grpo", "tis_cap": 2}}
     )
-    objective = make_objective(config.algorithm.name, **config.algorithm.overrides())
-    assert objective == make_objective("grpo", tis_cap=2.0)
+    objective = make_method(config.algorithm)
+    assert objective == make_method("grpo", tis_cap=2.0)

@@ -1,0 +1,228 @@
+"""The LM head of one pass: log-probs, or the loss with the gradients of h and W, without the logits of all tokens.
+
+In a training pass d loss / d logp is known as soon as a chunk's log-probs are, while the chunk's logits still exist: no
+logit is computed twice (6 T V H instead of 8), and rows without gradient leave before the two backward GEMMs.
+Shapes: T rows (tokens), R rows that take part, C rows of a chunk, K rows with gradient, H hidden, V rows of the weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from owpo_megatron.head.backend import Backend, BackendName, ForwardBackend, exact_backend, fp8_backend, wide
+from owpo_megatron.head.fp8 import Fp8Weight
+from owpo_megatron.head.gradients import FormedGradients, attach
+from owpo_megatron.head.logprobs import ExactLogProbs, LogProbs, RawLogProbs, RefinedLogProbs, check_batch
+from owpo_megatron.head.shard import VocabShard
+from owpo_megatron.methods.loss import Chunk, MethodLoss
+from owpo_megatron.methods.method import Method
+from owpo_megatron.methods.prepare import prepared_in_microbatch
+from owpo_megatron.types import LogpMode, TokenBatch
+
+_TYPE: dict[LogpMode, type[LogProbs]] = {"exact": ExactLogProbs, "fp8_refined": RefinedLogProbs, "fp8_raw": RawLogProbs}
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """How many rows went where."""
+
+    total: int
+    forward: int  # of the row mask
+    gradient: int  # that had a gradient, of these
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """What `Head.loss` returns. Everything but `loss_sum` is detached."""
+
+    loss_sum: torch.Tensor  # differentiable in h and the weight
+    count: torch.Tensor  # what the sum over the whole minibatch is divided by
+    metrics: dict[str, torch.Tensor]
+    logp_T: torch.Tensor
+    entropy_T: torch.Tensor
+    rows: HeadRows
+
+
+class Head:
+    """softmax(h W^T / temperature). Build one per pass: its weight is converted and quantised at most once.
+
+    Args:
+        weight_VH: this rank's rows of the output embedding, padding included.
+        temperature: divides the logits, for log-probs and entropies alike.
+        shard: this rank's place in the vocabulary; None: the weight is whole and has no padding.
+        backend: "torch" or "triton" instead of what suits the device.
+        chunk_rows: rows whose logits exist at the same time; None: what suits the device.
+    """
+
+    def __init__(
+        self,
+        weight_VH: torch.Tensor,
+        temperature: float = 1.0,
+        shard: VocabShard | None = None,
+        backend: BackendName = "auto",
+        chunk_rows: int | None = None,
+    ):
+        self.weight_VH = weight_VH
+        self._shard = shard or VocabShard(weight_VH.shape[0])
+        self._valid_VH = weight_VH.detach()[: self._shard.valid_rows]
+        self._inverse_temperature = 1.0 / temperature
+        self._backend_name = backend
+        self._chunk_rows = chunk_rows
+        self._exact: Backend | None = None
+        self._fp8_weight: Fp8Weight | None = None
+
+    @torch.no_grad()
+    def logprobs(
+        self,
+        h_TH: torch.Tensor,
+        target_T: torch.Tensor,
+        row_mask_T: torch.Tensor | None = None,
+        mode: LogpMode = "exact",
+    ) -> LogProbs:
+        """Log-prob of `target_T`, entropy and log-sum-exp, without gradients: 2 T V H.
+
+        Args:
+            h_TH: final hidden states, the same on every tensor-parallel rank.
+            target_T: int64 global token ids; read only where `row_mask_T`.
+            row_mask_T: bool; other rows are skipped and are zero in the result. The same on every rank.
+            mode: "exact", "fp8_refined" or "fp8_raw"; the result's type says which.
+
+        Returns:
+            float32 results, or float64 for float64 inputs: the same on every rank of the group, and the same bits as
+            `loss` gives for the same rows, chunks and mode. One collective, of four floats per row and rank.
+        """
+        backend = self._exact_backend() if mode == "exact" else self._fp8_backend(refine=mode == "fp8_refined")
+        rows = self._rows(backend, h_TH, target_T, row_mask_T)
+        local_4R = torch.empty(4, len(rows.h_RH), dtype=wide(h_TH), device=h_TH.device)
+        for chunk, logits in zip(rows.slices, backend.chunks(rows.h_RH, rows.column_R, rows.slices), strict=True):
+            local_4R[:, chunk] = logits.stats()
+        stats = self._shard.combine(local_4R)
+        found = (rows.spread(value_R) for value_R in (stats.logp_C, stats.entropy_C, stats.lse_C))
+        return _TYPE[mode](*found)
+
+    def loss(self, h_TH: torch.Tensor, target_T: torch.Tensor, batch: TokenBatch, method: Method) -> HeadLoss:
+        """The method's loss, with the gradients of h and the weight formed on the way: 6 T V H, or less.
+
+        Rows whose gradient is exactly zero (advantage 0, clipped, masked) skip the backward GEMMs. The weight's
+        gradient is added to `weight_VH.main_grad` where it exists (megatron's buffer), during this call; the backward
+        then only reports it as added, as megatron's own linear layers do.
+
+        Args:
+            h_TH, target_T: as for `logprobs`, on the rows of `batch.row_mask_T`.
+            batch: its values must be the same on every tensor-parallel rank: they decide which rows leave.
+            method: with coupling `sample` its `prepare` runs here, after a first pass over the same hidden states.
+
+        Raises:
+            TypeError: the batch's log-probs are of a mode that no ratio may be formed of, or a method whose coupling is
+                `group` or `minibatch` was not prepared.
+
+        The gradient of h is this rank's PARTIAL sum (over its part of the vocabulary): the caller reduces it, as
+        megatron's copy-to / gather-from regions in front of the output layer do. The weight's is complete.
+        """
+        check_batch(method.needs_reference, batch.old_mode, batch.ref_mode, batch.now_mode)
+        batch = self._prepared(h_TH, target_T, batch, method)
+        formed = FormedGradients(h_TH, self.weight_VH)
+        with torch.no_grad():
+            out = self._form(h_TH, target_T, batch, method, formed)
+        return replace(out, loss_sum=attach(h_TH, self.weight_VH, out.loss_sum, formed)) if formed.wanted else out
+
+    # ------------------------------------------------------------------------------------------ inside
+    def _form(
+        self, h_TH: torch.Tensor, target_T: torch.Tensor, batch: TokenBatch, method: Method, formed: FormedGradients
+    ) -> HeadLoss:
+        backend = self._exact_backend()
+        rows = self._rows(backend, h_TH, target_T, batch.row_mask_T)
+        logp_T = torch.zeros(h_TH.shape[0], dtype=wide(h_TH), device=h_TH.device)
+        entropy_T = torch.zeros_like(logp_T)
+        loss, kept = MethodLoss(method, batch), 0
+        all_logits = backend.chunks(rows.h_RH, rows.column_R, rows.slices, method.entropy_coef != 0)
+        for chunk, logits in zip(rows.slices, all_logits, strict=True):
+            stats = self._shard.combine(logits.stats())
+            rows_C = rows.places(chunk)
+            logp_T[rows_C], entropy_T[rows_C] = stats.logp_C, stats.entropy_C
+            slope = loss.add(rows_C, stats.logp_C, stats.entropy_C, gradient=formed.wanted)
+            if slope is None:
+                continue
+            keep_K = _with_gradient(slope)
+            count = len(slope.dlogp_C) if keep_K is None else len(keep_K)
+            kept += count
+            if count == 0:
+                continue
+            dlogits_KV = logits.dlogits(keep_K, stats, slope.dlogp_C, slope.dentropy_C)
+            if formed.dh_TH is not None:
+                formed.dh_TH[_chosen(rows_C, keep_K)] = backend.dgrad(dlogits_KV).to(h_TH.dtype)
+            if formed.sum_VH is not None:
+                h_KH = rows.h_RH[chunk] if keep_K is None else rows.h_RH[chunk][keep_K]
+                backend.add_wgrad(formed.sum_VH[: len(self._valid_VH)], dlogits_KV, h_KH)
+            del dlogits_KV
+        formed.finish()
+        total = loss.total()
+        counts = HeadRows(h_TH.shape[0], len(rows.h_RH), kept)
+        return HeadLoss(total.loss_sum, total.count, total.metrics, logp_T, entropy_T, counts)
+
+    def _prepared(self, h_TH: torch.Tensor, target_T: torch.Tensor, batch: TokenBatch, method: Method) -> TokenBatch:
+        if method.coupling == "token" or batch.given is not None:
+            return batch
+        if method.coupling != "sample":
+            what = f"{method.name} couples the tokens of a {method.coupling}"
+            raise TypeError(f"{what}: the trainer calls its `prepare` before the update (methods/prepare.py)")
+        now = self.logprobs(h_TH.detach(), target_T, batch.row_mask_T)
+        return prepared_in_microbatch(method, batch, now.logp_T, now.entropy_T)
+
+    def _exact_backend(self) -> Backend:
+        if self._exact is None:
+            self._exact = exact_backend(self._valid_VH, self._inverse_temperature, self._backend_name)
+        return self._exact
+
+    def _fp8_backend(self, refine: bool) -> ForwardBackend:
+        if self._fp8_weight is None:
+            self._fp8_weight = Fp8Weight(self._valid_VH)
+        return fp8_backend(self._valid_VH, self._fp8_weight, self._inverse_temperature, refine, self._backend_name)
+
+    def _rows(
+        self, backend: ForwardBackend, h_TH: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor | None
+    ) -> _Rows:
+        size = self._chunk_rows or backend.chunk_rows(self._shard.local_rows)
+        if row_mask_T is None:
+            return _Rows(len(h_TH), None, h_TH.detach(), self._shard.column(target_T), size)
+        index_R = row_mask_T.nonzero()[:, 0]
+        return _Rows(len(h_TH), index_R, h_TH.detach()[index_R], self._shard.column(target_T[index_R]), size)
+
+
+class _Rows:
+    """The rows that take part, in chunks."""
+
+    def __init__(
+        self, total: int, index_R: torch.Tensor | None, h_RH: torch.Tensor, column_R: torch.Tensor, chunk_rows: int
+    ):
+        self.h_RH, self.column_R = h_RH, column_R
+        count = len(h_RH)
+        self.slices = [slice(start, min(start + chunk_rows, count)) for start in range(0, count, chunk_rows)]
+        self._total, self._index_R = total, index_R
+
+    def places(self, chunk: slice) -> torch.Tensor | slice:
+        """Where the rows of a chunk are among all rows."""
+        return chunk if self._index_R is None else self._index_R[chunk]
+
+    def spread(self, value_R: torch.Tensor) -> torch.Tensor:
+        """[T], zero for the rows that do not take part."""
+        if self._index_R is None:
+            return value_R
+        return value_R.new_zeros(self._total).index_copy_(0, self._index_R, value_R)
+
+
+def _with_gradient(slope: Chunk) -> torch.Tensor | None:
+    """Rows of the chunk that have a gradient; None: all."""
+    has_C = slope.dlogp_C != 0
+    if slope.dentropy_C is not None:
+        has_C = has_C | (slope.dentropy_C != 0)
+    keep_K = has_C.nonzero()[:, 0]
+    return None if len(keep_K) == len(has_C) else keep_K
+
+
+def _chosen(rows_C: torch.Tensor | slice, keep_K: torch.Tensor | None) -> torch.Tensor | slice:
+    if keep_K is None:
+        return rows_C
+    return keep_K + rows_C.start if isinstance(rows_C, slice) else rows_C[keep_K]

@@ -1,0 +1,172 @@
+"""What a method is: one frozen dataclass in one file, which declares what it needs and gives a value per token.
+
+The trainer owns everything around the value: masks, the correction for the engine, the divisor, the sums. No module of
+this room imports torch at its top, so that the configuration can read the declarations.
+
+Shape suffixes: C rows (response tokens) of one chunk, L tokens of one response, N samples of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from owpo_megatron.methods.advantages import group_advantages
+from owpo_megatron.types import ReferenceNeed
+
+if TYPE_CHECKING:
+    import torch
+
+Coupling = Literal["token", "sample", "group", "minibatch"]
+"""Whose log-probs a token's value may depend on beside its own; for all but `token` they come through `prepare`."""
+Divisor = Literal["tokens", "samples", "sample_sums"]
+"""`tokens`: sum over tokens / number of tokens. `samples`: mean over a sample's tokens, then over samples.
+`sample_sums`: sum over a sample's tokens, then mean over samples. All numbers are those of the whole minibatch."""
+Groups = Literal["mixed", "all"]
+"""Groups that are trained on: those with both right and wrong answers (dynamic sampling), or all."""
+Refresh = Literal["interval", "best_of_stage", "fixed"]
+
+
+@dataclass(frozen=True)
+class ChunkBatch:
+    """What a method sees of one chunk: all [C], fp32 unless said. Samples are not marked: `prepare` is for those."""
+
+    old_logp_C: torch.Tensor  # sampling policy, through the trainer
+    ref_logp_C: torch.Tensor  # reference policy; zeros where the method needs none
+    advantage_C: torch.Tensor
+    active_C: torch.Tensor  # bool, see Sample.active
+    behaviour_logp_C: torch.Tensor | None = None  # sampling policy, as the engine reported it
+    entropy_C: torch.Tensor | None = None  # of the current policy, detached; for methods with needs_entropy
+    given: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what `prepare` returned, broadcast to tokens
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a method gives for the rows of a chunk.
+
+    `metrics` are detached values per token ([C], or [C, K] for a histogram), float or bool. The trainer sums them over
+    response tokens in float64; docs/metrics.md lists the names that become means of the log.
+    """
+
+    value_C: torch.Tensor  # to be maximised; differentiable in logp_C
+    metrics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """What `prepare` sees of one response that counts; all tensors [L], detached, complete."""
+
+    now_logp_L: torch.Tensor  # current policy
+    old_logp_L: torch.Tensor  # sampling policy
+    ref_logp_L: torch.Tensor | None  # reference; None where the method needs none, or for samples that are not active
+    entropy_L: torch.Tensor | None  # of the current policy; for methods with needs_entropy
+    advantage_L: torch.Tensor
+    reward: float
+    group: int  # samples of one prompt have the same number
+    active: bool
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What `advantages` sees: every sample of a step, in submission order.
+
+    Samples with `counts` False (their verification failed, or they were cut off and masked) are not trained on.
+    """
+
+    reward_N: Sequence[float]  # after shaping
+    counts_N: Sequence[bool]
+    group_N: Sequence[int]
+    length_N: Sequence[int]  # response tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods. Subclass it as a frozen dataclass, declare, and write `terms`.
+
+    Example:
+        @dataclass(frozen=True)
+        class Reinforce(Method):
+            name = "reinforce"
+            summary = "A log pi: the plain policy gradient."
+            needs_old = False
+
+            def terms(self, logp_C, batch):
+                return Terms(batch.advantage_C * logp_C)
+    """
+
+    name: ClassVar[str] = ""
+    """As in `algorithm.name`: lower-case letters, digits and underscores."""
+    summary: ClassVar[str] = ""
+    """One line: what is maximised, per token."""
+    paper: ClassVar[str] = ""
+    """Where it comes from, e.g. "arXiv:2402.03300"."""
+    coupling: ClassVar[Coupling] = "token"
+    divisor: ClassVar[Divisor] = "tokens"
+    groups: ClassVar[Groups] = "all"
+    reference: ClassVar[ReferenceNeed] = "none"
+    needs_old: ClassVar[bool] = True
+    needs_entropy: ClassVar[bool] = False
+    uses_rewards: ClassVar[bool] = True
+    """False: distillation without a verifier, where shaping rewards would have no effect."""
+    max_teachers: ClassVar[int | None] = None
+    """Teachers that a method with `reference = "teacher"` can learn from at a time; None: any number."""
+    refresh: ClassVar[Refresh] = "interval"
+    """Default of `reference.refresh`."""
+
+    tis_cap: float | None = field(default=None, repr=False)
+    """Truncated importance sampling: each token's value times min(pi_old(trainer) / pi(engine), cap); None: off."""
+    entropy_coef: float = field(default=0.0, repr=False)
+    """Entropy bonus: adds this times the policy's entropy to each token's value."""
+    advantage_std: Literal["unbiased", "population"] = field(default="unbiased", repr=False)
+    """Standard deviation by which the default `advantages` divide."""
+
+    @property
+    def needs_reference(self) -> ReferenceNeed:
+        """The declared `reference`; a method whose settings switch it off overrides this."""
+        return self.reference
+
+    @property
+    def dynamic_sampling(self) -> bool:
+        """Groups whose rewards are all equal are dropped and replaced."""
+        return self.groups == "mixed"
+
+    def advantages(self, step: StepView) -> Sequence[float | torch.Tensor]:
+        """One number, or one value per token [L], for each sample; only those that count are read.
+
+        Default: (R - mean) / std within each group (see `group_advantages`).
+        """
+        return normalised_in_groups(step, self.advantage_std)
+
+    def prepare(self, samples: Sequence[SampleView]) -> Sequence[Mapping[str, float | torch.Tensor]]:
+        """Numbers, or values per token [L], for each sample, worked out of complete log-probs without gradient.
+
+        For methods whose `coupling` is not `token`. Called before `terms` with the samples of a microbatch (`sample`)
+        or of the whole minibatch, on every rank alike (`group`, `minibatch`). Every mapping has the same names; the
+        result is `batch.given` in `terms`.
+        """
+        raise NotImplementedError
+
+    def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
+        """The value of each row, which may depend on that row alone, and metrics. Pure.
+
+        Rows of one sample may come in several chunks, and one chunk holds rows of several samples: nothing in here may
+        reduce over rows (`check_coupling` refuses it).
+        """
+        raise NotImplementedError
+
+
+def normalised_in_groups(step: StepView, std: Literal["unbiased", "population"]) -> list[float]:
+    """`group_advantages` of each group, over its samples that count; 0 for the others."""
+    import torch
+
+    members: dict[int, list[int]] = {}
+    for index, (group, counts) in enumerate(zip(step.group_N, step.counts_N, strict=True)):
+        if counts:
+            members.setdefault(group, []).append(index)
+    out = [0.0] * len(step.reward_N)
+    for indices in members.values():
+        reward_1G = torch.tensor([[step.reward_N[index] for index in indices]])
+        for index, advantage in zip(indices, group_advantages(reward_1G, std)[0].tolist(), strict=True):
+            out[index] = advantage
+    return out

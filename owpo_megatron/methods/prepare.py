@@ -1,0 +1,122 @@
+"""What a coupled method needs before its `terms`: complete samples for `prepare`, and its answers for every token.
+
+Shapes: L tokens of one response, T packed tokens of a microbatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from owpo_megatron.methods.loss import chunk_batch
+from owpo_megatron.methods.method import ChunkBatch, Method, SampleView, Terms
+from owpo_megatron.types import TokenBatch
+
+if TYPE_CHECKING:
+    import torch
+
+Given = Mapping[str, "float | torch.Tensor"]
+
+
+def checked_prepare(method: Method, samples: Sequence[SampleView]) -> list[Given]:
+    """`method.prepare`, with its result looked at.
+
+    Raises:
+        TypeError: not one mapping per sample, other names than the first one's, none at all, or a tensor that is not
+            [L].
+    """
+    if not samples:
+        return []
+    given = list(method.prepare(samples))
+    if len(given) != len(samples):
+        raise TypeError(f"{method.name}.prepare returned {len(given)} mappings for {len(samples)} samples")
+    names = set(given[0])
+    for values, sample in zip(given, samples, strict=True):
+        if set(values) != names or not names:
+            raise TypeError(f"{method.name}.prepare must return the same names for every sample, at least one")
+        for name, value in values.items():
+            length = len(sample.now_logp_L)
+            if not isinstance(value, (int, float)) and value.dim() != 0 and tuple(value.shape) != (length,):
+                shape = tuple(value.shape)
+                raise TypeError(f"{method.name}.prepare: {name} is {shape}; give a number, or one per token [{length}]")
+    return given
+
+
+def prepared_in_microbatch(
+    method: Method, batch: TokenBatch, now_logp_T: torch.Tensor, entropy_T: torch.Tensor
+) -> TokenBatch:
+    """The batch with `given` filled in, for coupling `sample`: packing never splits a sample.
+
+    Args:
+        now_logp_T: the current policy's log-probs, detached.
+    """
+    rows = _rows_of_samples(batch)
+    everything = chunk_batch(batch, slice(None), now_logp_T, entropy_T)
+    views = [_view(method, batch, everything, now_logp_T, sample, rows_L) for sample, rows_L in rows.items()]
+    given_T: dict[str, torch.Tensor] = {}
+    for values, rows_L in zip(checked_prepare(method, views), rows.values(), strict=True):
+        for name, value in values.items():
+            given_T.setdefault(name, now_logp_T.new_zeros(now_logp_T.shape))[rows_L] = _as(value, now_logp_T)
+    return replace(batch, given=given_T)
+
+
+def _rows_of_samples(batch: TokenBatch) -> dict[int, torch.Tensor]:
+    """Rows of each sample that counts, in their order."""
+    rows_R = batch.mask_T.nonzero()[:, 0]
+    sample_R, order_R = batch.sample_T[rows_R].sort(stable=True)
+    found, count = sample_R.unique_consecutive(return_counts=True)
+    return dict(zip(found.tolist(), rows_R[order_R].split(count.tolist()), strict=True))
+
+
+def _view(
+    method: Method, batch: TokenBatch, everything: ChunkBatch, now_logp_T: torch.Tensor, sample: int,
+    rows_L: torch.Tensor,
+) -> SampleView:  # fmt: skip
+    active = bool(everything.active_C[rows_L].any())
+    has_ref = method.needs_reference != "none" and (active or method.needs_reference != "active")
+    assert everything.entropy_C is not None
+    return SampleView(
+        now_logp_L=now_logp_T[rows_L],
+        old_logp_L=everything.old_logp_C[rows_L],
+        ref_logp_L=everything.ref_logp_C[rows_L] if has_ref else None,
+        entropy_L=everything.entropy_C[rows_L] if method.needs_entropy else None,
+        advantage_L=everything.advantage_C[rows_L],
+        reward=0.0 if batch.reward_S is None else float(batch.reward_S[sample]),
+        group=sample if batch.group_S is None else int(batch.group_S[sample]),
+        active=active,
+    )
+
+
+def _as(value: float | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
+    return value if isinstance(value, (int, float)) else value.detach().to(like)
+
+
+def slopes(
+    samples: Sequence[SampleView], function: Callable[[list[torch.Tensor]], torch.Tensor]
+) -> list[dict[str, float | torch.Tensor]]:
+    """`prepare` of a method that is one function F of all log-probs; its `terms` are then `linear_terms`.
+
+    The gradient of F in the weights is the sum over tokens of (dF / dlogp at the present log-probs) times the gradient
+    of logp, which is what the terms give. Use it with the divisor `tokens` or `sample_sums`.
+
+    Args:
+        function: from the current log-probs of each sample ([L] each) to the scalar F, which is maximised: the sum
+            that the divisor divides.
+    """
+    import torch
+
+    with torch.enable_grad():
+        leaves = [sample.now_logp_L.detach().requires_grad_() for sample in samples]
+        total = function(leaves)
+        found = torch.autograd.grad(total, leaves, allow_unused=True)
+    share = float(total.detach()) / sum(len(leaf_L) for leaf_L in leaves)
+    return [
+        {"slope": torch.zeros_like(leaf_L) if slope_L is None else slope_L, "share": share}
+        for leaf_L, slope_L in zip(leaves, found, strict=True)
+    ]
+
+
+def linear_terms(logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
+    """Terms whose sum is F and whose gradient is dF / dlogp, from what `slopes` prepared."""
+    return Terms(batch.given["share"] + batch.given["slope"] * (logp_C - logp_C.detach()))
