@@ -43,6 +43,7 @@ def config_of(**algorithm: object) -> Config:
     return Config.build({"model": {"path": "m"}, "data": {"source": "task:cipher"}, "algorithm": algorithm})
 
 
+@pytest.mark.process
 def test_the_nine_are_found_and_nothing_imports_torch() -> None:
     code = """
 import sys
