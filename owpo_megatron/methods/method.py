@@ -145,7 +145,7 @@ class Method:
         or of the whole minibatch, on every rank alike (`group`, `minibatch`). Every mapping has the same names; the
         result is `batch.given` in `terms`.
         """
-        raise NotImplementedError
+        raise AssertionError(f"{self.name} has nothing to prepare")
 
     def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
         """The value of each row, which may depend on that row alone, and metrics. Pure.
@@ -153,7 +153,7 @@ class Method:
         Rows of one sample may come in several chunks, and one chunk holds rows of several samples: nothing in here may
         reduce over rows (`check_coupling` refuses it).
         """
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} has no terms")
 
 
 def normalised_in_groups(step: StepView, std: Literal["unbiased", "population"]) -> list[float]:
