@@ -9,13 +9,14 @@ TRAINER := .venv/.made
 ENGINE := .venv-engine/.made
 NEMO := .venv-nemo/.made
 DOCS := .venv-docs/.made
+SINKS := .venv-sinks/.made
 BIN := .venv/bin
 TRITON := .venv/.triton
 # Several ranks share the machine's cores in the tests: one thread each.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test-fast test test-extra test-all matrix check docs nemo slurm image image-gpu image-test clean
+.PHONY: help setup quickstart test-fast test test-extra test-all matrix check docs nemo sinks slurm image image-gpu image-test clean
 
 help:  ## this list
 	@echo "usage: make TARGET"
@@ -37,7 +38,7 @@ quickstart: setup  ## train a small model from start to end on this machine, and
 
 # The tiers of the tests (docs/testing.md). PYTEST_ARGS selects in each of them: make test PYTEST_ARGS=tests/report
 PYTEST := $(BIN)/python -m pytest -q --durations=15 --durations-min=2
-EXTRA := slurm or nemo or triton or image or docs
+EXTRA := slurm or nemo or sinks or triton or image or docs
 HEAVY := ranks or server or slow or $(EXTRA)
 
 test-fast: $(TRAINER)  ## tests without ranks or engines, none above two CPU seconds: while you write
@@ -49,7 +50,7 @@ CPU_LIMIT ?= 4
 test: setup  ## the tests before every change: with ranks and real SGLang engines
 	$(PYTEST) -m "not ($(EXTRA))" $(PYTEST_ARGS)
 
-test-extra: setup $(TRITON) $(NEMO) $(DOCS) slurm  ## what needs more installed: Slurm (as root, by apt-get), NeMo-Run, Triton, the site, images
+test-extra: setup $(TRITON) $(NEMO) $(SINKS) $(DOCS) slurm  ## what needs more installed: Slurm (as root, by apt-get), NeMo-Run, trackers, Triton, the site, images
 	$(PYTEST) -m "$(EXTRA)" $(PYTEST_ARGS)
 
 test-all:  ## test, then test-extra
@@ -63,6 +64,11 @@ nemo: $(NEMO)  ## make .venv-nemo, the environment of NeMo-Run, for `owpo launch
 
 $(NEMO): requirements/nemo.txt tools/make_env.sh
 	@tools/make_env.sh nemo
+
+sinks: $(SINKS)  ## make .venv-sinks, where the tests of W&B, MLflow and trackio run
+
+$(SINKS): requirements/sinks.txt tools/make_env.sh
+	@tools/make_env.sh sinks
 
 slurm:  ## install Debian's Slurm for tests/slurm; reports where it cannot (no root, no apt-get)
 	@tools/slurm_lab.sh install || echo "tests/slurm will be skipped"
@@ -105,5 +111,5 @@ image-test:  ## build the CPU image with buildah, as root, and run the quickstar
 	tools/image_test.sh $(IMAGE_LABELS) $(IMAGE_FLAGS)
 
 clean:  ## remove the environments and every cache; runs/ stays
-	rm -rf .venv .venv-engine .venv-nemo .venv-docs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-engine .venv-nemo .venv-sinks .venv-docs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -105,7 +105,10 @@ setup(
         # Not for the trainer's environment: its pins are old, so `make nemo` gives it one of its own. Newer leptonai
         # releases break nemo-run's import.
         "nemo": ["nemo-run==0.11.1", "leptonai>=0.26.6,<0.47"],
-        "wandb": ["wandb>=0.17"],
+        # Trackers of `sinks.to`; requirements/sinks.txt has the versions that the tests use.
         "tensorboard": ["tensorboard>=2.16"],
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow-skinny>=3.0"],
+        "trackio": ["trackio>=0.20"],
     },
 )

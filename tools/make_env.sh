@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|engine-gpu|nemo|docs
+# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|engine-gpu|nemo|sinks|docs
 # Called by the Makefile and by `owpo setup-engine`. Variables: PYTHON, the interpreter to use; TORCH_CPU_INDEX, where
 # PyTorch's CPU wheels are (default: the Makefile's); ENGINE_DIR, the folder of SGLang's environment.
 # The wheel carries this file, beside the Makefile and requirements/, in owpo_megatron/shipped/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-name=${1:?trainer, engine, engine-gpu, nemo or docs}
+name=${1:?trainer, engine, engine-gpu, nemo, sinks or docs}
 case $name in
     trainer) dir=.venv ;;
     engine | engine-gpu) dir=${ENGINE_DIR:-.venv-engine} ;;
     nemo) dir=.venv-nemo ;;
+    sinks) dir=.venv-sinks ;;
     docs) dir=.venv-docs ;;
-    *) echo "usage: $0 trainer|engine|engine-gpu|nemo|docs" >&2; exit 2 ;;
+    *) echo "usage: $0 trainer|engine|engine-gpu|nemo|sinks|docs" >&2; exit 2 ;;
 esac
 base_python=${PYTHON:-python3}
 python=$dir/bin/python
@@ -91,6 +92,14 @@ if [ "$name" = nemo ]; then # submits jobs, computes nothing: no torch
     quietly "owpo_megatron itself, editable, without what the trainer needs" \
         pip install --quiet --no-deps --no-build-isolation -e .
     quietly "check that NeMo-Run can be imported" "$python" -c "import nemo_run, owpo_megatron.launch.nemo.pipeline"
+    touch "$dir/.made"
+    say "ready: $dir, $((SECONDS - began)) s in all"
+    exit
+fi
+
+if [ "$name" = sinks ]; then # trackers, and what the configuration imports: no torch
+    quietly "packages of requirements/sinks.txt" pip install --quiet --no-deps --no-compile -r requirements/sinks.txt
+    quietly "check that the trackers can be imported" "$python" -c "import mlflow, trackio, wandb"
     touch "$dir/.made"
     say "ready: $dir, $((SECONDS - began)) s in all"
     exit

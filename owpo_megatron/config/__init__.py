@@ -4,6 +4,7 @@ from owpo_megatron.config.data import DataConfig, SourceConfig
 from owpo_megatron.config.file import Section
 from owpo_megatron.config.launch import LaunchConfig
 from owpo_megatron.config.method import AlgorithmConfig, RolloutConfig
+from owpo_megatron.config.optimizer import OptimizerConfig
 from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig
 from owpo_megatron.config.run import (
     HF_FILES,
@@ -12,13 +13,13 @@ from owpo_megatron.config.run import (
     EngineConfig,
     EvalConfig,
     ModelConfig,
-    OptimizerConfig,
     ParallelConfig,
     SetConfig,
     SyncConfig,
     VerifierConfig,
     hf_folder,
 )
+from owpo_megatron.config.sinks import ProfileConfig, SinksConfig
 
 __all__ = [
     "HF_FILES",
@@ -32,11 +33,13 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ProfileConfig",
     "ReferenceConfig",
     "RolloutConfig",
     "Section",
     "SetConfig",
     "SourceConfig",
+    "SinksConfig",
     "SyncConfig",
     "TeacherConfig",
     "VerifierConfig",

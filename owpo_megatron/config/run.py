@@ -17,7 +17,9 @@ from owpo_megatron.config.data import DataConfig
 from owpo_megatron.config.file import Section, first_mistake, read_mapping, written_as
 from owpo_megatron.config.launch import LaunchConfig
 from owpo_megatron.config.method import AlgorithmConfig, RolloutConfig
+from owpo_megatron.config.optimizer import OptimizerConfig
 from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig, check_reference, check_teachers
+from owpo_megatron.config.sinks import ProfileConfig, SinksConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods.catalogue import find_method
 
@@ -50,30 +52,6 @@ class ModelConfig(Section):
     """Vocabulary head of the passes without gradients (old, reference). `fp8_refined`: FP8 over the vocabulary, with
     the target and the best candidates recomputed exactly; checked against `exact` at the start, with a fallback to
     it."""
-
-
-class OptimizerConfig(Section):
-    steps: int = Field(400, gt=0)
-    """Steps of the run; each one draws new rollouts."""
-    updates_per_step: int = Field(16, gt=0)
-    """Optimizer updates per step: the step's prompts are split into as many minibatches."""
-    lr: float = Field(1e-6, gt=0)
-    """Adam's learning rate, after warm-up."""
-    warmup_steps: int = Field(10, ge=0)
-    """Optimizer updates over which the learning rate rises to lr; it is constant afterwards."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay (AdamW)."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    """Adam's decay rate of the gradient's mean."""
-    beta2: float = Field(0.95, ge=0, lt=1)
-    """Adam's decay rate of the gradient's square."""
-    eps: float = Field(1e-8, gt=0)
-    """Adam's term in the denominator."""
-    clip_grad: float = Field(1.0, gt=0)
-    """Largest global norm of the gradient; a larger gradient is scaled down to it."""
-    tokens_per_microbatch: int = Field(16384, gt=0)
-    """Samples are packed into microbatches of at most this many tokens (a longer sample gets its own). Affects memory
-    and speed, not the result."""
 
 
 class ParallelConfig(Section):
@@ -258,6 +236,9 @@ class CheckpointConfig(Section):
     """Keep the weights with the best Pass@1 of the run's evaluations in best/."""
     export_hf: bool = True
     """Also write the final policy as an HF folder, hf/."""
+    push_to_hub: str | None = None
+    """Repository of the Hugging Face hub, OWNER/NAME, to which `owpo push` uploads hf/ with its model card; null: the
+    command names it."""
 
 
 class Config(Section):
@@ -283,6 +264,8 @@ class Config(Section):
     verifier: VerifierConfig = VerifierConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    sinks: SinksConfig = SinksConfig()
+    profile: ProfileConfig = ProfileConfig()
     launch: LaunchConfig = LaunchConfig()
     megatron: dict[str, Any] = {}
     """Raw fields of megatron-core's TransformerConfig."""

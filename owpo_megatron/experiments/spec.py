@@ -14,7 +14,7 @@ from owpo_megatron.experiments.lab import with_fields
 from owpo_megatron.run.layout import BEST, HF, RunFolder
 
 # Where a run happens, and with which engine, does not change its result.
-_NOT_IN_THE_KEY = ("name", "runs_dir", "engine", "sync")
+_NOT_IN_THE_KEY = ("name", "runs_dir", "engine", "sync", "sinks", "profile")
 _HEAD_BYTES = 1 << 20
 
 

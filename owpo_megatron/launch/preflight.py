@@ -16,6 +16,7 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.sets import check_sets
 from owpo_megatron.launch.job import needs_own_engine
 from owpo_megatron.launch.machine import gpu_names
+from owpo_megatron.sinks import check_installed
 
 _FIND_RULE = """
 import sys
@@ -164,6 +165,10 @@ def _port_free(host: str, port: int) -> None:
         raise UserError("engine.port", port, remedy) from error
 
 
+def _sinks(config: Config) -> None:
+    check_installed(config)
+
+
 def _run_dir(config: Config) -> None:
     if any(part in config.name for part in ("/", "\\")) or config.name in ("", ".", ".."):
         raise UserError("name", config.name, "must be a plain folder name; its parent folder is runs_dir")
@@ -175,7 +180,7 @@ def _run_dir(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    *(_model, _context, _data, _rules, _megatron, _devices, _engine, _sync, _run_dir),
+    *(_model, _context, _data, _rules, _megatron, _devices, _engine, _sync, _sinks, _run_dir),
 )
 # The checks that hold on a login node, for a run on other machines.
 FILE_CHECKS: tuple[Callable[[Config], None], ...] = (_model, _context, _data, _rules, _megatron, _run_dir)

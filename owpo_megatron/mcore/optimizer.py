@@ -1,4 +1,4 @@
-"""Megatron's DDP and distributed optimizer over the policy's chunks, with a constant learning rate after warm-up."""
+"""Megatron's DDP and distributed optimizer over the policy's chunks, and the learning rate's schedule."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def make_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
             lr=config.lr,
+            min_lr=config.min_lr,
             weight_decay=config.weight_decay,
             adam_beta1=config.beta1,
             adam_beta2=config.beta2,
@@ -52,16 +53,19 @@ def make_optimizer(
 
 
 def make_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig) -> OptimizerParamScheduler:
-    """Learning rate: a straight line to `lr` over the warm-up updates, constant afterwards."""
+    """Learning rate per update: a line from 0 to `lr` over the warm-up, then the schedule that the config names."""
     updates = config.steps * config.updates_per_step
+    decays = config.lr_schedule != "constant"
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=config.lr,
-        min_lr=config.lr,
+        min_lr=config.min_lr if decays else config.lr,
         lr_warmup_steps=config.warmup_steps,
         lr_decay_steps=max(updates, config.warmup_steps + 1),
-        lr_decay_style="constant",
+        lr_decay_style={"wsd": "WSD"}.get(config.lr_schedule, config.lr_schedule),
+        wsd_decay_steps=config.decay_steps * config.updates_per_step if config.lr_schedule == "wsd" else None,
+        lr_wsd_decay_style="linear" if config.lr_schedule == "wsd" else None,
         start_wd=config.weight_decay,
         end_wd=config.weight_decay,
         wd_incr_steps=1,

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "owpo_megatron"
 
 BASE = {"types", "config", "errors"}
 PURE = {"methods", "head", "verifiers", "data", "run"}
-ABOVE_PURE = {"families", "mcore", "conversion", "policy", "engine", "sync", "evaluation"}
+ABOVE_PURE = {"families", "mcore", "conversion", "policy", "engine", "sync", "evaluation", "sinks"}
 ABOVE = {"trainer", "launch", "doctor", "plan", "report", "experiments", "bench", "cli"}
 EVERY_ROOM = BASE | PURE | ABOVE_PURE | ABOVE
 
@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "policy": BASE | PURE | {"families", "mcore"},
     "sync": BASE | {"engine", "run"},
     "evaluation": BASE | {"verifiers", "data", "engine", "run"},
+    "sinks": BASE,
     "trainer": BASE | {"methods", "run"},
     "launch": BASE | PURE | ABOVE_PURE,
     "plan": BASE | {"methods", "head", "families", "mcore", "engine", "launch"},
