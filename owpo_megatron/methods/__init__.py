@@ -3,6 +3,7 @@
 from owpo_megatron.methods.ablations import OwpoNoAccel, OwpoNoAsym, OwpoNoLocking
 from owpo_megatron.methods.advantages import group_advantages
 from owpo_megatron.methods.catalogue import catalogue, find_method, make_method, register
+from owpo_megatron.methods.check import check_coupling
 from owpo_megatron.methods.curriculum import num_active, top_active
 from owpo_megatron.methods.dapo import Dapo
 from owpo_megatron.methods.dynamics import effective_progress
@@ -14,6 +15,7 @@ from owpo_megatron.methods.metrics import DELTA_BINS, DELTA_RANGE, directional_d
 from owpo_megatron.methods.mopd import Mopd
 from owpo_megatron.methods.opd import Opd
 from owpo_megatron.methods.owpo import Owpo, token_weights
+from owpo_megatron.methods.prepare import linear_terms, slopes
 from owpo_megatron.methods.surrogate import clipped_surrogate, k3
 from owpo_megatron.methods.sym_dapo import SymDapo
 
@@ -40,6 +42,7 @@ __all__ = [
     "SymDapo",
     "Terms",
     "catalogue",
+    "check_coupling",
     "clipped_surrogate",
     "dense_loss",
     "directional_deviation",
@@ -49,10 +52,12 @@ __all__ = [
     "hyper",
     "hyper_parameters",
     "k3",
+    "linear_terms",
     "make_method",
     "make_objective",
     "num_active",
     "register",
+    "slopes",
     "token_weights",
     "top_active",
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from owpo_megatron.methods.loss import chunk_batch
 from owpo_megatron.methods.method import ChunkBatch, Method, SampleView, Terms
-from owpo_megatron.types import TokenBatch
+from owpo_megatron.types import LogpMode, Sample, TokenBatch
 
 if TYPE_CHECKING:
     import torch
@@ -46,19 +46,81 @@ def checked_prepare(method: Method, samples: Sequence[SampleView]) -> list[Given
 def prepared_in_microbatch(
     method: Method, batch: TokenBatch, now_logp_T: torch.Tensor, entropy_T: torch.Tensor
 ) -> TokenBatch:
-    """The batch with `given` filled in, for coupling `sample`: packing never splits a sample.
+    """The batch with `given` filled in by its own samples, for coupling `sample`: packing never splits a sample.
 
     Args:
         now_logp_T: the current policy's log-probs, detached.
+        entropy_T: of the current policy.
     """
-    rows = _rows_of_samples(batch)
-    everything = chunk_batch(batch, slice(None), now_logp_T, entropy_T)
-    views = [_view(method, batch, everything, now_logp_T, sample, rows_L) for sample, rows_L in rows.items()]
+    views, rows = sample_views(method, batch, now_logp_T, entropy_T), _rows_of_samples(batch)
     given_T: dict[str, torch.Tensor] = {}
-    for values, rows_L in zip(checked_prepare(method, views), rows.values(), strict=True):
+    for values, rows_L in zip(checked_prepare(method, list(views.values())), rows.values(), strict=True):
         for name, value in values.items():
-            given_T.setdefault(name, now_logp_T.new_zeros(now_logp_T.shape))[rows_L] = _as(value, now_logp_T)
+            column_T = given_T.setdefault(name, now_logp_T.new_zeros(now_logp_T.shape))
+            column_T[rows_L] = value if isinstance(value, (int, float)) else value.detach().to(column_T)
     return replace(batch, given=given_T)
+
+
+def prepared_in_minibatch(
+    method: Method,
+    samples: Sequence[Sample],
+    now: Sequence[torch.Tensor],
+    entropies: Sequence[torch.Tensor] | None = None,
+    now_mode: LogpMode = "exact",
+) -> list[Sample]:
+    """The samples with `given` filled in, for coupling `group` or `minibatch`. The same on every rank that calls it.
+
+    Args:
+        samples: of a whole minibatch.
+        now: the current policy's log-probs [L] of each.
+        entropies: [L] each, for methods with `needs_entropy`.
+    """
+    counted = [index for index, sample in enumerate(samples) if not sample.masked]
+    views = [_view_of(method, samples[index], now[index], entropies[index] if entropies else None) for index in counted]
+    found = dict(zip(counted, checked_prepare(method, views), strict=True))
+    nothing: Given = dict.fromkeys(next(iter(found.values()), {}), 0.0)  # of samples that do not count: never read
+    return [replace(sample, given=found.get(index, nothing), now_mode=now_mode) for index, sample in enumerate(samples)]
+
+
+def sample_views(
+    method: Method, batch: TokenBatch, now_logp_T: torch.Tensor, entropy_T: torch.Tensor
+) -> dict[int, SampleView]:
+    """The samples of a microbatch that count, by their index."""
+    chunk = chunk_batch(batch, slice(None), now_logp_T)
+    found = {}
+    for sample, rows_L in _rows_of_samples(batch).items():
+        active = bool(chunk.active_C[rows_L].any())
+        found[sample] = SampleView(
+            now_logp_L=now_logp_T[rows_L],
+            old_logp_L=chunk.old_logp_C[rows_L],
+            ref_logp_L=chunk.ref_logp_C[rows_L] if _has_reference(method, active) else None,
+            entropy_L=entropy_T[rows_L] if method.needs_entropy else None,
+            advantage_L=chunk.advantage_C[rows_L],
+            reward=0.0 if batch.reward_S is None else float(batch.reward_S[sample]),
+            group=sample if batch.group_S is None else int(batch.group_S[sample]),
+            active=active,
+        )
+    return found
+
+
+def _view_of(method: Method, sample: Sample, now_L: torch.Tensor, entropy_L: torch.Tensor | None) -> SampleView:
+    old_L = now_L if sample.old_logp is None else sample.old_logp
+    ref_L = old_L if sample.ref_is_old else sample.ref_logp
+    assert entropy_L is not None or not method.needs_entropy, f"{method.name} needs entropies"
+    return SampleView(
+        now_logp_L=now_L,
+        old_logp_L=old_L,
+        ref_logp_L=ref_L if _has_reference(method, sample.active) else None,
+        entropy_L=entropy_L if method.needs_entropy else None,
+        advantage_L=now_L.new_ones(now_L.shape) * sample.advantage,
+        reward=sample.reward,
+        group=sample.group,
+        active=sample.active,
+    )
+
+
+def _has_reference(method: Method, active: bool) -> bool:
+    return method.needs_reference in ("all", "teacher") or (method.needs_reference == "active" and active)
 
 
 def _rows_of_samples(batch: TokenBatch) -> dict[int, torch.Tensor]:
@@ -67,29 +129,6 @@ def _rows_of_samples(batch: TokenBatch) -> dict[int, torch.Tensor]:
     sample_R, order_R = batch.sample_T[rows_R].sort(stable=True)
     found, count = sample_R.unique_consecutive(return_counts=True)
     return dict(zip(found.tolist(), rows_R[order_R].split(count.tolist()), strict=True))
-
-
-def _view(
-    method: Method, batch: TokenBatch, everything: ChunkBatch, now_logp_T: torch.Tensor, sample: int,
-    rows_L: torch.Tensor,
-) -> SampleView:  # fmt: skip
-    active = bool(everything.active_C[rows_L].any())
-    has_ref = method.needs_reference != "none" and (active or method.needs_reference != "active")
-    assert everything.entropy_C is not None
-    return SampleView(
-        now_logp_L=now_logp_T[rows_L],
-        old_logp_L=everything.old_logp_C[rows_L],
-        ref_logp_L=everything.ref_logp_C[rows_L] if has_ref else None,
-        entropy_L=everything.entropy_C[rows_L] if method.needs_entropy else None,
-        advantage_L=everything.advantage_C[rows_L],
-        reward=0.0 if batch.reward_S is None else float(batch.reward_S[sample]),
-        group=sample if batch.group_S is None else int(batch.group_S[sample]),
-        active=active,
-    )
-
-
-def _as(value: float | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
-    return value if isinstance(value, (int, float)) else value.detach().to(like)
 
 
 def slopes(

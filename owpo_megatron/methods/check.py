@@ -1,0 +1,136 @@
+"""Whether a method keeps to its declared coupling: asked of the method itself, in milliseconds, before a run.
+
+The head calls `terms` chunk by chunk; with coupling `sample`, `prepare` is called on the samples of one microbatch. A
+method that reduces over more than it declares would get a wrong gradient without an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from owpo_megatron.errors import UserError
+from owpo_megatron.methods.loss import chunk_batch
+from owpo_megatron.methods.method import Method, SampleView, Terms
+from owpo_megatron.methods.prepare import Given, checked_prepare, prepared_in_microbatch, sample_views
+from owpo_megatron.types import TokenBatch
+
+if TYPE_CHECKING:
+    import torch
+
+_LENGTHS = (3, 1, 4, 2, 5, 2)  # of six samples in three groups of two
+
+
+def check_coupling(method: Method) -> None:
+    """Evaluate random rows one by one, all at once and in another order, and compare.
+
+    Raises:
+        UserError: values, gradients or metrics of a row depend on other rows; `prepare` couples more samples than the
+            method declares; or a shape is not per row.
+    """
+    batch, logp_T, entropy_T = _random_batch()
+    if method.coupling != "token":
+        views = list(sample_views(method, batch, logp_T, entropy_T).values())
+        _check_prepare(method, views)
+        batch = prepared_in_microbatch(method, batch, logp_T, entropy_T)
+    _check_terms(method, batch, logp_T, entropy_T)
+
+
+def _check_terms(method: Method, batch: TokenBatch, logp_T: torch.Tensor, entropy_T: torch.Tensor) -> None:
+    import torch
+
+    whole = _evaluated(method, batch, torch.arange(len(logp_T)), logp_T, entropy_T)
+    shuffled_T = torch.randperm(len(logp_T), generator=torch.Generator().manual_seed(1))
+    parts = [shuffled_T, *torch.arange(len(logp_T)).split(1)]
+    for rows_C in parts:
+        part = _evaluated(method, batch, rows_C, logp_T, entropy_T)
+        for name, value_C in part.items():
+            if name not in whole or not torch.allclose(
+                value_C, whole[name][rows_C], rtol=1e-9, atol=1e-12, equal_nan=True
+            ):
+                remedy = (
+                    f"the {name} of a token depends on which other tokens terms() is called with (a mean(), sum() or "
+                    "sort over rows?), and it is called chunk by chunk. Move that into prepare() and declare "
+                    "`coupling` sample, group or minibatch (docs/methods.md)"
+                )
+                raise UserError("method", method.name, remedy)
+
+
+def _evaluated(
+    method: Method, batch: TokenBatch, rows_C: torch.Tensor, logp_T: torch.Tensor, entropy_T: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Value, gradient and metrics of these rows, in float64."""
+    import torch
+
+    leaf_C = logp_T[rows_C].requires_grad_()
+    terms: Terms = method.terms(
+        leaf_C, chunk_batch(batch, rows_C, leaf_C, entropy_T[rows_C] if method.needs_entropy else None)
+    )
+    found = {"value": terms.value_C, **{f"metric {name}": value for name, value in terms.metrics.items()}}
+    for name, value_C in found.items():
+        if value_C.dim() == 0 or len(value_C) != len(rows_C):
+            shape = tuple(value_C.shape)
+            remedy = f"terms() returned a {name} of shape {shape} for {len(rows_C)} rows; give one per row"
+            raise UserError("method", method.name, remedy)
+    gradient_C = torch.zeros_like(leaf_C)
+    if terms.value_C.requires_grad:
+        # weights that differ, so that a coupling cannot cancel in the sum
+        weight_C = (1 + rows_C).to(terms.value_C.dtype)
+        (gradient_C,) = torch.autograd.grad(terms.value_C, leaf_C, weight_C)
+        gradient_C = gradient_C / weight_C
+    return {name: value.detach().double() for name, value in found.items()} | {"gradient": gradient_C}
+
+
+def _check_prepare(method: Method, views: Sequence[SampleView]) -> None:
+    """With fewer samples, as many as the declared coupling needs, the answer must be the same."""
+    together = checked_prepare(method, views)
+    if method.coupling == "minibatch":
+        return
+    key = {"sample": lambda index: index, "group": lambda index: views[index].group}[method.coupling]
+    for own in sorted({key(index) for index in range(len(views))}):
+        indices = [index for index in range(len(views)) if key(index) == own]
+        alone = checked_prepare(method, [views[index] for index in indices])
+        for index, values in zip(indices, alone, strict=True):
+            if not _same(values, together[index]):
+                wider = "group or minibatch" if method.coupling == "sample" else "minibatch"
+                remedy = f"prepare() couples more than one {method.coupling}; declare `coupling` {wider}"
+                raise UserError("method", method.name, remedy)
+
+
+def _same(one: Given, other: Given) -> bool:
+    import torch
+
+    return all(_close(torch.as_tensor(one[name]).double(), torch.as_tensor(other[name]).double()) for name in one)
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.allclose(other, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def _random_batch() -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
+    """(batch, log-probs, entropies) in float64: both signs of A, active and inactive samples, ratios on both sides."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor(_LENGTHS)
+    sample_T = torch.arange(len(_LENGTHS)).repeat_interleave(lengths)
+
+    def noise(count: int = len(sample_T)) -> torch.Tensor:
+        return torch.randn(count, generator=generator, dtype=torch.float64)
+
+    logp_T = -noise().abs() - 0.05
+    every_T = torch.ones_like(sample_T, dtype=torch.bool)
+    reward_S = torch.tensor([1.0, 0.0] * (len(_LENGTHS) // 2))
+    batch = TokenBatch(
+        old_logp_T=logp_T + 0.3 * noise(),
+        ref_logp_T=logp_T + 0.3 * noise(),
+        advantage_T=((2 * reward_S - 1) * (1 + noise(len(_LENGTHS)).abs()))[sample_T],
+        active_T=(torch.arange(len(_LENGTHS)) % 3 != 2)[sample_T],
+        mask_T=every_T,
+        sample_T=sample_T,
+        num_samples=len(_LENGTHS),
+        behaviour_logp_T=logp_T + 0.3 * noise(),
+        reward_S=reward_S,
+        group_S=torch.arange(len(_LENGTHS)) // 2,
+    )
+    return batch, logp_T, noise().abs()
