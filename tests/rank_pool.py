@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
@@ -56,32 +57,24 @@ class Ranks:
         Raises:
             RankFailed: a rank raised, died, or had not returned after `timeout` seconds.
         """
+        return self.start(count, function, *args).results(timeout)
+
+    def start(self, count: int, function: Callable[..., Any], *args: Any) -> Job:
+        """The same without waiting: for a test that looks at running ranks, or kills them."""
         import torch.distributed as dist
 
         self._jobs += 1
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        job = f"{self._jobs:03d}_{function.__module__}_{function.__qualname__}"
-        ours, processes, logs = [], [], []
+        name = f"{self._jobs:03d}_{function.__module__}_{function.__qualname__}"
+        job = Job(name, dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
         for rank in range(count):
             reader, writer = self._context.Pipe(duplex=False)
-            logs.append(self._folder / f"{job}_rank_{rank}.log")
-            arguments = (writer, function, args, _place(rank, count, store.port), logs[-1])
+            log = self._folder / f"{name}_rank_{rank}.log"
+            arguments = (writer, function, args, _place(rank, count, job.store.port), log)
             process = self._context.Process(target=_rank, args=arguments)
             process.start()
             writer.close()
-            ours.append(reader)
-            processes.append(process)
-        try:
-            answers = _gather(ours, timeout, [process.pid for process in processes])
-        finally:
-            for process in processes:
-                process.join(GRACE)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
-        if any(answer is None or not answer[0] for answer in answers):
-            raise RankFailed(_report(job, answers, [process.exitcode for process in processes], logs))
-        return [answer[1] for answer in answers if answer is not None]
+            job.ranks.append(Rank(process, reader, log))
+        return job
 
     @staticmethod
     def _settings() -> dict[str, str]:
@@ -92,6 +85,90 @@ class Ranks:
             "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONWARNINGS": "ignore",
         }
+
+
+@dataclass(frozen=True)
+class Rank:
+    process: Any
+    answers: connection.Connection
+    log: Path  # stdout and stderr
+
+
+class Job:
+    """A function on its way on several ranks."""
+
+    def __init__(self, name: str, store: Any):
+        self.name, self.store = name, store
+        self.ranks: list[Rank] = []
+
+    @property
+    def output(self) -> str:
+        """What rank 0 has printed so far."""
+        return self.ranks[0].log.read_text() if self.ranks[0].log.exists() else ""
+
+    def is_running(self) -> bool:
+        return any(rank.process.is_alive() for rank in self.ranks)
+
+    def kill(self) -> None:
+        """SIGKILL to all ranks at once, as on a machine that loses its power."""
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for rank in self.ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank.process.pid, number)
+        self._join()
+
+    def results(self, timeout: float = 300) -> list[Any]:
+        """What each rank returned; see `Ranks.run`."""
+        try:
+            answers = self._gather(timeout)
+        finally:
+            self._join()
+        if any(answer is None or not answer[0] for answer in answers):
+            raise RankFailed(self._report(answers))
+        return [answer[1] for answer in answers if answer is not None]
+
+    def _gather(self, timeout: float) -> list[tuple[bool, Any] | None]:
+        """Each rank's answer; None of one that died, or was still at it when the time was over."""
+        answers: list[tuple[bool, Any] | None] = [None] * len(self.ranks)
+        waiting: dict[Any, int] = {rank.answers: index for index, rank in enumerate(self.ranks)}
+        deadline = time.monotonic() + timeout
+        while waiting:
+            ready = connection.wait(list(waiting), max(0.0, deadline - time.monotonic()))
+            if not ready:
+                for index in waiting.values():  # where it hangs goes to its log
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self.ranks[index].process.pid, signal.SIGUSR1)
+                time.sleep(0.5)
+                self.kill()
+                break
+            for reader in ready:
+                index = waiting.pop(reader)
+                with contextlib.suppress(EOFError):
+                    answers[index] = self.ranks[index].answers.recv()
+                answer = answers[index]
+                if answer is None or not answer[0]:
+                    deadline = min(deadline, time.monotonic() + GRACE)
+        return answers
+
+    def _join(self) -> None:
+        for rank in self.ranks:
+            rank.process.join(GRACE)
+            if rank.process.is_alive():
+                rank.process.kill()
+                rank.process.join()
+
+    def _report(self, answers: list[tuple[bool, Any] | None]) -> str:
+        parts = [f"{self.name} on {len(self.ranks)} ranks:"]
+        for index, (rank, answer) in enumerate(zip(self.ranks, answers, strict=True)):
+            if answer is None:
+                how = f"no answer, exit code {rank.process.exitcode}"
+            else:
+                how = "returned" if answer[0] else f"raised\n{answer[1]}"
+            parts.append(f"--- rank {index}: {how}")
+            text = rank.log.read_text() if rank.log.exists() else ""
+            if text:
+                parts.append(f"--- rank {index}, output:\n{text[-3000:]}")
+        return "\n".join(parts)
 
 
 def _place(rank: int, count: int, port: int) -> dict[str, str]:
@@ -132,45 +209,6 @@ def _rank(
         from owpo_megatron.mcore.topology import close_topology
 
         close_topology()
-
-
-def _gather(
-    readers: list[connection.Connection], timeout: float, pids: list[int | None]
-) -> list[tuple[bool, Any] | None]:
-    """Each rank's answer; None of one that died, or was still at it when the time was over."""
-    answers: list[tuple[bool, Any] | None] = [None] * len(readers)
-    waiting = dict(zip(readers, range(len(readers)), strict=True))
-    deadline = time.monotonic() + timeout
-    while waiting:
-        ready = connection.wait(list(waiting), max(0.0, deadline - time.monotonic()))
-        if not ready:
-            for rank in waiting.values():  # where it hangs goes to its log
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pids[rank] or 0, signal.SIGUSR1)
-            time.sleep(0.5)
-            for rank in waiting.values():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pids[rank] or 0, signal.SIGKILL)
-            break
-        for reader in ready:
-            rank = waiting.pop(reader)  # type: ignore[arg-type]
-            with contextlib.suppress(EOFError):
-                answers[rank] = reader.recv()  # type: ignore[union-attr]
-            answer = answers[rank]
-            if answer is None or not answer[0]:
-                deadline = min(deadline, time.monotonic() + GRACE)
-    return answers
-
-
-def _report(job: str, answers: list[Any], codes: list[int | None], logs: list[Path]) -> str:
-    parts = [f"{job} on {len(answers)} ranks:"]
-    for rank, (answer, code, log) in enumerate(zip(answers, codes, logs, strict=True)):
-        how = f"no answer, exit code {code}" if answer is None else "returned" if answer[0] else f"raised\n{answer[1]}"
-        parts.append(f"--- rank {rank}: {how}")
-        text = log.read_text() if log.exists() else ""
-        if text:
-            parts.append(f"--- rank {rank}, output:\n{text[-3000:]}")
-    return "\n".join(parts)
 
 
 @contextlib.contextmanager

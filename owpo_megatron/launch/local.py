@@ -202,7 +202,8 @@ def _killed_rank(code: int, world_size: int, logs: Path) -> tuple[int, int] | No
         return (0, -code) if code < 0 else None
     text = (logs / "torchrun.log").read_text(errors="replace")
     others, _, root = text.partition("Root Cause")
-    entry = re.compile(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+    # at the start of a line: the log above the table has "local_rank: 0", too
+    entry = re.compile(r"^\s*rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL | re.MULTILINE)
     ended = [(int(rank), -int(exit_code)) for rank, exit_code in entry.findall(root) + entry.findall(others)]
     first, rest = ended[:1], [found for found in ended[1:] if found[1] != signal.SIGTERM]
     return next((found for found in first + rest if found[1] > 0), None)

@@ -14,12 +14,14 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from owpo import ROOT, Owpo, steps_of
+from owpo import ROOT, steps_of
+from rank_pool import Ranks
+from warm import train as train_warm
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine import load_rollouts, start_fleet
 
-pytestmark = [pytest.mark.server, pytest.mark.ranks]
+pytestmark = pytest.mark.server
 
 DATA = Path(os.environ.get("OWPO_TEST_DATA", ROOT.parent / "shared" / "data"))
 SAMPLE = DATA / "dapo_schema_sample.jsonl"
@@ -43,14 +45,14 @@ def url(model: Path, engine_python: Path, tmp_path_factory: pytest.TempPathFacto
         yield fleet.clients[0].url
 
 
-def train(model: Path, url: str, source: Path, here: Path, *overrides: str) -> tuple[Path, str]:
+def train(ranks: Ranks, model: Path, url: str, source: Path, here: Path, *overrides: str) -> tuple[Path, str]:
     """(run folder, what it said) of the example with this file."""
     config = ROOT / "examples" / "dapo_math_cpu" / "config.yaml"
     own = [f"model.path={model}", f"data.source={source}", f"runs_dir={here}", f"engine.urls=['{url}']"]
-    return here / "dapo_math_cpu", Owpo(here, "train", "-c", str(config), *own, *overrides).done()
+    return here / "dapo_math_cpu", train_warm(ranks, config, *own, *overrides)
 
 
-def test_six_records_in_parquet(model: Path, url: str, tmp_path: Path) -> None:
+def test_six_records_in_parquet(ranks: Ranks, model: Path, url: str, tmp_path: Path) -> None:
     """Of six, one stands twice and one is too long; a step of four takes the other four, the second all again."""
     texts = [f"What is {number} + {number}?" for number in range(4)]
     records = [
@@ -65,7 +67,7 @@ def test_six_records_in_parquet(model: Path, url: str, tmp_path: Path) -> None:
     ]
     table = pyarrow.Table.from_pylist([*records, records[0]])
     pyarrow.parquet.write_table(table, tmp_path / "dapo.parquet")
-    run_dir, said = train(model, url, tmp_path / "dapo.parquet", tmp_path, "optimizer.steps=2")
+    run_dir, said = train(ranks, model, url, tmp_path / "dapo.parquet", tmp_path, "optimizer.steps=2")
     assert "4 of 6 problems (left out: 1 repeated, 1 too long)" in said
     lines = steps_of(run_dir)
     for number, line in enumerate(lines, 1):
@@ -79,11 +81,11 @@ def test_six_records_in_parquet(model: Path, url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SAMPLE.is_file(), reason=f"no {SAMPLE}; set OWPO_TEST_DATA")
-def test_the_published_records(model: Path, url: str, tmp_path: Path) -> None:
+def test_the_published_records(ranks: Ranks, model: Path, url: str, tmp_path: Path) -> None:
     """Real problems, all of their lengths."""
     records = [json.loads(text) for text in SAMPLE.read_text().splitlines()]
     overrides = ("optimizer.steps=1", "data.max_prompt_tokens=3000", "rollout.prompts_per_step=4")
-    run_dir, _ = train(model, url, SAMPLE, tmp_path, *overrides)
+    run_dir, _ = train(ranks, model, url, SAMPLE, tmp_path, *overrides)
     (line,) = steps_of(run_dir)
     rollouts = load_rollouts(run_dir / "rollouts" / "step_000001.jsonl")
     published = {record["prompt"][0]["content"].strip(): record["reward_model"]["ground_truth"] for record in records}

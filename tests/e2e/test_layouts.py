@@ -6,30 +6,28 @@ Recorded by a fake engine, so `mismatch` says nothing here; pipelines with virtu
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from owpo import Owpo, steps_of, write_config
-
-pytestmark = pytest.mark.ranks
+from owpo import steps_of, write_config
+from rank_pool import Ranks
+from warm import train, train_all
 
 LAYOUTS = [{"pp": 2}, {"dp": 2}, {"tp": 2, "sp": True}]
 
 
-def run(recorded: dict[str, Any], here: Path, name: str, *layers: dict[str, Any]) -> list[dict[str, Any]]:
+def run(ranks: Ranks, recorded: dict[str, Any], here: Path, name: str, *layers: dict[str, Any]) -> list[dict[str, Any]]:
     """The step lines of a run that came to its end."""
     config = write_config(here / f"{name}.yaml", recorded, {"name": name, "checkpoint": {"export_hf": False}}, *layers)
-    Owpo(here, "train", "-c", str(config)).done()
+    train(ranks, config)
     return steps_of(Path(recorded["runs_dir"]) / name)
 
 
 @pytest.fixture(scope="module")
-def one_rank(recorded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def one_rank(ranks: Ranks, recorded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Three steps on one rank, with a swap after the second."""
-    return run(recorded, tmp_path_factory.mktemp("one"), "one_rank", THREE)
+    return run(ranks, recorded, tmp_path_factory.mktemp("one"), "one_rank", THREE)
 
 
 THREE: dict[str, Any] = {"optimizer": {"steps": 3, "lr": 1e-3}, "reference": {"every": 2}}
@@ -37,11 +35,11 @@ THREE: dict[str, Any] = {"optimizer": {"steps": 3, "lr": 1e-3}, "reference": {"e
 
 @pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
 def test_a_layout_changes_no_number(
-    recorded: dict[str, Any], one_rank: list[dict[str, Any]], tmp_path: Path, parallel: dict[str, Any]
+    ranks: Ranks, recorded: dict[str, Any], one_rank: list[dict[str, Any]], tmp_path: Path, parallel: dict[str, Any]
 ) -> None:
     """To rounding, which two updates of a step and two steps carry on."""
     name = "_".join(map(str, parallel))
-    ours = run(recorded, tmp_path, f"layout_{name}", THREE, {"parallel": parallel})
+    ours = run(ranks, recorded, tmp_path, f"layout_{name}", THREE, {"parallel": parallel})
     for our_line, their_line in zip(ours, one_rank, strict=True):
         assert our_line.keys() == their_line.keys()
         for field in ("loss", "grad_norm", "w_mean", "ratio_mean", "kl_old", "entropy"):
@@ -55,17 +53,17 @@ METHODS = ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel", "grpo", "
 
 
 @pytest.fixture(scope="module")
-def of_methods(recorded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def of_methods(
+    ranks: Ranks, recorded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Any]]]:
     """Two steps of two updates by every method, on one rank; in step 2 the reference is not the policy."""
     here = tmp_path_factory.mktemp("methods")
     files = []
     for name in METHODS:
         run_of = {"name": f"method_{name}", "algorithm": {"name": name}, "optimizer": {"steps": 2}}
         layers = (recorded, run_of, {"checkpoint": {"export_hf": False}})
-        files.append(str(write_config(here / f"{name}.yaml", *layers)))
-    worker = Path(__file__).with_name("several_runs.py")
-    done = subprocess.run([sys.executable, worker, *files], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        files.append(write_config(here / f"{name}.yaml", *layers))
+    train_all(ranks, files)
     return {name: steps_of(Path(recorded["runs_dir"]) / f"method_{name}") for name in METHODS}
 
 

@@ -30,7 +30,11 @@ def test_a_mistake_is_one_line_in_time(
 ) -> None:
     """A replay, and so three ranks that need no engine, in the case of a layout."""
     changes, said = CASES[case]
-    base = recorded if "parallel" in changes else {**recorded, "rollout": {"prompts_per_step": 8, "group_size": 4}}
+    base = (
+        recorded
+        if "parallel" in changes
+        else {**recorded, "rollout": {"prompts_per_step": 8, "group_size": 4, "max_response_tokens": 8}}
+    )
     config = write_config(tmp_path / "run.yaml", base, {"engine": {"python": str(engine_python)}}, changes)
     assert_mistake(Owpo(tmp_path, "train", "-c", str(config), f"runs_dir={tmp_path}", "name=r"), said)
 

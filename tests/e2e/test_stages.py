@@ -7,19 +7,17 @@ of a run is equal and the first evaluation of a stage is its best. Which one is 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import FakeEngine, often_right
-from owpo import Owpo, lines_of, steps_of, values, write_config
+from owpo import lines_of, steps_of, values, write_config
+from rank_pool import Ranks
 from test_resume import Interrupted, assert_same_end, checkpoint, resumed_at
+from warm import train, train_all
 
 from owpo_megatron.config import Config
-
-pytestmark = pytest.mark.ranks
 
 STAGES: dict[str, Any] = {
     # ten steps in stages of 4, 4 and 2, evaluated after steps 2, 4, 6, 8 and 10: the bests are those of 2 and 6
@@ -66,11 +64,11 @@ def staged(recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def straight(staged: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(ranks: Ranks, staged: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of ten steps on two tensor-parallel ranks without interruption."""
     here = tmp_path_factory.mktemp("stages")
     config = write_config(here / "run.yaml", staged, {"name": "stages", "parallel": {"tp": 2}})
-    Owpo(here, "train", "-c", str(config)).done(timeout=300)
+    train(ranks, config)
     return Path(staged["runs_dir"]) / "stages"
 
 
@@ -88,18 +86,20 @@ def test_every_stage_ends_in_a_swap_to_its_best_and_starts_anew(straight: Path) 
     assert json.loads((straight / "best" / "score.json").read_text()) == summary["best"]
 
 
-def test_killed_in_a_stage_and_while_keeping_its_best(straight: Path, staged: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_in_a_stage_and_while_keeping_its_best(
+    ranks: Ranks, straight: Path, staged: dict[str, Any], tmp_path: Path
+) -> None:
     """First between the stage's best and its swap; then while the weights of the next stage's best are written."""
     run = Interrupted(staged, tmp_path, "stages_killed")
-    first = run.start("checkpoint.every=1")
+    first = run.start_warm(ranks, "checkpoint.every=1")
     first.wait_until(run.when(3), "step 3", timeout=300, every=0.002)
     first.kill()
-    second = run.start("checkpoint.every=3")
+    second = run.start_warm(ranks, "checkpoint.every=3")
     writing = run.run_dir / "weights" / ".writing_000006"
     second.wait_until(writing.exists, "writing of the weights after step 6", timeout=300, every=0.001)
     second.kill()
     assert resumed_at(second)[0] in (3, 4)
-    third = run.start()
+    third = run.start_warm(ranks)
     third.done(timeout=300)
     assert resumed_at(third)[0] in (3, 4)
     assert checkpoint(run.run_dir, 3)["best"]["stage"] == {
@@ -111,7 +111,7 @@ def test_killed_in_a_stage_and_while_keeping_its_best(straight: Path, staged: di
     assert [first.survivors(), second.survivors(), third.survivors()] == [[], [], []]
 
 
-def test_two_stages_a_teacher_and_a_restart(staged: dict[str, Any], tmp_path: Path) -> None:
+def test_two_stages_a_teacher_and_a_restart(ranks: Ranks, staged: dict[str, Any], tmp_path: Path) -> None:
     """DAPO keeps its best; OWPO takes that as its fixed reference, MOPD as its teacher; the last run starts each stage
     from its reference."""
     runs = Path(staged["runs_dir"])
@@ -125,12 +125,10 @@ def test_two_stages_a_teacher_and_a_restart(staged: dict[str, Any], tmp_path: Pa
     taught |= {"teachers": [{"name": "dapo", "domains": ["cipher"], "path": str(runs / "stages_dapo" / "best")}]}
     restart = {"name": "stages_restart", "reference": {"restart_policy": True, "every": 2}, "optimizer": {"steps": 4}}
     files = [
-        str(write_config(tmp_path / f"{layer['name']}.yaml", staged, quiet, layer))
+        write_config(tmp_path / f"{layer['name']}.yaml", staged, quiet, layer)
         for layer in (dapo, fixed, taught, restart)
     ]
-    worker = Path(__file__).with_name("several_runs.py")
-    done = subprocess.run([sys.executable, worker, *files], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    train_all(ranks, files)
     assert json.loads((runs / "stages_dapo" / "summary.json").read_text())["best"]["step"] == 2
     (line,) = steps_of(runs / "stages_fixed")
     assert line["abs_delta"] > 0 and line["w_mean"] != 1.0, "the reference is another policy from the first step on"
