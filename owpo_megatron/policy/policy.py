@@ -74,23 +74,12 @@ class MegatronPolicy:
     # ------------------------------------------------------------------------------------------ passes
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """fp32 log-probs [L] of each sample's response tokens at the rollout temperature, on every rank's host."""
-        for chunk in self._chunks:
-            chunk.eval()
-        microbatches = self._microbatches(samples)
-        self._settle_logp_mode(microbatches)
-        results = forward_logprobs(self._chunks, microbatches, self.logp_mode)
-        lengths = [len(sample.response_ids) for sample in samples]
-        starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-        flat = torch.zeros(starts[-1], device=cpu.device())
-        if self.topology.is_last_stage:
-            for microbatch, found in results:
-                known = found.logp_T[microbatch.mask_T[0]]
-                offset = 0
-                for index in microbatch.sample_indices:
-                    flat[starts[index] : starts[index + 1]] = known[offset : offset + lengths[index]]
-                    offset += lengths[index]
-        self.topology.sum_over_data_and_stages(flat)
-        return list(flat.cpu().split(lengths))
+        return self._of_tokens(samples, "logp_T")[0]
+
+    def logprobs_and_entropies(self, samples: Sequence[Sample]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The same, with the entropy [L] of the distribution that each response token was drawn from; one pass."""
+        logps, entropies = self._of_tokens(samples, "logp_T", "entropy_T")
+        return logps, entropies
 
     def update(self, samples: Sequence[Sample], method: Method) -> dict[str, Any]:
         """One optimizer step. Returns sums over the minibatch's tokens, and `grad_norm` and `lr`.
@@ -159,6 +148,24 @@ class MegatronPolicy:
         )
 
     # ------------------------------------------------------------------------------------------ inside
+    def _of_tokens(self, samples: Sequence[Sample], *names: str) -> list[list[torch.Tensor]]:
+        """These fields of LogProbs, for each the response tokens' values [L] per sample."""
+        for chunk in self._chunks:
+            chunk.eval()
+        microbatches = self._microbatches(samples)
+        self._settle_logp_mode(microbatches)
+        lengths = [len(sample.response_ids) for sample in samples]
+        starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        flat_K = torch.zeros(len(names), starts[-1], device=cpu.device())
+        for microbatch, found in forward_logprobs(self._chunks, microbatches, self.logp_mode):
+            known_K = torch.stack([getattr(found, name) for name in names])[:, microbatch.mask_T[0]]
+            offset = 0
+            for index in microbatch.sample_indices:
+                flat_K[:, starts[index] : starts[index + 1]] = known_K[:, offset : offset + lengths[index]]
+                offset += lengths[index]
+        self.topology.sum_over_data_and_stages(flat_K)
+        return [list(flat.split(lengths)) for flat in flat_K.cpu()]
+
     def _settle_logp_mode(self, microbatches: list[Microbatch]) -> None:
         """Before the first pass in FP8: one look at its error on these tokens, and all ranks go on alike."""
         if self._logp_mode_settled:
