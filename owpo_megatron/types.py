@@ -39,6 +39,7 @@ class Prompt:
     text: str  # the same, readable
     answer: str  # what the verifier compares with
     domain: str = "default"  # routes to a verifier rule or a teacher
+    source: int = 0  # which of data.sources it is from
 
 
 @dataclass(frozen=True)

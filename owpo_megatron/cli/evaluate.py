@@ -132,7 +132,8 @@ def _wanted_sets(names: str, own: list[str], samples: int | None, limit: int | N
 
 
 def _known_sets() -> Table:
-    from owpo_megatron.evaluation.sets import SETS, SUFFIXES
+    from owpo_megatron.data.files import SUFFIXES
+    from owpo_megatron.evaluation.sets import SETS
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
     for name in ("name", "problems", "samples", "score", "in a folder of data", "on the hub"):

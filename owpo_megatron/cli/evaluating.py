@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,11 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from owpo_megatron.cli.exporting import as_hf
 from owpo_megatron.cli.options import err, out, wide
-from owpo_megatron.config import Config, SetConfig, hf_folder
+from owpo_megatron.config import Config, DataConfig, SetConfig, hf_folder
 from owpo_megatron.config.file import apply_override
-from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer
+from owpo_megatron.data import PromptTemplate, Tokenizer, load_prompts, load_tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.prepare import PreparedSet, held_out, prepare
+from owpo_megatron.evaluation.results import date_of
 from owpo_megatron.evaluation.serve import DEFAULT_MAX_TOKENS, evaluate_weights, response_limit, stored_dtype
 from owpo_megatron.evaluation.sets import (
     HELD_OUT,
@@ -32,6 +34,7 @@ from owpo_megatron.evaluation.sets import (
 )
 from owpo_megatron.evaluation.targets import Target, model_target, run_targets
 from owpo_megatron.report.scores import Scored, details, score_tables, write_tables
+from owpo_megatron.run.checkpoints import began_on
 
 TEMPLATES = ("auto", "chat", "completion", "raw")
 
@@ -75,8 +78,8 @@ def evaluate_all(
         UserError: a mistake in any of them; nothing was started.
         EngineError: an engine does not start, or stays dead; what was drawn is kept.
     """
-    if wish.template not in TEMPLATES:
-        raise UserError("--template", wish.template, f"use one of {', '.join(TEMPLATES)}")
+    if wish.template not in TEMPLATES and not wish.template.endswith((".jinja", ".jinja2")):
+        raise UserError("--template", wish.template, f"use one of {', '.join(TEMPLATES)}, or the path of a .jinja file")
     targets = [model_target(one, _config_of_model(one, overrides), folder) for one in models]
     for run in runs:
         if not (run / "config.yaml").is_file():
@@ -98,7 +101,10 @@ def evaluate_all(
 
 def _config_of_model(model: Path, overrides: Sequence[str]) -> Config:
     files = hf_folder(model, "--model")
-    raw: dict[str, Any] = {"model": {"path": str(model), "dtype": stored_dtype(files)}, "data": {"source": "-"}}
+    raw: dict[str, Any] = {
+        "model": {"path": str(model), "dtype": stored_dtype(files)},
+        "data": {"source": "-", "template": "chat"},
+    }
     for override in overrides:
         apply_override(raw, override)
     return Config.build(raw)
@@ -111,8 +117,12 @@ def _prepared(target: Target, wish: Wish) -> Job:
         template, longest = target.config.data.template, target.config.rollout.max_response_tokens
     if wish.template != "auto":
         template = wish.template
-    data = data_folder(wish.data or target.config.eval.data_dir)
-    sets = [_set(spec, target, data, template, tokenizer, wish.seed) for spec in _specs(target, wish)]
+    own = target.config.data.model_copy(update={"template": template})
+    kept = None if wish.fresh else date_of(target.out)
+    date = own.date or kept or began_on(target.weights) or datetime.date.today()
+    folder = data_folder(wish.data or target.config.eval.data_dir)
+    made = PromptTemplate.of(own, tokenizer, date)
+    sets = [_set(spec, target, folder, made, own, wish.seed) for spec in _specs(target, wish)]
     return Job(target, tokenizer, sets, response_limit(target.files, sets, wish.max_tokens, longest))
 
 
@@ -146,16 +156,18 @@ def _like_the_run(spec: EvalSet, wanted: SetConfig, target: Target) -> EvalSet:
 
 
 def _set(
-    spec: EvalSet, target: Target, data: Path | None, template: str, tokenizer: Tokenizer, seed: int
+    spec: EvalSet, target: Target, folder: Path | None, template: PromptTemplate, own: DataConfig, seed: int
 ) -> PreparedSet:
     if spec.name == HELD_OUT and spec.source is None:
-        prompts, report = load_prompts(target.config.data, tokenizer, "test", spec.limit)
-        return held_out(spec, prompts, report.source)
-    if spec.name not in SETS and target.checkpoints and not str(spec.source).endswith(".csv"):
-        own = target.config.data.model_copy(update={"eval_source": spec.source, "template": template})
-        prompts, report = load_prompts(own, tokenizer, "test", spec.limit)
-        return held_out(spec, prompts, str(report))
-    return prepare(spec, source_of(spec, data), template, tokenizer, seed)  # type: ignore[arg-type]
+        prompts, report = load_prompts(target.config.data, template.tokenizer, "test", spec.limit, template.date)
+        one = held_out(spec, prompts, report.source)
+    elif spec.name not in SETS and target.checkpoints:
+        data = own.model_copy(update={"eval_source": spec.source})
+        prompts, report = load_prompts(data, template.tokenizer, "test", spec.limit, template.date)
+        one = held_out(spec, prompts, str(report))
+    else:
+        return prepare(spec, source_of(spec, folder), template, seed)
+    return replace(one, date=str(template.date)) if template.depends_on_date else one
 
 
 def _evaluate(job: Job, wish: Wish) -> list[dict[str, Any]]:

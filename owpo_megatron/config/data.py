@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from owpo_megatron.config.file import Section, written_as
 from owpo_megatron.errors import UserError
@@ -17,7 +17,16 @@ Template = Annotated[
     str,
     written_as(rf"^({'|'.join(TEMPLATES)}|.+\.jinja2?)$", "use raw, completion, chat, or the path of a .jinja file"),
 ]
-Columns = dict[Literal["id", "problem", "messages", "prompt", "token_ids", "answer", "domain"], str]
+
+
+def _known(columns: dict[str, str]) -> dict[str, str]:
+    for name in columns:
+        if name not in COLUMNS:
+            raise ValueError(f"`{name}` is no field of a record; use {', '.join(COLUMNS)}, each with the file's name")
+    return columns
+
+
+Columns = Annotated[dict[str, str], AfterValidator(_known)]
 
 
 class SourceConfig(Section):

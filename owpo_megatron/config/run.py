@@ -152,6 +152,8 @@ Rule = Annotated[
 class VerifierConfig(Section):
     rule: Rule = "auto"
     """`auto`: the task's own rule, `math` for files. Or `python:module:function`, or the URL of an endpoint."""
+    proxy: bool = False
+    """Reach an endpoint through the environment's proxy (http_proxy); false: directly."""
     workers: int = Field(2, gt=0)
     """Grading processes."""
     timeout: float = Field(4.0, gt=0)

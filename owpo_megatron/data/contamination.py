@@ -14,8 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from owpo_megatron.data.problem import Problem
-from owpo_megatron.data.text import letters_and_digits, words
+from owpo_megatron.data.problem import Problem, letters_and_digits, words
 
 SEQUENCE = 10  # words; a shorter problem is one sequence
 _LEAST_WORDS = 5  # problems of fewer words ("What is 2 + 2?") stand everywhere and say nothing

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from owpo_megatron.config import Config
 from owpo_megatron.data.contamination import Contamination
-from owpo_megatron.data.problem import Problem
-from owpo_megatron.data.text import is_chinese, letters_and_digits, without_spaces
+from owpo_megatron.data.files import short
+from owpo_megatron.data.problem import Problem, answer_key, is_chinese, letters_and_digits, without_spaces
+from owpo_megatron.types import Prompt
+from owpo_megatron.verifiers.golds import unreadable
+from owpo_megatron.verifiers.rules import rule_of_domain
 
 LONG_ANSWER = 15  # digits: float64 counts exactly up to here, so longer integers may be rounded ones
 _INTEGER = re.compile(r"[-+]?\d+")
@@ -39,7 +43,7 @@ def fold(problems: Iterable[Problem]) -> Folded:
     read = 0
     for problem in problems:
         read += 1
-        key = f"{without_spaces(problem.text)}\0{problem.answer.strip()}".encode()
+        key = f"{without_spaces(problem.text)}\0{answer_key(problem.answer)}".encode()
         digest = hashlib.blake2b(key, digest_size=16).digest()
         if digest not in seen:
             seen.add(digest)
@@ -48,14 +52,14 @@ def fold(problems: Iterable[Problem]) -> Folded:
 
 
 def conflicts(problems: Iterable[Problem], reading: Callable[[str], str]) -> list[Conflict]:
-    """Problems whose texts are the same under this reading (data/text.py) but whose answers differ."""
+    """Problems whose texts are the same under this reading (data/problem.py) but whose answers differ."""
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
         groups.setdefault(reading(problem.text), []).append(problem)
     return [
         Conflict(tuple(problem.id for problem in group), tuple(problem.answer for problem in group))
         for group in groups.values()
-        if len({problem.answer.strip() for problem in group}) > 1
+        if len({answer_key(problem.answer) for problem in group}) > 1
     ]
 
 
@@ -66,7 +70,7 @@ def has_long_answer(problem: Problem) -> bool:
 
 @dataclass(frozen=True)
 class Faults:
-    """All that can be told of a set without another one. Counts of rows, unless said."""
+    """All that is wrong with a set by itself. Counts of rows, unless said."""
 
     rows: int
     repeated: int
@@ -77,10 +81,16 @@ class Faults:
     long_answers: tuple[tuple[str, str], ...]  # (id, answer)
     integers: int  # answers that are integers
     chinese: int
+    same_id: int  # rows whose id an earlier one has; a run adds `#2` to theirs
+    unreadable: tuple[tuple[str, str, str], ...]  # (id, why, answer) of answers that no response can equal
 
 
-def find_faults(problems: Collection[Problem]) -> Faults:
-    """Look at a whole set, repeats included."""
+def find_faults(problems: Collection[Problem], rule: str = "auto") -> Faults:
+    """Look at a whole set, repeats included.
+
+    Args:
+        rule: of the verifier, which has to read the answers.
+    """
     return Faults(
         rows=len(problems),
         repeated=fold(problems).repeated,
@@ -91,7 +101,29 @@ def find_faults(problems: Collection[Problem]) -> Faults:
         long_answers=tuple((problem.id, problem.answer) for problem in problems if has_long_answer(problem)),
         integers=sum(_INTEGER.fullmatch(problem.answer.strip()) is not None for problem in problems),
         chinese=sum(is_chinese(problem.text) for problem in problems),
+        same_id=len(problems) - len({problem.id for problem in problems}),
+        unreadable=tuple(unreadable_golds(problems, rule)),
     )
+
+
+def unreadable_golds(problems: Iterable[Problem | Prompt], rule: str) -> Iterator[tuple[str, str, str]]:
+    """(id, why, answer) of every gold answer that no response can equal under a rule of the verifier."""
+    for problem in problems:
+        why = unreadable(problem.answer, rule_of_domain(problem.domain) if rule == "auto" else rule)
+        if why:
+            yield problem.id, why, problem.answer
+
+
+def with_unique_ids(problems: Iterable[Problem]) -> tuple[list[Problem], int]:
+    """(the problems, a second one of an id called ID#2, how many that were): an id finds one problem."""
+    taken: dict[str, int] = {}
+    out: list[Problem] = []
+    renamed = 0
+    for problem in problems:
+        count = taken[problem.id] = taken.get(problem.id, 0) + 1
+        renamed += count > 1
+        out.append(problem if count == 1 else replace(problem, id=f"{problem.id}#{count}"))
+    return out, renamed
 
 
 def leave_out(
@@ -123,7 +155,7 @@ def _finders(contamination: Contamination | None) -> dict[str, Finder]:
             answers: dict[str, set[str]] = {}
             keys = [reading(problem.text) for problem in problems]
             for key, problem in zip(keys, problems, strict=True):
-                answers.setdefault(key, set()).add(problem.answer.strip())
+                answers.setdefault(key, set()).add(answer_key(problem.answer))
             return [len(answers[key]) > 1 for key in keys]
 
         return find
@@ -138,3 +170,23 @@ def _finders(contamination: Contamination | None) -> dict[str, Finder]:
         "long_answer": lambda problems: [has_long_answer(problem) for problem in problems],
         "contaminated": contaminated,
     }
+
+
+def notes_on(prompts: Sequence[Prompt], config: Config) -> list[str]:
+    """What a person should know of the training prompts before the first step, a line each."""
+    notes = []
+    unreadable_ones = list(unreadable_golds(prompts, config.verifier.rule))
+    if unreadable_ones:
+        name, why, answer = unreadable_ones[0]
+        shown = short(" ".join(answer.split()))
+        notes.append(
+            f"warning: {len(unreadable_ones)} of {len(prompts)} answers in the data cannot be equalled by any response "
+            f"({why}), e.g. of problem {name}: {shown}; see `owpo data check`"
+        )
+    wanted = config.rollout.prompts_per_step
+    if len(prompts) < wanted:
+        notes.append(
+            f"warning: rollout.prompts_per_step = {wanted} is more than the {len(prompts)} problems: a step holds the "
+            "same problem several times"
+        )
+    return notes

@@ -1,108 +1,202 @@
-"""From the lines of a file to problems: two record schemas, and messages that name the line.
+"""From a record to a problem: the schemas, other names of columns, and messages that name the line.
 
-Ours: `{problem, answer}` with optional `id` and `domain`; other fields are ignored. `messages: [{role, content}]` may
-stand for `problem`. DAPO-Math-17k's:
-`{prompt: [{role, content}], reward_model: {ground_truth}, extra_info: {index}}`.
+A record has a prompt and an answer (docs/data.md):
+
+    prompt   `problem`: a text; `messages` or ShareGPT's `conversations`: turns; `token_ids`; or `prompt`: any of these
+    answer   `answer`: a text or a number; or `reward_model: {ground_truth}`, as DAPO-Math-17k and verl have it
+    more     `id` or `extra_info: {index}`, and `domain`
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
+import decimal
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from owpo_megatron.data.problem import Problem
+from owpo_megatron.data.files import short
+from owpo_megatron.data.problem import Message, Problem
 from owpo_megatron.errors import UserError
 
 DEFAULT_DOMAIN = "math"  # of a record in a file that does not say
+_PROMPTS = ("problem", "messages", "conversations", "token_ids", "prompt")
+READ = {*_PROMPTS, "id", "answer", "domain", "reward_model", "extra_info"}
+"""Columns that are read unless `data.columns` names others."""
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"} | {
+    role: role for role in ("system", "developer", "user", "assistant", "tool")
+}
+_OTHER_NAMES = {
+    "problem": ("question", "query", "input", "instruction", "text", "Problem", "Question"),
+    "answer": ("solution", "target", "label", "final_answer", "expected_answer", "gold", "ground_truth", "Answer"),
+}
 
 
-def jsonl_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, record) of every line that is not empty."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                yield place, json.loads(line)
-            except ValueError as error:  # not JSON, or not UTF-8
-                shown = line.decode(errors="replace").strip()
-                raise UserError(place, short(shown), f"is not JSON ({error}); one JSON object a line") from error
-
-
-def parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, record) of every row; only the columns that a problem needs are read, some thousand rows at a time."""
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = {"id", "problem", "messages", "answer", "domain", "prompt", "reward_model", "extra_info"}
-    number = 0
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        known = [name for name in file.schema_arrow.names if name in columns]
-        for batch in file.iter_batches(batch_size=4096, columns=known):
-            for record in batch.to_pylist():
-                number += 1
-                yield f"{path}:{number}", record
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError("data.source", path, f"cannot be read as Parquet: {short(str(error))}") from error
-
-
-def problem_of(record: Any, place: str, index: int) -> Problem:
+def problem_of(record: Any, place: str, index: int, columns: Mapping[str, str] | None = None) -> Problem:
     """The problem of a record.
 
+    Args:
+        place: where it was read, for messages.
+        index: its number in the source, which is its id where it has none.
+        columns: our name -> the record's own, as `data.columns`.
+
     Raises:
-        UserError: a field is missing or of the wrong kind; `place` (file:line) is named.
+        UserError: a field is missing or of the wrong kind; place, value and remedy are named.
     """
     if not isinstance(record, dict):
         raise UserError(place, short(record), "must be an object with `problem` and `answer`")
-    domain = record.get("domain") or DEFAULT_DOMAIN
-    if "prompt" in record and "problem" not in record:
-        text = _prompt_text(record["prompt"], place, "prompt")
-        answer = _field(record.get("reward_model"), "ground_truth", place, "reward_model.ground_truth")
-        extra = record.get("extra_info")
-        name = extra.get("index") if isinstance(extra, dict) else None
+    fields = _Fields(record, columns or {}, place)
+    name, prompt = fields.first(_PROMPTS)
+    text, messages, token_ids = _prompt(prompt, place, name)
+    if "answer" in fields or not isinstance(record.get("reward_model"), dict):
+        answer, answer_name = fields["answer"], "answer"
     else:
-        if "messages" in record and "problem" not in record:
-            text = _prompt_text(record["messages"], place, "messages")
-        else:
-            text = _text(_field(record, "problem", place), place, "problem")
-        answer = _field(record, "answer", place)
-        name = record.get("id")
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        answer = str(answer)
+        answer, answer_name = record["reward_model"].get("ground_truth"), "reward_model.ground_truth"
+        if answer is None:
+            raise UserError(place, short(record), "lacks `reward_model.ground_truth`; add it (docs/data.md)")
+    extra = record.get("extra_info")
+    given = fields["id"] if "id" in fields else extra.get("index") if isinstance(extra, dict) else None
+    if isinstance(given, float):  # pandas makes floats of a column with a gap
+        given = None if math.isnan(given) else int(given) if given.is_integer() else given
+    domain = fields["domain"] if "domain" in fields else DEFAULT_DOMAIN
     return Problem(
-        id=str(index if name is None else name),
+        id=str(index) if given is None or given == "" else _text(str(given), place, "id"),
         text=text,
-        answer=_text(answer, place, "answer"),
+        answer=_answer(answer, place, answer_name),
         domain=_text(domain, place, "domain"),
+        messages=messages,
+        token_ids=token_ids,
     )
 
 
-def _prompt_text(messages: Any, place: str, name: str) -> str:
-    """The one user message; the template of the run makes the dialogue, so a record's own system turn has no place."""
-    is_dialogue = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
-    if not is_dialogue or [message.get("role") for message in messages] != ["user"]:
-        raise UserError(f"{place} {name}", short(messages), "must be a list of one {role: user, content: text}")
-    return _text(messages[0].get("content"), place, f"{name}[0].content")
+class _Fields:
+    """A record's fields by our names."""
+
+    def __init__(self, record: Mapping[str, Any], columns: Mapping[str, str], place: str):
+        self._record, self._columns, self._place = record, columns, place
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns or self._record.get(name) is not None
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._columns:
+            if name not in self._record:
+                raise self._lacking(name)
+            return self._record[name]
+        value: Any = self._record
+        if self._columns[name] in self._record:  # a name with a dot in it
+            return self._record[self._columns[name]]
+        for part in self._columns[name].split("."):
+            if not isinstance(value, dict) or part not in value:
+                remedy = f"has no column {self._columns[name]}; it has {_names(self._record)}"
+                raise UserError(f"{self._place} data.columns.{name}", self._columns[name], remedy)
+            value = value[part]
+        return value
+
+    def first(self, names: tuple[str, ...]) -> tuple[str, Any]:
+        """The first of these fields that is there, those that `columns` names before all others."""
+        for name in sorted(names, key=lambda name: name not in self._columns):
+            if name in self:
+                return name, self[name]
+        raise self._lacking(names[0])
+
+    def _lacking(self, name: str) -> UserError:
+        if name in self._record:
+            return UserError(f"{self._place} {name}", "null", "must be a text that is not empty")
+        other = next((one for one in _OTHER_NAMES.get(name, ()) if one in self._record), None)
+        if other:
+            remedy = f"set data.columns: {{{name}: {other}}}"
+        else:
+            remedy = f"add it, or name its column with data.columns: {{{name}: ...}}"
+        return UserError(self._place, short(self._record), f"lacks `{name}`; it has {_names(self._record)}: {remedy}")
 
 
-def _field(record: Any, name: str, place: str, shown_name: str | None = None) -> Any:
-    shown_name = shown_name or name
-    if not isinstance(record, dict) or name not in record:
-        raise UserError(place, short(record), f"lacks `{shown_name}`; add it (docs/data.md)")
-    return record[name]
+def _names(record: Mapping[str, Any]) -> str:
+    names = [str(name) for name in record]
+    return short(", ".join(names[:12])) or "no fields"
+
+
+def _prompt(value: Any, place: str, name: str) -> tuple[str, tuple[Message, ...], tuple[int, ...]]:
+    """(text, turns, token ids) of a prompt in any of its forms; one user's turn is a text."""
+    if isinstance(value, dict) and ("role" in value or "from" in value):
+        value = [value]
+    if not isinstance(value, list):
+        return _text(value, place, name), (), ()
+    if not value:
+        raise UserError(f"{place} {name}", "[]", "must not be empty")
+    if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+        if min(value) < 0:
+            raise UserError(f"{place} {name}", min(value), "is no token id; ids begin with 0")
+        return " ".join(map(str, value)), (), tuple(value)
+    if not all(isinstance(one, dict) for one in value):
+        kinds = "a text, a list of {role, content}, or a list of token ids"
+        raise UserError(f"{place} {name}", short(value), f"must be {kinds}")
+    messages = tuple(_message(one, place, f"{name}[{number}]") for number, one in enumerate(value))
+    last = messages[-1]
+    if last.role == "assistant" and not last.continued:
+        remedy = (
+            "the conversation ends with the assistant's turn, which may give the answer away: end it with the user's, "
+            'or mark the beginning of a reply with "prefix": true'
+        )
+        raise UserError(f"{place} {name}", short(last.content), remedy)
+    if last.role in ("system", "developer"):
+        raise UserError(f"{place} {name}", last.role, "nothing is asked; end the conversation with the user's turn")
+    if len(messages) == 1 and last.role == "user":
+        return last.content, (), ()
+    return "\n\n".join(message.content for message in messages if message.content), messages, ()
+
+
+def _message(value: Mapping[str, Any], place: str, name: str) -> Message:
+    role = value.get("role", value.get("from"))
+    if role not in _ROLES:
+        raise UserError(f"{place} {name}.role", short(role), "use system, user, assistant or tool")
+    content = value.get("content", value.get("value"))
+    if value.get("tool_calls"):
+        raise UserError(f"{place} {name}", "tool_calls", "calls of tools are not read; write the turn as a text")
+    if isinstance(content, list):  # parts, as vision models have them
+        parts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
+        ]
+        if not parts or None in parts:
+            raise UserError(f"{place} {name}.content", short(content), "only parts of type text are read")
+        content = "".join(str(part) for part in parts)
+    if role != "system" or content:
+        content = _text(content, place, f"{name}.content")
+    return Message(_ROLES[role], content or "", continued=bool(value.get("prefix")))
+
+
+def _answer(value: Any, place: str, name: str) -> str:
+    """An answer as a text; a number without an exponent, whole ones without a point."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list):
+        raise UserError(
+            f"{place} {name}", short(value), "must be one answer; join the parts of one by commas, as a text"
+        )
+    if isinstance(value, float | decimal.Decimal):
+        if not math.isfinite(value):
+            raise UserError(f"{place} {name}", value, "is no number; give the answer, or remove the row")
+        number = decimal.Decimal(repr(value)) if isinstance(value, float) else value
+        text = format(number, "f")
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        return "0" if text == "-0" else text
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _text(value, place, name)
 
 
 def _text(value: Any, place: str, name: str) -> str:
+    """The one door for every text of a record.
+
+    Raises:
+        UserError: it is no text, it is empty, or it holds half of a surrogate pair, which no encoder takes.
+    """
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place} {name}", short(value), "must be a text that is not empty")
+        shown = "null" if value is None else short(value)
+        raise UserError(f"{place} {name}", shown, "must be a text that is not empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(value[error.start]):04X}"
+        remedy = f"character {error.start + 1} is {code}, half of a surrogate pair; replace it or remove the row"
+        raise UserError(f"{place} {name}", short(value), remedy) from error
     return value
-
-
-def short(value: Any) -> str:
-    """A value as a message shows it."""
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

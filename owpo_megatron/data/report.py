@@ -1,4 +1,4 @@
-"""The whole report on a set: its own faults, and what of evaluation sets stands in it."""
+"""The whole report on a set: its own faults, and the evaluation problems in it."""
 
 from __future__ import annotations
 
@@ -26,22 +26,29 @@ class DataReport:
 
 
 def check_data(
-    source: str, against: Mapping[str, Sequence[Problem]], overlap: float, progress: Progress | None = None
+    source: str,
+    against: Mapping[str, Sequence[Problem]],
+    overlap: float,
+    progress: Progress | None = None,
+    rule: str = "auto",
+    columns: Mapping[str, str] | None = None,
 ) -> DataReport:
     """Read a source whole and look for every fault.
 
     Args:
         against: evaluation sets by the name to show.
+        rule: of the verifier, which has to read the answers.
+        columns: see `data.columns`.
         progress: called after the set itself and after each evaluation set.
 
     Raises:
         UserError: the source cannot be read, or holds nothing.
     """
-    problems = list(read_problems(source))
+    problems = list(read_problems(source, columns=columns))
     if not problems:
         raise UserError("data.source", source, "holds no records")
     steps = len(against) + 1
-    faults = find_faults(problems)
+    faults = find_faults(problems, rule)
     sets = []
     for done, (name, evaluation) in enumerate(against.items(), start=1):
         if progress:

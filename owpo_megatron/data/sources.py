@@ -1,22 +1,25 @@
-"""Where problems come from: a generated task, a JSON-lines or Parquet file, or a data set of the hub.
+"""Where problems come from: a generated task, a file, a data set of the hub, or several of them.
 
-What a record looks like is in records.py, which problems are left out and why in faults.py.
+What a file looks like is in files.py, a record in records.py, which problems are left out and why in faults.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import datetime
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from owpo_megatron.config import DataConfig
+from owpo_megatron.config import DataConfig, SourceConfig
 from owpo_megatron.data import hub
 from owpo_megatron.data.contamination import Contamination
-from owpo_megatron.data.faults import fold, leave_out
+from owpo_megatron.data.faults import fold, leave_out, with_unique_ids
+from owpo_megatron.data.files import SUFFIXES, records_of
 from owpo_megatron.data.problem import Problem, Split
-from owpo_megatron.data.records import jsonl_records, parquet_records, problem_of
+from owpo_megatron.data.records import READ, problem_of
 from owpo_megatron.data.tasks import get_task
-from owpo_megatron.data.templates import apply_template
+from owpo_megatron.data.templates import PromptTemplate
 from owpo_megatron.data.tokenizer import Tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import Prompt
@@ -36,13 +39,16 @@ class SourceReport:
     source: str
     read: int  # records in the source
     repeated: int = 0  # left out: the same problem with the same answer came before
-    contradictory: int = 0  # left out: the problem also stands there with another answer
+    contradictory: int = 0  # left out: the problem is also there with another answer
     lookalike: int = 0  # left out: one with the same letters and digits has another answer
     long_answer: int = 0  # left out: an integer of more than 15 digits
-    contaminated: int = 0  # left out: stands in an evaluation set
+    contaminated: int = 0  # left out: is in an evaluation set
     too_long: int = 0  # left out: more tokens than data.max_prompt_tokens
     used: int = 0  # after all that and data.limit
     contradictory_ids: tuple[str, ...] = ()  # the first few
+    same_id: int = 0  # used under a new id, ID#2: another problem had theirs
+    bos: str = ""  # what every prompt begins with
+    lacks_bos: str = ""  # what the chat template leaves out, and the tokenizer puts before plain texts
 
     def __str__(self) -> str:
         left_out = [
@@ -57,53 +63,63 @@ class SourceReport:
             )
             if count
         ]
-        return f"{self.source}: {self.used} of {self.read} problems" + (
-            f" (left out: {', '.join(left_out)})" if left_out else ""
-        )
+        notes = [f"left out: {', '.join(left_out)}"] if left_out else []
+        if self.same_id:
+            notes.append(f"{self.same_id} with an id of another one, now ID#2")
+        if self.bos:
+            notes.append(f"prompts begin with {self.bos}")
+        if self.lacks_bos:
+            notes.append(f"the chat template leaves out {self.lacks_bos}, which the tokenizer puts before plain texts")
+        return f"{self.source}: {self.used} of {self.read} problems" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def load_prompts(
-    config: DataConfig, tokenizer: Tokenizer, split: Split = "train", limit: int | None = None
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    split: Split = "train",
+    limit: int | None = None,
+    date: datetime.date | None = None,
+    first: int | None = None,
 ) -> tuple[list[Prompt], SourceReport]:
-    """Prompts of a run: training ones from `data.source`, test ones from `data.eval_source` or the task's own split.
+    """Prompts of a run: training ones from `data.source(s)`, test ones from `data.eval_source` or the task's own split.
 
     Args:
         limit: of the test split (`eval.limit`); the train split has `data.limit`.
+        date: what a chat template prints as today, unless `data.date` says it.
+        first: look at these first records only, to find a mistake soon.
 
     Raises:
-        UserError: the source cannot be read, a record is faulty, there is no test split, or nothing is left.
+        UserError: the source cannot be read, a record is faulty, the template refuses one, or nothing is left.
     """
-    source = config.source if split == "train" else config.eval_source or config.source
-    if split == "test" and config.eval_source is None and not config.source.startswith("task:"):
-        raise UserError(
-            "data.eval_source",
-            None,
-            f"{config.source} has no test split; name a held-out file, or set eval.before, eval.after and eval.every "
-            "to false, false and 0",
-        )
+    template = PromptTemplate.of(config, tokenizer, date)
     if split == "train":
-        problems, report = load_problems(
-            source, split, leaving_out=config.leave_out, against=config.against, overlap=config.overlap
-        )
+        problems, report = _training_problems(config, first)
+        limit = config.limit
     else:
-        problems, report = load_problems(source, split)
-    limit = config.limit if split == "train" else limit
+        problems, report = _test_problems(config)
     prompts: list[Prompt] = []
     too_long = 0
-    for problem in problems:
+    for source, problem in problems:
         if limit is not None and len(prompts) == limit:
             break
-        text = apply_template(config.template, problem.text, tokenizer)
-        token_ids = tokenizer.encode(text)
-        if len(token_ids) > config.max_prompt_tokens:
+        prompt = template.prompt(problem, source=source)
+        if len(prompt.token_ids) > config.max_prompt_tokens:
             too_long += 1
         else:
-            prompts.append(Prompt(problem.id, token_ids, text, problem.answer, problem.domain))
+            prompts.append(prompt)
     if not prompts:
         raise UserError(
-            "data.max_prompt_tokens", config.max_prompt_tokens, f"no prompt of {source} is that short; raise it"
+            "data.max_prompt_tokens", config.max_prompt_tokens, f"no prompt of {report.source} is that short; raise it"
         )
-    return prompts, replace(report, too_long=too_long, used=len(prompts))
+    bos = tokenizer.decode_all(tokenizer.bos_ids) if tokenizer.bos_ids else ""
+    lacking = bool(bos) and template.lacks_bos
+    return prompts, replace(
+        report,
+        too_long=too_long,
+        used=len(prompts),
+        bos="" if lacking else bos,
+        lacks_bos=bos if lacking else "",
+    )
 
 
 def load_problems(
@@ -113,14 +129,16 @@ def load_problems(
     leaving_out: Collection[str] = LEFT_OUT,
     against: Sequence[str] = (),
     overlap: float = 0.8,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[list[Problem], SourceReport]:
     """The first `limit` problems of a source, in its order, without those of the kinds `leaving_out`.
 
     Args:
-        source: `task:NAME`, `hub:OWNER/NAME...`, or the path of a .jsonl or .parquet file (the last two are one split,
-            whatever `split` says).
+        source: `task:NAME`, `hub:OWNER/NAME...`, or the path of a file (the last two are one split, whatever `split`
+            is).
         leaving_out: see `data.leave_out`. Contradictory problems go altogether: no response to one can be called right.
         against, overlap: evaluation sets, and the shared part that counts, for `contaminated`.
+        columns: see `data.columns`.
 
     Raises:
         UserError: an unknown source or task, a missing or unreadable file, or a faulty record (named file:line).
@@ -128,32 +146,95 @@ def load_problems(
     if source.startswith("task:"):
         problems = get_task(source.removeprefix("task:")).problems(split)[:limit]
         return problems, SourceReport(source, read=len(problems), used=len(problems))
+    kept, report = _without_faults(read_problems(source, columns=columns), source, leaving_out, against, overlap)
+    return kept[:limit], replace(report, used=len(kept[:limit]))
+
+
+def _training_problems(config: DataConfig, first: int | None) -> tuple[list[tuple[int, Problem]], SourceReport]:
+    """(which source, problem) of every training problem; faults are looked for in all sources together."""
+    parts = config.parts
+    if len(parts) == 1 and parts[0].source.startswith("task:"):
+        problems = get_task(parts[0].source.removeprefix("task:")).problems("train")[: parts[0].limit]
+        report = SourceReport(parts[0].source, read=len(problems), used=len(problems))
+        domain = parts[0].domain
+        return [(0, problem if domain is None else replace(problem, domain=domain)) for problem in problems], report
+    owners: list[int] = []
+
+    def read() -> Iterator[Problem]:
+        for number, part in enumerate(parts):
+            for problem in islice(_part_problems(part, config), first):
+                owners.append(number)
+                yield replace(problem, id=f"{len(owners) - 1}\0{problem.id}")  # found again when some are left out
+
+    name = ", ".join(part.source for part in parts)
+    kept, report = _without_faults(read(), name, config.leave_out, config.against, config.overlap)
+    found: list[tuple[int, Problem]] = []
+    counts = [0] * len(parts)
+    for problem in kept:
+        place, _, own_id = problem.id.partition("\0")
+        owner = owners[int(place)]
+        limit = parts[owner].limit
+        if limit is None or counts[owner] < limit:
+            counts[owner] += 1
+            found.append((owner, replace(problem, id=own_id)))
+    problems, renamed = with_unique_ids(problem for _, problem in found)
+    report = replace(
+        report, same_id=renamed, contradictory_ids=tuple(one.partition("\0")[2] for one in report.contradictory_ids)
+    )
+    return [(owner, problem) for (owner, _), problem in zip(found, problems, strict=True)], report
+
+
+def _part_problems(part: SourceConfig, config: DataConfig) -> Iterator[Problem]:
+    columns = config.columns if part.columns is None else part.columns
+    for problem in read_problems(part.source, columns=columns):
+        yield problem if part.domain is None else replace(problem, domain=part.domain)
+
+
+def _test_problems(config: DataConfig) -> tuple[list[tuple[int, Problem]], SourceReport]:
+    source = config.eval_source or config.source
+    if config.eval_source is None and not source.startswith("task:"):
+        raise UserError(
+            "data.eval_source",
+            None,
+            f"{source or 'data.sources'} has no test split; name a held-out file, or set eval.before, eval.after and "
+            "eval.every to false, false and 0",
+        )
+    found, report = load_problems(source, "test", columns=config.columns)
+    problems, renamed = with_unique_ids(found)
+    return [(0, problem) for problem in problems], replace(report, same_id=renamed)
+
+
+def _without_faults(
+    problems: Iterator[Problem], source: str, leaving_out: Collection[str], against: Sequence[str], overlap: float
+) -> tuple[list[Problem], SourceReport]:
     index = None
     if "contaminated" in leaving_out:
         index = Contamination((problem for name in against for problem in read_problems(name, "data.against")), overlap)
     if "repeated" in leaving_out:
-        folded = fold(read_problems(source))
-        problems, report = list(folded.problems), SourceReport(source, folded.read, folded.repeated)
+        folded = fold(problems)
+        found, report = list(folded.problems), SourceReport(source, folded.read, folded.repeated)
     else:
-        problems = list(read_problems(source))
-        report = SourceReport(source, len(problems))
-    kept, out = leave_out(tuple(problems), leaving_out, index)
+        found = list(problems)
+        report = SourceReport(source, len(found))
+    kept, out = leave_out(tuple(found), leaving_out, index)
     if not report.read:
         raise UserError("data.source", source, "holds no records")
     if not kept:
         raise UserError("data.leave_out", list(leaving_out), f"leaves nothing of {source}; see `owpo data check`")
-    return kept[:limit], replace(
+    return kept, replace(
         report,
         contradictory=len(out.get("contradictory", ())),
         lookalike=len(out.get("lookalike", ())),
         long_answer=len(out.get("long_answer", ())),
         contaminated=len(out.get("contaminated", ())),
-        used=len(kept[:limit]),
+        used=len(kept),
         contradictory_ids=tuple(out.get("contradictory", ())[:10]),
     )
 
 
-def read_problems(source: str, field: str = "data.source") -> Iterator[Problem]:
+def read_problems(
+    source: str, field: str = "data.source", columns: Mapping[str, str] | None = None
+) -> Iterator[Problem]:
     """Every problem of a source, faulty ones included, one at a time.
 
     Raises:
@@ -162,10 +243,11 @@ def read_problems(source: str, field: str = "data.source") -> Iterator[Problem]:
     if source.startswith("task:"):
         yield from get_task(source.removeprefix("task:")).problems("train")
         return
+    names = READ | {name.partition(".")[0] for name in (columns or {}).values()} | set((columns or {}).values())
     index = 0
     for path in source_files(source, field):
-        for place, record in jsonl_records(path) if path.suffix == ".jsonl" else parquet_records(path):
-            yield problem_of(record, place, index)
+        for place, record in records_of(path, names, field):
+            yield problem_of(record, place, index, columns)
             index += 1
 
 
@@ -178,14 +260,15 @@ def source_files(source: str, field: str = "data.source") -> list[Path]:
     if source.startswith(hub.PREFIX):
         return hub.hub_files(source, field)
     path = Path(source)
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise UserError(field, source, "give `task:NAME`, a .jsonl file, a .parquet file or `hub:OWNER/NAME`")
+    if path.suffix not in SUFFIXES:
+        remedy = f"give `task:NAME`, a file that ends in {', '.join(SUFFIXES)}, or `hub:OWNER/NAME`"
+        raise UserError(field, source, remedy)
     if not path.is_file():
         raise UserError(field, source, "is a folder; name a file in it" if path.is_dir() else "no such file")
     return [path]
 
 
-def check_source(source: str, field: str = "data.source") -> None:
+def check_source(source: str, field: str = "data.source", columns: Mapping[str, str] | None = None) -> None:
     """Read a source's first record before a run starts, which downloads a set of the hub.
 
     Raises:
@@ -193,5 +276,5 @@ def check_source(source: str, field: str = "data.source") -> None:
     """
     if source.startswith("task:"):
         get_task(source.removeprefix("task:"))
-    elif next(read_problems(source, field), None) is None:
+    elif next(read_problems(source, field, columns), None) is None:
         raise UserError(field, source, "holds no records")

@@ -6,12 +6,16 @@ SGLang, loads.
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from owpo_megatron.data.problem import Message
 from owpo_megatron.errors import UserError
+from owpo_megatron.verifiers.opening import REASONING_MARKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -25,13 +29,20 @@ class Tokenizer:
     Args:
         tokenizer: any Hugging Face tokenizer.
         generation_eos_ids: further ids that end a response, from generation_config.json.
+        vocab_size: of the model; no id may reach it. None: unknown.
 
     Raises:
-        UserError: nothing says how a response ends.
+        UserError: nothing says how a response ends, or the ids that end one are none of the model's.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, generation_eos_ids: Iterable[int] = ()):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        generation_eos_ids: Iterable[int] = (),
+        vocab_size: int | None = None,
+    ):
         self._tokenizer = tokenizer
+        self.vocab_size = vocab_size
         own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *generation_eos_ids]))
         if not self.eos_ids:
@@ -40,49 +51,134 @@ class Tokenizer:
                 tokenizer.name_or_path,
                 "neither the tokenizer nor generation_config.json names an eos token; add eos_token_id to one of them",
             )
+        self.check_ids(self.eos_ids, "the end of a response")
         self.pad_id: int = self.eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self._marks = _special_marks(tokenizer)
 
     def __len__(self) -> int:
         """Number of token ids; the model's vocabulary may be padded to more."""
         return len(self._tokenizer)
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a prompt, with no special token added.
+    @property
+    def name(self) -> str:
+        """Where it was read from."""
+        return str(self._tokenizer.name_or_path)
+
+    @cached_property
+    def bos_ids(self) -> tuple[int, ...]:
+        """What this tokenizer puts before a plain text, e.g. `<s>`; nothing for most families."""
+        plain = self._tokenizer.encode("1", add_special_tokens=False)
+        whole = self._tokenizer.encode("1", add_special_tokens=True)
+        starts = range(len(whole) - len(plain) + 1)
+        start = next((start for start in starts if whole[start : start + len(plain)] == plain), 0)
+        return tuple(whole[:start])
+
+    def encode(self, text: str, bos: bool = False) -> tuple[int, ...]:
+        """Ids of a prompt.
+
+        Args:
+            bos: begin with what the tokenizer puts before a plain text; never twice, and never an eos token behind it.
+                False for the text of a chat template, which has its special tokens itself.
 
         Raises:
-            UserError: the text has a character that this tokenizer does not know.
+            UserError: the text has a character that this tokenizer does not know, or an id that the model does not.
         """
         ids = tuple(self._tokenizer.encode(text, add_special_tokens=False))
         unknown = self._tokenizer.unk_token_id
         if unknown is not None and unknown in ids:
-            shown = text if len(text) <= 60 else text[:57] + "..."
             raise UserError(
                 "data.source",
-                repr(shown),
-                f"the tokenizer of {self._tokenizer.name_or_path} does not know all of these characters; "
-                "use a model made for this source",
+                repr(_short(text)),
+                f"the tokenizer of {self.name} does not know all of these characters; use a model made for this source",
             )
+        prefix = self.bos_ids
+        if prefix:
+            while ids[: 2 * len(prefix)] == prefix * 2:
+                ids = ids[len(prefix) :]
+            if bos and ids[: len(prefix)] != prefix:
+                ids = prefix + ids
+        self.check_ids(ids, f"the prompt {_short(text)!r}")
         return ids
 
+    def check_ids(self, ids: Iterable[int], what: str) -> None:
+        """Raises UserError where an id is beyond the model's vocabulary: its embedding would be another's, or zeros."""
+        beyond = [] if self.vocab_size is None else sorted({one for one in ids if one >= self.vocab_size})
+        if beyond:
+            tokens = ", ".join(f"{one} ({self._tokenizer.convert_ids_to_tokens(one)})" for one in beyond[:3])
+            raise UserError(
+                "model.path",
+                self.name,
+                f"{what} has token {tokens}, but the model has only {self.vocab_size} (vocab_size in config.json): "
+                "resize its embeddings, or use the tokenizer that it was made with",
+            )
+
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a response, special tokens dropped, spaces left as they are."""
+        """Text of a response, spaces left as they are; special tokens dropped, except those around reasoning."""
+        if self._marks.keys().isdisjoint(ids):
+            return self._decode(ids)
+        parts: list[str] = []
+        start = 0
+        for place, one in enumerate(ids):
+            if one in self._marks:
+                parts += [self._decode(ids[start:place]), self._marks[one]]
+                start = place + 1
+        return "".join(parts) + self._decode(ids[start:])
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Text of a prompt, special tokens included."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     @property
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
 
-    def chat(self, text: str) -> str:
-        """The text as a user's message, with the opening of the assistant's turn (the tokenizer's own template)."""
-        message = [{"role": "user", "content": text}]
-        return str(self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    @property
+    def chat_template(self) -> str:
+        """The text of its chat template; "" without one."""
+        return str(self._tokenizer.get_chat_template()) if self.has_chat_template else ""
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        template: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        date: datetime.date | None = None,
+    ) -> str:
+        """A conversation by the tokenizer's chat template, with the opening of the assistant's turn.
+
+        Args:
+            template: the text of another template.
+            arguments: further variables of the template.
+            date: what `strftime_now` prints, at midnight; None: now.
+
+        Raises:
+            jinja2.TemplateError, ValueError: and whatever else a template raises.
+        """
+        further = dict(arguments or {})
+        if date is not None:
+            midnight = datetime.datetime.combine(date, datetime.time())
+            further["strftime_now"] = midnight.strftime
+        continued = messages[-1].continued
+        return str(
+            self._tokenizer.apply_chat_template(
+                [{"role": message.role, "content": message.content} for message in messages],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=not continued,
+                continue_final_message=continued,
+                **further,
+            )
+        )
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """The tokenizer of a Hugging Face folder; eos ids also come from its generation_config.json.
 
     Raises:
-        UserError: no folder, no tokenizer in it, or a file that cannot be read.
+        UserError: no folder, no tokenizer in it, a file that cannot be read, or ids that the model does not have.
     """
     from transformers import AutoTokenizer
 
@@ -94,13 +190,14 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         generation_eos_ids = _generation_eos_ids(folder / "generation_config.json")
+        vocab_size = _vocab_size(folder / "config.json")
     except (OSError, ValueError) as error:
         raise UserError("model.path", folder, f"its tokenizer cannot be read: {_first_line(error)}") from error
-    return Tokenizer(tokenizer, generation_eos_ids)
+    return Tokenizer(tokenizer, generation_eos_ids, vocab_size)
 
 
 def make_character_tokenizer(alphabet: str, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
-    """One token a character; eos, pad and unknown are ids 0, 1 and 2.
+    """One token per character; eos, pad and unknown are ids 0, 1 and 2.
 
     Args:
         alphabet: characters, each once; they get ids from 3 on, in this order.
@@ -108,7 +205,7 @@ def make_character_tokenizer(alphabet: str, vocab_size: int | None = None) -> Pr
             padded vocabulary cannot hide one of them in a response that then looks right.
 
     Raises:
-        ValueError: a character stands twice, or vocab_size is too small.
+        ValueError: a character is given twice, or vocab_size is too small.
     """
     if len(set(alphabet)) != len(alphabet):
         raise ValueError(f"alphabet {alphabet!r} has a character twice")
@@ -116,7 +213,7 @@ def make_character_tokenizer(alphabet: str, vocab_size: int | None = None) -> Pr
 
 
 def make_byte_tokenizer(vocab_size: int | None = None) -> PreTrainedTokenizerFast:
-    """One token a byte of UTF-8, for any text; eos and pad are ids 0 and 1, byte b has one of the ids 2 to 257.
+    """One token per byte of UTF-8, for any text; eos and pad are ids 0 and 1, byte b has one of the ids 2 to 257.
 
     As with every Hugging Face tokenizer, a text that spells a special token (`<pad>`) gets its id.
 
@@ -161,6 +258,28 @@ def _generation_eos_ids(file: Path) -> list[int]:
         return []
     ids = json.loads(file.read_text()).get("eos_token_id")
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def _vocab_size(file: Path) -> int | None:
+    """Of config.json; of its language model where it has several."""
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text())
+    for section in (config, config.get("text_config") or {}):
+        if isinstance(section.get("vocab_size"), int):
+            return int(section["vocab_size"])
+    return None
+
+
+def _special_marks(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
+    """Special tokens around reasoning, which a decoded response keeps; in most families they are plain tokens."""
+    known = {mark.lower() for mark in REASONING_MARKS}
+    added = tokenizer.added_tokens_decoder.items()
+    return {one: str(token.content) for one, token in added if token.special and token.content.lower() in known}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _first_line(error: Exception) -> str:

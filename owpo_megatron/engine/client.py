@@ -240,6 +240,8 @@ def generate_body(requests: Sequence[SampleRequest], sampling: Sampling) -> dict
     }
     if sampling.stop_token_ids:
         shared["stop_token_ids"] = list(sampling.stop_token_ids)
+    if sampling.stop:
+        shared |= {"stop": list(sampling.stop), "no_stop_trim": True}
     ids = [list(request.prompt.token_ids) for request in requests]
     parameters = [{**shared, "sampling_seed": request.seed} for request in requests]
     one = len(requests) == 1  # a router refuses a list of one

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.config import EngineConfig
+from owpo_megatron.config import Config, EngineConfig
 from owpo_megatron.engine.install import PACKAGE, engine_home, how_to_install
 from owpo_megatron.errors import UserError
 
@@ -81,6 +81,11 @@ def check_interpreter(config: EngineConfig) -> None:
             + os.path.relpath(PACKAGE / "sglang_cpu"),
         }
         raise UserError("engine.python", python, remedy[missing])
+
+
+def server_raw(config: Config) -> dict[str, Any]:
+    """The `sglang` section, with a tokenizer in the server where texts end a response: it has to decode for that."""
+    return ({"skip_tokenizer_init": False} if config.rollout.stop else {}) | config.sglang
 
 
 def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Mapping[str, Any]) -> dict[str, Any]:

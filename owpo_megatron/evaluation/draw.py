@@ -9,10 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.estimate import Estimate, estimate, pass_at_k
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.results import Draw, Results
-from owpo_megatron.types import GradingItem, Rollout, RolloutEngine, SampleRequest, Sampling, Verdicts, Verifier
+from owpo_megatron.types import (
+    GradingItem,
+    Rollout,
+    RolloutEngine,
+    SampleRequest,
+    Sampling,
+    Verdict,
+    Verdicts,
+    Verifier,
+)
+from owpo_megatron.verifiers.grading import FAILURES, refuse_failed_grading
 
 # Requests per call of the engine: many times its concurrency, so that little is lost while the last ones end, and few
 # enough that their responses (ids and log-probs, until the call returns) fit any memory.
@@ -41,6 +52,7 @@ class Answering:
     stop_token_ids: tuple[int, ...]
     max_tokens: int
     seed: int
+    stop: tuple[str, ...] = ()
 
 
 def identity(prepared: PreparedSet, model: str, max_tokens: int, seed: int) -> dict[str, Any]:
@@ -61,7 +73,7 @@ def identity(prepared: PreparedSet, model: str, max_tokens: int, seed: int) -> d
         "rules": sorted(set(prepared.rules.values())),
         "seed": seed,
         "model": model,
-    }
+    } | ({"date": prepared.date} if prepared.date else {})
 
 
 def sample_seed(seed: int, problem: int, sibling: int) -> int:
@@ -86,7 +98,12 @@ def evaluate_set(
     if progress is not None and len(results):
         progress(len(results), len(places), results.right)
     for start in range(0, len(missing), CHUNK):
-        _draw(prepared, answering, results, missing[start : start + CHUNK], progress)
+        failed = _draw(prepared, answering, results, missing[start : start + CHUNK], progress)
+        try:
+            refuse_failed_grading(failed, ", ".join(sorted(set(prepared.rules.values()))))
+        except UserError:
+            results.discard(FAILURES)
+            raise
     scores = scores_of(prepared, results.draws(len(prepared.prompts), spec.samples))
     last = {"last_call": {"samples": len(missing), "seconds": round(time.monotonic() - started, 3)}}
     return results.finish(prepared.prompts, spec.samples, scores | last)
@@ -125,7 +142,8 @@ def _draw(
     results: Results,
     places: Sequence[tuple[int, int]],
     progress: DrawProgress | None,
-) -> None:
+) -> list[Verdict]:
+    """Draw and grade these samples; returns their verdicts."""
     spec = prepared.spec
     requests = [
         SampleRequest(prepared.prompts[problem], sample_seed(answering.seed, problem, sibling))
@@ -133,11 +151,14 @@ def _draw(
     ]
     total = len(prepared.prompts) * spec.samples
     under_way: deque[tuple[int, Sequence[Rollout], Verdicts]] = deque()
+    verdicts: list[Verdict] = []
 
     def settle(wait: bool) -> None:
         while under_way and (wait or under_way[0][2].done()):
             first, rollouts, grading = under_way.popleft()
-            for place, rollout, verdict in zip(places[first:], rollouts, grading.result(), strict=False):
+            graded = grading.result()
+            verdicts.extend(graded)
+            for place, rollout, verdict in zip(places[first:], rollouts, graded, strict=False):
                 length, truncated = len(rollout.response_ids), rollout.finish_reason == "length"
                 results.add(*place, Draw(verdict.reason, length, truncated, rollout.response_ids))
             if progress is not None:
@@ -148,11 +169,12 @@ def _draw(
         under_way.append((first, rollouts, answering.verifier.submit(items)))
         settle(wait=False)
 
-    sampling = Sampling(answering.max_tokens, spec.temperature, spec.top_p, answering.stop_token_ids)
+    sampling = Sampling(answering.max_tokens, spec.temperature, spec.top_p, answering.stop_token_ids, answering.stop)
     try:
         answering.engine.generate(requests, sampling, finished=finished)
     finally:
         settle(wait=True)
+    return verdicts
 
 
 def _item(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> GradingItem:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import csv
+import datetime
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.data import Problem, Tokenizer
+from owpo_megatron.data import Problem, PromptTemplate
+from owpo_megatron.data.files import SUFFIXES, records_of
 from owpo_megatron.data.hub import PREFIX, hub_files
-from owpo_megatron.data.records import jsonl_records, problem_of
+from owpo_megatron.data.records import problem_of
 from owpo_megatron.data.tasks import get_task
-from owpo_megatron.data.templates import apply_template
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.choices import DOMAIN, as_problem, choice_of, is_choice
-from owpo_megatron.evaluation.sets import SUFFIXES, EvalSet
+from owpo_megatron.evaluation.sets import EvalSet
 from owpo_megatron.types import Prompt
 from owpo_megatron.verifiers.rules import rule_of_domain
 
-Template = str
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 _INSTRUCTED = ("boxed", "Answer:")  # a text with one of these contains its own instruction
 
@@ -33,6 +32,7 @@ class PreparedSet:
     origin: str  # the file or the name on the hub that it was read from
     prompts: tuple[Prompt, ...]
     rules: Mapping[str, str]  # domain of a prompt -> rule of the verifier
+    date: str = ""  # that the template printed as today; "" where it prints none
 
     @property
     def fingerprint(self) -> str:
@@ -51,31 +51,28 @@ class PreparedSet:
         return f"{self.origin} has {found} problems; {self.spec.title} has {expected}"
 
 
-def prepare(spec: EvalSet, source: str, template: Template, tokenizer: Tokenizer, seed: int) -> PreparedSet:
+def prepare(spec: EvalSet, source: str, template: PromptTemplate, seed: int) -> PreparedSet:
     """Read a set and build its prompts.
 
     Args:
-        source: a .jsonl, .parquet or .csv file, `task:NAME`, or a name on the hub (`hub:...`).
+        source: a .jsonl, .json, .parquet or .csv file, `task:NAME`, or a name on the hub (`hub:...`).
         seed: seed for shuffling answer options.
 
     Raises:
-        UserError: the source is missing or faulty, or the tokenizer lacks what the template needs.
+        UserError: the source is missing or faulty, or the template cannot take a problem of it.
     """
     problems = read_problems(source, seed)[: spec.limit]
-    texts = [
-        _instructed(problem.text) if template == "chat" and spec.instruct else problem.text for problem in problems
-    ]
-    # A separate domain: a run's training problems may be graded by another rule.
+    if template.is_chat and spec.instruct:
+        problems = [_instructed(problem) for problem in problems]
+    # A domain of its own: a run's training problems may be graded by another rule.
     domains = [f"eval/{spec.name}/{problem.domain}" for problem in problems]
-    prompts = []
-    for problem, text, domain in zip(problems, texts, domains, strict=True):
-        prompt_text = apply_template(template, text, tokenizer)
-        prompts.append(Prompt(problem.id, tokenizer.encode(prompt_text), prompt_text, problem.answer, domain))
+    prompts = [template.prompt(problem, domain) for problem, domain in zip(problems, domains, strict=True)]
     rules = {
         domain: _rule(problem.domain) if spec.rule == "auto" else spec.rule
         for problem, domain in zip(problems, domains, strict=True)
     }
-    return PreparedSet(spec, source, tuple(prompts), rules)
+    date = str(template.date or datetime.date.today()) if template.depends_on_date else ""
+    return PreparedSet(spec, source, tuple(prompts), rules, date)
 
 
 def held_out(spec: EvalSet, prompts: Sequence[Prompt], origin: str) -> PreparedSet:
@@ -99,21 +96,25 @@ def read_problems(source: str, seed: int) -> list[Problem]:
         raise UserError("evaluation set", source, "contains no records")
     if is_choice(records[0][1]):
         return [as_problem(choice_of(record, place), seed) for place, record in records]
-    return [problem_of(_with_text_answer(record), place, index) for index, (place, record) in enumerate(records)]
-
-
-def _with_text_answer(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Convert integer answers that are stored as floats, as in the hub's AMC, to text."""
-    answer = record.get("answer")
-    return {**record, "answer": str(int(answer))} if isinstance(answer, float) and answer.is_integer() else record
+    return [problem_of(record, place, index) for index, (place, record) in enumerate(records)]
 
 
 def _rule(domain: str) -> str:
     return DOMAIN if domain == DOMAIN else rule_of_domain(domain)
 
 
-def _instructed(text: str) -> str:
-    return text if any(mark in text for mark in _INSTRUCTED) else f"{text}\n\n{INSTRUCTION}"
+def _instructed(problem: Problem) -> Problem:
+    """The problem with an instruction behind its last turn; one that has its own stays, as do token ids."""
+    if problem.token_ids or any(mark in problem.text for mark in _INSTRUCTED):
+        return problem
+    if not problem.messages:
+        return replace(problem, text=f"{problem.text}\n\n{INSTRUCTION}")
+    asked = max((place for place, one in enumerate(problem.messages) if one.role == "user"), default=None)
+    if asked is None:
+        return problem
+    messages = list(problem.messages)
+    messages[asked] = replace(messages[asked], content=f"{messages[asked].content}\n\n{INSTRUCTION}")
+    return replace(problem, messages=tuple(messages))
 
 
 def _from_hub(source: str) -> list[Path]:
@@ -125,36 +126,11 @@ def _from_hub(source: str) -> list[Path]:
 
 
 def _records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if file.suffix not in _READERS:
-        raise UserError("evaluation set", file, f"name a file that ends in {', '.join(SUFFIXES)}, or task:NAME")
+    if file.suffix not in SUFFIXES:
+        raise UserError("evaluation set", file, f"give a file that ends in {', '.join(SUFFIXES)}, or task:NAME")
     if not file.is_file():
         raise UserError("evaluation set", file, "no such file")
-    for place, record in _READERS[file.suffix](file):
+    for place, record in records_of(file, field="evaluation set"):
         if not isinstance(record, dict):
             raise UserError(place, type(record).__name__, "must be an object with fields")
         yield place, record
-
-
-def _csv_records(file: Path) -> Iterator[tuple[str, Any]]:
-    with file.open(encoding="utf-8", newline="") as stream:
-        for number, record in enumerate(csv.DictReader(stream), start=1):
-            yield f"{file} record {number}", record
-
-
-def _parquet_records(file: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError("evaluation set", file, f"cannot be read as Parquet: {str(error)[:80]}") from error
-    for number, record in enumerate(table.to_pylist(), start=1):
-        yield f"{file}:{number}", record
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
-    ".jsonl": jsonl_records,
-    ".parquet": _parquet_records,
-    ".csv": _csv_records,
-}

@@ -8,8 +8,9 @@ FOLDER/
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ class Results:
             file.write(json.dumps(line) + "\n")
         self._take(problem, sibling, draw)
 
+    def discard(self, reasons: Collection[str]) -> None:
+        """Forget the samples with these verdicts, so that a later call draws and grades them again."""
+        lines = self._part.read_text().splitlines(keepends=True)
+        write_whole(
+            self._part, "".join(lines[:1] + [one for one in lines[1:] if json.loads(one)["reason"] not in reasons])
+        )
+        self._draws = {place: draw for place, draw in self._draws.items() if draw.reason not in reasons}
+
     def draws(self, problems: int, samples: int) -> list[list[Draw]]:
         """Return all samples by problem, once all have been drawn."""
         return [[self._draws[problem, sibling] for sibling in range(samples)] for problem in range(problems)]
@@ -139,3 +148,17 @@ class Results:
         raise UserError(
             "results", file, f"belong to another evaluation ({changes}); give another --out, or --fresh to replace them"
         )
+
+
+def date_of(folder: Path) -> datetime.date | None:
+    """Return the date that the prompts of earlier results in a folder were made with, None where there is none."""
+    for file in sorted(folder.glob("*.part.jsonl")) + sorted(folder.glob("*.json")):
+        with file.open() as lines:
+            text = lines.readline() if file.suffix == ".jsonl" else lines.read()
+        try:
+            settings = json.loads(text).get("settings", {})
+        except (ValueError, AttributeError):
+            continue  # another file, or one that a killed process was writing
+        if isinstance(settings, dict) and settings.get("date"):
+            return datetime.date.fromisoformat(settings["date"])
+    return None

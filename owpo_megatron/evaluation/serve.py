@@ -14,6 +14,7 @@ from owpo_megatron.config import Config
 from owpo_megatron.data import Tokenizer
 from owpo_megatron.engine import Fleet, Server, start_fleet
 from owpo_megatron.engine.client import UNKNOWN_VERSION
+from owpo_megatron.engine.command import server_raw
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.draw import Answering, DrawProgress, evaluate_set, identity
 from owpo_megatron.evaluation.prepare import PreparedSet
@@ -68,13 +69,16 @@ def evaluate_weights(
     rules = {domain: rule for one in sets for domain, rule in one.rules.items()}
     with ExitStack() as stack:
         model = stack.enter_context(served())
-        fleet = stack.enter_context(start_fleet(config.engine, model, config.model.dtype, config.sglang, out / "logs"))
+        fleet = stack.enter_context(
+            start_fleet(config.engine, model, config.model.dtype, server_raw(config), out / "logs")
+        )
         if not isinstance(fleet.engines[0], Server):
             fleet.on_restart = partial(_load, fleet, model)
             fleet.on_restart()
         verifier = make_verifier(config.verifier, (), rules)
         stack.callback(verifier.close)
-        answering = Answering(fleet, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, seed)
+        stop = tuple(config.rollout.stop)
+        answering = Answering(fleet, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, seed, stop)
         return [evaluate_set(one, answering, kept, progress(one)) for one, kept in zip(sets, results, strict=True)]
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from owpo_megatron.config import Config, SetConfig
+from owpo_megatron.data.files import SUFFIXES
 from owpo_megatron.errors import UserError
 
 VARIABLE = "OWPO_DATA"
-HELD_OUT = "held_out"  # name of a run's own set: the held-out problems of `data`
-SUFFIXES = (".jsonl", ".parquet", ".csv")
+HELD_OUT = "held_out"  # the name of a run's own set: the held-out problems of `data`
 
 
 @dataclass(frozen=True)

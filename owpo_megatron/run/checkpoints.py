@@ -12,6 +12,7 @@ There is no random state to save: nothing is dropped out, prompts come from (see
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import shutil
@@ -64,6 +65,11 @@ class CheckpointFolder:
                 states.append(json.loads((self.path(step) / TRAINER).read_text()))
         return states
 
+    def began_on(self) -> datetime.date | None:
+        """The day on which the run began, as its newest checkpoint has it; None where there is none."""
+        states = self.trainer_states()
+        return _date_in(states[-1]) if states else None
+
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """(folder of the sharded state, trainer's state) of the newest checkpoint whose hashes are right, or None.
 
@@ -92,6 +98,17 @@ class CheckpointFolder:
 
     def _scratch(self, step: int) -> Path:
         return self._root / f".writing_{step:06d}"
+
+
+def began_on(checkpoint: Path) -> datetime.date | None:
+    """The day on which the run of a checkpoint began; None where the folder has no such file, or an older one."""
+    file = checkpoint / TRAINER
+    return _date_in(json.loads(file.read_text())) if file.is_file() else None
+
+
+def _date_in(state: dict[str, Any]) -> datetime.date | None:
+    date = state.get("rollouts", {}).get("date")
+    return None if date is None else datetime.date.fromisoformat(date)
 
 
 def seal(scratch: Path, folder: Path) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from owpo_megatron.config import HF_FILES, Config, hf_folder
 from owpo_megatron.conversion import HFWriter, carry_files
-from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
+from owpo_megatron.data import load_prompts, load_tokenizer, make_stream, notes_on
 from owpo_megatron.engine import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
+from owpo_megatron.engine.command import server_raw
 from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
@@ -21,7 +24,7 @@ from owpo_megatron.mcore.topology import close_topology, init_topology
 from owpo_megatron.methods import make_method
 from owpo_megatron.policy import MegatronPolicy, SlotReference
 from owpo_megatron.run.best import BestWeights
-from owpo_megatron.run.checkpoints import CheckpointFolder
+from owpo_megatron.run.checkpoints import CheckpointFolder, began_on
 from owpo_megatron.run.metrics import MetricsFile, silent_step
 from owpo_megatron.run.state import RunState
 from owpo_megatron.run.summary import write_summary
@@ -37,7 +40,7 @@ from owpo_megatron.trainer.stage import StagePlan, due_every
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.sync_check import LogprobCheck
 from owpo_megatron.types import Prompt, Rollout, Verifier, WeightSync
-from owpo_megatron.verifiers import make_verifier
+from owpo_megatron.verifiers import make_verifier, refuse_failed_grading
 
 
 def train_run(config: Config, stop_file: Path | None = None) -> None:
@@ -55,7 +58,7 @@ def train_run(config: Config, stop_file: Path | None = None) -> None:
 def evaluate_run(config: Config, checkpoint: Path | None = None) -> None:
     """Evaluate a checkpoint (default: the run's newest, else the model); scores go to eval/ and the screen."""
     with contextlib.ExitStack() as stack:
-        run = Run(config, stack, evaluation_only=True)
+        run = Run(config, stack, evaluation_only=True, checkpoint=checkpoint)
         step = run.state.restore(checkpoint, to_evaluate=True)
         run.main.push(step)
         scores = run.main.run(lambda: run.scores(f"step_{step:06d}_eval"))
@@ -69,10 +72,17 @@ class Run:
 
     Args:
         stack: what has to be closed is entered here.
+        checkpoint: what is evaluated; None: the newest one.
         evaluation_only: an engine is needed even where rollouts are replayed, and nothing is written but eval/.
     """
 
-    def __init__(self, config: Config, stack: contextlib.ExitStack, evaluation_only: bool = False):
+    def __init__(
+        self,
+        config: Config,
+        stack: contextlib.ExitStack,
+        evaluation_only: bool = False,
+        checkpoint: Path | None = None,
+    ):
         self.config = config
         self.evaluation_only = evaluation_only
         self.model_files = hf_folder(config.model.path)
@@ -83,6 +93,7 @@ class Run:
         stack.callback(close_topology)
         self.console = RunConsole(config.optimizer.steps) if topology.is_main else None
         self.tokenizer = load_tokenizer(self.model_files) if topology.is_main else None
+        self.date = config.data.date or self._began_on(checkpoint) or datetime.date.today()
         self.train_prompts, self.eval_sets = self._prompts() if topology.is_main else ([], [])
         self.objective = make_method(config.algorithm)
         needs_reference = self.objective.needs_reference != "none" and not (evaluation_only and config.teachers)
@@ -197,15 +208,23 @@ class Run:
     # ------------------------------------------------------------------------------------------ building
     def _prompts(self) -> tuple[list[Prompt], list[PreparedSet]]:
         assert self.tokenizer
-        train, report = load_prompts(self.config.data, self.tokenizer)
+        train, report = load_prompts(self.config.data, self.tokenizer, date=self.date)
         self.say(str(report))
+        for note in notes_on(train, self.config):
+            self.say(note)
         sets = []
         if self._evaluation_wanted() or self.evaluation_only:
-            sets = prepare_sets(self.config, self.tokenizer, self.say)
+            sets = prepare_sets(self.config, self.tokenizer, self.date, self.say)
         if self.config.rollout.replay is None:
             asked = [*train, *(prompt for one in sets for prompt in one.prompts)]
             check_context_length(self.config, max(len(prompt.token_ids) for prompt in asked))
         return train, sets
+
+    def _began_on(self, checkpoint: Path | None) -> datetime.date | None:
+        """The day that the run's checkpoints keep: a template that prints the date prints the same after midnight."""
+        if checkpoint is not None:
+            return began_on(checkpoint)
+        return CheckpointFolder(self.config.run_dir / "checkpoints", self.config.checkpoint.keep).began_on()
 
     def _start_engine(self, stack: contextlib.ExitStack) -> Future | None:
         """Global rank 0's engine, started while all ranks build the model."""
@@ -223,7 +242,7 @@ class Run:
 
     def _start_fleet(self, stack: contextlib.ExitStack) -> Fleet:
         # Every weight comes by the first push; SGLang need not read the checkpoint.
-        raw = {"load_format": "dummy"} | self.config.sglang
+        raw = {"load_format": "dummy"} | server_raw(self.config)
         if self.config.sync.fp8:
             raw |= fp8_engine_arguments(raw)
         fleet = start_fleet(
@@ -251,7 +270,7 @@ class Run:
     def _collector(self) -> RolloutCollector:
         config, stream = self.config, None
         if self.topology.is_main:
-            stream = ShuffledStream(self.train_prompts, config.seed)
+            stream = make_stream(config.data, self.train_prompts, config.seed)
             if self.fleet:
                 self.fleet.on_restart = self.main.push_again
         return RolloutCollector(
@@ -265,6 +284,8 @@ class Run:
             dynamic_sampling=self.objective.dynamic_sampling,
             record=self._record,
             progress=self.console.working if self.console else None,
+            date=self.date,
+            check_verdicts=partial(refuse_failed_grading, rule=config.verifier.rule),
         )
 
     def _evaluator(self) -> Evaluator | None:
@@ -273,7 +294,8 @@ class Run:
         assert self.tokenizer and self.engine and self.verifier and self.console
         limit, seed = self.config.rollout.max_response_tokens, self.config.seed
         eos_ids = self.tokenizer.eos_ids
-        answering = Answering(self.engine, self.verifier, self.tokenizer.decode, eos_ids, limit, seed)
+        stop = tuple(self.config.rollout.stop)
+        answering = Answering(self.engine, self.verifier, self.tokenizer.decode, eos_ids, limit, seed, stop)
         return Evaluator(self.eval_sets, answering, self.config.run_dir / "eval", self.console.working)
 
     def _evaluation_wanted(self) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from owpo_megatron.config import Config
-from owpo_megatron.data import Tokenizer, load_prompts
+from owpo_megatron.data import PromptTemplate, Tokenizer, load_prompts
 from owpo_megatron.evaluation.draw import Answering, evaluate_set
 from owpo_megatron.evaluation.prepare import PreparedSet, held_out, prepare
 from owpo_megatron.evaluation.results import Results
@@ -15,20 +16,26 @@ from owpo_megatron.evaluation.sets import HELD_OUT, data_folder, sets_of_run, so
 from owpo_megatron.types import Progress
 
 
-def prepare_sets(config: Config, tokenizer: Tokenizer, say: Callable[[str], None]) -> list[PreparedSet]:
+def prepare_sets(
+    config: Config, tokenizer: Tokenizer, date: datetime.date, say: Callable[[str], None]
+) -> list[PreparedSet]:
     """The sets that a run evaluates itself on, the one that decides first.
+
+    Args:
+        date: what chat templates print as today.
 
     Raises:
         UserError: a set is not known, not found or faulty.
     """
     folder, prepared = data_folder(config.eval.data_dir), []
+    template = PromptTemplate.of(config.data, tokenizer, date)
     for spec in sets_of_run(config):
         if spec.name == HELD_OUT and spec.source is None:
-            prompts, report = load_prompts(config.data, tokenizer, "test", spec.limit)
+            prompts, report = load_prompts(config.data, tokenizer, "test", spec.limit, date)
             prepared.append(held_out(spec, prompts, report.source))
             say(f"held out: {report}")
         else:
-            one = prepare(spec, source_of(spec, folder), config.data.template, tokenizer, config.seed)
+            one = prepare(spec, source_of(spec, folder), template, config.seed)
             prepared.append(one)
             say(one.complaint or f"{spec.title}: {len(one.prompts)} problems of {one.origin}")
     return prepared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ class RolloutCollector:
     Args:
         engine, verifier, stream: of rank 0; None elsewhere.
         decode: token ids to text.
+        check_verdicts: raises where not one of a round's answers could be graded.
+        date: what the prompts' template printed as today; goes into checkpoints.
         record: called on rank 0 with (step, all rollouts that were generated, kept or not).
     """
 
@@ -54,9 +57,12 @@ class RolloutCollector:
         dynamic_sampling: bool,
         record: Callable[[int, Sequence[Rollout]], None],
         progress: Progress | None = None,
+        date: datetime.date | None = None,
+        check_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
     ):
         self._config = config.rollout
         self._seed = config.seed
+        self._check_verdicts = check_verdicts
         self._rules = RewardRules.of(config)
         self._noise = RewardNoise(config.seed, config.verifier.flip)
         self._main = main
@@ -67,9 +73,13 @@ class RolloutCollector:
         self._dynamic = dynamic_sampling
         self._record = record
         self._progress = progress
+        self._date = date
         self._drawn = 0  # prompts taken from the stream since the run began
         self._sampling = Sampling(
-            config.rollout.max_response_tokens, config.rollout.temperature, stop_token_ids=stop_token_ids
+            config.rollout.max_response_tokens,
+            config.rollout.temperature,
+            stop_token_ids=stop_token_ids,
+            stop=tuple(config.rollout.stop),
         )
 
     def collect(self, step: int, log: StepLog) -> list[Group]:
@@ -79,7 +89,8 @@ class RolloutCollector:
 
     def state_dict(self) -> dict[str, Any]:
         assert self._stream is not None
-        return {"drawn": self._drawn, "stream": self._stream.state_dict()}
+        date = {} if self._date is None else {"date": self._date.isoformat()}
+        return {"drawn": self._drawn, "stream": self._stream.state_dict()} | date
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert self._stream is not None
@@ -129,6 +140,7 @@ class RolloutCollector:
             rollouts = self._engine.generate(requests, self._sampling, self._progress, finished)
         with log.timed("verify"):
             verdicts = [verdict for first in sorted(gradings) for verdict in gradings[first].result()]
+        self._check_verdicts(verdicts)
         return [
             self._group(rollouts[start : start + size], verdicts[start : start + size], first_draw + start // size)
             for start in range(0, len(rollouts), size)

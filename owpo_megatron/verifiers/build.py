@@ -1,20 +1,21 @@
-"""Choose the verifier of a run."""
+"""The verifier of a run: in this process where its rules cannot hang or crash, else a pool of workers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 
 from owpo_megatron.config import VerifierConfig
-from owpo_megatron.types import Verifier
-from owpo_megatron.verifiers.direct import DirectVerifier
+from owpo_megatron.types import GradingItem, Verdict, Verifier
+from owpo_megatron.verifiers.grading import Grading
 from owpo_megatron.verifiers.pool import VerifierPool
-from owpo_megatron.verifiers.rules import TRIVIAL_RULES, find_rule, rule_of_domain
+from owpo_megatron.verifiers.rules import TRIVIAL_RULES, Rule, find_rule, rule_of_domain
 
 
 def make_verifier(
     config: VerifierConfig, domains: Iterable[str], rules_of: Mapping[str, str] | None = None
 ) -> Verifier:
-    """A verifier for items of these domains.
+    """Make the verifier for items of these domains.
 
     `rule: auto` grades each domain by its own rule, any other value grades all by that one. Worker processes are
     started only if a rule needs them.
@@ -25,7 +26,36 @@ def make_verifier(
     """
     names = {domain: rule_of_domain(domain) if config.rule == "auto" else config.rule for domain in sorted(domains)}
     names |= rules_of or {}
-    rules = {domain: find_rule(name) for domain, name in names.items()}
+    rules = {domain: find_rule(name, config.proxy) for domain, name in names.items()}
     if all(name in TRIVIAL_RULES for name in names.values()):
         return DirectVerifier(rules)
     return VerifierPool(rules, config.workers, config.timeout, memory_bytes=int(config.memory_gb * 2**30))
+
+
+class DirectVerifier:
+    """A `Verifier` that grades in this process, for rules that take linear time.
+
+    Args:
+        rules: rule of each domain.
+    """
+
+    def __init__(self, rules: Mapping[str, Rule]):
+        self._rules = dict(rules)
+
+    def score(self, items: Sequence[GradingItem]) -> list[Verdict]:
+        return [self._grade(item) for item in items]
+
+    def submit(self, items: Sequence[GradingItem]) -> Grading:
+        """As `VerifierPool.submit`; the verdicts are there at once."""
+        grading = Grading(len(items))
+        for index, item in enumerate(items):
+            grading.put(index, self._grade(item))
+        return grading
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _grade(self, item: GradingItem) -> Verdict:
+        start = time.perf_counter()
+        reason = self._rules[item.domain](item)
+        return Verdict(reason == "ok", reason, time.perf_counter() - start)

@@ -123,10 +123,11 @@ class Dispatcher:
 
     def _collect(self) -> None:
         for place, worker in enumerate(self._workers):
-            reason = self._outcome(worker)
-            if worker.job is not None and reason is not None:
+            outcome = self._outcome(worker)
+            if worker.job is not None and outcome is not None:
                 job, worker.job = worker.job, None
-                job.grading.put(job.index, Verdict(reason == "ok", reason, time.monotonic() - worker.since))
+                reason, detail = outcome
+                job.grading.put(job.index, Verdict(reason == "ok", reason, time.monotonic() - worker.since, detail))
                 with self._changed:
                     self._settled()
             if worker.failed:
@@ -137,16 +138,16 @@ class Dispatcher:
                 spare, self._spare = self._spare, None
                 self._discard(spare)
 
-    def _outcome(self, worker: WorkerProcess) -> VerdictReason | None:
-        """The reason for the worker's item, None while there is none; marks a worker that is late or dead."""
+    def _outcome(self, worker: WorkerProcess) -> tuple[VerdictReason, str] | None:
+        """(reason, detail) for the worker's item, None while there is none; marks a worker that is late or dead."""
         was_ready = worker.ready
-        reason = worker.reply()
+        reply = worker.reply()
         if worker.ready and not was_ready:
             self._failed_starts = 0
-        if reason is not None:
-            return reason
+        if reply is not None:
+            return reply
         if worker.failed:
-            return "crashed"
+            return "crashed", "its process died (out of memory, or a crash in C code)"
         if worker.idle or time.monotonic() < worker.since + self._limit(worker):
             return None
         if worker.ready and worker.extensions < STARVED - 1 and worker.starved(self._timeout / 2):
@@ -154,7 +155,7 @@ class Dispatcher:
             return None
         worker.process.kill()
         worker.failed = True
-        return "timeout"
+        return "timeout", f"no verdict within {self._limit(worker):g} s"
 
     def _start(self) -> WorkerProcess:
         worker = WorkerProcess(self._hello)

@@ -1,10 +1,32 @@
-"""The verdicts of items that are being graded: what `submit` returns."""
+"""The verdicts of items that are being graded: what `submit` returns; and what to do when none could be."""
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Sequence
 
+from owpo_megatron.errors import UserError
 from owpo_megatron.types import Verdict
+
+FAILURES = ("timeout", "crashed")
+"""Reasons that say nothing of the answer."""
+
+
+def refuse_failed_grading(verdicts: Sequence[Verdict], rule: str) -> None:
+    """Stop where not one answer was graded: masked samples train nothing, and a score of them means nothing.
+
+    Raises:
+        UserError: every verdict is a failure of the rule; the first one's own words are in the message.
+    """
+    if not verdicts or any(verdict.reason not in FAILURES for verdict in verdicts):
+        return
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(one.reason for one in verdicts).items()))
+    why = next((one.detail for one in verdicts if one.detail), "")
+    remedy = f"no answer could be graded ({counts}){': ' + why if why else ''}; try it with owpo verify --rule {rule}"
+    if all(one.reason == "timeout" for one in verdicts):
+        remedy += ", or raise verifier.timeout"
+    raise UserError("verifier.rule", rule, remedy)
 
 
 class Grading:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -52,7 +53,7 @@ class WorkerProcess:
         self.since = time.monotonic()  # start of its item, or of itself
         self._seen = psutil.Process(self.process.pid)
         self._cpu_at_start = 0.0
-        self._replies: deque[VerdictReason] = deque()
+        self._replies: deque[Any] = deque()
         self._outgoing = memoryview(b"")
         self._incoming = bytearray()
 
@@ -85,8 +86,8 @@ class WorkerProcess:
         self._incoming += received
         self._replies.extend(take_frames(self._incoming))
 
-    def reply(self) -> VerdictReason | None:
-        """The reason that it has sent for its item, None while there is none."""
+    def reply(self) -> tuple[VerdictReason, str] | None:
+        """(reason, detail) for its item, None before the reply."""
         while self._replies:
             reply = self._replies.popleft()
             if reply != READY:

@@ -34,6 +34,22 @@ def compare(answer: str, gold: str) -> bool | None:
     return None
 
 
+def number_key(form: str) -> str:
+    """A string form with every number in its lowest terms: equal keys are equal numbers, tuples or texts.
+
+    Example:
+        >>> number_key("2.0"), number_key("(0.5,3)"), number_key("x+1")
+        ('2', '(1/2,3)', 'x+1')
+    """
+    value = _read(form)
+    if value is not None:
+        return str(value[0])
+    if (form[:1], form[-1:]) in _BRACKETS and "," in form:
+        parts = form[1:-1].split(",")
+        return f"{form[0]}{','.join(map(number_key, parts))}{form[-1]}" if len(parts) <= 50 else form
+    return form
+
+
 def _read(text: str) -> tuple[Fraction, bool] | None:
     """(Value, is it exact) of a number."""
     match = _NUMBER.fullmatch(text)

@@ -32,8 +32,11 @@ HEAVY_RULES: dict[str, Rule] = {"math": MathRule(), "math_any_symbols": MathRule
 TASK_RULES = ("cipher", "countdown")  # a domain of this name is the generated task
 
 
-def find_rule(name: str) -> Rule:
+def find_rule(name: str, proxy: bool = False) -> Rule:
     """The rule of this name, `python:module:function`, or an http(s) URL. Imports sympy only in workers.
+
+    Args:
+        proxy: a URL is reached through the environment's proxy.
 
     Raises:
         UserError: there is no such rule, module or function.
@@ -43,7 +46,7 @@ def find_rule(name: str) -> Rule:
     if name in HEAVY_RULES:
         return HEAVY_RULES[name]
     if name.startswith(("http://", "https://")):
-        return HttpRule(name)
+        return HttpRule(name, proxy=proxy)
     kind, _, target = name.partition(":")
     module, _, function = target.rpartition(":")
     if kind == "python" and module and function:

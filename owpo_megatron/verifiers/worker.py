@@ -30,15 +30,17 @@ def serve(connection: socket.socket) -> None:
         # Should the parent die while a rule hangs, nobody is left to kill this process: the kernel's timer does,
         # whatever Python or C code is running, because SIGALRM keeps its default action.
         signal.setitimer(signal.ITIMER_REAL, kill_after)
+        detail = ""
         try:
             reason = rules[item.domain](item)
         except MemoryError:
             os._exit(OUT_OF_MEMORY)  # what is left of this process cannot be trusted with the next item
         except Exception as error:  # a rule may raise anything: the verdict says so
-            print(f"verifier rule for {item.domain!r} raised {error!r}"[:500], file=sys.stderr, flush=True)
+            detail = f"{type(error).__name__}: {error}"[:500]
+            print(f"verifier rule for {item.domain!r} raised {detail}", file=sys.stderr, flush=True)
             reason = "crashed"
         signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.sendall(frame(reason))
+        connection.sendall(frame((reason, detail)))
 
 
 def main() -> None:

@@ -12,8 +12,7 @@ from owpo_megatron.config import Config, DataConfig
 from owpo_megatron.data import load_problems, load_prompts, load_tokenizer, read_problems
 from owpo_megatron.data.contamination import Contamination, held_in
 from owpo_megatron.data.faults import find_faults, fold
-from owpo_megatron.data.problem import Problem
-from owpo_megatron.data.text import letters_and_digits, words
+from owpo_megatron.data.problem import Problem, letters_and_digits, words
 from owpo_megatron.data.tokenizer import make_byte_tokenizer
 from owpo_megatron.errors import UserError
 

@@ -83,14 +83,14 @@ def test_repeats_and_contradictions_are_left_out_and_reported(tmp_path):
     [
         ("{broken", r"x.jsonl:2 = \{broken: is not JSON"),
         ("[1, 2]", r"x.jsonl:2 = \[1, 2\]: must be an object"),
-        ('{"messages": "q", "answer": "4"}', r"x.jsonl:2 messages = q: must be a list of one"),
-        ('{"problem": "q"}', r"x.jsonl:2 = .*: lacks `answer`; add it"),
-        ('{"answer": "4"}', r"x.jsonl:2 = .*: lacks `problem`; add it"),
+        ('{"messages": ["q"], "answer": "4"}', r"x.jsonl:2 messages = \['q'\]: must be a text, a list of \{role"),
+        ('{"problem": "q"}', r"x.jsonl:2 = .*: lacks `answer`; it has problem: add it"),
+        ('{"answer": "4"}', r"x.jsonl:2 = .*: lacks `problem`; it has answer: add it"),
         ('{"problem": "", "answer": "4"}', r"x.jsonl:2 problem = : must be a text that is not empty"),
-        ('{"problem": "q", "answer": null}', r"x.jsonl:2 answer = None: must be a text"),
+        ('{"problem": "q", "answer": null}', r"x.jsonl:2 answer = null: must be a text"),
         ('{"problem": "q", "answer": true}', r"x.jsonl:2 answer = True: must be a text"),
-        ('{"prompt": "q", "reward_model": {"ground_truth": "4"}}', r"x.jsonl:2 prompt = q: must be a list of one"),
-        ('{"prompt": [{"role": "user", "content": "q"}]}', r"x.jsonl:2 = .*: lacks `reward_model.ground_truth`"),
+        ('{"prompt": "q", "reward_model": {}}', r"x.jsonl:2 = .*: lacks `reward_model.ground_truth`"),
+        ('{"prompt": [{"role": "user", "content": "q"}]}', r"x.jsonl:2 = .*: lacks `answer`; it has prompt"),
     ],
 )
 def test_a_faulty_line_is_named(tmp_path, line, message):
@@ -115,7 +115,7 @@ def test_bytes_that_are_no_text(tmp_path):
     ("name", "content", "message"),
     [
         ("missing.jsonl", None, "no such file"),
-        ("x.csv", b"a,b", "give `task:NAME`, a .jsonl file, a .parquet file or `hub:"),
+        ("x.txt", b"a,b", "give `task:NAME`, a file that ends in .jsonl, .json, .parquet, .csv, or `hub:"),
         ("empty.jsonl", b"\n", "holds no records"),
         ("x.parquet", b"this is not Parquet", "cannot be read as Parquet"),
     ],

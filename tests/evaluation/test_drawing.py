@@ -13,7 +13,7 @@ from fakes import FakeEngine
 from test_sets import GPQA
 
 from owpo_megatron.config import SetConfig, VerifierConfig
-from owpo_megatron.data import Tokenizer
+from owpo_megatron.data import PromptTemplate, Tokenizer
 from owpo_megatron.data.tokenizer import make_byte_tokenizer
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.evaluation.draw import Answering, evaluate_set, identity, sample_seed
@@ -71,7 +71,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
     file = tmp_path_factory.mktemp("set") / "mine.jsonl"
     file.write_text("".join(json.dumps({"id": i, "problem": f"{i}?", "answer": 10 + i}) + "\n" for i in range(5)))
     spec = resolve(SetConfig(name="mine", source=str(file), samples=6, pass_at=[1, 3]))
-    return prepare(spec, str(file), "raw", TOKENIZER, seed=0)
+    return prepare(spec, str(file), PromptTemplate("raw", TOKENIZER), seed=0)
 
 
 def evaluate(ready: PreparedSet, engine: FakeEngine, folder: Path, **changes: Any) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def test_nothing_of_a_confidential_set_is_kept(tmp_path: Path) -> None:
     """A made-up record in GPQA's schema whose responses repeat the question: no word of either is on disk."""
     file = tmp_path / "gpqa_diamond.jsonl"
     file.write_text(json.dumps(GPQA) + "\n")
-    ready = prepare(SETS["gpqa"], str(file), "completion", TOKENIZER, seed=0)
+    ready = prepare(SETS["gpqa"], str(file), PromptTemplate("completion", TOKENIZER), seed=0)
     engine = FakeEngine(lambda prompt, rng: [*TOKENIZER.encode("made up"), TOKENIZER.eos_ids[0]])
     scores = evaluate(ready, engine, tmp_path / "out")
     kept = "".join(path.read_text() for path in (tmp_path / "out").iterdir())

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from owpo_megatron.config import Config, SetConfig
-from owpo_megatron.data import Tokenizer
+from owpo_megatron.data import PromptTemplate, Tokenizer
 from owpo_megatron.data.tokenizer import make_byte_tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.choices import Choice, as_problem, choice_of, option_order
@@ -105,7 +105,7 @@ def test_a_set_is_found_in_the_folder_then_on_the_hub(tmp_path: Path, monkeypatc
     assert source_of(SETS["aime24"], tmp_path) == str(tmp_path / "aime24.jsonl")
     assert source_of(SETS["aime25"], tmp_path) == "hub:yentinglin/aime_2025"
     assert source_of(resolve(SetConfig(name="aime24", source="x.csv")), tmp_path) == "x.csv"
-    with pytest.raises(UserError, match=r"has none of amc23.jsonl, amc23.parquet, amc23.csv; name its file: --set am"):
+    with pytest.raises(UserError, match=r"has none of amc23.jsonl, amc23.json, .*; name its file: --set am"):
         source_of(SETS["amc23"], tmp_path)
     monkeypatch.delenv(VARIABLE, raising=False)
     assert data_folder(None) is None
@@ -132,12 +132,12 @@ def write(path: Path, *records: dict[str, Any]) -> str:
 def test_problems_become_prompts_of_a_domain_of_their_own(tmp_path: Path, tokenizer: Tokenizer) -> None:
     source = write(tmp_path / "a.jsonl", *({"id": f"q{i}", "problem": f"{i} + 1?", "answer": i + 1} for i in range(3)))
     spec = resolve(SetConfig(name="mine", source=source, limit=2))
-    ready = prepare(spec, source, "completion", tokenizer, seed=0)
+    ready = prepare(spec, source, PromptTemplate("completion", tokenizer), seed=0)
     assert [prompt.answer for prompt in ready.prompts] == ["1", "2"] and ready.prompts[0].id == "q0"
     assert ready.prompts[0].text.startswith("Question: 0 + 1?") and "boxed" in ready.prompts[0].text
     assert ready.prompts[0].token_ids == tokenizer.encode(ready.prompts[0].text)
     assert ready.rules == {"eval/mine/math": "math"}
-    other = prepare(spec, source, "raw", tokenizer, seed=0)
+    other = prepare(spec, source, PromptTemplate("raw", tokenizer), seed=0)
     assert other.prompts[0].text == "0 + 1?" and other.fingerprint != ready.fingerprint
 
 
@@ -150,14 +150,22 @@ def test_chat_says_how_to_answer_unless_the_text_does(tmp_path: Path) -> None:
         {"problem": "Say Answer: and the sum of 2 and 3.", "answer": "5"},
     )
     spec = resolve(SetConfig(name="mine", source=source))
-    texts = [prompt.text for prompt in prepare(spec, source, "chat", Tokenizer(backend), seed=0).prompts]
+    texts = [
+        prompt.text for prompt in prepare(spec, source, PromptTemplate("chat", Tokenizer(backend)), seed=0).prompts
+    ]
     assert texts == [f"<2 + 2?\n\n{INSTRUCTION}>", "<Say Answer: and the sum of 2 and 3.>"]
 
 
 def test_a_set_of_another_size_is_noted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     source = write(tmp_path / "aime24.jsonl", {"problem": "1?", "answer": "1"})
-    assert prepare(SETS["aime24"], source, "raw", tokenizer, 0).complaint == f"{source} has 1 problems; AIME24 has 30"
-    assert prepare(resolve(SetConfig(name="aime24", limit=1)), source, "raw", tokenizer, 0).complaint is None
+    assert (
+        prepare(SETS["aime24"], source, PromptTemplate("raw", tokenizer), 0).complaint
+        == f"{source} has 1 problems; AIME24 has 30"
+    )
+    assert (
+        prepare(resolve(SetConfig(name="aime24", limit=1)), source, PromptTemplate("raw", tokenizer), 0).complaint
+        is None
+    )
 
 
 def test_whole_numbers_that_are_floats_in_the_hubs_amc(tmp_path: Path) -> None:
@@ -168,7 +176,11 @@ def test_whole_numbers_that_are_floats_in_the_hubs_amc(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "said"),
-    [("a.txt", "ends in .jsonl, .parquet, .csv"), ("b.jsonl", "no such file"), ("empty.jsonl", "contains no records")],
+    [
+        ("a.txt", "ends in .jsonl, .json, .parquet, .csv"),
+        ("b.jsonl", "no such file"),
+        ("empty.jsonl", "contains no records"),
+    ],
 )
 def test_faulty_sources(source: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
