@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Files and folders that follow the rules. A name is added as soon as the last breach in it is gone.
 COVERED = [
+    "owpo_megatron/bench",
     "owpo_megatron/errors.py",
     "owpo_megatron/sync",
     "owpo_megatron/engine",
@@ -35,9 +36,8 @@ EXEMPT = ["tools/check_english.py", "tests/project/test_english.py"]
 SUFFIXES = {".py", ".md", ".sh", ".yaml", ".yml", ".toml"}
 
 _COUNTED = (
-    r"\d(?:[\d.,]*\d)?|[kMG]i?B|bytes?|rows?|tokens?|samples?|times?|calls?|once|twice|ms|s|seconds?|minutes?|figures?|files?"
-    r"|lines?|objects?|requests?|groups?|prompts?|problems?|steps?|answers?|points?|threads?|process(?:es)?|ranks?"
-    r"|updates?|values?|one|chunks?|verifications?|responses?|weights?|GPUs?|tasks?|floats?|checks?|posts?|numbers?"
+    r"\d(?:[\d.,]*\d)?|[kMG]i?B|bytes?|rows|tokens|samples|once|twice|ms|s|seconds?|minutes|values|floats|lines|files"
+    r"|figures|GPUs|(?:an?|one|two|three|four|several|few) (?!on |in |of |for |with )\w+|one"
 )
 _PER = (
     r"step|second|minute|hour|day|token|rank|sample|group|prompt|problem|update|chunk|layer|line|file|engine|GPU|node"

@@ -1,1 +1,1 @@
-"""Benchmarks of single parts: head, hard swap, weight sync, conversion, verifier."""
+"""Benchmarks of single parts: head, reference swap, weight sync, conversion, verifier."""

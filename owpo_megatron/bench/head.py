@@ -1,4 +1,4 @@
-"""owpo bench head on a CPU: the training head against dense log_softmax autograd and torch.compile of it."""
+"""owpo bench head on a CPU: the training head against dense log_softmax with autograd, eager and compiled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from owpo_megatron.bench.memory import PeakMemory
+from owpo_megatron.bench.peak_memory import PeakMemory
 from owpo_megatron.head import Head
 from owpo_megatron.methods import Method, dense_loss
 from owpo_megatron.types import TokenBatch
@@ -21,7 +21,7 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # loss, dh, dweight
 
 @dataclass(frozen=True)
 class HeadProblem:
-    """Inputs of one measurement. T tokens, H hidden, V vocabulary; log-probs near those of old and reference."""
+    """Inputs of one measurement: T tokens, H hidden, V vocabulary; old and reference log-probs near the policy's."""
 
     h_TH: torch.Tensor
     weight_VH: torch.Tensor
@@ -32,7 +32,7 @@ class HeadProblem:
     def random(
         cls, tokens: int, hidden: int, vocab: int, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> HeadProblem:
-        """Peaked distributions, as a language model's, with targets near the peak; nothing is clipped."""
+        """Build peaked distributions, as of a language model, with targets near the peak; no token is clipped."""
         generator = torch.Generator().manual_seed(0)
         weight_VH = torch.randn(vocab, hidden, generator=generator) / hidden**0.5
         target_T = torch.randint(0, vocab, (tokens,), generator=generator)
@@ -56,7 +56,7 @@ class HeadProblem:
         return cls(h_TH, weight_VH, target_T, batch)
 
     def at_density(self, density: float) -> HeadProblem:
-        """The same with an advantage of zero in all but `density` of the rows: those have no gradient."""
+        """Return a copy in which only the fraction `density` of rows has a gradient; the others' advantage is zero."""
         rank_T = torch.randperm(len(self.target_T), generator=torch.Generator().manual_seed(1)).to(self.target_T.device)
         kept_T = rank_T < round(density * len(rank_T))
         return replace(self, batch=replace(self.batch, advantage_T=self.batch.advantage_T * kept_T))
@@ -64,7 +64,7 @@ class HeadProblem:
 
 @torch.no_grad()
 def exact_logp(h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor) -> torch.Tensor:
-    """fp32 log-probs, 256 rows at a time."""
+    """Compute fp32 log-probs, 256 rows at a time."""
     parts = []
     for start in range(0, len(h_TH), 256):
         rows = slice(start, start + 256)
@@ -80,7 +80,7 @@ def ours(problem: HeadProblem, method: Method) -> Gradients:
 
 
 def dense(problem: HeadProblem, method: Method, logp: Callable[..., torch.Tensor] | None = None) -> Gradients:
-    """What a training loop without a head kernel does: all logits, log_softmax, gather, autograd."""
+    """Compute as a training loop without a head kernel does: all logits, log_softmax, gather, autograd."""
     h_TH, weight_VH = _leaves(problem)
     logp_T = (logp or dense_logp)(h_TH, weight_VH, problem.target_T)
     return _gradients(dense_loss(method, logp_T, problem.batch).loss_sum, h_TH, weight_VH)
@@ -100,9 +100,9 @@ def _gradients(loss: torch.Tensor, h_TH: torch.Tensor, weight_VH: torch.Tensor) 
 
 
 class ExactGradients:
-    """float64 gradients of some rows, in closed form: shares no code with what is measured.
+    """float64 gradients of some rows, in closed form; shares no code with the measured implementations.
 
-    dh of 128 tokens and dweight of 1024 vocabulary rows, half of them rows of targets, where it is largest.
+    Covers dh of 128 tokens and dweight of 1024 vocabulary rows, half of them of targets, where it is largest.
     """
 
     def __init__(self, problem: HeadProblem):
@@ -115,7 +115,7 @@ class ExactGradients:
         self._columns = self._columns[self._columns < len(self._weight_VH)]
 
     def error(self, given: HeadProblem, method: Method, found: Gradients) -> float:
-        """Largest absolute difference of dh and dweight."""
+        """Return the largest absolute error of dh and dweight."""
         logp_T = (self._h_TH * self._weight_VH[self._target_T]).sum(1) - self._lse_T
         leaf_T = logp_T.requires_grad_()
         (dlogp_T,) = torch.autograd.grad(dense_loss(method, leaf_T, given.batch).loss_sum, leaf_T)
@@ -134,13 +134,11 @@ class ExactGradients:
 def measure(
     problem: HeadProblem, method: Method, densities: Sequence[float] = DENSITIES, repeats: int = 5
 ) -> Iterator[dict[str, Any]]:
-    """Rows {impl, density, seconds, cpu_seconds, extra_peak_bytes, max_abs_error} of forward plus backward.
+    """Yield rows {impl, density, seconds, cpu_seconds, extra_peak_bytes, max_abs_error} of forward plus backward.
 
-    They come as they are measured. Times are medians; the implementations take turns, so that other load on the
-    machine falls on all of them.
-    `cpu_seconds`, of all threads, is what a busy machine hardly changes.
-    `extra_peak_bytes` includes the two gradients that every implementation returns. `max_abs_error` is the largest of
-    dh and dweight against float64 (see ExactGradients).
+    Times are medians of interleaved runs, so that background load affects all implementations alike. `cpu_seconds`,
+    summed over threads, hardly depends on that load. `extra_peak_bytes` includes the two gradients that every
+    implementation returns. `max_abs_error` is that of dh and dweight against float64 (see ExactGradients).
     """
     compiled_logp = torch.compile(dense_logp)
     impls: dict[str, Callable[[HeadProblem], Gradients]] = {
@@ -153,7 +151,7 @@ def measure(
         given = problem.at_density(density)
         found: dict[str, dict[str, Any]] = {}
         for name, run in impls.items():
-            run(given)  # warms up: threads, pages, the compiler
+            run(given)  # warm-up: threads, pages, compiler
             with PeakMemory(given.h_TH.device) as memory:
                 result = run(given)
             error = exact.error(given, method, result)

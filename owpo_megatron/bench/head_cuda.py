@@ -1,4 +1,4 @@
-"""owpo bench head --device cuda: our passes and the installed peers on one GPU. Written, but not run on a GPU yet."""
+"""owpo bench head --device cuda: our passes and the installed peers on one GPU. Not run on a GPU yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from owpo_megatron.bench.head import DENSITIES, HeadProblem
 from owpo_megatron.bench.head_peers import PEERS, Peer
-from owpo_megatron.bench.memory import PeakMemory
+from owpo_megatron.bench.peak_memory import PeakMemory
 from owpo_megatron.head import Fp8Weight, Head
 from owpo_megatron.methods import Method
 from owpo_megatron.types import LogpMode
@@ -19,10 +19,10 @@ from owpo_megatron.types import LogpMode
 SHAPES = (
     (16384, 4096, 151936),
     (16384, 3584, 151936),
-    (16384, 4096, 37984),  # a rank's part of the first at tensor parallelism 4
+    (16384, 4096, 37984),  # one rank's shard of the first at tensor parallelism 4
     (1024, 896, 151936),
 )
-CHECKED = 256  # rows that are compared with float64
+CHECKED = 256  # rows compared with float64
 
 Row = dict[str, Any]
 
@@ -31,10 +31,10 @@ def measure(
     method: Method, shapes: Sequence[tuple[int, int, int]] = SHAPES, budget_seconds: float = 540.0,
     peers: Sequence[Peer] = PEERS,
 ) -> Iterator[Row]:  # fmt: skip
-    """Rows {impl, work, tokens, hidden, vocab, density, ms, extra_peak_bytes, tflops, max_abs_error}, as they come.
+    """Yield rows {impl, work, tokens, hidden, vocab, density, ms, extra_peak_bytes, tflops, max_abs_error}.
 
-    `tflops` counts the least work (2 T V H without gradients, 6 with), so that a recomputation shows as a lower rate. A
-    peer that is not installed, or fails, is a row with `error`. Past the budget no new row is started.
+    `tflops` counts the minimum work (2 T V H without gradients, 6 T V H with), so that recomputation shows as a lower
+    rate. A peer that is not installed, or fails, gets a row with `error`. No row is started after the time budget.
     """
     end = time.monotonic() + budget_seconds
     for tokens, hidden, vocab in shapes:
@@ -47,7 +47,7 @@ def measure(
             try:
                 row |= _timed(run, flop)
                 row["max_abs_error"] = error() if error else None
-            except Exception as failure:  # a peer may fail in any way; its row says how, and the others go on
+            except Exception as failure:  # a peer may fail in any way; record it in its row and continue
                 row["error"] = f"{type(failure).__name__}: {failure}"[:200]
             yield row
             torch.cuda.empty_cache()
@@ -119,14 +119,14 @@ def _runs(problem: HeadProblem, method: Method, peers: Sequence[Peer]) -> Iterat
 
 
 def _float64(problem: HeadProblem) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logp, d(-sum logp)/dh) of the first rows."""
+    """Return (logp, d(-sum logp)/dh) of the first rows."""
     h, weight, target = problem.h_TH[:CHECKED].double(), problem.weight_VH.double(), problem.target_T[:CHECKED]
     log_p = torch.log_softmax(h @ weight.t(), 1)
     return log_p.gather(1, target[:, None])[:, 0], log_p.exp() @ weight - weight[target]
 
 
 def _gemms(problem: HeadProblem) -> Iterator[Run]:
-    """The ceiling: what the GEMMs alone take, on at most 4,096 rows."""
+    """Yield the upper bound on speed: the GEMMs alone, on at most 4,096 rows."""
     h, weight = problem.h_TH[:4096], problem.weight_VH
     flop = 2.0 * h.shape[0] * h.shape[1] * len(weight)
     wide = torch.empty(len(h), len(weight), device="cuda")

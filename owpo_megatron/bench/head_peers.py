@@ -1,8 +1,8 @@
-"""Other projects' kernels for the same job, called through their own functions; whichever is installed takes part.
+"""Other projects' kernels for the same computation, through their public functions; installed ones are measured.
 
 Written against Liger 0.8.5, cut-cross-entropy 25.1.1, QuACK 0.6.5, verl 0.9.1 and Transformer Engine 2.20; none of
-these calls was run on a GPU yet. A peer gives per-token log-probs (the upstream gradient is then a method's), or only a
-summed cross-entropy: half of the problem, kept for comparison.
+these calls has been run on a GPU yet. A peer returns per-token log-probs, which accept a method's upstream gradient, or
+only a summed cross-entropy, which is half of the problem and kept for comparison.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PerToken = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  #
 
 @dataclass(frozen=True)
 class Peer:
-    """`load` imports and returns the function; `per_token` is False where it gives only the sum of -logp."""
+    """`load` imports and returns the function; `per_token` is False if it returns only the sum of -logp."""
 
     name: str
     load: Callable[[], PerToken]
@@ -101,7 +101,7 @@ PEERS = (
 
 
 def megatron(cross_entropy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Peer:
-    """Megatron's vocabulary-parallel cross-entropy, handed in: this room does not import megatron.
+    """Return Megatron's vocabulary-parallel cross-entropy as a peer; passed in, since this room does not import it.
 
     Args:
         cross_entropy: (logits [T, 1, V], target [T, 1]) -> loss [T, 1].

@@ -1,9 +1,8 @@
-"""What it takes to bring weights to an engine, next to copying the same bytes, in one run on a random model."""
+"""owpo bench sync: push a random model's weights to an engine by each transport, next to copying the same bytes."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import statistics
@@ -17,33 +16,29 @@ from typing import Any
 import psutil
 import torch
 
-from owpo_megatron.config import EngineConfig
+from owpo_megatron.bench.random_model import random_model, random_weights
+from owpo_megatron.config import EngineConfig, SyncConfig
 from owpo_megatron.engine import EngineClient, Fleet, Server, start_fleet
 from owpo_megatron.errors import UserError
-from owpo_megatron.families import EngineLayout, hf_shapes, read_hf_config
+from owpo_megatron.families import EngineLayout
 from owpo_megatron.sync import EngineSync
 from owpo_megatron.sync.delta.replica import Mirror
 from owpo_megatron.sync.delta.transport import DeltaTransport
 from owpo_megatron.sync.disk import DiskTransport
-from owpo_megatron.sync.distributed import DistributedTransport
 from owpo_megatron.sync.hashes import EngineHashes
-from owpo_megatron.sync.ipc import IpcTransport
 from owpo_megatron.sync.push import Transport
+from owpo_megatron.sync.registry import TRANSPORTS, make_transport
 from owpo_megatron.sync.tensor import TensorTransport
 
-TRANSPORTS: dict[str, Callable[[Path], Transport]] = {
-    "tensor": lambda folder: TensorTransport(),
+VARIANTS: dict[str, Callable[[Path], Transport]] = {
     "tensor_by_value": lambda folder: TensorTransport(share=False),
-    "distributed": lambda folder: DistributedTransport(),
-    "disk": DiskTransport,
-    "delta": lambda folder: DeltaTransport(folder, folder),
-    "ipc": lambda folder: IpcTransport(),
+    "delta": lambda folder: make_transport(SyncConfig(transport="disk", delta=True, mirror=folder), folder),
 }
-EXPECTED = {"tensor", "distributed"}  # held to 5 copies and 0.3 s
+NAMES = (*TRANSPORTS, *VARIANTS)
+EXPECTED = {"tensor", "distributed"}  # goal: at most the time of 5 copies plus 0.3 s
 SHARED_MEMORY = Path("/dev/shm")
-VOCABULARY, HEAD_DIM, LAYERS = 8192, 64, 12
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def bench_sync(
@@ -54,101 +49,67 @@ def bench_sync(
     rounds: int,
     bucket_mb: int,
     changed: float,
-    say: Say,
+    log: Log,
 ) -> list[dict[str, Any]]:
-    """Push a random model to one engine, `rounds` times by each transport, taking turns with a plain copy.
+    """Push a random model to one engine, `rounds` times by each transport, interleaved with a plain copy.
 
-    The engine then says by its own checksums (CPU) whether it has every bit. Memory is the highest peak of a push over
-    what was resident before it, the first one's buffers included: of the trainer, and of all processes of the engine
-    together, each by its own peak.
+    On a CPU the engine's own checksums then prove that it holds every bit. Memory is the highest peak of a push above
+    the memory resident before it, including the buffers of the first push: of the trainer, and summed over the engine's
+    processes.
 
     Args:
-        params: parameters of the model, roughly.
-        dtype: bfloat16 or float32.
-        transports: names of TRANSPORTS.
-        device: cpu or cuda; where the weights are and the engine runs.
-        bucket_mb: as `sync.bucket_mb`.
-        changed: share of the elements that become others before each push of `delta`, which goes to a mirror in this
-            process, as to an engine elsewhere; its extra memory has the trainer's copy and the mirror's.
-        say: told what is going on.
+        params: approximate number of parameters of the model.
+        dtype: "bfloat16" or "float32".
+        transports: names from NAMES.
+        device: "cpu" or "cuda", for weights and engine.
+        bucket_mb: see `sync.bucket_mb`.
+        changed: fraction of elements changed before each push by `delta`. That push goes to a mirror in this process,
+            as to a remote engine; its extra memory includes the trainer's copy and the mirror's.
+        log: called with a line of progress.
 
     Raises:
-        UserError: a transport or device that is not to be had here.
-        EngineError: the engine does not start, or has other weights than it was sent.
+        UserError: a transport or the device is not available here.
+        EngineError: the engine does not start, or holds other weights than it was sent.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device", device, "torch sees no CUDA device here; use --device cpu")
     if device == "cpu" and "ipc" in transports:
-        raise UserError("--transport", "ipc", "handles are of CUDA memory; use tensor on a CPU, or --device cuda")
+        raise UserError("--transport", "ipc", "needs CUDA memory; use tensor on a CPU, or --device cuda")
     with TemporaryDirectory(prefix="owpo-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        weights, num_kv_heads = random_model(params, folder, getattr(torch, dtype), device)
-        say(f"starting SGLang for {sum(map(torch.Tensor.numel, weights.values())) / 1e6:.3g} M parameters")
+        model = random_model(params, folder, "--params")
+        weights = dict(random_weights(model, getattr(torch, dtype), device))
+        log(f"starting SGLang for {sum(map(torch.Tensor.numel, weights.values())) / 1e6:.3g} M parameters")
         config = EngineConfig(device=device)  # type: ignore[arg-type]
         fleet = stack.enter_context(start_fleet(config, folder, dtype, {"load_format": "dummy"}, folder))
         scratch = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else folder
         on_disk = stack.enter_context(TemporaryDirectory(prefix="owpo-bench-", dir=scratch))
-        made = {transport: TRANSPORTS[transport](Path(on_disk)) for transport in transports}
+        made = {name: _transport(name, Path(on_disk)) for name in transports}
         for transport in made.values():
             stack.callback(transport.close)
         engines = dict.fromkeys(made, fleet.clients[0])
         if "delta" in made:
             engines["delta"] = stack.enter_context(_elsewhere(fleet.clients[0].url, Path(on_disk)))
-        return _measure(weights, num_kv_heads, fleet, made, engines, rounds, bucket_mb << 20, changed, say)
+        layout = EngineLayout(model.attention.num_kv_heads)
+        return _measure(weights, layout, fleet, made, engines, rounds, bucket_mb << 20, changed, log)
 
 
-def random_model(params: int, folder: Path, dtype: torch.dtype, device: str) -> tuple[dict[str, torch.Tensor], int]:
-    """Weights of a Qwen3 of about this size by HF name, its config.json in `folder`; and its key-value heads."""
-    width = 2 * HEAD_DIM
-    while _count(folder, width + HEAD_DIM) <= params:
-        width += HEAD_DIM
-    if _count(folder, width) > 2 * params:
-        raise UserError("--params", params, f"use at least {_count(folder, width)}")
-    model = read_hf_config(folder)
-    generator = torch.Generator(device).manual_seed(0)
-    weights = {
-        name: torch.randn(shape, generator=generator, device=device, dtype=dtype) * 0.02
-        for name, shape in hf_shapes(model).items()
-    }
-    return weights, model.attention.num_kv_heads
-
-
-def _count(folder: Path, width: int) -> int:
-    """Parameters of the model of this width, whose config.json is left in `folder`."""
-    heads = width // HEAD_DIM
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_size": width,
-        "intermediate_size": 3 * width,
-        "num_hidden_layers": LAYERS if width <= 1024 else 36,
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-        "head_dim": HEAD_DIM,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 1024,
-        "rope_theta": 1e6,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return sum(torch.Size(shape).numel() for shape in hf_shapes(read_hf_config(folder)).values())
+def _transport(name: str, folder: Path) -> Transport:
+    if name in VARIANTS:
+        return VARIANTS[name](folder)
+    return make_transport(SyncConfig.model_validate({"transport": name}), folder)
 
 
 def _measure(
     weights: dict[str, torch.Tensor],
-    num_kv_heads: int,
+    layout: EngineLayout,
     fleet: Fleet,
     transports: dict[str, Transport],
     engines: dict[str, EngineClient],
     rounds: int,
     bucket_bytes: int,
     changed: float,
-    say: Say,
+    log: Log,
 ) -> list[dict[str, Any]]:
     size = sum(tensor.nbytes for tensor in weights.values())
     on_cuda = next(iter(weights.values())).is_cuda
@@ -156,9 +117,9 @@ def _measure(
     seconds: dict[str, list[float]] = {name: [] for name in ("memcpy", *syncs)}
     memory: dict[str, tuple[int, ...]] = {name: (0, 0) for name in seconds}  # trainer, engine
     copy = _copy_of(weights)
-    for turn in range(rounds + 1):  # the first one makes groups and buffers, and is not counted
+    for turn in range(rounds + 1):  # the first one creates groups and buffers and is not counted
         for name in seconds:
-            say(f"{name}, round {turn} of {rounds}")
+            log(f"{name}, round {turn} of {rounds}")
             if name == "delta":
                 _change(weights, changed)
             with _peaks(fleet) as peak:
@@ -169,8 +130,8 @@ def _measure(
     written = {name: t.written_bytes for name, t in transports.items() if isinstance(t, DiskTransport | DeltaTransport)}
     if not on_cuda:
         for name, transport in transports.items():
-            say(f"{name}: checksums")
-            check = EngineHashes([engines[name]], EngineLayout(num_kv_heads))
+            log(f"{name}: checksums")
+            check = EngineHashes([engines[name]], layout)
             EngineSync(transport, [engines[name]], bucket_bytes, check=check).push(weights.items(), rounds + 1)
     allowed = 5 * statistics.median(seconds["memcpy"]) + 0.3
     return [
@@ -192,7 +153,7 @@ def _measure(
 
 @contextlib.contextmanager
 def _elsewhere(url: str, copies: Path) -> Iterator[EngineClient]:
-    """The engine as one of another machine, with a mirror beside it."""
+    """Return a client that treats the engine as remote, with a mirror next to it."""
     key = secrets.token_hex()
     with (
         contextlib.closing(Mirror("127.0.0.1", key, copies)) as mirror,
@@ -203,14 +164,14 @@ def _elsewhere(url: str, copies: Path) -> Iterator[EngineClient]:
 
 
 def _change(weights: dict[str, torch.Tensor], share: float) -> None:
-    """Turn the lowest bit of this share of the elements."""
+    """Flip the lowest bit of this fraction of the elements."""
     for tensor in weights.values():
         bits = tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
         bits ^= (torch.rand(bits.shape, device=bits.device) < share).to(bits.dtype)
 
 
 def _copy_of(weights: dict[str, torch.Tensor]) -> Callable[[], None]:
-    """A contiguous copy of as many bytes, into memory that was touched before."""
+    """Return a function that copies as many contiguous bytes, into memory that was touched before."""
     size, device = sum(tensor.nbytes for tensor in weights.values()), next(iter(weights.values())).device
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -233,7 +194,7 @@ def _timed(action: Callable[[], None]) -> float:
 
 @contextlib.contextmanager
 def _peaks(fleet: Fleet) -> Iterator[Callable[[], tuple[int, int]]]:
-    """Peak resident bytes over those at the start: of this process, and of the engine's processes together."""
+    """Measure the peak resident bytes above those at the start: of this process, and summed over the engine's."""
     me = psutil.Process()
     server = fleet.engines[0]
     engine = []
@@ -241,7 +202,7 @@ def _peaks(fleet: Fleet) -> Iterator[Callable[[], tuple[int, int]]]:
         engine = psutil.Process(server.pid).children(recursive=True)
     before = [_resident(process.pid, "VmRSS") for process in (me, *engine)]
     for process in (me, *engine):
-        Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # the peak starts anew
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # reset the peak
     found: list[int] = []
     yield lambda: (found[0], sum(found[1:]))
     peaks = [_resident(process.pid, "VmHWM") for process in (me, *engine)]

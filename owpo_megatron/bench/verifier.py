@@ -1,4 +1,4 @@
-"""What the maths verifier costs, against math-verify called directly; and the fuzz run."""
+"""owpo bench verifier: the maths verifier against math-verify called directly; and a fuzz run."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from owpo_megatron.types import GradingItem
 from owpo_megatron.verifiers.pool import VerifierPool
 from owpo_megatron.verifiers.rules import find_rule
 
-Report = Callable[[str], None]
+Log = Callable[[str], None]
 SIZES = {"short": 200, "8k": 8_000, "32k": 32_000}
 COUNTS = {"short": 400, "8k": 120, "32k": 60}
-WARM_UP = 80  # answers that each side grades first: what is measured is a run, not its first seconds
+WARM_UP = 80  # answers that each side grades before the measurement
 HOSTILE_SHARE, HOSTILE_ANSWERS = 0.1, 1000
 
 
-def measure(workers: Sequence[int], timeout: float, seed: int, say: Report) -> list[dict[str, Any]]:
-    """One row a kind and length of answers, then the run with hostile answers among honest ones.
+def measure(workers: Sequence[int], timeout: float, seed: int, log: Log) -> list[dict[str, Any]]:
+    """Return one row per kind and length of answers, then one of a batch with adversarial answers among honest ones.
 
-    Every rate is items per second of wall-clock time. `direct` is math-verify's `parse` of both sides and `verify`, in
-    this process, with its own default settings; `pool_N` is this project's pool with N workers on the same items.
+    Rates are items per second of wall-clock time. `direct` is math-verify's `parse` of both sides and `verify`, in this
+    process, with its default settings; `pool_N` is this project's pool with N workers on the same items.
     """
     rows: list[dict[str, Any]] = []
-    say("the parsers' caches, on both sides")
+    log("the parsers' caches, on both sides")
     draw = random.Random(f"{seed}/warm")
     warm_up = [_response(*_latex(draw), 200, draw) for _ in range(WARM_UP)]
     pools = {number: _warm_pool(number, timeout) for number in workers}
@@ -38,29 +38,29 @@ def measure(workers: Sequence[int], timeout: float, seed: int, say: Report) -> l
         for name, characters in SIZES.items():
             draw = random.Random(f"{seed}/{kind}/{name}")
             items = [_response(*make(draw), characters, draw) for _ in range(COUNTS[name])]
-            say(f"{kind} answers, {name}: math-verify directly")
+            log(f"{kind} answers, {name}: math-verify directly")
             row: dict[str, Any] = {"gold": kind, "length": name, "count": len(items)}
             row["direct_per_s"] = len(items) / _seconds(_direct, items)
             for number in workers:
-                say(f"{kind} answers, {name}: {number} workers")
+                log(f"{kind} answers, {name}: {number} workers")
                 row[f"pool_{number}_per_s"] = len(items) / _seconds(pools[number].score, items)
             row["times_direct"] = row[f"pool_{workers[-1]}_per_s"] / row["direct_per_s"]
             rows.append(row)
     for pool in pools.values():
         pool.close()
-    rows.append(_with_hostile(max(workers), timeout, seed, say))
+    rows.append(_with_hostile(max(workers), timeout, seed, log))
     return rows
 
 
-def fuzz(count: int, workers: int, timeout: float, seed: int, say: Report) -> list[dict[str, Any]]:
-    """Grade random unicode, LaTeX fragments and nested structures; one row that says how it ended."""
+def fuzz(count: int, workers: int, timeout: float, seed: int, log: Log) -> list[dict[str, Any]]:
+    """Grade random unicode, LaTeX fragments and nested structures; return one row with the outcome."""
     draw = random.Random(seed)
     pool = _warm_pool(workers, timeout)
     reasons: Counter[str] = Counter()
     slowest = 0.0
     start = time.monotonic()
     for done in range(0, count, 500):
-        say(f"fuzz: {done} of {count}")
+        log(f"fuzz: {done} of {count}")
         items = [_fuzzed(draw) for _ in range(min(500, count - done))]
         verdicts = pool.score(items)
         reasons.update(verdict.reason for verdict in verdicts)
@@ -75,13 +75,13 @@ def fuzz(count: int, workers: int, timeout: float, seed: int, say: Report) -> li
     ]
 
 
-def _with_hostile(workers: int, timeout: float, seed: int, say: Report) -> dict[str, Any]:
+def _with_hostile(workers: int, timeout: float, seed: int, log: Log) -> dict[str, Any]:
     draw = random.Random(f"{seed}/hostile")
     hostile = int(HOSTILE_ANSWERS * HOSTILE_SHARE)
     items = [_response(*draw.choice((_integer, _latex))(draw), 2_000, draw) for _ in range(HOSTILE_ANSWERS - hostile)]
     items += [GradingItem(f"The answer is \\boxed{{{_bomb(draw)}}}.", "42", "math") for _ in range(hostile)]
     draw.shuffle(items)
-    say(f"{HOSTILE_ANSWERS} answers, {hostile} of them hostile: {workers} workers")
+    log(f"{HOSTILE_ANSWERS} answers, {hostile} of them hostile: {workers} workers")
     pool = _warm_pool(workers, timeout)
     start = time.monotonic()
     verdicts = pool.score(items)
@@ -115,11 +115,11 @@ def _direct(items: Sequence[GradingItem]) -> int:
 
 
 def _peak_mb() -> float:
-    """Largest resident size of any worker that has ended so far (Linux counts in KiB)."""
+    """Return the largest resident size of any worker that has exited (Linux counts in KiB)."""
     return round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1)
 
 
-# ------------------------------------------------------------------------------------------------ made answers
+# ------------------------------------------------------------------------------------------------ generated answers
 def _integer(draw: random.Random) -> tuple[str, str]:
     gold = draw.randrange(-500, 100_000)
     return str(gold), str(gold if draw.random() < 0.5 else gold + draw.randrange(1, 50))

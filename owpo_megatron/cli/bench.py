@@ -1,10 +1,11 @@
-"""owpo bench: what parts of the stack cost on this machine."""
+"""owpo bench: measure parts of the stack on this machine."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,24 +21,27 @@ bench = typer.Typer(no_args_is_help=True, help="Measure parts of the stack on th
 
 @bench.callback()
 def _frame() -> None:
-    """Measure parts of the stack on this machine. Every result carries machine and versions."""
+    """Measure parts of the stack on this machine. Every result includes the machine and the versions used."""
 
 
 @bench.command("swap")
 def swap(
     params: Annotated[str, typer.Option(metavar="COUNT", help="Size of the random model, e.g. 50M or 1.5B.")] = "50M",
-    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the figures at the top.")] = "bfloat16",
-    rounds: Annotated[int, typer.Option(min=1, help="Swaps and copies that are timed; medians are given.")] = 20,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="Dtype whose result is summarised; the table has both.")
+    ] = "bfloat16",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed swaps and copies; results are medians.")] = 20,
     json_file: JsonFile = None,
 ) -> None:
-    """Time the hard swap of the reference against a contiguous copy of the same bytes, in one run.
+    """Time the hard swap of the reference against a contiguous copy of the same bytes.
 
     Example: owpo bench swap --params 50M --json swap.json
     """
     count = _count(params)
     from owpo_megatron.bench.swap import bench_swap
 
-    figures = bench_swap(count, dtype, rounds)
+    with progress("swap") as log:
+        figures = bench_swap(count, dtype, rounds, log)
     report_rows(figures.pop("rows"), json_file, figures)
 
 
@@ -45,93 +49,101 @@ def swap(
 def sync(
     transport: Annotated[
         str,
-        typer.Option(
-            help="all, or some of tensor, tensor_by_value, distributed, disk, delta, ipc, with commas between."
-        ),
+        typer.Option(help="all, or a comma-separated list of tensor, tensor_by_value, distributed, disk, delta, ipc."),
     ] = "all",
     params: Annotated[str, typer.Option(metavar="COUNT", help="Size of the random model, e.g. 50M or 8B.")] = "50M",
-    engine: Annotated[Literal["sglang"], typer.Option(help="What the weights are brought to.")] = "sglang",
-    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the weights.")] = "bfloat16",
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where weights and engine are.")] = "cpu",
-    rounds: Annotated[int, typer.Option(min=1, help="Pushes by each that are timed; medians are given.")] = 7,
-    bucket_mb: Annotated[int, typer.Option(min=1, help="As sync.bucket_mb.")] = 512,
+    engine: Annotated[Literal["sglang"], typer.Option(help="Engine that receives the weights.")] = "sglang",
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Dtype of the weights.")] = "bfloat16",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device of weights and engine.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed pushes per transport; results are medians.")] = 7,
+    bucket_mb: Annotated[int, typer.Option(min=1, help="Bucket size in MB, see sync.bucket_mb.")] = 512,
     changed: Annotated[
-        float, typer.Option(min=0, max=100, help="Of delta: percent of the elements that change before each push.")
+        float, typer.Option(min=0, max=100, help="Percent of the elements changed before each push by delta.")
     ] = 1.0,
     json_file: JsonFile = None,
 ) -> None:
-    """Bring a model's weights to an SGLang server by each transport, against a plain copy of the same bytes.
+    """Time pushing a model's weights to an SGLang server, by each transport, against a plain copy of the same bytes.
 
     Example: owpo bench sync --transport all --params 50M --engine sglang --json sync.json
     """
-    from owpo_megatron.bench.sync import TRANSPORTS, bench_sync
+    from owpo_megatron.bench.sync import NAMES, bench_sync
 
-    here = [name for name in TRANSPORTS if name != "ipc" or device == "cuda"]
+    here = [name for name in NAMES if name != "ipc" or device == "cuda"]
     names = here if transport == "all" else transport.split(",")
-    if unknown := set(names) - set(TRANSPORTS):
-        raise UserError("--transport", ", ".join(sorted(unknown)), f"use all, or some of {', '.join(TRANSPORTS)}")
-    with err.status("sync") as status:
-        rows = bench_sync(_count(params), dtype, names, device, rounds, bucket_mb, changed / 100, status.update)
+    if unknown := set(names) - set(NAMES):
+        raise UserError("--transport", ", ".join(sorted(unknown)), f"use all, or some of {', '.join(NAMES)}")
+    with progress("sync") as log:
+        rows = bench_sync(_count(params), dtype, names, device, rounds, bucket_mb, changed / 100, log)
     report_rows(rows, json_file, {"engine": engine, "dtype": dtype, "bucket_mb": bucket_mb, "changed": changed})
 
 
 @bench.command("verifier")
 def verifier(
-    workers: Annotated[int, typer.Option(min=1, help="Measured with 1 and with this many grading processes.")] = 2,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds from the start of grading one answer.")] = 4.0,
+    workers: Annotated[int, typer.Option(min=1, help="Grading processes; one is measured as well.")] = 2,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Time limit for grading one answer, in seconds.")] = 4.0,
     fuzz: Annotated[int, typer.Option(min=0, metavar="COUNT", help="Grade this many random inputs instead.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the made answers.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the generated answers.")] = 1,
     json_file: JsonFile = None,
 ) -> None:
-    """Verifications a second against math-verify called directly, and a batch with hostile answers in it."""
+    """Compare verifications per second with calling math-verify directly; then time a batch with adversarial answers.
+
+    Example: owpo bench verifier --workers 4
+    """
     from owpo_megatron.bench import verifier as verifier_bench
 
-    with err.status("verifier") as status:
+    with progress("verifier") as log:
         if fuzz:
-            rows = verifier_bench.fuzz(fuzz, workers, timeout, seed, status.update)
+            rows = verifier_bench.fuzz(fuzz, workers, timeout, seed, log)
         else:
-            rows = verifier_bench.measure(sorted({1, workers}), timeout, seed, status.update)
+            rows = verifier_bench.measure(sorted({1, workers}), timeout, seed, log)
     report_rows(rows, json_file)
 
 
 @bench.command("convert")
 def convert(
     folder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to work; default: a temporary folder in this one.")
+        Path | None, typer.Option(metavar="DIR", help="Working folder; default: a temporary folder in this one.")
     ] = None,
-    layers: Annotated[int, typer.Option(min=1, help="Of Qwen2.5-1.5B's shape: 28 are the 1.5 B parameters.")] = 28,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Threads; default: one a core.")] = None,
+    layers: Annotated[
+        int, typer.Option(min=1, help="Layers of Qwen2.5-1.5B's shape; 28 give all 1.5 B parameters.")
+    ] = 28,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Convert a random checkpoint of Qwen2.5-1.5B's shape, prove it and export it, beside a plain copy of its files.
+    """Convert, verify and export a random checkpoint of Qwen2.5-1.5B's shape, against a plain copy of its files.
 
-    Seconds, MB/s and the largest resident memory of each. Needs 10 GB of free disk, which it frees again.
+    Reports seconds, MB/s and peak memory of each step. Needs 10 GB of free disk space while it runs.
+
+    Example: owpo bench convert --layers 4
     """
     import tempfile
 
-    from owpo_megatron.bench.conversion import measure
+    from owpo_megatron.bench.convert import measure
 
-    with err.status("convert") as status, tempfile.TemporaryDirectory(dir=folder or Path.cwd()) as scratch:
-        rows = list(measure(Path(scratch), layers, jobs, status.update))
+    with progress("convert") as log, tempfile.TemporaryDirectory(dir=folder or Path.cwd()) as scratch:
+        rows = list(measure(Path(scratch), layers, jobs, log))
     report_rows(rows, json_file)
 
 
 @bench.command("head")
 def head(
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to measure on.")] = "cpu",
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Rows of hidden states. CPU: 4096; CUDA: a list of shapes.")
+        int | None, typer.Option(min=1, help="Rows of hidden states; default: 4096 on a CPU, several shapes on CUDA.")
     ] = None,
-    hidden: Annotated[int | None, typer.Option(min=1, help="Hidden size. CPU: 512.")] = None,
-    vocab: Annotated[int | None, typer.Option(min=2, help="Vocabulary. CPU: 32768.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median is given.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: every core.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw times and memory, too.")] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Hidden size; default on a CPU: 512.")] = None,
+    vocab: Annotated[int | None, typer.Option(min=2, help="Vocabulary size; default on a CPU: 32768.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs per implementation; results are medians.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one per core.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot times and memory to this file.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Forward and backward of the LM head, ours against others, with 100, 60 and 40 % of the rows having a gradient.
+    """Time forward and backward of the LM head, ours against others, with a gradient in 100, 60 and 40 % of the rows.
 
-    On a CPU: dense log_softmax with autograd, and torch.compile of it. On CUDA: every installed peer, and the GEMMs.
+    On a CPU the others are dense log_softmax with autograd, eager and compiled. On CUDA they are all installed peers,
+    with the GEMMs alone as the upper bound.
+
+    Example: owpo bench head --tokens 4096 --vocab 32768
     """
     import os
 
@@ -164,21 +176,31 @@ def head(
         out.print(f"written: {escape(str(plot))}")
 
 
+@contextmanager
+def progress(name: str) -> Iterator[Callable[[str], None]]:
+    """Show the current stage of a benchmark: in place on a terminal, a line for each otherwise."""
+    if not err.is_terminal:
+        yield lambda text: err.print(f"{name}: {text}", highlight=False)
+        return
+    with err.status(name) as status:
+        yield lambda text: status.update(f"{name}: {text}")
+
+
 def _count(text: str) -> int:
-    """50M -> 50000000."""
+    """Parse a number with a unit: 50M is 50000000."""
     units = {"K": 10**3, "M": 10**6, "B": 10**9}
     number, unit = (text[:-1], units[text[-1:].upper()]) if text[-1:].upper() in units else (text, 1)
     try:
         return int(float(number) * unit)
     except ValueError as error:
-        raise UserError("--params", text, "write a number with K, M or B behind it, e.g. 50M") from error
+        raise UserError("--params", text, "write a number followed by K, M or B, e.g. 50M") from error
 
 
 def report_rows(
     rows: Sequence[Mapping[str, Any]], json_file: Path | None, figures: Mapping[str, Any] | None = None
 ) -> None:
-    """Print a benchmark's rows and write them with what they depend on; `figures` stand at the top of the JSON."""
-    from owpo_megatron.bench.table import BenchResult
+    """Print a benchmark's rows and write them with machine and versions; `figures` go to the top of the JSON."""
+    from owpo_megatron.bench.result import BenchResult
     from owpo_megatron.launch.machine import machine, versions
 
     command = shlex.join(["owpo", *sys.argv[1:]])

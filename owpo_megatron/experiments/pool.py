@@ -42,7 +42,7 @@ def run_all(
 
     Args:
         root: folder of the run folders.
-        workers: concurrent runs; None: one per core, or one on a machine with GPUs.
+        workers: concurrent runs; None: one per core, or one if the machine has GPUs.
     """
     queue = _Queue(with_needs(specs), root, on_event)
     if not queue.waiting:

@@ -47,12 +47,17 @@ def make_sync(
         assert layout is not None, "verify: hash compares with the engine's layout"
         check = EngineHashes(engines, layout)
     return EngineSync(
-        TRANSPORTS[config.transport](config, scratch_dir),
+        make_transport(config, scratch_dir),
         engines,
         config.bucket_mb << 20,
         quantized if config.fp8 else None,
         check,
     )
+
+
+def make_transport(config: SyncConfig, scratch_dir: Path) -> Transport:
+    """Build the configured transport; the disk transport falls back to `scratch_dir`."""
+    return TRANSPORTS[config.transport](config, scratch_dir)
 
 
 def _disk(config: SyncConfig, folder: Path) -> Transport:

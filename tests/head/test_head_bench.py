@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from owpo_megatron.bench.head import ExactGradients, HeadProblem, dense, ours
-from owpo_megatron.bench.memory import PeakMemory
+from owpo_megatron.bench.peak_memory import PeakMemory
 from owpo_megatron.methods import make_method
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from owpo_megatron.bench.conversion import measure, timed
+from owpo_megatron.bench.convert import measure, timed
 
 
 def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, at a tiny shape; every step really runs, and nothing is left behind."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     shape = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
-    said: list[str] = []
-    rows = list(measure(tmp_path / "work", 2, 1, said.append, timed, **shape))
-    assert [row["what"] for row in rows] == ["copy", "import", "prove", "export"] == said[1:]
+    logged: list[str] = []
+    rows = list(measure(tmp_path / "work", 2, 1, logged.append, timed, **shape))
+    assert [row["what"] for row in rows] == ["copy", "import", "prove", "export"] == logged[1:]
     for row in rows:
         assert row["megabytes"] == rows[0]["megabytes"] > 0.1
         assert row["seconds"] >= 0 and row["peak_rss_mb"] > 100

@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from owpo_megatron import methods
-from owpo_megatron.bench.table import BenchResult
+from owpo_megatron.bench.result import BenchResult
 from owpo_megatron.cli.main import app
 from owpo_megatron.report import plots
 from owpo_megatron.report.plots import FIGURES

@@ -101,5 +101,5 @@ def test_the_bench_has_its_rows(tmp_path, monkeypatch):
 
 
 def test_a_fuzz_run():
-    (row,) = bench.fuzz(60, workers=1, timeout=4.0, seed=5, say=lambda text: None)
+    (row,) = bench.fuzz(60, workers=1, timeout=4.0, seed=5, log=lambda text: None)
     assert row["fuzzed"] == 60 and row["pool_alive"] and row["timeout"] == row["crashed"] == 0

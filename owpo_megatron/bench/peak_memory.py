@@ -1,4 +1,4 @@
-"""How much memory a piece of work adds at its peak: of the process on a CPU, of torch's allocator on a GPU."""
+"""Peak memory added by a piece of work: the process's on a CPU, torch's allocator's on a GPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Context manager; `extra_bytes` is the peak inside minus what was held at entry. None where it cannot be known.
+    """Context manager; `extra_bytes` is the peak inside minus the memory held at entry, None if it cannot be measured.
 
-    On a CPU it is the kernel's own high-water mark of resident memory (Linux), which sees every allocation by whatever
-    library; pages that stayed resident from earlier work hide as much of a peak, so they are given back first.
+    On a CPU it is the kernel's high-water mark of resident memory (Linux), which includes allocations of all libraries.
+    Pages still resident from earlier work would hide part of the peak, so they are released first.
     """
 
     def __init__(self, device: torch.device):
@@ -30,7 +30,7 @@ class PeakMemory:
             self._before = torch.cuda.memory_allocated()
         elif _CLEAR.exists():
             ctypes.CDLL(None).malloc_trim(0)
-            _CLEAR.write_text("5")  # the high-water mark starts again at what is resident now
+            _CLEAR.write_text("5")  # reset the high-water mark to the resident memory
             self._before = _status_bytes("VmRSS")
         return self
 

@@ -1,4 +1,4 @@
-"""The shape of every benchmark's result, as JSON and as a table: figures never travel without machine and versions."""
+"""Result of a benchmark, as JSON and as a table: figures always come with machine and versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from owpo_megatron.run.files import write_whole
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Rows of one benchmark. Keys of a row are plain words with the unit at the end.
+    """Rows of one benchmark. Keys of a row end in the unit.
 
     Example:
         BenchResult(machine={"cores": 2, ...}, versions={"torch": "2.13.0+cpu", ...}, command="owpo bench swap",
@@ -26,16 +26,16 @@ class BenchResult:
     versions: Mapping[str, str]
     command: str
     rows: Sequence[Mapping[str, Any]]
-    figures: Mapping[str, Any] = field(default_factory=dict)  # its main figures, for the JSON's top level
+    figures: Mapping[str, Any] = field(default_factory=dict)  # main figures, at the top level of the JSON
 
     def write(self, file: Path) -> None:
-        """Write the JSON at once or not at all."""
+        """Write the JSON atomically."""
         head = asdict(self)
         figures = head.pop("figures")
         write_whole(file, json.dumps(head | figures, indent=2) + "\n")
 
     def table(self) -> Table:
-        """A row a measurement; a column each where there are few with many figures."""
+        """Return a table with one row per measurement, or one column each if there are few with many figures."""
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         if len(self.rows) < 4 < len(names) // 2:
             table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
