@@ -10,7 +10,9 @@ Data are frozen dataclasses; seams are protocols of a few methods whose docstrin
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -155,18 +157,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class TrainBatch:
-    """The samples of one step in submission order; sample n is sibling n % G of prompt n // G."""
-
-    samples: tuple[Sample, ...]  # [N]
-    group_size: int  # G
-    step: int
-    stage: int
-    n_active: int
-    reference: ReferenceVersion
-
-
-@dataclass(frozen=True)
 class TokenBatch:
     """Per-token inputs of the loss for one packed microbatch: all [T], fp32 unless said.
 
@@ -215,14 +205,18 @@ class Verifier(Protocol):
     def close(self) -> None: ...
 
 
-class PromptStream(Protocol):
-    """An endless, seeded, resumable stream of training prompts."""
-
-    def take(self, count: int) -> list[Prompt]: ...
+class Stateful(Protocol):
+    """What a checkpoint keeps of a part, as plain JSON."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class PromptStream(Stateful, Protocol):
+    """An endless, seeded, resumable stream of training prompts."""
+
+    def take(self, count: int) -> list[Prompt]: ...
 
 
 class Progress(Protocol):
@@ -275,14 +269,46 @@ class Policy(Protocol):
         """(HF name, full tensor) of every weight, complete on global rank 0, in a fixed order."""
 
 
-class Reference(Protocol):
-    """The policy that scales updates. Every method is collective over all trainer ranks."""
+class Storable(Protocol):
+    """Weights and optimizer on disk, sharded, in an existing empty folder. Every method is collective."""
 
-    version: ReferenceVersion
+    def save_weights(self, path: Path) -> None:
+        """The weights alone."""
+
+    def save(self, path: Path) -> None:
+        """Everything that training goes on from, the reference included."""
+
+    def restore(self, path: Path, reference_is_policy: bool) -> None:
+        """Take over what `save` wrote."""
+
+
+class LogprobSource(Protocol):
+    """Weights that the policy is compared with: its reference, or a teacher. Every method is collective."""
 
     @property
     def logp_mode(self) -> LogpMode:
         """How the last `logprobs` were computed."""
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        """fp32 log-probs [L] of each sample's response tokens."""
+
+    def identity(self) -> str:
+        """Which weights these are; a resumed run compares it."""
+
+
+class Reference(LogprobSource, Stateful, Protocol):
+    """The policy that scales updates, or teachers in its place."""
+
+    version: ReferenceVersion
+
+    def is_policy(self) -> bool:
+        """True while the reference has bit for bit the policy's weights (right after a swap, before an update)."""
+
+
+class Swappable(Protocol):
+    """A reference that follows the policy: the ratchet. Every method is collective over all trainer ranks."""
+
+    candidate: Candidate | None  # the stage's best so far; its weights are in host memory
 
     def swap(self, step: int, reason: ReferenceReason) -> None:
         """Hard swap: the reference becomes the current policy, or the best of the stage. Never between a forward and
@@ -291,11 +317,47 @@ class Reference(Protocol):
     def restart_policy(self) -> None:
         """The policy goes on from the reference's weights, with a fresh optimizer."""
 
-    def is_policy(self) -> bool:
-        """True while the reference has bit for bit the policy's weights (right after a swap, before an update)."""
+    def keep(self, candidate: Candidate) -> None:
+        """The policy as it is now is the stage's best so far."""
 
-    def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """As Policy.logprobs, with the reference's weights."""
+    def restore_candidate(self, candidate: Candidate, state: Path) -> None:
+        """Take a candidate up from disk. Call before the policy is restored: its parameters are the landing place."""
+
+
+class Ranks(Protocol):
+    """All trainer ranks, as code that runs on each of them sees them. Every method is collective."""
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that talks to engines, verifiers and the disk."""
+
+    def barrier(self) -> None: ...
+
+    def broadcast(self, value: Any) -> Any:
+        """The main rank's object, on every rank."""
+
+
+class StepLog(Protocol):
+    """One line of metrics.jsonl in the making."""
+
+    def timed(self, phase: str) -> AbstractContextManager[None]:
+        """Adds the block's seconds to the phase."""
+
+    def add(self, **values: Any) -> None: ...
+
+    def add_update(self, sums: dict[str, Any]) -> None:
+        """The sums of one optimizer step (Policy.update)."""
+
+
+class Sink(Protocol):
+    """Receives what a run writes down, on global rank 0, right after it is on disk."""
+
+    def step(self, line: dict[str, Any]) -> None:
+        """The metrics line of a finished step."""
+
+    def evaluation(self, step: int, scores: dict[str, Any]) -> None: ...
+
+    def checkpoint(self, step: int, folder: Path) -> None: ...
 
 
 class WeightSync(Protocol):

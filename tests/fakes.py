@@ -199,6 +199,27 @@ def fake_logprobs(samples: Sequence[Sample], version: int) -> list[torch.Tensor]
     return [-(torch.tensor(sample.response_ids).float() + 1) / 10 - version / 100 for sample in samples]
 
 
+def make_batches(config: Any, stages: Any, method: Any = None, policy: Any = None, reference: Any = None) -> Any:
+    """A BatchBuilder of a whole configuration."""
+    from owpo_megatron.trainer.batches import BatchBuilder
+    from owpo_megatron.trainer.rewards import RewardRules
+
+    rules = RewardRules.of(config.rollout, config.verifier)
+    size, updates = config.rollout.group_size, config.optimizer.updates_per_step
+    return BatchBuilder(config.algorithm, size, updates, rules, stages, method, policy, reference)
+
+
+def make_collector(config: Any, *parts: Any, **more: Any) -> Any:
+    """A RolloutCollector of a whole configuration; `parts` are those from `main` on."""
+    from owpo_megatron.trainer.noise import RewardNoise
+    from owpo_megatron.trainer.rewards import RewardRules
+    from owpo_megatron.trainer.rollouts import RolloutCollector
+
+    rules = RewardRules.of(config.rollout, config.verifier)
+    noise = RewardNoise(config.seed, config.verifier.flip)
+    return RolloutCollector(config.rollout, config.seed, rules, noise, *parts, **more)
+
+
 def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) -> list[int]:
     """Rollouts for `rollout.replay`: what a run with this config asks for in `steps` steps, drawn by a FakeEngine.
 
@@ -208,7 +229,6 @@ def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) 
     from owpo_megatron.data.tasks import get_task
     from owpo_megatron.engine import rollouts_path, save_rollouts
     from owpo_megatron.methods import make_method
-    from owpo_megatron.trainer.rollouts import RolloutCollector
     from owpo_megatron.verifiers import make_verifier
 
     tokenizer = load_tokenizer(config.model.path)
@@ -221,7 +241,7 @@ def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) 
         counts.append(len(rollouts) // config.rollout.group_size)
         save_rollouts(rollouts_path(folder, step + 1), rollouts)
 
-    collector = RolloutCollector(
+    collector = make_collector(
         config,
         alone(),
         FakeEngine(often_right(tokenizer.encode, tokenizer.eos_ids[0], symbols, chance)),

@@ -107,4 +107,8 @@ def build_policy(config: Config, topology: Any = None) -> Any:
     from owpo_megatron.policy import MegatronPolicy
 
     topology = topology or init_topology(config.parallel, config.seed)
-    return MegatronPolicy(config, read_hf_config(hf_folder(config.model.path)), config.model.path, topology)
+    hf = read_hf_config(hf_folder(config.model.path))
+    temperature, raw = config.rollout.temperature, config.megatron
+    return MegatronPolicy(
+        config.model, config.parallel, config.optimizer, config.reference, hf, topology, temperature, raw
+    )

@@ -135,7 +135,9 @@ def _specs(target: Target, wish: Wish) -> list[EvalSet]:
             "(none)",
             "name a set, e.g. --sets aime24,amc or --set mine=FILE (known ones: --list)",
         )
-    return [narrowed(one, wish.samples, wish.limit) for one in sets_of_run(target.config)]
+    return [
+        narrowed(one, wish.samples, wish.limit) for one in sets_of_run(target.config.eval, target.config.verifier.rule)
+    ]
 
 
 def _like_the_run(spec: EvalSet, wanted: SetConfig, target: Target) -> EvalSet:

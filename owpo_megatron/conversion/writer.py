@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Container, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -217,6 +218,23 @@ def refuse_no_config(template: Path) -> None:
     """Raises UserError where the folder has no config.json."""
     if not (template / "config.json").is_file():
         raise UserError("template", template, "holds no config.json; give the HF folder the model came from")
+
+
+def write_hf(
+    folder: Path, template: Path, model: HFModel, weights: Iterable[tuple[str, torch.Tensor]], is_main: bool
+) -> None:
+    """Write a policy as an HF folder, replacing one that is there. Collective over the ranks that hold it.
+
+    Args:
+        template: HF folder of the model, for everything beside the weights.
+        weights: (HF name, full tensor) on the main rank; the others walk through their share of it.
+    """
+    if not is_main:
+        deque(weights, maxlen=0)
+        return
+    with HFWriter(folder, template, model, overwrite=True) as writer:
+        for name, tensor in weights:
+            writer.add(name, tensor)
 
 
 def digest(rows: Iterable[torch.Tensor]) -> str:

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from owpo_megatron.config import Config, SetConfig
+from owpo_megatron.config import EvalConfig, SetConfig
 from owpo_megatron.data.files import SUFFIXES
 from owpo_megatron.errors import UserError
 
@@ -103,13 +103,15 @@ def resolve(wanted: SetConfig) -> EvalSet:
     return replace(base, **fields, pass_at=pass_at)
 
 
-def sets_of_run(config: Config) -> list[EvalSet]:
+def sets_of_run(wants: EvalConfig, rule: str) -> list[EvalSet]:
     """Return the sets of a run, the primary one first; without any, its held-out problems.
+
+    Args:
+        rule: the verifier's, for the held-out problems.
 
     Raises:
         UserError: as `resolve`.
     """
-    wants = config.eval
     if wants.sets:
         primary = wants.primary or wants.sets[0].name
         return [resolve(one) for one in sorted(wants.sets, key=lambda one: one.name != primary)]
@@ -121,7 +123,7 @@ def sets_of_run(config: Config) -> list[EvalSet]:
             tuple(wants.pass_at),
             wants.temperature,
             wants.top_p,
-            rule=config.verifier.rule,
+            rule=rule,
             limit=wants.limit,
             instruct=False,
         )
@@ -165,14 +167,14 @@ def source_of(wanted: EvalSet, folder: Path | None) -> str:
     raise UserError("evaluation set", wanted.name, f"{looked}; name its file: --set {wanted.name}=FILE")
 
 
-def check_sets(config: Config) -> None:
+def check_sets(wants: EvalConfig) -> None:
     """Check, before a run starts, that its sets are known and their files exist. The hub is not contacted.
 
     Raises:
         UserError: a set is unknown or missing.
     """
-    folder = data_folder(config.eval.data_dir)
-    for spec in sets_of_run(config) if config.eval.sets else ():
+    folder = data_folder(wants.data_dir)
+    for spec in map(resolve, wants.sets):
         source = source_of(spec, folder)
         if not source.startswith(("task:", "hub:")) and not Path(source).is_file():
             raise UserError(f"source of {spec.name}", source, "no such file")

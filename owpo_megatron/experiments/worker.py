@@ -82,7 +82,7 @@ def make_run(config: Config, engine: SharedEngine) -> None:
         if outcome.code:
             raise RuntimeError(outcome.reason)
         return
-    from owpo_megatron.trainer.build import train_run
+    from owpo_megatron.trainer.train import train_run
 
     with (logs / "rank_0.log").open("a") as log, contextlib.redirect_stdout(log):
         train_run(config)

@@ -54,7 +54,7 @@ def _data(config: Config) -> None:
         check_source(config.data.eval_source, "data.eval_source")
     for source in config.data.against:
         check_source(source, "data.against")
-    check_sets(config)
+    check_sets(config.eval)
     replay = config.rollout.replay
     if replay is not None and not replay.is_dir():
         raise UserError(

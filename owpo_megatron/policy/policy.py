@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from owpo_megatron.config import Config
+from owpo_megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, ReferenceConfig
 from owpo_megatron.families import HFModel, to_hf
 from owpo_megatron.head import HeadLoss, settled_mode
 from owpo_megatron.mcore import checkpoint, cpu
@@ -40,31 +40,42 @@ class MegatronPolicy:
     """Implements the Policy protocol on megatron-core. Every method is collective over all ranks.
 
     Args:
+        model: whose weights it starts from (HF, or megatron made by tools/convert_hf_to_megatron.py).
+        reference: None for a method without a reference, which then costs no memory.
         hf: what the model is.
-        model_path: folder whose weights it starts from (HF, or megatron made by tools/convert_hf_to_megatron.py).
-        keeps_reference: False for a method without a reference, which then costs no memory.
+        temperature: of the rollouts; log-probs are of logits / temperature.
+        raw: fields of megatron-core's TransformerConfig, the section `megatron`.
     """
 
-    def __init__(self, config: Config, hf: HFModel, model_path: Path, topology: Topology, keeps_reference: bool = True):
+    def __init__(
+        self,
+        model: ModelConfig,
+        parallel: ParallelConfig,
+        optimizer: OptimizerConfig,
+        reference: ReferenceConfig | None,
+        hf: HFModel,
+        topology: Topology,
+        temperature: float = 1.0,
+        raw: Mapping[str, Any] | None = None,
+    ):
         self.hf = hf
         self.topology = topology
-        self._tokens_per_microbatch = config.optimizer.tokens_per_microbatch
-        self.logp_mode: LogpMode = config.model.logprob
-        self._logp_mode_settled = config.model.logprob == "exact"
-        dtype = getattr(torch, config.model.dtype)
-        megatron_config = transformer_config(hf, config.parallel, dtype, config.megatron)
-        chunks = build_chunks(hf, megatron_config, config.rollout.temperature)
+        self._tokens_per_microbatch = optimizer.tokens_per_microbatch
+        self.logp_mode: LogpMode = model.logprob
+        self._logp_mode_settled = model.logprob == "exact"
+        dtype = getattr(torch, model.dtype)
+        megatron_config = transformer_config(hf, parallel, dtype, dict(raw or {}))
+        chunks = build_chunks(hf, megatron_config, temperature)
         self._chunks = wrap_ddp(chunks, megatron_config)
         self._has_weights = False
-        own_reference = config.reference.path if keeps_reference else None
-        self.load_weights(own_reference or model_path)
-        self._optimizer = make_optimizer(self._chunks, config.optimizer, dtype)
-        self._scheduler = make_scheduler(self._optimizer, config.optimizer)
-        placement = config.reference.placement if keeps_reference else "none"
-        self.slots = ParameterSlots(self._chunks, self._optimizer, placement)
+        own_reference = reference.path if reference else None
+        self.load_weights(own_reference or model.path)
+        self._optimizer = make_optimizer(self._chunks, optimizer, dtype)
+        self._scheduler = make_scheduler(self._optimizer, optimizer)
+        self.slots = ParameterSlots(self._chunks, self._optimizer, reference.placement if reference else "none")
         if own_reference:
             self.slots.load_reference()
-            self.load_weights(model_path)
+            self.load_weights(model.path)
             self._optimizer.reload_model_params()
 
     def load_weights(self, path: Path) -> None:

@@ -15,7 +15,7 @@ from owpo_megatron.types import Candidate, LogpMode, ReferenceReason, ReferenceV
 
 
 class SlotReference:
-    """Implements the Reference protocol over the two parameter slots of a policy.
+    """Implements Reference and Swappable over the two parameter slots of a policy.
 
     At the start the reference is the initial policy (Algorithm 1, line 2) or, with `reference.path`, loaded weights.
     """
@@ -70,24 +70,24 @@ class SlotReference:
         with self._policy.slots.showing_reference():
             return self._policy.logprobs(samples)
 
-    def hashed(self) -> ReferenceVersion:
-        """The version with the hash of all ranks' weights filled in, where a reference is kept. Collective."""
+    def identity(self) -> str:
+        """The hash of all ranks' weights, from now on in `version`, too; "" where no reference is kept. Collective."""
         if self._policy.slots.keeps_reference and not self.version.hash:
             digests = self._policy.topology.all_gather(self._policy.slots.digest())
             digest = hashlib.sha256("".join(digests).encode()).hexdigest()
             self.version = ReferenceVersion(
                 self.version.ref_id, self.version.source_step, self.version.reason, hash=digest
             )
-        return self.version
+        return self.version.hash
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights. Collective (hashes them)."""
-        version = self.hashed()
+        identity, version = self.identity(), self.version
         return {
             "ref_id": version.ref_id,
             "source_step": version.source_step,
             "reason": version.reason,
-            "hash": version.hash,
+            "hash": identity,
             "is_policy": self.is_policy(),
             "kept": self._policy.slots.keeps_reference,
             "layout": self._layout(),
@@ -111,7 +111,7 @@ class SlotReference:
                 "the newest checkpoint was written by a method that keeps no reference; resume with that method, or "
                 "start a run of another name= with model.path=.../checkpoints/step_N",
             )
-        found = self.hashed().hash
+        found = self.identity()
         if state["layout"] == self._layout() and found != state["hash"]:
             raise RuntimeError(
                 f"the restored reference {state['ref_id']} hashes to {found[:12]}, but {state['hash'][:12]} was saved: "

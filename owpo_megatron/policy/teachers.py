@@ -13,7 +13,7 @@ from owpo_megatron.types import LogpMode, Sample
 
 
 class SlotTeacher:
-    """Implements the Teacher protocol over a further slot of a policy. Every method is collective.
+    """Implements LogprobSource over a further slot of a policy. Every method is collective.
 
     Args:
         path: an HF folder, a converted megatron folder, or a checkpoint or best/ of a run, of the policy's model.

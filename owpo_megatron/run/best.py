@@ -18,34 +18,15 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.run.checkpoints import CheckpointFolder, seal, verify_manifest
 from owpo_megatron.run.layout import SCORE as SCORE_FILE
 from owpo_megatron.run.layout import STATE, RunFolder, step_name, whole_steps
-from owpo_megatron.types import Candidate
+from owpo_megatron.types import Candidate, Ranks, Storable, Swappable
 
 SCORE = "pass@1"  # of an evaluation: what the paper chooses its checkpoints by (section 5.1)
-
-
-class Ranks(Protocol):
-    """What is needed of the topology."""
-
-    @property
-    def is_main(self) -> bool: ...
-
-    def barrier(self) -> None: ...
-
-
-class StageCandidate(Protocol):
-    """The reference, as the keeper of the stage's best weights."""
-
-    candidate: Candidate | None
-
-    def keep(self, candidate: Candidate) -> None: ...
-
-    def restore_candidate(self, candidate: Candidate, state: Path) -> None: ...
 
 
 def is_better(score: float, than: Candidate | None) -> bool:
@@ -58,7 +39,7 @@ class BestWeights:
 
     Args:
         run_dir: folder of the run.
-        ranks, save_weights: writing is collective; `save_weights` fills an existing empty folder.
+        ranks, policy: writing is collective.
         carry: writes hf/ (config, tokenizer) into a folder; called on rank 0.
         checkpoints: whose folders refer to weights too.
         of_run: keep the best of the run (checkpoint.keep_best).
@@ -69,15 +50,15 @@ class BestWeights:
         self,
         run_dir: Path,
         ranks: Ranks,
-        save_weights: Callable[[Path], None],
+        policy: Storable,
         carry: Callable[[Path], None],
         checkpoints: CheckpointFolder,
         of_run: bool,
-        stage: StageCandidate | None,
+        stage: Swappable | None,
     ):
         self._root, self._link = RunFolder(run_dir).weights, RunFolder(run_dir).best
         self._ranks = ranks
-        self._save_weights = save_weights
+        self._policy = policy
         self._carry = carry
         self._checkpoints = checkpoints
         self._of_run = of_run
@@ -153,7 +134,7 @@ class BestWeights:
             shutil.rmtree(scratch, ignore_errors=True)
             (scratch / STATE).mkdir(parents=True)
         self._ranks.barrier()
-        self._save_weights(scratch / STATE)
+        self._policy.save_weights(scratch / STATE)
         if self._ranks.is_main:
             self._carry(scratch)
             facts = {"step": candidate.step, SCORE: candidate.score}

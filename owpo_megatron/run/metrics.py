@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from owpo_megatron.run.files import write_whole
+from owpo_megatron.types import Sink
 
 # sum of an update -> (field of the line, what it is divided by)
 _MEANS = {
@@ -90,11 +91,15 @@ class StepLine:
 
 
 class MetricsFile:
-    """Appends lines, each flushed to the disk; drops the lines of steps that are trained again after a resume."""
+    """Appends lines, each flushed to the disk; drops the lines of steps that are trained again after a resume.
 
-    def __init__(self, path: Path, on_line: Callable[[dict[str, Any]], None]):
+    Args:
+        sinks: receive each line once it is on the disk.
+    """
+
+    def __init__(self, path: Path, sinks: Sequence[Sink] = ()):
         self._path = path
-        self._on_line = on_line
+        self._sinks = sinks
         self._open: StepLine | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -129,7 +134,11 @@ class MetricsFile:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._on_line(line)
+        for sink in self._sinks:
+            if "eval" in line:
+                sink.evaluation(line["step"], line["eval"])
+            else:
+                sink.step(line)
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[StepLine]:

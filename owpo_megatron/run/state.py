@@ -4,43 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from owpo_megatron.run.best import BestWeights
 from owpo_megatron.run.checkpoints import CheckpointFolder
 from owpo_megatron.run.metrics import MetricsFile
-from owpo_megatron.types import ReferenceVersion
-
-
-class Ranks(Protocol):
-    """What is needed of the topology."""
-
-    @property
-    def is_main(self) -> bool: ...
-
-    def barrier(self) -> None: ...
-
-    def broadcast(self, value: Any) -> Any: ...
-
-
-class SavedPolicy(Protocol):
-    def save(self, path: Path) -> None: ...
-
-    def restore(self, path: Path, reference_is_policy: bool) -> None: ...
-
-
-class SavedReference(Protocol):
-    version: ReferenceVersion
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class SavedRollouts(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+from owpo_megatron.types import Ranks, Reference, Stateful, Storable
 
 
 class RunState:
@@ -56,9 +25,9 @@ class RunState:
     def __init__(
         self,
         ranks: Ranks,
-        policy: SavedPolicy,
-        reference: SavedReference,
-        rollouts: SavedRollouts,
+        policy: Storable,
+        reference: Reference,
+        rollouts: Stateful,
         best: BestWeights,
         metrics: MetricsFile | None,
         checkpoints: CheckpointFolder,
@@ -75,8 +44,8 @@ class RunState:
         self._carry = carry
         self._say = say
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint; it counts from the moment its folder is renamed into place. Collective."""
+    def save(self, step: int) -> Path:
+        """Write a checkpoint and return its folder; it counts from the moment it is renamed into place. Collective."""
         if self._ranks.is_main:
             self._carry(self._checkpoints.start(step).parent)
         self._ranks.barrier()
@@ -87,6 +56,7 @@ class RunState:
             self._checkpoints.finish(step, state)
             self._best.tidy()
         self._ranks.barrier()
+        return self._checkpoints.path(step)
 
     def restore(self, checkpoint: Path | None = None, to_evaluate: bool = False) -> int:
         """Take over the newest whole checkpoint, or the given one; returns its step, 0 where there is none. Collective.

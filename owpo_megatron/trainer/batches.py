@@ -11,34 +11,73 @@ from dataclasses import replace
 
 import torch
 
-from owpo_megatron.config import Config
+from owpo_megatron.config import AlgorithmConfig
 from owpo_megatron.methods import group_advantages, num_active, top_active
-from owpo_megatron.trainer.loop import StepLog
 from owpo_megatron.trainer.rewards import RewardRules
-from owpo_megatron.trainer.stage import StagePlan
-from owpo_megatron.types import Group, Objective, Policy, Reference, Sample, TrainBatch
+from owpo_megatron.trainer.schedule import StagePlan
+from owpo_megatron.types import Group, Objective, Policy, Reference, Sample, StepLog
 
 
 class BatchBuilder:
-    """Implements Batches. Pure but for the log-prob passes, which are collective."""
+    """Implements Batches. Pure but for the log-prob passes, which are collective.
 
-    def __init__(self, config: Config, plan: StagePlan):
-        self._group_size = config.rollout.group_size
-        self._updates = config.optimizer.updates_per_step
-        self._algorithm = config.algorithm
-        self._rules = RewardRules.of(config)
-        self._plan = plan
+    Args:
+        config: the section `algorithm`.
+        group_size: siblings of a prompt, G.
+        updates: minibatches per step, `optimizer.updates_per_step`.
+    """
 
-    def build(self, groups: list[Group], step: int, reference: Reference) -> TrainBatch:
-        """Advantages and active samples; ties of |A| go to the lower submission index."""
-        size = self._group_size
-        n_active = size
-        if self._algorithm.curriculum:
-            n_active = num_active(self._plan.step_in_stage(step), self._plan.stage_steps(step), size)
-        samples: list[Sample] = []
-        for group in groups:
-            samples.extend(self._group_samples(group, n_active))
-        return TrainBatch(tuple(samples), size, step, self._plan.stage(step), n_active, reference.version)
+    def __init__(
+        self,
+        config: AlgorithmConfig,
+        group_size: int,
+        updates: int,
+        rules: RewardRules,
+        stages: StagePlan,
+        method: Objective,
+        policy: Policy,
+        reference: Reference,
+    ):
+        self._algorithm = config
+        self._group_size = group_size
+        self._updates = updates
+        self._rules = rules
+        self._stages = stages
+        self._method = method
+        self._policy = policy
+        self._reference = reference
+
+    def prepare(self, groups: Sequence[Group], step: int, log: StepLog) -> Iterator[list[Sample]]:
+        """The step's minibatches, one after the other, with the log-probs that the method needs.
+
+        All passes run before the first minibatch is handed out: old and reference are those of the step's start.
+        A minibatch is passed through the model in the same packs as in its update, so that its first ratio is
+        exactly 1 where the weights are the same.
+        """
+        version, method = self._reference.version, self._method
+        log.add(stage=self._stages.stage(step), n_active=self.num_active(step))
+        log.add(ref_id=version.ref_id, ref_step=version.source_step)
+        minibatches = self._split(self.samples(groups, step))
+        if method.needs_old and len(minibatches) > 1:
+            with log.timed("logp_old"):
+                minibatches = [_with_old(samples, self._policy) for samples in minibatches]
+        if method.needs_reference != "none":
+            with log.timed("logp_ref"):
+                wanted_all = method.needs_reference != "active"
+                minibatches = [_with_reference(samples, self._reference, wanted_all) for samples in minibatches]
+        yield from minibatches
+
+    def num_active(self, step: int) -> int:
+        """Active samples of a group: the curriculum's, or all."""
+        if not self._algorithm.curriculum:
+            return self._group_size
+        return num_active(self._stages.step_in_stage(step), self._stages.stage_steps(step), self._group_size)
+
+    def samples(self, groups: Sequence[Group], step: int) -> list[Sample]:
+        """All siblings in submission order, with advantages and the active ones marked; ties of |A| go to the lower
+        submission index."""
+        n_active = self.num_active(step)
+        return [sample for group in groups for sample in self._group_samples(group, n_active)]
 
     def _group_samples(self, group: Group, n_active: int) -> Iterator[Sample]:
         counts = self._rules.counts(group)
@@ -59,27 +98,6 @@ class BatchBuilder:
                 masked=not counts[index],
                 domain=rollout.prompt.domain,
             )
-
-    def annotate(
-        self, batch: TrainBatch, policy: Policy, reference: Reference, objective: Objective, log: StepLog
-    ) -> Iterator[list[Sample]]:
-        """The step's minibatches, one after the other, with the log-probs that the objective needs.
-
-        All passes run before the first minibatch is handed out: old and reference are those of the step's start.
-        A minibatch is passed through the model in the same packs as in its update, so that its first ratio is
-        exactly 1 where the weights are the same.
-        """
-        log.add(stage=batch.stage, n_active=batch.n_active, ref_id=batch.reference.ref_id)
-        log.add(ref_step=batch.reference.source_step)
-        minibatches = self._split(batch.samples)
-        if objective.needs_old and len(minibatches) > 1:
-            with log.timed("logp_old"):
-                minibatches = [_with_old(samples, policy) for samples in minibatches]
-        if objective.needs_reference != "none":
-            with log.timed("logp_ref"):
-                wanted_all = objective.needs_reference != "active"
-                minibatches = [_with_reference(samples, reference, wanted_all) for samples in minibatches]
-        yield from minibatches
 
     def _split(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         """Whole groups, in submission order, into (at most) updates_per_step minibatches of nearly equal size."""

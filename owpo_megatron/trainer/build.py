@@ -1,336 +1,360 @@
-"""The composition root: the only place that knows every room. Builds a run's parts and gives them to the loop."""
+"""The composition root: the only module that knows every room. Makes a run's parts out of its configuration."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from owpo_megatron.config import HF_FILES, Config, hf_folder
-from owpo_megatron.conversion import HFWriter, carry_files
-from owpo_megatron.data import load_prompts, load_tokenizer, make_stream, notes_on
+from owpo_megatron.conversion import carry_files
+from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer, make_stream, notes_on
 from owpo_megatron.engine import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
 from owpo_megatron.engine.command import server_raw
 from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.families import EngineLayout, check_context, check_parallel, hf_shapes, read_hf_config
-from owpo_megatron.mcore.topology import close_topology, init_topology
-from owpo_megatron.methods import make_method
+from owpo_megatron.mcore.topology import Topology, close_topology, init_topology
+from owpo_megatron.methods import Method, make_method
 from owpo_megatron.policy import MegatronPolicy, SlotReference
 from owpo_megatron.run.best import BestWeights
 from owpo_megatron.run.checkpoints import CheckpointFolder, began_on
-from owpo_megatron.run.metrics import MetricsFile, silent_step
+from owpo_megatron.run.layout import RunFolder
+from owpo_megatron.run.metrics import MetricsFile
 from owpo_megatron.run.state import RunState
-from owpo_megatron.run.summary import write_summary
+from owpo_megatron.sinks import make_sinks
 from owpo_megatron.sync import fp8_engine_arguments, make_sync
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
 from owpo_megatron.trainer.console import RunConsole, headline
 from owpo_megatron.trainer.evaluate import Evaluator, prepare_sets
-from owpo_megatron.trainer.loop import Loop
 from owpo_megatron.trainer.main_rank import MainRank
+from owpo_megatron.trainer.noise import RewardNoise
+from owpo_megatron.trainer.parts import Parts
+from owpo_megatron.trainer.record import RunRecord
+from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.rollouts import RolloutCollector
-from owpo_megatron.trainer.stage import StagePlan, due_every
+from owpo_megatron.trainer.schedule import Schedule, StagePlan
 from owpo_megatron.trainer.stop import StopSignal
-from owpo_megatron.trainer.sync_check import LogprobCheck
-from owpo_megatron.types import Prompt, Rollout, Verifier, WeightSync
+from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
+from owpo_megatron.types import (
+    Prompt,
+    PromptStream,
+    Rollout,
+    RolloutEngine,
+    Sink,
+    Verifier,
+    WeightSync,
+)
 from owpo_megatron.verifiers import make_verifier, refuse_failed_grading
 
 
-def train_run(config: Config, stop_file: Path | None = None) -> None:
-    """Train (or go on training) the run that the configuration describes, until its end or until `stop_file` exists."""
-    with contextlib.ExitStack() as stack:
-        run = Run(config, stack)
-        stop = StopSignal(run.topology.any, stop_file if run.topology.is_main else None)
-        loop = run.loop(stop)
-        with run.console.live() if run.console else contextlib.nullcontext():
-            steps = loop.run()
-        if steps == config.optimizer.steps:
-            run.finish()
+@dataclass(frozen=True)
+class Given:
+    """Parts that are not made out of the configuration but given; None: made.
+
+    Those of global rank 0 (all but method and policy) are ignored elsewhere. A given engine is not closed, and gets the
+    policy's weights only where `sync` is given, too.
+    """
+
+    method: Method | None = None
+    policy: MegatronPolicy | None = None
+    engine: RolloutEngine | None = None
+    sync: WeightSync | None = None
+    verifier: Verifier | None = None
+    stream: PromptStream | None = None
+    sinks: Sequence[Sink] = ()
 
 
-def evaluate_run(config: Config, checkpoint: Path | None = None) -> None:
-    """Evaluate a checkpoint (default: the run's newest, else the model); scores go to eval/ and the screen."""
-    with contextlib.ExitStack() as stack:
-        run = Run(config, stack, evaluation_only=True, checkpoint=checkpoint)
-        step = run.state.restore(checkpoint, to_evaluate=True)
-        run.main.push(step)
-        scores = run.main.run(lambda: run.scores(f"step_{step:06d}_eval"))
-        if run.console:
-            run.console.evaluation(step, scores)
-            run.console.say(f"scores with intervals, and responses: {config.run_dir / 'eval'}")
+NOTHING = Given()
 
 
-class Run:
-    """The parts of a run on this rank. Engine, verifier and files are global rank 0's alone.
+def parts(
+    config: Config,
+    stack: contextlib.ExitStack,
+    given: Given = NOTHING,
+    stop_file: Path | None = None,
+    evaluation_only: bool = False,
+    checkpoint: Path | None = None,
+) -> Parts:
+    """The parts of the run that the configuration describes, on this rank. Collective.
 
     Args:
         stack: what has to be closed is entered here.
-        checkpoint: what is evaluated; None: the newest one.
+        stop_file: once it exists, the run stops.
         evaluation_only: an engine is needed even where rollouts are replayed, and nothing is written but eval/.
+        checkpoint: what is evaluated; None: the newest one.
+
+    Raises:
+        UserError: model, data, parallel sizes or engine do not fit each other.
+        EngineError: an engine does not start.
     """
+    return _Builder(config, stack, given, stop_file, evaluation_only, checkpoint).parts()
+
+
+class _Builder:
+    """What several parts are made of, in the order in which it becomes known."""
 
     def __init__(
         self,
         config: Config,
         stack: contextlib.ExitStack,
-        evaluation_only: bool = False,
-        checkpoint: Path | None = None,
+        given: Given,
+        stop_file: Path | None,
+        evaluation_only: bool,
+        checkpoint: Path | None,
     ):
-        self.config = config
-        self.evaluation_only = evaluation_only
+        self.config, self.stack, self.given = config, stack, given
+        self.stop_file, self.evaluation_only = stop_file, evaluation_only
+        self.folder = RunFolder.of(config)
         self.model_files = hf_folder(config.model.path)
-        hf = read_hf_config(self.model_files)
-        check_parallel(hf, config.parallel)
-        check_context(hf, config.data.max_prompt_tokens + config.rollout.max_response_tokens)
-        self.topology = topology = init_topology(config.parallel, config.seed)
+        self.hf = read_hf_config(self.model_files)
+        check_parallel(self.hf, config.parallel)
+        check_context(self.hf, config.data.max_prompt_tokens + config.rollout.max_response_tokens)
+        self.topology: Topology = init_topology(config.parallel, config.seed)
         stack.callback(close_topology)
-        self.console = RunConsole(config.optimizer.steps) if topology.is_main else None
-        self.tokenizer = load_tokenizer(self.model_files) if topology.is_main else None
-        self.date = config.data.date or self._began_on(checkpoint) or datetime.date.today()
-        self.train_prompts, self.eval_sets = self._prompts() if topology.is_main else ([], [])
-        self.objective = make_method(config.algorithm)
-        needs_reference = self.objective.needs_reference != "none" and not (evaluation_only and config.teachers)
-        domains = {prompt.domain for prompt in self.train_prompts}
-        progress = self.console.working if self.console else None
-        references = ReferenceBuilder(config, hf, needs_reference, topology.is_main, domains, progress, stack)
-        engine_start = self._start_engine(stack)
-        self.say(headline(config, sum(math.prod(shape) for shape in hf_shapes(hf).values())))
-        self.plan = StagePlan.of(config, references.keeps_reference)
-        self.policy = MegatronPolicy(config, hf, config.model.path, topology, references.keeps_reference)
-        self.engine: Fleet | RecordedEngine | None = engine_start.result() if engine_start else None
-        self.fleet = self.engine if isinstance(self.engine, Fleet) else None
-        revive = self.fleet.revive if self.fleet else _nothing_to_revive
-        self.main = MainRank(
-            topology.broadcast, self.policy.named_weights, self._sync(stack, EngineLayout.of(hf)), revive
+        self.is_main = self.topology.is_main
+        self.console = RunConsole(config.optimizer.steps) if self.is_main else None
+        self.say: Callable[[str], None] = self.console.say if self.console else _say_nothing
+        self.progress = self.console.working if self.console else None
+        self.tokenizer: Tokenizer | None = load_tokenizer(self.model_files) if self.is_main else None
+        self.checkpoints = CheckpointFolder(self.folder.checkpoints, config.checkpoint.keep)
+        # A template that prints the date prints the same after midnight: checkpoints keep the day.
+        kept = began_on(checkpoint) if checkpoint else self.checkpoints.began_on()
+        self.date = config.data.date or kept or datetime.date.today()
+        self.prompts, self.sets = self._prompts() if self.tokenizer else ([], [])
+
+    def parts(self) -> Parts:
+        config, topology = self.config, self.topology
+        method = self.given.method or make_method(config.algorithm)
+        references = self._references(method)
+        engine_start = self._start_engine()  # while the model is built
+        self.say(headline(config, sum(math.prod(shape) for shape in hf_shapes(self.hf).values())))
+        schedule = self._schedule(references.keeps_reference)
+        policy = self.given.policy or self._policy(references.keeps_reference)
+        engine = engine_start.result() if engine_start else None
+        fleet = engine if isinstance(engine, Fleet) else None
+        revive = fleet.revive if fleet else _nothing_to_revive
+        main = MainRank(topology.broadcast, policy.named_weights, self._sync(fleet), revive)
+        if fleet:
+            fleet.on_restart = main.push_again
+        check = self._sync_check(main, policy, fleet)
+        reference = references.build(policy, main)
+        ratchet = reference if isinstance(reference, SlotReference) and schedule.stages.every is not None else None
+        verifier = self._verifier()
+        stream = (self.given.stream or make_stream(config.data, self.prompts, config.seed)) if self.is_main else None
+        rules = RewardRules.of(config.rollout, config.verifier)
+        rollouts = self._collector(main, rules, engine, verifier, stream, method)
+        batches = BatchBuilder(
+            config.algorithm,
+            config.rollout.group_size,
+            config.optimizer.updates_per_step,
+            rules,
+            schedule.stages,
+            method,
+            policy,
+            reference,
         )
-        wants_check = config.sync.verify == "logprob" and (evaluation_only or not config.rollout.replay)
-        self.sync_check = (
-            LogprobCheck(config, self.main, self.policy, self.fleet, hf.vocab_size) if wants_check else None
+        evaluator = self._evaluator(engine, verifier)
+        stop = StopSignal(topology.any, self.stop_file if self.is_main else None)
+        sinks = self._sinks()
+        metrics = MetricsFile(self.folder.metrics, sinks) if self.is_main else None
+        checkpoints = self.checkpoints
+        chooser = ratchet if schedule.stages.chooses_best else None
+        best = BestWeights(
+            self.folder.path, topology, policy, self._carry, checkpoints, config.checkpoint.keep_best, chooser
         )
-        self.reference = references.build(self.policy, self.main)
-        self.verifier = self._verifier(stack)
-        self.collector = self._collector()
-        self.evaluator = self._evaluator()
-        self.metrics = MetricsFile(config.run_dir / "metrics.jsonl", self._on_line) if topology.is_main else None
-        candidate = self.reference if self.plan.chooses_best and isinstance(self.reference, SlotReference) else None
-        checkpoints = CheckpointFolder(config.run_dir / "checkpoints", config.checkpoint.keep)
-        self.best = BestWeights(
-            config.run_dir,
-            topology,
-            self.policy.save_weights,
-            self._carry,
-            checkpoints,
-            of_run=config.checkpoint.keep_best,
-            stage=candidate,
-        )
-        self.state = RunState(
-            topology,
-            self.policy,
-            self.reference,
-            self.collector,
-            self.best,
-            self.metrics,
-            checkpoints,
-            self._carry,
-            self.say,
-        )
-
-    def loop(self, stop: StopSignal) -> Loop:
-        config = self.config
-        steps = config.optimizer.steps
-        return Loop(
-            steps=steps,
-            policy=self.policy,
-            reference=self.reference,
-            objective=self.objective,
-            rollouts=self.collector,
-            batches=BatchBuilder(config, self.plan),
-            push_weights=self.push_weights,
-            swap_due=self.plan.swap_due,
-            restarts_policy=config.reference.restart_policy and self.plan.chooses_best,
-            evaluate_due=self._evaluation_due,
-            checkpoint_due=lambda done: due_every(config.checkpoint.every, done, at_end=True, steps=steps),
-            evaluate=self.evaluate,
-            save=self.state.save,
-            restore=self.state.restore,
-            step_log=self.metrics.step if self.metrics else silent_step,
-            stop_requested=stop.requested,
+        state = RunState(topology, policy, reference, rollouts, best, metrics, checkpoints, self._carry, self.say)
+        return Parts(
+            ranks=topology,
+            schedule=schedule,
+            method=method,
+            model=self.hf,
+            policy=policy,
+            reference=reference,
+            ratchet=ratchet,
+            engine=engine,
+            verifier=verifier,
+            stream=stream,
+            main=main,
+            engines=check or main,
+            rollouts=rollouts,
+            batches=batches,
+            evaluator=evaluator,
+            record=RunRecord(main, state, best, metrics, evaluator, stop, sinks),
+            state=state,
+            best=best,
+            stop=stop,
+            console=self.console,
         )
 
-    # ------------------------------------------------------------------------------------------ verbs of the loop
-    def push_weights(self, step: int) -> None:
-        """Every engine gets the policy's weights as version `step`, and shows it where `sync.verify` says logprob."""
-        self.main.push(step)
-        if self.sync_check is not None:
-            self.sync_check()
-
-    def evaluate(self, step: int) -> None:
-        """Once a step: an evaluation that stands in metrics.jsonl is not made again after a resume."""
-
-        def work() -> dict[str, Any]:
-            assert self.metrics and self.console
-            scores = self.metrics.evaluation(step)
-            if scores is None:
-                scores = self.scores(f"step_{step:06d}")
-                self.metrics.append({"step": step, "eval": scores})
-                self.console.evaluation(step, scores)
-            return scores
-
-        self.best.consider(step, self.main.run(work))
-
-    def scores(self, name: str) -> dict[str, Any]:
-        """Evaluate the weights that the engine has, on rank 0."""
-        assert self.evaluator
-        return self.evaluator.run(name)
-
-    def finish(self) -> None:
-        """After the last step: the HF folder and the summary."""
-        config = self.config
-        if config.checkpoint.export_hf:
-            self._export(config.run_dir / "hf")
-        swaps = self.reference.version.ref_id
-        if self.console:
-            engine = {"name": "sglang", "version": self.fleet.clients[0].server_version()} if self.fleet else {}
-            write_summary(config, engine, self.reference.version, swaps, self.best.run)
-            self.console.say(f"done: {config.run_dir} ({swaps} swaps of the reference)")
-
-    def say(self, text: str) -> None:
-        if self.console:
-            self.console.say(text)
-
-    # ------------------------------------------------------------------------------------------ building
+    # ------------------------------------------------------------------------------------------ data
     def _prompts(self) -> tuple[list[Prompt], list[PreparedSet]]:
         assert self.tokenizer
-        train, report = load_prompts(self.config.data, self.tokenizer, date=self.date)
+        config = self.config
+        train, report = load_prompts(config.data, self.tokenizer, date=self.date)
         self.say(str(report))
-        for note in notes_on(train, self.config):
+        for note in notes_on(train, config):
             self.say(note)
-        sets = []
-        if self._evaluation_wanted() or self.evaluation_only:
-            sets = prepare_sets(self.config, self.tokenizer, self.date, self.say)
-        if self.config.rollout.replay is None:
+        wants, sets = config.eval, []
+        if wants.before or wants.after or wants.every or self.evaluation_only:
+            rule = config.verifier.rule
+            sets = prepare_sets(wants, config.data, rule, config.seed, self.tokenizer, self.date, self.say)
+        if config.rollout.replay is None:
             asked = [*train, *(prompt for one in sets for prompt in one.prompts)]
-            check_context_length(self.config, max(len(prompt.token_ids) for prompt in asked))
+            check_context_length(config, max(len(prompt.token_ids) for prompt in asked))
         return train, sets
 
-    def _began_on(self, checkpoint: Path | None) -> datetime.date | None:
-        """The day that the run's checkpoints keep: a template that prints the date prints the same after midnight."""
-        if checkpoint is not None:
-            return began_on(checkpoint)
-        return CheckpointFolder(self.config.run_dir / "checkpoints", self.config.checkpoint.keep).began_on()
+    def _domains(self) -> set[str]:
+        return {prompt.domain for prompt in self.prompts}
 
-    def _start_engine(self, stack: contextlib.ExitStack) -> Future | None:
-        """Global rank 0's engine, started while all ranks build the model."""
-        if not self.topology.is_main:
+    # ------------------------------------------------------------------------------------------ policy and reference
+    def _policy(self, keeps_reference: bool) -> MegatronPolicy:
+        config = self.config
+        return MegatronPolicy(
+            config.model,
+            config.parallel,
+            config.optimizer,
+            config.reference if keeps_reference else None,
+            self.hf,
+            self.topology,
+            config.rollout.temperature,
+            config.megatron,
+        )
+
+    def _references(self, method: Method) -> ReferenceBuilder:
+        config = self.config
+        needed = method.needs_reference != "none" and not (self.evaluation_only and config.teachers)
+        return ReferenceBuilder(
+            config.reference,
+            config.teachers,
+            config.engine,
+            self.hf,
+            needed,
+            self.is_main,
+            self._domains(),
+            self.progress,
+            self.stack,
+        )
+
+    def _schedule(self, has_reference: bool) -> Schedule:
+        config = self.config
+        stages = StagePlan.of(config.reference, config.optimizer.steps, has_reference)
+        restarts = config.reference.restart_policy and stages.chooses_best
+        return Schedule(stages, config.eval, config.checkpoint, restarts)
+
+    # ------------------------------------------------------------------------------------------ engines
+    def _start_engine(self) -> Future[RolloutEngine] | None:
+        """Global rank 0's engine, on its way."""
+        if not self.is_main:
             return None
         pool = ThreadPoolExecutor(1)
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a mistake elsewhere need not wait for it
+        self.stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a mistake elsewhere need not wait for it
+        if self.given.engine is not None:
+            return pool.submit(lambda: self.given.engine)  # type: ignore[arg-type, return-value]
         if self.config.rollout.replay and not self.evaluation_only:
             return pool.submit(RecordedEngine, self.config.rollout.replay)
         if self.config.engine.rendezvous is not None:
             self.say("waiting for the engines; meanwhile the model is built")
         elif not self.config.engine.urls:
             self.say("starting the SGLang server; meanwhile the model is built")
-        return pool.submit(self._start_fleet, stack)
+        return pool.submit(self._start_fleet)
 
-    def _start_fleet(self, stack: contextlib.ExitStack) -> Fleet:
+    def _start_fleet(self) -> Fleet:
+        config = self.config
         # Every weight comes by the first push; SGLang need not read the checkpoint.
-        raw = {"load_format": "dummy"} | server_raw(self.config)
-        if self.config.sync.fp8:
+        raw = {"load_format": "dummy"} | server_raw(config)
+        if config.sync.fp8:
             raw |= fp8_engine_arguments(raw)
-        fleet = start_fleet(
-            self.config.engine, self.model_files, self.config.model.dtype, raw, self.config.run_dir / "logs"
-        )
-        stack.callback(fleet.close)
+        fleet = start_fleet(config.engine, self.model_files, config.model.dtype, raw, self.folder.logs)
+        self.stack.callback(fleet.close)
         return fleet
 
-    def _sync(self, stack: contextlib.ExitStack, layout: EngineLayout) -> WeightSync | None:
-        if not self.topology.is_main:
-            return None
-        clients = self.fleet.clients if self.fleet else []
-        sync = make_sync(self.config.sync, clients, self.config.run_dir / "sync", layout)
-        stack.callback(sync.close)
+    def _sync(self, fleet: Fleet | None) -> WeightSync | None:
+        if not self.is_main or self.given.sync is not None:
+            return self.given.sync if self.is_main else None
+        clients = fleet.clients if fleet else []
+        sync = make_sync(self.config.sync, clients, self.folder.sync, EngineLayout.of(self.hf))
+        self.stack.callback(sync.close)
         return sync
 
-    def _verifier(self, stack: contextlib.ExitStack) -> Verifier | None:
-        if not self.topology.is_main:
+    def _sync_check(self, main: MainRank, policy: MegatronPolicy, fleet: Fleet | None) -> LogprobCheck | None:
+        config = self.config
+        has_fleet = self.given.engine is None and (self.evaluation_only or not config.rollout.replay)
+        if config.sync.verify != "logprob" or not has_fleet:
             return None
-        rules = {domain: rule for one in self.eval_sets for domain, rule in one.rules.items()}
-        verifier = make_verifier(self.config.verifier, {prompt.domain for prompt in self.train_prompts}, rules)
-        stack.callback(verifier.close)
+        tolerance = tolerance_of(config.sync, config.model.dtype)
+        return LogprobCheck(tolerance, config.rollout.temperature, main, policy, fleet, self.hf.vocab_size)
+
+    # ------------------------------------------------------------------------------------------ grading and drawing
+    def _verifier(self) -> Verifier | None:
+        if not self.is_main or self.given.verifier is not None:
+            return self.given.verifier if self.is_main else None
+        rules = {domain: rule for one in self.sets for domain, rule in one.rules.items()}
+        verifier = make_verifier(self.config.verifier, self._domains(), rules)
+        self.stack.callback(verifier.close)
         return verifier
 
-    def _collector(self) -> RolloutCollector:
-        config, stream = self.config, None
-        if self.topology.is_main:
-            stream = make_stream(config.data, self.train_prompts, config.seed)
-            if self.fleet:
-                self.fleet.on_restart = self.main.push_again
+    def _collector(
+        self,
+        main: MainRank,
+        rules: RewardRules,
+        engine: RolloutEngine | None,
+        verifier: Verifier | None,
+        stream: PromptStream | None,
+        method: Method,
+    ) -> RolloutCollector:
+        config = self.config
         return RolloutCollector(
-            config,
-            self.main,
-            self.engine,
-            self.verifier,
+            config.rollout,
+            config.seed,
+            rules,
+            RewardNoise(config.seed, config.verifier.flip),
+            main,
+            engine,
+            verifier,
             stream,
             decode=self.tokenizer.decode if self.tokenizer else _nothing_to_decode,
             stop_token_ids=self.tokenizer.eos_ids if self.tokenizer else (),
-            dynamic_sampling=self.objective.dynamic_sampling,
-            record=self._record,
-            progress=self.console.working if self.console else None,
+            dynamic_sampling=method.dynamic_sampling,
+            record=self._keep_rollouts,
+            progress=self.progress,
             date=self.date,
             check_verdicts=partial(refuse_failed_grading, rule=config.verifier.rule),
         )
 
-    def _evaluator(self) -> Evaluator | None:
-        if not self.eval_sets:
+    def _evaluator(self, engine: RolloutEngine | None, verifier: Verifier | None) -> Evaluator | None:
+        if not self.sets:
             return None
-        assert self.tokenizer and self.engine and self.verifier and self.console
-        limit, seed = self.config.rollout.max_response_tokens, self.config.seed
-        eos_ids = self.tokenizer.eos_ids
-        stop = tuple(self.config.rollout.stop)
-        answering = Answering(self.engine, self.verifier, self.tokenizer.decode, eos_ids, limit, seed, stop)
-        return Evaluator(self.eval_sets, answering, self.config.run_dir / "eval", self.console.working)
+        assert self.tokenizer and engine and verifier
+        rollout, seed, eos_ids = self.config.rollout, self.config.seed, self.tokenizer.eos_ids
+        limit, stop = rollout.max_response_tokens, tuple(rollout.stop)
+        answering = Answering(engine, verifier, self.tokenizer.decode, eos_ids, limit, seed, stop)
+        return Evaluator(self.sets, answering, self.folder.evaluations, self.progress)
 
-    def _evaluation_wanted(self) -> bool:
-        wants = self.config.eval
-        return wants.before or wants.after or wants.every > 0
-
-    def _evaluation_due(self, done: int) -> bool:
-        wants = self.config.eval
-        if done == 0:
-            return wants.before
-        if self.plan.chooses_best and self.plan.swap_due(done):
-            return True
-        return due_every(wants.every, done, at_end=wants.after, steps=self.config.optimizer.steps)
+    # ------------------------------------------------------------------------------------------ files
+    def _sinks(self) -> Sequence[Sink]:
+        if not self.console:
+            return ()
+        trackers = [] if self.evaluation_only else make_sinks(self.config, self.say)
+        for tracker in trackers:
+            self.stack.callback(tracker.close)
+        return (self.console, *trackers, *self.given.sinks)
 
     def _carry(self, folder: Path) -> None:
         """hf/ beside state/: the folder is then a converted megatron folder."""
         (folder / HF_FILES).mkdir()
         carry_files(self.model_files, folder / HF_FILES)
 
-    def _record(self, step: int, rollouts: Sequence[Rollout]) -> None:
+    def _keep_rollouts(self, step: int, rollouts: Iterable[Rollout]) -> None:
         if self.config.rollout.save and not self.config.rollout.replay:
-            save_rollouts(rollouts_path(self.config.run_dir / "rollouts", step + 1), rollouts)
-
-    def _on_line(self, line: dict[str, Any]) -> None:
-        assert self.console
-        self.console.step(line)
-
-    def _export(self, folder: Path) -> None:
-        if self.topology.is_main:
-            with HFWriter(folder, self.model_files, self.policy.hf, overwrite=True) as writer:
-                for name, tensor in self.policy.named_weights():
-                    writer.add(name, tensor)
-        else:
-            for _ in self.policy.named_weights():
-                pass
+            save_rollouts(rollouts_path(self.folder.rollouts, step + 1), rollouts)
 
 
 def _nothing_to_revive(error: Exception) -> int:
@@ -339,3 +363,7 @@ def _nothing_to_revive(error: Exception) -> int:
 
 def _nothing_to_decode(ids: Sequence[int]) -> str:
     raise AssertionError("only global rank 0 decodes responses")
+
+
+def _say_nothing(text: str) -> None:
+    """Ranks other than global rank 0."""

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from owpo_megatron.config import Config
-from owpo_megatron.config.reference import TeacherConfig
+from owpo_megatron.config import EngineConfig, ReferenceConfig, TeacherConfig
 from owpo_megatron.engine import Scorer
 from owpo_megatron.families import HFModel
 from owpo_megatron.policy import MegatronPolicy, SlotReference, SlotTeacher, check_same_model
 from owpo_megatron.trainer.main_rank import MainRank
-from owpo_megatron.trainer.teachers import EngineTeacher, Routing, Teacher, Teachers
-from owpo_megatron.types import Progress
+from owpo_megatron.trainer.teachers import EngineTeacher, Routing, Teachers
+from owpo_megatron.types import LogprobSource, Progress
 
 
 class ReferenceBuilder:
     """Looks at everything that is named before anything is started, and builds when policy and engines are there.
 
     Args:
+        engine: time-outs of the teachers' servers.
         needed: the method has a reference or teachers, and this run will use them.
         is_main: global rank 0, which talks to teachers' servers.
         domains: of the training prompts, on rank 0.
@@ -31,7 +31,9 @@ class ReferenceBuilder:
 
     def __init__(
         self,
-        config: Config,
+        reference: ReferenceConfig,
+        teachers: Sequence[TeacherConfig],
+        engine: EngineConfig,
         hf: HFModel,
         needed: bool,
         is_main: bool,
@@ -39,14 +41,14 @@ class ReferenceBuilder:
         progress: Progress | None,
         stack: contextlib.ExitStack,
     ):
-        self._config = config
-        self._teachers = config.teachers if needed else []
+        self._reference = reference
+        self._teachers = teachers if needed else []
         self.keeps_reference = needed and not self._teachers
         """The policy needs a slot for a reference that is swapped or saved."""
         self._routing = Routing(self._teachers)
         self._scorers: dict[str, Scorer] = {}
-        if self.keeps_reference and config.reference.path is not None:
-            check_same_model("reference.path", config.reference.path, hf)
+        if self.keeps_reference and reference.path is not None:
+            check_same_model("reference.path", reference.path, hf)
         for teacher in self._teachers:
             if teacher.path is not None:
                 check_same_model(f"teachers ({teacher.name}) path", teacher.path, hf)
@@ -54,17 +56,17 @@ class ReferenceBuilder:
             self._routing.check(domains)
             for teacher in self._teachers:
                 if teacher.urls:
-                    scorer = Scorer(teacher.urls, config.engine, f"teachers ({teacher.name}) urls", progress)
+                    scorer = Scorer(teacher.urls, engine, f"teachers ({teacher.name}) urls", progress)
                     stack.callback(scorer.close)
                     self._scorers[teacher.name] = scorer
 
     def build(self, policy: MegatronPolicy, main: MainRank) -> SlotReference | Teachers:
         if not self._teachers:
-            loaded = self.keeps_reference and self._config.reference.path is not None
+            loaded = self.keeps_reference and self._reference.path is not None
             return SlotReference(policy, loaded=loaded)
         return Teachers(self._routing, {one.name: self._teacher(one, policy, main) for one in self._teachers})
 
-    def _teacher(self, teacher: TeacherConfig, policy: MegatronPolicy, main: MainRank) -> Teacher:
+    def _teacher(self, teacher: TeacherConfig, policy: MegatronPolicy, main: MainRank) -> LogprobSource:
         if teacher.path is not None:
             return SlotTeacher(policy, teacher.name, teacher.path, resident=teacher.placement == "resident")
         scorer = self._scorers.get(teacher.name)

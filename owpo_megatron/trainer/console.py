@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -89,6 +90,9 @@ class RunConsole:
             text = ", ".join(f"{metric} {value:.3f}" for metric, value in values.items() if metric.startswith("pass@"))
             of = f", {name}" if name else ""
             self.say(f"[bold]evaluation at step {step}{of}[/bold]: {text} ({values['problems']} problems)")
+
+    def checkpoint(self, step: int, folder: Path) -> None:
+        """Not worth a line: a resumed run names the checkpoint that it goes on from."""
 
 
 def _number(line: dict[str, Any], name: str, form: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.config import Config
+from owpo_megatron.config import DataConfig, EvalConfig
 from owpo_megatron.data import PromptTemplate, Tokenizer, load_prompts
 from owpo_megatron.evaluation.draw import Answering, evaluate_set
 from owpo_megatron.evaluation.prepare import PreparedSet, held_out, prepare
@@ -17,25 +17,33 @@ from owpo_megatron.types import Progress
 
 
 def prepare_sets(
-    config: Config, tokenizer: Tokenizer, date: datetime.date, say: Callable[[str], None]
+    config: EvalConfig,
+    data: DataConfig,
+    rule: str,
+    seed: int,
+    tokenizer: Tokenizer,
+    date: datetime.date,
+    say: Callable[[str], None],
 ) -> list[PreparedSet]:
     """The sets that a run evaluates itself on, the one that decides first.
 
     Args:
+        rule: the verifier's, for the held-out problems.
+        seed: of the order of options.
         date: what chat templates print as today.
 
     Raises:
         UserError: a set is not known, not found or faulty.
     """
-    folder, prepared = data_folder(config.eval.data_dir), []
-    template = PromptTemplate.of(config.data, tokenizer, date)
-    for spec in sets_of_run(config):
+    folder, prepared = data_folder(config.data_dir), []
+    template = PromptTemplate.of(data, tokenizer, date)
+    for spec in sets_of_run(config, rule):
         if spec.name == HELD_OUT and spec.source is None:
-            prompts, report = load_prompts(config.data, tokenizer, "test", spec.limit, date)
+            prompts, report = load_prompts(data, tokenizer, "test", spec.limit, date)
             prepared.append(held_out(spec, prompts, report.source))
             say(f"held out: {report}")
         else:
-            one = prepare(spec, source_of(spec, folder), template, config.seed)
+            one = prepare(spec, source_of(spec, folder), template, seed)
             prepared.append(one)
             say(one.complaint or f"{spec.title}: {len(one.prompts)} problems of {one.origin}")
     return prepared

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from owpo_megatron.types import Group, Objective, Policy, Reference, ReferenceReason, Sample, TrainBatch
+from owpo_megatron.trainer.schedule import Schedule
+from owpo_megatron.types import Group, Objective, Policy, Sample, StepLog, Swappable
 
 
 class Rollouts(Protocol):
@@ -16,76 +18,77 @@ class Rollouts(Protocol):
 
 
 class Batches(Protocol):
-    """From rewards to what the objective needs."""
+    """From rewards to what the method needs: advantages, active samples, old and reference log-probs."""
 
-    def build(self, groups: list[Group], step: int, reference: Reference) -> TrainBatch: ...
-
-    def annotate(
-        self, batch: TrainBatch, policy: Policy, reference: Reference, objective: Objective, log: StepLog
-    ) -> Iterator[list[Sample]]: ...
+    def prepare(self, groups: Sequence[Group], step: int, log: StepLog) -> Iterator[list[Sample]]:
+        """The step's minibatches. All log-probs are of the policy and the reference at the step's start."""
 
 
-class StepLog(Protocol):
-    """One line of metrics.jsonl in the making."""
+class Engines(Protocol):
+    """The engines that generate."""
 
-    def timed(self, phase: str) -> Any: ...
+    def push(self, version: int) -> None:
+        """Bring them the policy's weights. Collective."""
 
-    def add(self, **values: Any) -> None: ...
 
-    def add_update(self, sums: dict[str, Any]) -> None: ...
+class Record(Protocol):
+    """What the run leaves on disk, and what it resumes from. Every method is collective."""
+
+    def restore(self) -> int:
+        """Take up the newest checkpoint; returns its step, or 0 with the reference being the initial policy."""
+
+    def save(self, step: int) -> None: ...
+
+    def evaluate(self, step: int) -> None: ...
+
+    def step(self, step: int) -> AbstractContextManager[StepLog]:
+        """The metrics line of a step, written when the block ends."""
+
+    def stop_requested(self) -> bool: ...
 
 
 @dataclass
 class Loop:
-    """The verbs of a run. The parts are built in build.py; the loop knows them by their protocols only."""
+    """The verbs of a run. build.py makes the parts; the loop knows them by their protocols only."""
 
-    steps: int
+    schedule: Schedule
     policy: Policy
-    reference: Reference
-    objective: Objective
+    method: Objective
     rollouts: Rollouts
     batches: Batches
-    push_weights: Callable[[int], None]
-    swap_due: Callable[[int], ReferenceReason | None]
-    restarts_policy: bool  # after a swap: the next stage starts from its reference
-    evaluate_due: Callable[[int], bool]
-    checkpoint_due: Callable[[int], bool]
-    evaluate: Callable[[int], None]
-    save: Callable[[int], None]
-    restore: Callable[[], int]
-    step_log: Callable[[int], Any]
-    stop_requested: Callable[[], bool]
+    ratchet: Swappable | None  # None: there is no reference, or it is fixed
+    engines: Engines
+    record: Record
 
     def run(self) -> int:
         """Train to the end, or to the end of the step in which a stop is requested; returns the steps done."""
-        step = self.restore()  # or 0, with the reference being the initial policy (line 2)
-        self.push_weights(step)
-        if step == 0 and self.evaluate_due(step):
-            self.evaluate(step)
+        step = self.record.restore()  # line 2
+        self.engines.push(step)
+        if step == 0 and self.schedule.evaluation_due(step):
+            self.record.evaluate(step)
         saved = step
-        while step < self.steps and not self.stop_requested():
-            with self.step_log(step) as log:
+        while step < self.schedule.steps and not self.record.stop_requested():
+            with self.record.step(step) as log:
                 groups = self.rollouts.collect(step, log)  # lines 4-5
-                batch = self.batches.build(groups, step, self.reference)  # lines 5-6
-                for samples in self.batches.annotate(batch, self.policy, self.reference, self.objective, log):
+                for samples in self.batches.prepare(groups, step, log):  # lines 5-6
                     with log.timed("update"):
-                        log.add_update(self.policy.update(samples, self.objective))  # lines 7-14
+                        log.add_update(self.policy.update(samples, self.method))  # lines 7-14
                 step += 1
                 with log.timed("sync"):
-                    self.push_weights(step)
-                if self.evaluate_due(step):
+                    self.engines.push(step)
+                if self.schedule.evaluation_due(step):
                     with log.timed("evaluate"):
-                        self.evaluate(step)  # and note the best of the stage
-                if reason := self.swap_due(step):
+                        self.record.evaluate(step)  # and note the best of the stage
+                if self.ratchet and (reason := self.schedule.swap_due(step)):
                     with log.timed("swap"):
-                        self.reference.swap(step, reason)  # lines 15-16
-                        if self.restarts_policy:
-                            self.reference.restart_policy()
-                            self.push_weights(step)
-                if self.checkpoint_due(step):
+                        self.ratchet.swap(step, reason)  # lines 15-16
+                        if self.schedule.restarts_policy:
+                            self.ratchet.restart_policy()
+                            self.engines.push(step)
+                if self.schedule.checkpoint_due(step):
                     with log.timed("checkpoint"):
-                        self.save(step)
+                        self.record.save(step)
                     saved = step
         if saved != step:
-            self.save(step)
+            self.record.save(step)
         return step

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from owpo_megatron.config import Config
 from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.run.layout import RunFolder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,12 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     rank = int(os.environ.get("RANK", "0"))
     config = Config.load(args.config, args.overrides)
-    logs = args.error_dir or config.run_dir / "logs"
+    logs = args.error_dir or RunFolder.of(config).logs
     logs.mkdir(parents=True, exist_ok=True)
     error_file = logs / f"error_rank_{rank}.txt"
     error_file.unlink(missing_ok=True)
     try:
-        from owpo_megatron.trainer.build import evaluate_run, train_run
+        from owpo_megatron.trainer.train import evaluate_run, train_run
 
         if args.eval_only:
             evaluate_run(config, args.checkpoint)

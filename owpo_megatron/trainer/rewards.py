@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from owpo_megatron.config import Config
+from owpo_megatron.config import RolloutConfig, VerifierConfig
 from owpo_megatron.types import Group
 
 FAILED = ("timeout", "crashed")
@@ -36,14 +36,13 @@ class RewardRules:
     mask_failures: bool = True
 
     @classmethod
-    def of(cls, config: Config) -> RewardRules:
-        roll = config.rollout
+    def of(cls, rollout: RolloutConfig, verifier: VerifierConfig) -> RewardRules:
         return cls(
-            roll.max_response_tokens,
-            roll.overlong_tokens,
-            roll.overlong_penalty,
-            roll.mask_truncated,
-            config.verifier.mask_failures,
+            rollout.max_response_tokens,
+            rollout.overlong_tokens,
+            rollout.overlong_penalty,
+            rollout.mask_truncated,
+            verifier.mask_failures,
         )
 
     def counts(self, group: Group) -> list[bool]:

@@ -8,8 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from owpo_megatron.config import Config
-from owpo_megatron.trainer.loop import StepLog
+from owpo_megatron.config import RolloutConfig
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.noise import RewardNoise
 from owpo_megatron.trainer.rewards import RewardRules
@@ -22,6 +21,7 @@ from owpo_megatron.types import (
     RolloutEngine,
     SampleRequest,
     Sampling,
+    StepLog,
     Verdict,
     Verdicts,
     Verifier,
@@ -38,6 +38,9 @@ class RolloutCollector:
     """Implements Rollouts: global rank 0 generates and grades, every rank gets the groups.
 
     Args:
+        config: the section `rollout`.
+        seed: of the run.
+        noise: rewards that are wrong on purpose (`verifier.flip`).
         engine, verifier, stream: of rank 0; None elsewhere.
         decode: token ids to text.
         check_verdicts: raises where not one of a round's answers could be graded.
@@ -47,7 +50,10 @@ class RolloutCollector:
 
     def __init__(
         self,
-        config: Config,
+        config: RolloutConfig,
+        seed: int,
+        rules: RewardRules,
+        noise: RewardNoise,
         main: MainRank,
         engine: RolloutEngine | None,
         verifier: Verifier | None,
@@ -60,11 +66,11 @@ class RolloutCollector:
         date: datetime.date | None = None,
         check_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
     ):
-        self._config = config.rollout
-        self._seed = config.seed
+        self._config = config
+        self._seed = seed
         self._check_verdicts = check_verdicts
-        self._rules = RewardRules.of(config)
-        self._noise = RewardNoise(config.seed, config.verifier.flip)
+        self._rules = rules
+        self._noise = noise
         self._main = main
         self._engine = engine
         self._verifier = verifier
@@ -76,10 +82,10 @@ class RolloutCollector:
         self._date = date
         self._drawn = 0  # prompts taken from the stream since the run began
         self._sampling = Sampling(
-            config.rollout.max_response_tokens,
-            config.rollout.temperature,
+            config.max_response_tokens,
+            config.temperature,
             stop_token_ids=stop_token_ids,
-            stop=tuple(config.rollout.stop),
+            stop=tuple(config.stop),
         )
 
     def collect(self, step: int, log: StepLog) -> list[Group]:

@@ -1,9 +1,10 @@
-"""A stop that loses nothing: SIGTERM, SIGINT and a stop file let the step finish, save, and end with exit code 0."""
+"""A stop that loses nothing: the step is finished and saved, and the run ends with exit code 0."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -11,7 +12,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """Notes the signal; every rank asks at the same point of the loop, and all stop when one was told to.
+    """A request to stop, by signal, file or call; every rank asks at the same point of the loop, and all stop together.
 
     Args:
         any_rank: gives True on all ranks when the argument is True on one (collective).
@@ -22,12 +23,24 @@ class StopSignal:
     def __init__(self, any_rank: Callable[[bool], bool], file: Path | None = None):
         self._any_rank = any_rank
         self._file = file
-        self._told = False
-        for number in _SIGNALS:
-            signal.signal(number, self._note)
+        self._wanted = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._told = True
+    def request(self) -> None:
+        self._wanted = True
 
     def requested(self) -> bool:
-        return self._any_rank(self._told or (self._file is not None and self._file.exists()))
+        return self._any_rank(self._wanted or (self._file is not None and self._file.exists()))
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask for a stop inside the block; the handlers of before are back after it."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.request()
+
+        before = {number: signal.signal(number, note) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from owpo_megatron.config import Config
+from owpo_megatron.config import SyncConfig
 from owpo_megatron.engine import Fleet
 from owpo_megatron.errors import EngineError
 from owpo_megatron.trainer.main_rank import MainRank
@@ -18,19 +18,33 @@ _FP8_TOLERANCE = 0.2
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 
 
+def tolerance_of(config: SyncConfig, dtype: str) -> float:
+    """The mean |difference| that is allowed: `sync.tolerance`, or what the arithmetic of the two programs leaves."""
+    return config.tolerance or (_FP8_TOLERANCE if config.fp8 else _TOLERANCE[dtype])
+
+
 class LogprobCheck:
     """Call it after a push; collective over all trainer ranks.
 
     Args:
+        tolerance: largest mean |difference|.
+        temperature: of the rollouts.
         fleet: the engines, on global rank 0; None elsewhere.
         vocab_size: of the model; the prompts are random tokens, always the same.
     """
 
-    def __init__(self, config: Config, main: MainRank, policy: Policy, fleet: Fleet | None, vocab_size: int):
+    def __init__(
+        self,
+        tolerance: float,
+        temperature: float,
+        main: MainRank,
+        policy: Policy,
+        fleet: Fleet | None,
+        vocab_size: int,
+    ):
+        self.tolerance = tolerance
         self._main, self._policy, self._fleet = main, policy, fleet
-        self._sampling = Sampling(RESPONSE_TOKENS, config.rollout.temperature)
-        fallback = _FP8_TOLERANCE if config.sync.fp8 else _TOLERANCE[config.model.dtype]
-        self.tolerance = config.sync.tolerance or fallback
+        self._sampling = Sampling(RESPONSE_TOKENS, temperature)
         draw = random.Random(0)
         ids = [tuple(draw.randrange(vocab_size) for _ in range(PROMPT_TOKENS)) for _ in range(PROMPTS)]
         self._requests = [
@@ -61,6 +75,11 @@ class LogprobCheck:
                     "sync.verify=hash, or try another sync.transport"
                 )
         return differences
+
+    def push(self, version: int) -> None:
+        """Implements Engines: bring the policy's weights to the engines, and check them there."""
+        self._main.push(version)
+        self()
 
     def _draw(self) -> list[tuple[str, list[Rollout]]]:
         fleet = self._fleet

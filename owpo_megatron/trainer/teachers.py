@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from owpo_megatron.config.reference import TeacherConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.trainer.main_rank import MainRank
-from owpo_megatron.types import LogpMode, ReferenceReason, ReferenceVersion, Sample
-
-
-class Teacher(Protocol):
-    """Says how probable it finds a response. Every method is collective over all trainer ranks."""
-
-    @property
-    def logp_mode(self) -> LogpMode: ...
-
-    def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """fp32 log-probs [L] of each sample's response tokens."""
-
-    def identity(self) -> str:
-        """Which weights it has; a resumed run compares it."""
+from owpo_megatron.types import LogpMode, LogprobSource, ReferenceVersion, Sample
 
 
 class EngineTeacher:
-    """A Teacher behind running servers, which global rank 0 asks.
+    """A LogprobSource behind running servers, which global rank 0 asks.
 
     Args:
         score: of rank 0: log-probs of (prompt ids, response ids) pairs.
@@ -88,13 +75,13 @@ class Routing:
 
 
 class Teachers:
-    """Implements the Reference protocol; teachers are never swapped.
+    """Implements the Reference protocol; there is nothing to swap.
 
     Args:
         teachers: by name; those that a sample can be routed to.
     """
 
-    def __init__(self, routing: Routing, teachers: Mapping[str, Teacher]):
+    def __init__(self, routing: Routing, teachers: Mapping[str, LogprobSource]):
         self._routing = routing
         self._teachers = dict(teachers)
         self.version = ReferenceVersion(ref_id=0, source_step=0, reason="loaded", hash="")
@@ -121,11 +108,9 @@ class Teachers:
     def is_policy(self) -> bool:
         return False
 
-    def swap(self, step: int, reason: ReferenceReason) -> None:
-        raise AssertionError("teachers are fixed")
-
-    def restart_policy(self) -> None:
-        raise AssertionError("teachers are fixed")
+    def identity(self) -> str:
+        """Of every teacher, by name."""
+        return " ".join(f"{name}={self._teachers[name].identity()}" for name in sorted(self._teachers))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: who the teachers are. There is no reference slot: `is_policy`. Collective."""
@@ -134,7 +119,7 @@ class Teachers:
             "teachers": {name: self._teachers[name].identity() for name in sorted(self._teachers)},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Compare with the run so far. Collective.
 
         Raises:

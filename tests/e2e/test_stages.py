@@ -45,7 +45,7 @@ def record_evaluation(config: Config, folder: Path) -> None:
             drawn.extend(rollouts := super().generate(*args, **options))
             return rollouts
 
-    sets = prepare_sets(config, tokenizer, lambda _: None)
+    sets = prepare_sets(config.eval, config.data, config.verifier.rule, config.seed, tokenizer, lambda _: None)
     rules = {domain: rule for one in sets for domain, rule in one.rules.items()}
     verifier = make_verifier(config.verifier, set(rules), rules)
     engine = Recording(often_right(tokenizer.encode, tokenizer.eos_ids[0], symbols))

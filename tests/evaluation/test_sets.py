@@ -92,9 +92,9 @@ def test_mistakes_in_a_set(wanted: dict[str, Any], said: str) -> None:
 
 
 def test_the_sets_of_a_run_with_the_deciding_one_first() -> None:
-    (own,) = sets_of_run(config(samples=4, pass_at=[1, 2], limit=7))
+    (own,) = sets_of_run(config(samples=4, pass_at=[1, 2], limit=7).eval, "auto")
     assert (own.name, own.samples, own.pass_at, own.limit, own.instruct) == (HELD_OUT, 4, (1, 2), 7, False)
-    named = sets_of_run(config(sets=["amc", {"name": "aime24", "samples": 16}], primary="aime24"))
+    named = sets_of_run(config(sets=["amc", {"name": "aime24", "samples": 16}], primary="aime24").eval, "auto")
     assert [one.name for one in named] == ["aime24", "amc"] and named[0].samples == 16
 
 
@@ -116,11 +116,11 @@ def test_a_set_is_found_in_the_folder_then_on_the_hub(tmp_path: Path, monkeypatc
 
 
 def test_a_run_hears_of_missing_sets_before_it_starts(tmp_path: Path) -> None:
-    check_sets(config())
+    check_sets(config().eval)
     (tmp_path / "amc23.jsonl").touch()
-    check_sets(config(sets=["amc23", {"name": "mine", "source": "task:cipher"}], data_dir=str(tmp_path)))
+    check_sets(config(sets=["amc23", {"name": "mine", "source": "task:cipher"}], data_dir=str(tmp_path)).eval)
     with pytest.raises(UserError, match="source of mine = gone.jsonl: no such file"):
-        check_sets(config(sets=[{"name": "mine", "source": "gone.jsonl"}]))
+        check_sets(config(sets=[{"name": "mine", "source": "gone.jsonl"}]).eval)
 
 
 # ------------------------------------------------------------------------------------------------ prompts

@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]
     checkpoints = CheckpointFolder(root / "checkpoints", keep=1)
     carry(checkpoints.start(1).parent)
     policy.save(checkpoints.state_path(1))
-    best = BestWeights(root, policy.topology, policy.save_weights, carry, checkpoints, of_run=True, stage=None)
+    best = BestWeights(root, policy.topology, policy, carry, checkpoints, of_run=True, stage=None)
     best.consider(1, {"pass@1": 0.5})
     assert best.run == Candidate(1, 0.5)
     folders = {"checkpoint": checkpoints.finish(1, {"step": 1, "best": best.state_dict()}), "best": root / "best"}

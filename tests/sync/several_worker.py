@@ -88,7 +88,7 @@ def train_with_two_engines(model: Path, url: str, python: str, folder: Path) -> 
     config, hf = make_config(model, parallel={"tp": 2}), read_hf_config(model)
     topology = init_topology(config.parallel, config.seed)
     fleet = start(url, python, model, folder) if topology.is_main else None
-    policy = MegatronPolicy(config, hf, model, topology, keeps_reference=False)
+    policy = MegatronPolicy(config.model, config.parallel, config.optimizer, None, hf, topology)
     syncs = []
     if fleet is not None:
         syncs = [
@@ -103,7 +103,7 @@ def train_with_two_engines(model: Path, url: str, python: str, folder: Path) -> 
         syncs[0] if syncs else None,
         fleet.revive if fleet else lambda error: 0,
     )
-    check = LogprobCheck(config, control, policy, fleet, hf.vocab_size)
+    check = LogprobCheck(1e-4, config.rollout.temperature, control, policy, fleet, hf.vocab_size)
     if fleet is not None:
         fleet.on_restart = control.push_again
     rounds = []

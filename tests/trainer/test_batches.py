@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import FakePolicy, FakeReference, NoLog, fake_logprobs
+from fakes import FakePolicy, FakeReference, NoLog, fake_logprobs, make_batches
 from tiny import make_config
 
 from owpo_megatron.config import Config
 from owpo_megatron.mcore.packing import build_microbatch, token_batch
 from owpo_megatron.methods import dense_loss, make_method
-from owpo_megatron.trainer.batches import BatchBuilder
-from owpo_megatron.trainer.stage import StagePlan
+from owpo_megatron.trainer.schedule import StagePlan
 from owpo_megatron.types import Group, Prompt, Rollout, Sample, Verdict
 
 PROMPT = Prompt("p", (5, 6), "", "")
@@ -30,8 +29,8 @@ def config_of(updates: int = 1, steps: int = 10, every: int = 4, **sections: Any
     )  # fmt: skip
 
 
-def builder_of(config: Config) -> BatchBuilder:
-    return BatchBuilder(config, StagePlan.of(config))
+def stages_of(config: Config) -> StagePlan:
+    return StagePlan.of(config.reference, config.optimizer.steps)
 
 
 def group(*reasons: str) -> Group:
@@ -44,58 +43,61 @@ def group(*reasons: str) -> Group:
     return Group(rollouts, verdicts, tuple(float(verdict.correct) for verdict in verdicts))
 
 
-def batch_of(config: Config, groups: list[Group], step: int = 0) -> Any:
-    policy = FakePolicy()
-    return builder_of(config).build(groups, step, FakeReference(policy))
+def samples_of(config: Config, groups: list[Group], step: int = 0) -> list[Sample]:
+    return make_batches(config, stages_of(config)).samples(groups, step)
 
 
 def test_advantages_of_a_hand_example_with_a_masked_sibling() -> None:
     """Rewards 1 and 0, 0 of three graded siblings: mean 1/3, unbiased std 1/sqrt(3); the time-out takes no part."""
-    batch = batch_of(config_of(), [group("ok", "timeout", "wrong", "wrong")])
+    samples = samples_of(config_of(), [group("ok", "timeout", "wrong", "wrong")])
     std = (1 / 3) ** 0.5
     expected = [(2 / 3) / std, 0.0, (-1 / 3) / std, (-1 / 3) / std]
-    assert [sample.advantage for sample in batch.samples] == pytest.approx(expected, abs=1e-5)
-    assert [sample.masked for sample in batch.samples] == [False, True, False, False]
-    assert [sample.active for sample in batch.samples] == [True, False, True, True]
+    assert [sample.advantage for sample in samples] == pytest.approx(expected, abs=1e-5)
+    assert [sample.masked for sample in samples] == [False, True, False, False]
+    assert [sample.active for sample in samples] == [True, False, True, True]
 
 
 def test_failures_count_as_wrong_where_they_are_not_masked() -> None:
-    batch = batch_of(config_of(verifier={"mask_failures": False}), [group("ok", "timeout", "crashed", "wrong")])
-    assert [sample.advantage for sample in batch.samples] == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)
-    assert not any(sample.masked for sample in batch.samples)
+    samples = samples_of(config_of(verifier={"mask_failures": False}), [group("ok", "timeout", "crashed", "wrong")])
+    assert [sample.advantage for sample in samples] == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)
+    assert not any(sample.masked for sample in samples)
 
 
 def test_a_group_of_failures_alone_takes_no_part() -> None:
-    batch = batch_of(config_of(), [group("timeout", "crashed", "timeout", "timeout")])
-    assert all(s.masked and not s.active and s.advantage == 0.0 for s in batch.samples)
+    samples = samples_of(config_of(), [group("timeout", "crashed", "timeout", "timeout")])
+    assert all(s.masked and not s.active and s.advantage == 0.0 for s in samples)
 
 
 def test_the_most_telling_samples_stay_active_and_ties_go_to_the_earlier() -> None:
     """Step 2 of a stage of 4: n_act = 2. |A| is largest for the only right one, then sibling 0 of the tie."""
-    batch = batch_of(config_of(), [group("wrong", "wrong", "ok", "wrong")], step=2)
-    assert batch.n_active == 2
-    assert [sample.active for sample in batch.samples] == [True, False, True, False]
+    samples = samples_of(config_of(), [group("wrong", "wrong", "ok", "wrong")], step=2)
+    assert [sample.active for sample in samples] == [True, False, True, False]
 
 
 def test_the_curriculum_falls_to_one_and_starts_again_after_a_swap() -> None:
     """Ten steps with a swap every four: stages of 4, 4 and 2 steps."""
     config = config_of()
-    batches = [batch_of(config, [group("ok", "wrong", "wrong", "wrong")], step) for step in range(10)]
-    assert [batch.n_active for batch in batches] == [4, 3, 2, 1, 4, 3, 2, 1, 4, 1]
-    assert [batch.stage for batch in batches] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    policy = FakePolicy()
+    builder = make_batches(config, stages_of(config), make_method("owpo"), policy, FakeReference(policy))
+    log = [NoLog() for _ in range(10)]
+    for step in range(10):
+        (samples,) = builder.prepare([group("ok", "wrong", "wrong", "wrong")], step, log[step])
+        assert sum(sample.active for sample in samples) == log[step].values["n_active"]
+    assert [one.values["n_active"] for one in log] == [4, 3, 2, 1, 4, 3, 2, 1, 4, 1]
+    assert [one.values["stage"] for one in log] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
 
 
 def test_without_curriculum_all_stay_active() -> None:
     config = config_of(algorithm={"curriculum": False})
-    assert [batch_of(config, [group("ok", "wrong", "ok", "wrong")], step).n_active for step in (0, 3)] == [4, 4]
+    for step in (0, 3):
+        assert all(sample.active for sample in samples_of(config, [group("ok", "wrong", "ok", "wrong")], step))
 
 
 def annotated(
     config: Config, policy: FakePolicy, reference: FakeReference, groups: int = 4, step: int = 0, name: str = "owpo"
 ) -> list[list[Sample]]:
-    builder = builder_of(config)
-    batch = builder.build([group("ok", "wrong", "wrong", "ok")] * groups, step, reference)
-    minibatches = list(builder.annotate(batch, policy, reference, make_method(name), NoLog()))
+    builder = make_batches(config, stages_of(config), make_method(name), policy, reference)
+    minibatches = list(builder.prepare([group("ok", "wrong", "wrong", "ok")] * groups, step, NoLog()))
     policy.events.append("handed out")
     return minibatches
 

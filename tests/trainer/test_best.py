@@ -50,7 +50,7 @@ class Run:
         self.stage = Stage()
         self.checkpoints = CheckpointFolder(folder / "checkpoints", keep=2)
         stage = self.stage if of_stage else None
-        self.best = BestWeights(folder, OneRank(), self._save, self._carry, self.checkpoints, of_run, stage)
+        self.best = BestWeights(folder, OneRank(), self, self._carry, self.checkpoints, of_run, stage)
 
     def evaluate(self, *scores: float, start: int = 1) -> None:
         """One evaluation a step."""
@@ -75,7 +75,7 @@ class Run:
     def linked(self) -> str:
         return (self.folder / "best" / "state" / "shard").read_text()
 
-    def _save(self, state: Path) -> None:
+    def save_weights(self, state: Path) -> None:
         (state / "shard").write_text(f"after {self.now}")
 
     def _carry(self, folder: Path) -> None:

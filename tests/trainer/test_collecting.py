@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeEngine, FakeVerifier, NoLog, alone
+from fakes import FakeEngine, FakeVerifier, NoLog, alone, make_collector
 from tiny import make_config
 
 from owpo_megatron.data import ShuffledStream
-from owpo_megatron.trainer.rollouts import RolloutCollector, sample_seed
+from owpo_megatron.trainer.rollouts import sample_seed
 from owpo_megatron.types import Group, Prompt, Rollout
 
 PROMPTS = [Prompt(f"p/{index}", (3, index), f"problem {index}", "ok") for index in range(40)]
@@ -28,7 +28,7 @@ class Run:
         self.config = make_config(Path("unused"), rollout=sizes, optimizer={"updates_per_step": 1})
         self.engine = FakeEngine(respond)
         self.recorded: dict[int, Sequence[Rollout]] = {}
-        self.collector = RolloutCollector(
+        self.collector = make_collector(
             self.config,
             alone(),
             self.engine,

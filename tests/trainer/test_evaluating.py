@@ -10,12 +10,12 @@ import pytest
 from fakes import FakeEngine
 from tiny import make_config
 
-from owpo_megatron.config import VerifierConfig
+from owpo_megatron.config import ReferenceConfig, VerifierConfig
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet, held_out
 from owpo_megatron.evaluation.sets import sets_of_run
 from owpo_megatron.trainer.evaluate import Evaluator
-from owpo_megatron.trainer.stage import StagePlan, due_every
+from owpo_megatron.trainer.schedule import StagePlan, due_every
 from owpo_megatron.types import Prompt
 from owpo_megatron.verifiers import make_verifier
 
@@ -27,7 +27,7 @@ GRADED = VerifierConfig(rule="gsm8k", workers=1)
 
 def held_out_set(**fields: object) -> PreparedSet:
     config = make_config(Path("m"), eval={"samples": 4, "pass_at": [1, 2], "limit": 3} | fields)
-    return held_out(sets_of_run(config)[0], PROBLEMS, "data")
+    return held_out(sets_of_run(config.eval, config.verifier.rule)[0], PROBLEMS, "data")
 
 
 def evaluator(engine: FakeEngine, out: Path, *sets: PreparedSet) -> Evaluator:
@@ -95,7 +95,7 @@ def test_a_stage_lies_between_swaps() -> None:
 
 
 def test_a_fixed_reference_has_one_stage() -> None:
-    plan = StagePlan.of(make_config(Path("m"), reference={"refresh": "fixed", "every": 2}))
+    plan = StagePlan.of(ReferenceConfig(refresh="fixed", every=2), steps=6)
     assert [plan.stage(5), plan.step_in_stage(5), plan.stage_steps(5)] == [0, 5, 6]
     assert not any(plan.swap_due(done) for done in range(1, 7))
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import FakePolicy, FakeReference, FakeSync, NoLog
+from fakes import FakePolicy, FakeReference, FakeSync, NoLog, make_batches
 from tiny import make_config
 
+from owpo_megatron.config import EvalConfig
 from owpo_megatron.errors import EngineError
 from owpo_megatron.methods import make_method
-from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.loop import Loop
 from owpo_megatron.trainer.main_rank import MainRank
-from owpo_megatron.trainer.stage import StagePlan
+from owpo_megatron.trainer.schedule import Schedule, StagePlan
 from owpo_megatron.types import Group, Prompt, Rollout, Verdict
 
 MIXED = Group(
@@ -26,6 +26,11 @@ MIXED = Group(
     (Verdict(True, "ok"), Verdict(False, "wrong")),
     (1.0, 0.0),
 )
+
+
+class CheckpointsAfter1And3(Schedule):
+    def checkpoint_due(self, done: int) -> bool:
+        return done in (1, 3)
 
 
 class Recording:
@@ -53,23 +58,37 @@ class Recording:
             def __exit__(self, *error: object) -> None:
                 note("line")
 
+        class Record:
+            def restore(self) -> int:
+                return start
+
+            def save(self, done: int) -> None:
+                note(f"save {done}")
+
+            def evaluate(self, done: int) -> None:
+                note(f"evaluate {done}")
+
+            def step(self, step: int) -> Log:
+                return Log()
+
+            def stop_requested(self) -> bool:
+                return len([event for event in events if event == "line"]) >= stop_before
+
+        class Engines:
+            def push(self, version: int) -> None:
+                note(f"push {version}")
+
+        events = self.events
+        method, stages = make_method("owpo"), StagePlan.of(config.reference, config.optimizer.steps)
         self.loop = Loop(
-            steps=3,
-            policy=self.policy,
-            reference=self.reference,
-            objective=make_method("owpo"),
-            rollouts=Collector(),
-            batches=BatchBuilder(config, StagePlan.of(config)),
-            push_weights=lambda step: note(f"push {step}"),
-            swap_due=StagePlan.of(config).swap_due,
-            restarts_policy=False,
-            evaluate_due=lambda done: done in (0, 3),
-            checkpoint_due=lambda done: done in (1, 3),
-            evaluate=lambda done: note(f"evaluate {done}"),
-            save=lambda done: note(f"save {done}"),
-            restore=lambda: start,
-            step_log=lambda step: Log(),
-            stop_requested=lambda: len([event for event in self.events if event == "line"]) >= stop_before,
+            CheckpointsAfter1And3(stages, EvalConfig(before=True, after=True)),
+            self.policy,
+            method,
+            Collector(),
+            make_batches(config, stages, method, self.policy, self.reference),
+            self.reference,
+            Engines(),
+            Record(),
         )
 
 

@@ -54,7 +54,7 @@ def test_phases_that_run_twice_are_added(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def file(tmp_path: Path) -> MetricsFile:
-    return MetricsFile(tmp_path / "metrics.jsonl", lambda line: None)
+    return MetricsFile(tmp_path / "metrics.jsonl")
 
 
 def written(tmp_path: Path) -> list[dict[str, Any]]:
@@ -89,12 +89,22 @@ def test_a_line_that_only_the_checkpoint_has_is_put_back(file: MetricsFile, tmp_
 
 
 def test_a_line_is_told_and_written_when_its_step_ends(tmp_path: Path) -> None:
+    class Told:
+        def step(self, line: dict[str, Any]) -> None:
+            told.append(line)
+
+        def evaluation(self, step: int, scores: dict[str, Any]) -> None:
+            scored.append((step, scores))
+
     told: list[dict[str, Any]] = []
-    file = MetricsFile(tmp_path / "metrics.jsonl", told.append)
+    scored: list[tuple[int, dict[str, Any]]] = []
+    file = MetricsFile(tmp_path / "metrics.jsonl", [Told()])  # type: ignore[list-item]
     with file.step(0) as line:
         line.add(ref_id=1)
         assert told == [] and file.under_way()["ref_id"] == 1
     assert told == written(tmp_path) and told[0]["step"] == 1
+    file.append({"step": 1, "eval": {"pass@1": 0.5}})
+    assert len(told) == 1 and scored == [(1, {"pass@1": 0.5})]
     assert file.under_way() is None
 
 

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeEngine, FakePolicy, FakeReference, FakeVerifier, NoLog, alone
+from fakes import FakeEngine, FakeVerifier, NoLog, alone, make_batches, make_collector
 from tiny import make_config
 
 from owpo_megatron.config import Config
 from owpo_megatron.data import ShuffledStream
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods import make_method
-from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.rewards import RewardRules
-from owpo_megatron.trainer.rollouts import RolloutCollector
-from owpo_megatron.trainer.stage import StagePlan
+from owpo_megatron.trainer.schedule import StagePlan
 from owpo_megatron.types import Group, Prompt, Rollout, Verdict
 
 PROMPT = Prompt("p", (3,), "problem", "ok")
@@ -40,10 +38,14 @@ def config_with(**rollout: Any) -> Config:
     return make_config(Path("unused"), rollout=sizes | rollout, optimizer={"updates_per_step": 1})
 
 
+def rules_of(config: Config) -> RewardRules:
+    return RewardRules.of(config.rollout, config.verifier)
+
+
 def advantages(config: Config, *groups: Group) -> list[tuple[float, bool]]:
     """(advantage, whether it is in the loss) of every sample."""
-    batch = BatchBuilder(config, StagePlan(10, None)).build(list(groups), 0, FakeReference(FakePolicy()))
-    return [(round(sample.advantage, 5), not sample.masked) for sample in batch.samples]
+    samples = make_batches(config, StagePlan(10, None)).samples(groups, step=0)
+    return [(round(sample.advantage, 5), not sample.masked) for sample in samples]
 
 
 # --------------------------------------------------------------------------------------------- overlong responses
@@ -72,7 +74,7 @@ def test_shaping_happens_before_normalisation() -> None:
 
 def test_dynamic_sampling_looks_at_the_verifier_alone() -> None:
     """All wrong with unequal lengths: shaped rewards differ, but there is nothing right to learn from."""
-    rules = RewardRules.of(config_with(overlong_tokens=4))
+    rules = rules_of(config_with(overlong_tokens=4))
     wrong = group((False, 6), (False, 8), (False, 10), (False, 2))
     assert len(set(rules.shaped(wrong))) > 1 and not rules.is_mixed(wrong)
     assert rules.is_mixed(group((True, 8), (False, 8), (False, 8), (False, 8)))
@@ -94,13 +96,13 @@ def test_truncated_responses_leave_loss_and_statistics() -> None:
 
 def test_a_group_that_differs_by_its_truncated_ones_only_is_not_mixed() -> None:
     one = group((True, 3), (True, 4), (True, 5), (False, 10))
-    assert RewardRules.of(config_with()).is_mixed(one)
-    assert not RewardRules.of(config_with(mask_truncated=True)).is_mixed(one)
+    assert rules_of(config_with()).is_mixed(one)
+    assert not rules_of(config_with(mask_truncated=True)).is_mixed(one)
 
 
 def test_failures_and_truncation_together_may_leave_nothing() -> None:
     one = group((False, 3), (True, 10), (False, 10), (False, 10), reasons={0: "timeout"})
-    rules = RewardRules.of(config_with(mask_truncated=True))
+    rules = rules_of(config_with(mask_truncated=True))
     assert rules.counts(one) == [False] * 4 and not rules.is_mixed(one)
     assert advantages(config_with(mask_truncated=True), one) == [(0.0, False)] * 4
 
@@ -120,7 +122,7 @@ def collect(config: Config, kinds: str, wanted_lengths: tuple[int, ...] = (1,)) 
         return [1 if right else 0] * length
 
     engine = FakeEngine(respond)
-    collector = RolloutCollector(
+    collector = make_collector(
         config,
         alone(),
         engine,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from owpo_megatron.config import Config
+from owpo_megatron.config import CheckpointConfig, EvalConfig, ReferenceConfig
 from owpo_megatron.types import ReferenceReason
 
 
@@ -20,11 +20,10 @@ class StagePlan:
     reason: ReferenceReason = "interval"  # of its swaps
 
     @classmethod
-    def of(cls, config: Config, has_reference: bool = True) -> StagePlan:
-        wants = config.reference
-        if not has_reference or wants.refresh == "fixed":
-            return cls(config.optimizer.steps, None)
-        return cls(config.optimizer.steps, wants.every, wants.refresh or "interval")
+    def of(cls, reference: ReferenceConfig, steps: int, has_reference: bool = True) -> StagePlan:
+        if not has_reference or reference.refresh == "fixed":
+            return cls(steps, None)
+        return cls(steps, reference.every, reference.refresh or "interval")
 
     @property
     def chooses_best(self) -> bool:
@@ -46,6 +45,38 @@ class StagePlan:
     def swap_due(self, steps_done: int) -> ReferenceReason | None:
         """The reason of the swap after so many steps, None where none is due."""
         return self.reason if self.every is not None and steps_done % self.every == 0 else None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is due after so many finished steps.
+
+    Example: with `evaluations` every 10 steps, before and after, and 25 steps: after 0, 10, 20 and 25 of them.
+    """
+
+    stages: StagePlan
+    evaluations: EvalConfig = EvalConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    restarts_policy: bool = False  # after a swap the next stage starts from its reference
+
+    @property
+    def steps(self) -> int:
+        """Length of the run."""
+        return self.stages.steps
+
+    def swap_due(self, done: int) -> ReferenceReason | None:
+        return self.stages.swap_due(done)
+
+    def evaluation_due(self, done: int) -> bool:
+        wants = self.evaluations
+        if done == 0:
+            return wants.before
+        if self.stages.chooses_best and self.swap_due(done):
+            return True
+        return due_every(wants.every, done, at_end=wants.after, steps=self.steps)
+
+    def checkpoint_due(self, done: int) -> bool:
+        return due_every(self.checkpoints.every, done, at_end=True, steps=self.steps)
 
 
 def due_every(interval: int, steps_done: int, at_end: bool, steps: int) -> bool:

@@ -1,0 +1,71 @@
+"""What a run leaves on disk while it trains: metrics lines, evaluations, checkpoints, the best weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from owpo_megatron.run.best import BestWeights
+from owpo_megatron.run.layout import step_name
+from owpo_megatron.run.metrics import MetricsFile, silent_step
+from owpo_megatron.run.state import RunState
+from owpo_megatron.trainer.evaluate import Evaluator
+from owpo_megatron.trainer.main_rank import MainRank
+from owpo_megatron.trainer.stop import StopSignal
+from owpo_megatron.types import Sink, StepLog
+
+
+class RunRecord:
+    """Implements the loop's Record.
+
+    Args:
+        metrics, evaluator: of global rank 0; None elsewhere. `evaluator` is None where nothing is evaluated, too.
+        sinks: receive checkpoints, on global rank 0.
+    """
+
+    def __init__(
+        self,
+        main: MainRank,
+        state: RunState,
+        best: BestWeights,
+        metrics: MetricsFile | None,
+        evaluator: Evaluator | None,
+        stop: StopSignal,
+        sinks: Sequence[Sink],
+    ):
+        self._main = main
+        self._state = state
+        self._best = best
+        self._metrics = metrics
+        self._evaluator = evaluator
+        self._stop = stop
+        self._sinks = sinks
+
+    def restore(self) -> int:
+        return self._state.restore()
+
+    def save(self, step: int) -> None:
+        folder = self._state.save(step)
+        for sink in self._sinks if self._metrics else ():
+            sink.checkpoint(step, folder)
+
+    def evaluate(self, step: int) -> None:
+        """Evaluate the weights that the engines have, once per step: after a resume, an evaluation that is in
+        metrics.jsonl is not made again."""
+
+        def work() -> dict[str, Any]:
+            assert self._metrics and self._evaluator
+            scores = self._metrics.evaluation(step)
+            if scores is None:
+                scores = self._evaluator.run(step_name(step))
+                self._metrics.append({"step": step, "eval": scores})
+            return scores
+
+        self._best.consider(step, self._main.run(work))
+
+    def step(self, step: int) -> AbstractContextManager[StepLog]:
+        return self._metrics.step(step) if self._metrics else silent_step(step)
+
+    def stop_requested(self) -> bool:
+        return self._stop.requested()
