@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 
 from owpo_megatron.config import AlgorithmConfig
-from owpo_megatron.methods import group_advantages, num_active, top_active
+from owpo_megatron.methods import Method, group_advantages, num_active, top_active
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.schedule import StagePlan
-from owpo_megatron.types import Group, Objective, Policy, Reference, Sample, StepLog
+from owpo_megatron.types import Group, Policy, Reference, Sample, StepLog
 
 
 class BatchBuilder:
@@ -34,7 +34,7 @@ class BatchBuilder:
         updates: int,
         rules: RewardRules,
         stages: StagePlan,
-        method: Objective,
+        method: Method,
         policy: Policy,
         reference: Reference,
     ):

@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from owpo_megatron.methods import Method
 from owpo_megatron.trainer.schedule import Schedule
-from owpo_megatron.types import Group, Objective, Policy, Sample, StepLog, Swappable
+from owpo_megatron.types import Group, Policy, Sample, StepLog, Swappable
 
 
 class Rollouts(Protocol):
@@ -53,7 +54,7 @@ class Loop:
 
     schedule: Schedule
     policy: Policy
-    method: Objective
+    method: Method
     rollouts: Rollouts
     batches: Batches
     ratchet: Swappable | None  # None: there is no reference, or it is fixed

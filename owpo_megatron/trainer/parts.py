@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from owpo_megatron.families import HFModel
+from owpo_megatron.methods import Method
 from owpo_megatron.run.best import BestWeights
 from owpo_megatron.run.state import RunState
 from owpo_megatron.trainer.batches import BatchBuilder
@@ -16,7 +17,6 @@ from owpo_megatron.trainer.rollouts import RolloutCollector
 from owpo_megatron.trainer.schedule import Schedule
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.types import (
-    Objective,
     Policy,
     PromptStream,
     Ranks,
@@ -36,7 +36,7 @@ class Parts:
 
     ranks: Ranks
     schedule: Schedule
-    method: Objective
+    method: Method
     model: HFModel
     policy: Policy
     reference: Reference

@@ -158,5 +158,5 @@ def test_hash_sees_parameters_only(models: tuple[Path, Path]) -> None:
         reference = SlotReference(policy)
         update(policy, reference, 1)
         reference.swap(1, "interval")
-        hashes.add(reference.hashed().hash)
+        hashes.add(reference.identity())
     assert len(hashes) == 1

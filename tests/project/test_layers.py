@@ -51,8 +51,8 @@ MAY_IMPORT_MODULE = {
     "trainer.build": EVERY_ROOM - {"cli", "report", "launch", "experiments", "bench"},  # the composition root
     "trainer.build_reference": BASE | {"policy", "families", "engine"},
     "trainer.evaluate": BASE | {"data", "evaluation"},
-    "trainer.loop": {"types"},  # Algorithm 1, and nothing else
-    "trainer.parts": BASE | {"run", "families"},
+    "trainer.loop": {"types", "methods"},  # Algorithm 1, and nothing else
+    "trainer.parts": BASE | {"run", "families", "methods"},
     "trainer.sync_check": BASE | {"engine"},
     "trainer.train": BASE | {"run", "conversion", "engine"},
     "experiments.worker": BASE | {"run", "engine", "launch", "trainer"},  # it alone makes runs
