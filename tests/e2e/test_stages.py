@@ -6,6 +6,7 @@ of a run is equal and the first evaluation of a stage is its best. Which one is 
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def record_evaluation(config: Config, folder: Path) -> None:
             drawn.extend(rollouts := super().generate(*args, **options))
             return rollouts
 
-    sets = prepare_sets(config.eval, config.data, config.verifier.rule, config.seed, tokenizer, lambda _: None)
+    rule, today = config.verifier.rule, datetime.date.today()
+    sets = prepare_sets(config.eval, config.data, rule, config.seed, tokenizer, today, lambda _: None)
     rules = {domain: rule for one in sets for domain, rule in one.rules.items()}
     verifier = make_verifier(config.verifier, set(rules), rules)
     engine = Recording(often_right(tokenizer.encode, tokenizer.eos_ids[0], symbols))
