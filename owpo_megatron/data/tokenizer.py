@@ -190,7 +190,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         generation_eos_ids = _generation_eos_ids(folder / "generation_config.json")
-        vocab_size = _vocab_size(folder / "config.json")
+        vocab_size = vocab_size_of(folder / "config.json")
     except (OSError, ValueError) as error:
         raise UserError("model.path", folder, f"its tokenizer cannot be read: {_first_line(error)}") from error
     return Tokenizer(tokenizer, generation_eos_ids, vocab_size)
@@ -260,8 +260,8 @@ def _generation_eos_ids(file: Path) -> list[int]:
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
-def _vocab_size(file: Path) -> int | None:
-    """Of config.json; of its language model where it has several."""
+def vocab_size_of(file: Path) -> int | None:
+    """The model's vocabulary in a config.json; that of its language model where it has several parts."""
     if not file.is_file():
         return None
     config = json.loads(file.read_text())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data import check_source
+from owpo_megatron.data.preview import check_prompts
 from owpo_megatron.engine.command import check_environment, server_arguments
 from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.engine.server import probe_port
@@ -49,9 +50,10 @@ def _model(config: Config) -> None:
 
 
 def _data(config: Config) -> None:
-    check_source(config.data.source)
+    for part in config.data.parts:
+        check_source(part.source, columns=config.data.columns if part.columns is None else part.columns)
     if config.data.eval_source is not None:
-        check_source(config.data.eval_source, "data.eval_source")
+        check_source(config.data.eval_source, "data.eval_source", config.data.columns)
     for source in config.data.against:
         check_source(source, "data.against")
     check_sets(config.eval)
@@ -60,6 +62,11 @@ def _data(config: Config) -> None:
         raise UserError(
             "rollout.replay", replay, "no such folder; give the rollouts/ folder of a run with rollout.save"
         )
+
+
+def _prompts(config: Config) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's ranks one
+        check_prompts(config)
 
 
 def _context(config: Config) -> None:
