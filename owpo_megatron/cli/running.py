@@ -41,12 +41,16 @@ def run_trainer(
         typer.Exit: the run failed; the reason was printed. Code 1, or 2 for a user's mistake.
     """
     from owpo_megatron.launch.local import run_ranks
+    from owpo_megatron.launch.machine import launcher_leftovers, started_by_torchrun
     from owpo_megatron.launch.preflight import preflight
 
     preflight(config)
-    if "RANK" in os.environ:
+    if started_by_torchrun():
         _run_this_rank(config, arguments, fresh, module)
         return True
+    leftovers = ", ".join(f"{name}={value}" for name, value in launcher_leftovers().items())
+    if leftovers:
+        err.print(f"[yellow]note:[/yellow] {escape(leftovers)} in the environment: left by another launcher, not used")
     if fresh:
         move_aside(config.run_dir)
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data.sources import load_prompts, read_problems
-from owpo_megatron.data.tokenizer import load_tokenizer, vocab_size_of
+from owpo_megatron.data.tokenizer import TOKENIZER_FILES, load_tokenizer, vocab_size_of
 from owpo_megatron.errors import UserError
 
 FIRST = 256  # problems that are looked at, unless any of them may have a token that the model lacks
@@ -29,6 +29,8 @@ def check_prompts(config: Config) -> None:
         UserError: what a rank would find later.
     """
     files = hf_folder(config.model.path)
+    if not any((files / name).is_file() for name in TOKENIZER_FILES):
+        return  # a rank says so
     if config.data.template in ("raw", "completion") and not (_has_more_ids(files) or _has_token_ids(config)):
         return
     command = [sys.executable, "-m", "owpo_megatron.data.preview"]

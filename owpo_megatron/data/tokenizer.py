@@ -20,6 +20,7 @@ from owpo_megatron.verifiers.opening import REASONING_MARKS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is in every folder
 EOS, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
 
 
@@ -185,7 +186,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError("model.path", folder, "no such folder; give a Hugging Face checkpoint folder")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError("model.path", folder, "holds no tokenizer; copy tokenizer.json and tokenizer_config.json there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)

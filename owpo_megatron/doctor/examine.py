@@ -27,6 +27,7 @@ CHECKS: dict[str, Check] = {
     "devices": Check("devices", "devices", "GPUs, driver, CUDA, NCCL, Transformer Engine, apex"),
     "memory": Check("memory", "memory", "free memory, against what the run needs"),
     "disk": Check("storage", "disk", "the run folder: writable, room, speed"),
+    "sockets": Check("storage", "sockets", "room for the names of sockets in TMPDIR"),
     "hosts": Check("network", "hosts", "host names that must resolve"),
     "ports": Check("network", "ports", "the engine's address and port"),
     "config": Check("inputs", "settings", "what `owpo train` checks before it starts", needs_config=True),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from owpo_megatron.doctor.finding import Finding, Scope
 from owpo_megatron.doctor.memory_needs import disk_bytes, plan_of, size
+from owpo_megatron.engine.supervise import MAX_SOCKET_PATH, SOCKET_ROOM
 
 MIN_BYTES, LOW_BYTES = 1 << 30, 10 << 30  # for a run that is not known
 PROBE_BYTES = 64 << 20
@@ -33,6 +34,17 @@ def disk(scope: Scope) -> Iterator[Finding]:
         yield Finding("disk speed", "warn", detail, remedy)
     else:
         yield Finding("disk speed", "ok", detail)
+
+
+def sockets(scope: Scope) -> Iterator[Finding]:
+    """Whether TMPDIR leaves room for the names of an engine's sockets."""
+    folder = tempfile.gettempdir()
+    room = MAX_SOCKET_PATH - len(folder)
+    if room >= SOCKET_ROOM:
+        yield Finding("TMPDIR", "ok", f"{folder} leaves room for the names of sockets")
+    else:
+        detail = f"{folder} has {len(folder)} characters, too many for sockets in it (at most {MAX_SOCKET_PATH})"
+        yield Finding("TMPDIR", "warn", detail, "set a shorter TMPDIR; engines use XDG_RUNTIME_DIR or /tmp meanwhile")
 
 
 def existing_parent(folder: Path) -> Path:

@@ -177,7 +177,11 @@ class Server:
             raise UserError("sglang", self._raw, f"SGLang refuses its command line: {complaint[1]}")
 
     def _failure(self, what: str) -> EngineError:
-        return EngineError(f"SGLang {what}; the end of {self.log_path}:\n{self.log_tail()}")
+        tail = self.log_tail()
+        lines = tail.splitlines()
+        reasons = [line for line in lines if re.match(r"[\w.]*(?:Error|Exception|Interrupt)\b", line)] or lines
+        why = f": {reasons[-1].strip()}" if reasons else ""
+        return EngineError(f"SGLang {what}{why}; the end of {self.log_path}:\n{tail}")
 
 
 def probe_port(host: str, port: int) -> None:

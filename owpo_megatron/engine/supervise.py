@@ -21,6 +21,8 @@ import threading
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+MAX_SOCKET_PATH = 107  # characters: sun_path of a Unix socket
+SOCKET_ROOM = 48  # of them for our folder and the names of files in it
 
 
 def _prctl(option: int, value: int) -> None:
@@ -48,9 +50,22 @@ def _reap() -> None:
         pass  # no child is left
 
 
+def _short_folder() -> str | None:
+    """A folder for temporary files whose path leaves room for a socket's name; None: the usual one.
+
+    The name of a socket in the file system has at most 107 characters. Job schedulers set a TMPDIR that is longer.
+    """
+    usual = tempfile.gettempdir()
+    folders = (usual, os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm")
+    for folder in folders:
+        if folder and len(folder) + SOCKET_ROOM <= MAX_SOCKET_PATH and os.access(folder, os.W_OK | os.X_OK):
+            return None if folder == usual else folder
+    return None
+
+
 def main(command: list[str]) -> int:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    temporary = tempfile.mkdtemp(prefix="owpo-engine-")
+    temporary = tempfile.mkdtemp(prefix="owpo-engine-", dir=_short_folder())
     try:
         child = subprocess.Popen(
             command,

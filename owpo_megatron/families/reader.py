@@ -15,7 +15,7 @@ _MAX_MAPPED = 256 * 2**20
 
 
 class HFReader:
-    """The tensors of an HF folder: one `model.safetensors`, or shards with an index file.
+    """The tensors of an HF folder: one `model.safetensors`, or shards with or without an index file.
 
     Files are memory-mapped and opened when first needed. What was read stays mapped, and counts as this process's
     memory, until the files are closed: they are after every 256 MB, and opened again when needed.
@@ -86,4 +86,14 @@ class HFReader:
         single = self.folder / "model.safetensors"
         if single.is_file():
             return {name: single for name in self._open(single).keys()}
+        shards = sorted(self.folder.glob("*.safetensors"))
+        found: dict[str, Path] = {}
+        for shard in shards:  # without an index each says itself what it holds
+            for name in self._open(shard).keys():
+                if name in found:
+                    remedy = f"holds {name}, and so does {found[name].name}: leave one of the files, or add an index"
+                    raise UserError("model.path", shard, remedy)
+                found[name] = shard
+        if found:
+            return found
         raise UserError("model.path", self.folder, "holds no .safetensors weights; save the model as safetensors")

@@ -24,7 +24,7 @@ from types import FrameType
 
 import psutil
 
-from owpo_megatron.launch.machine import gpu_names
+from owpo_megatron.launch.machine import LAUNCHER_VARIABLES, gpu_names
 from owpo_megatron.launch.rank import end_with_parent
 
 _MISTAKE = "error: "  # prefix of an error file that reports a user's mistake (trainer/main.py)
@@ -91,7 +91,7 @@ def run_ranks(
 
 def rank_environment(world_size: int) -> dict[str, str]:
     """This environment plus the variables that every rank needs; variables that are set already win."""
-    env = dict(os.environ)
+    env = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     env.setdefault("PYTHONUNBUFFERED", "1")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     if gpu_names():

@@ -77,3 +77,23 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+LAUNCHER_VARIABLES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"),
+    *("ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
+)
+"""Set by torchrun and its like for each rank."""
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of torchrun's ranks. RANK alone is no sign: pods and shells of other tools set it."""
+    env = os.environ
+    return "RANK" in env and "WORLD_SIZE" in env and ("TORCHELASTIC_RUN_ID" in env or "LOCAL_WORLD_SIZE" in env)
+
+
+def launcher_leftovers() -> dict[str, str]:
+    """Launcher variables of a process that no launcher started; its ranks must not inherit them."""
+    if started_by_torchrun():
+        return {}
+    return {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}

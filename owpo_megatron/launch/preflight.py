@@ -16,7 +16,7 @@ from owpo_megatron.engine.server import probe_port
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.sets import check_sets
 from owpo_megatron.launch.job import needs_own_engine
-from owpo_megatron.launch.machine import gpu_names
+from owpo_megatron.launch.machine import gpu_names, started_by_torchrun
 from owpo_megatron.sinks import check_installed
 
 _FIND_RULE = """
@@ -65,7 +65,7 @@ def _data(config: Config) -> None:
 
 
 def _prompts(config: Config) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's ranks one
+    if not started_by_torchrun() or os.environ["RANK"] == "0":
         check_prompts(config)
 
 
@@ -104,7 +104,10 @@ def _devices(config: Config) -> None:
         if config.megatron.get(name) and not gpus:
             raise UserError(f"megatron.{name}", config.megatron[name], "needs a CUDA device; leave it out on a CPU")
     world = config.parallel.world_size
-    if gpus and world > len(gpus) and "RANK" not in os.environ:
+    if started_by_torchrun() and os.environ["WORLD_SIZE"] != str(world):
+        remedy = f"torchrun started so many ranks, and parallel.tp * pp * dp is {world}; make them equal"
+        raise UserError("WORLD_SIZE", os.environ["WORLD_SIZE"], remedy)
+    if gpus and world > len(gpus) and not started_by_torchrun():
         raise UserError(
             "parallel.tp * pp * dp",
             world,
@@ -187,7 +190,7 @@ def _run_dir(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    *(_model, _context, _data, _rules, _megatron, _devices, _engine, _sync, _sinks, _run_dir),
+    *(_model, _context, _data, _prompts, _rules, _megatron, _devices, _engine, _sync, _sinks, _run_dir),
 )
 # The checks that hold on a login node, for a run on other machines.
-FILE_CHECKS: tuple[Callable[[Config], None], ...] = (_model, _context, _data, _rules, _megatron, _run_dir)
+FILE_CHECKS: tuple[Callable[[Config], None], ...] = (*(_model, _context, _data, _prompts, _rules, _megatron, _run_dir),)

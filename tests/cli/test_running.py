@@ -131,7 +131,8 @@ def test_a_process_that_a_rank_leaves_behind_does_not_keep_the_folder(config: Co
 
 def test_under_torchrun_the_rank_runs_in_this_process(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(config.runs_dir.parent))
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", sys.argv)
     assert run_trainer(config)
     line = json.loads((config.run_dir / "metrics.jsonl").read_text())
