@@ -25,7 +25,7 @@ MethodName = Annotated[str, AfterValidator(_known_method)]
 
 
 class AlgorithmConfig(Section):
-    """The method's name, what every method has, and the method's own hyper-parameters (`owpo methods` lists them)."""
+    """The method, and what every method has. The method's own hyper-parameters (methods.md) are fields of it too."""
 
     model_config = ConfigDict(extra="allow")
 

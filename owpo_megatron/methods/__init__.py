@@ -16,7 +16,7 @@ from owpo_megatron.methods.mopd import Mopd
 from owpo_megatron.methods.opd import Opd
 from owpo_megatron.methods.owpo import Owpo, token_weights
 from owpo_megatron.methods.prepare import linear_terms, slopes
-from owpo_megatron.methods.surrogate import clipped_surrogate, k3
+from owpo_megatron.methods.surrogate import clipped_ratio, clipped_surrogate, k3
 from owpo_megatron.methods.sym_dapo import SymDapo
 
 make_objective = make_method  # the former name
@@ -43,6 +43,7 @@ __all__ = [
     "Terms",
     "catalogue",
     "check_coupling",
+    "clipped_ratio",
     "clipped_surrogate",
     "dense_loss",
     "directional_deviation",
