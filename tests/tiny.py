@@ -15,22 +15,8 @@ def make_hf_model(
     out: Path, family: str = "qwen3", tied: bool = False, vocab_size: int = 96, seed: int = 0, **fields: Any
 ) -> Path:
     """A random fp32 model of ~60 k parameters as an HF folder (no tokenizer); every weight random, norms included."""
-    from transformers import (
-        AutoModelForCausalLM,
-        LlamaConfig,
-        MistralConfig,
-        Qwen2Config,
-        Qwen3Config,
-        Qwen3MoeConfig,
-    )
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    kinds = {
-        "qwen3": Qwen3Config,
-        "qwen2": Qwen2Config,
-        "qwen3_moe": Qwen3MoeConfig,
-        "llama": LlamaConfig,
-        "mistral": MistralConfig,
-    }
     shape: dict[str, Any] = dict(
         vocab_size=vocab_size,
         hidden_size=48,
@@ -43,13 +29,14 @@ def make_hf_model(
     )
     if family == "qwen3_moe":
         shape |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
-    if family != "qwen2":
+    if family in ("qwen3", "qwen3_moe", "llama", "mistral"):
         shape["head_dim"] = 16  # not hidden_size / heads
-    config = kinds[family](**(shape | fields))
+    config = AutoConfig.for_model(family, **(shape | {"pad_token_id": None, "eos_token_id": None} | fields))
     model = AutoModelForCausalLM.from_config(config).float()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, param in model.named_parameters():
+        constants = [(name, value) for name, value in model.named_buffers() if name.endswith("correction_bias")]
+        for name, param in [*model.named_parameters(), *constants]:
             centre = 1.0 if "norm" in name else 0.0
             param.copy_(centre + 0.15 * torch.randn(param.shape, generator=generator))
     model.save_pretrained(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from transformers.utils import logging as transformers_logging
 from owpo_megatron.families import HFModel
 
 _FEW_TOKENS = 8  # the embedding of the one-layer models, which nothing uses
+# Fields that decide something for one layer, or outside the layers -> their value for the model of that layer alone.
+_ONE_LAYER: dict[str, Callable[[Any, int], Any]] = {
+    "first_k_dense_replace": lambda value, layer: int(layer < value),
+    "mlp_only_layers": lambda value, layer: [0] if layer in value else [],
+    "decoder_sparse_step": lambda value, layer: 1 if (layer + 1) % value == 0 else 2,
+    "embedding_multiplier": lambda value, layer: 1.0,
+}
 _LAYER = re.compile(r"(?<=^model\.layers\.)\d+(?=\.)")
 
 
@@ -58,6 +66,9 @@ class HFLayers:
         config.tie_word_embeddings = False
         if getattr(config, "layer_types", None):
             config.layer_types = [self._config.layer_types[layer]]
+        for field, value in _ONE_LAYER.items():
+            if hasattr(config, field):
+                setattr(config, field, value(getattr(config, field), layer))
         return config
 
 

@@ -83,8 +83,8 @@ def _compare_logits(
 ) -> Proof:
     tokens = min(_TOKENS, model.attention.window or _TOKENS)  # beyond its window a model is none that we compute
     prompt_T = torch.randint(0, model.vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
-    ours = _embed(prompt_T, _stored_rows(state, model, EMBEDDING))
-    theirs = _embed(prompt_T, source.rows(HF_EMBEDDING))
+    ours = _embed(prompt_T, _stored_rows(state, model, EMBEDDING)) * model.multipliers.embedding
+    theirs = _embed(prompt_T, source.rows(HF_EMBEDDING)) * model.multipliers.embedding
     complaint = "" if torch.equal(ours, theirs) else "the embeddings differ"
     with one_rank():
         stored_layers, hf_layers = StoredLayers(state, model), HFLayers(config_folder, model)

@@ -26,6 +26,13 @@ MODEL_TYPES: dict[str, tuple[str, str]] = {
     "qwen2": ("llama", "QWEN2"),
     "qwen3": ("llama", "QWEN3"),
     "qwen3_moe": ("qwen_moe", "QWEN3_MOE"),
+    "qwen2_moe": ("qwen_moe", "QWEN2_MOE"),
+    "mixtral": ("mixtral", "MIXTRAL"),
+    "glm4": ("glm", "GLM4"),
+    "glm4_moe": ("glm", "GLM4_MOE"),
+    "phi3": ("phi3", "PHI3"),
+    "olmo2": ("olmo2", "OLMO2"),
+    "granite": ("granite", "GRANITE"),
 }
 
 

@@ -14,12 +14,14 @@ A rank whose share is not full has zeros behind it. This is SGLang's layout on a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from owpo_megatron.families.family import EngineNames
 from owpo_megatron.families.model import HFModel
+from owpo_megatron.families.rules import HF
 
 VOCABULARY_MULTIPLE = 64
 MLP_MULTIPLE = 32
@@ -37,10 +39,24 @@ class EngineLayout:
 
     num_kv_heads: int
     names: EngineNames = EngineNames()
+    fused: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = ()
 
     @classmethod
     def of(cls, model: HFModel) -> EngineLayout:
-        return cls(model.attention.num_kv_heads, model.family.engine)
+        return cls(model.attention.num_kv_heads, model.family.engine, tuple(_fused_tensors(model).items()))
+
+    def sent(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) pairs as engines get them: what a checkpoint fuses comes apart.
+
+        SGLang has loaders for both forms; on a CPU, where it pads shares, the one for fused tensors fails.
+        """
+        fused = dict(self.fused)
+        for name, tensor in weights:
+            parts = fused.get(name, ())
+            if not parts:
+                yield name, tensor
+            for (part, _), rows in zip(parts, tensor.split([rows for _, rows in parts]) if parts else (), strict=True):
+                yield part, rows
 
     def parameter(self, name: str) -> tuple[str, int]:
         """SGLang's parameter that holds an HF tensor, and the tensor's place in it."""
@@ -75,3 +91,22 @@ class EngineLayout:
         missing = share - mine.shape[dim]
         padding = [0, 0] * (tensor.dim() - 1 - dim) + [0, missing]
         return torch.nn.functional.pad(mine, padding) if missing else mine
+
+
+_APART = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
+
+
+def _fused_tensors(model: HFModel) -> dict[str, tuple[tuple[str, int], ...]]:
+    """HF name of a fused tensor -> (name, rows) of its parts, for every layer."""
+    found: dict[str, tuple[tuple[str, int], ...]] = {}
+    for rule in model.rules:
+        fused = rule.hf[0].name.removeprefix(HF).removesuffix(".weight")
+        if len({part.name for part in rule.hf}) == len(rule.hf) or fused not in _APART:
+            continue
+        stem = fused.rpartition(".")[0]
+        for layer in range(model.num_layers):
+            parts = zip(_APART[fused], (model.size(part.shape[0]) for part in rule.hf), strict=True)
+            found[rule.hf[0].name.format(layer=layer)] = tuple(
+                (f"{HF.format(layer=layer)}{stem}.{name}.weight", rows) for name, rows in parts
+            )
+    return found

@@ -41,7 +41,9 @@ class Attention:
             num_query_groups=self.num_kv_heads,
             kv_channels=self.head_dim,
             add_qkv_bias=self.qkv_bias,
-            qk_layernorm=self.qk_norm is not None,
+            # with "all" the norm is our own module and split over the tensor-parallel ranks: with this flag
+            # megatron-core would sum its gradient over them, as it has to for a norm of one head
+            qk_layernorm=self.qk_norm == "head",
             softmax_scale=self.scale,
         )
 

@@ -1,37 +1,56 @@
 """Qwen's mixtures of experts.
 
-Qwen3 with experts in every layer (30B-A3B, 235B-A22B): Qwen3's attention, a router, no shared expert.
+Qwen3 (30B-A3B, 235B-A22B): Qwen3's attention and a router. Qwen1.5 and Qwen2: Qwen2's attention, and besides the
+chosen experts a shared one whose answer a gate scales.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from owpo_megatron.families.family import Family
 from owpo_megatron.families.llama import attention_rules
-from owpo_megatron.families.model import Experts, HFModel, Router
+from owpo_megatron.families.model import Experts, HFModel, Router, SharedExpert
 from owpo_megatron.families.reading import HFConfig, attention_of, describe
-from owpo_megatron.families.rules import Rule, experts
+from owpo_megatron.families.rules import HF, MEGATRON, Part, Rule, experts, shared_expert
+
+_GATE = Rule(
+    (MEGATRON + "mlp.shared_experts.gate_weight",),
+    (Part(HF + "mlp.shared_expert_gate.weight", ("one", "hidden")),),
+    layers="experts",
+)
 
 
 def _read_qwen3(config: HFConfig) -> HFModel:
     config.require("attention_bias", False)
-    config.require("hidden_act", "silu")
     return describe(config, "qwen3_moe", attention_of(config, qk_norm="head"), _experts(config))
+
+
+def _read_qwen2(config: HFConfig) -> HFModel:
+    shared = SharedExpert(config.raw.shared_expert_intermediate_size, gated=True)
+    attention = attention_of(config, qkv_bias=bool(config.get("qkv_bias", True)))
+    return describe(config, "qwen2_moe", attention, replace(_experts(config), shared=shared))
 
 
 def _experts(config: HFConfig) -> Experts:
     raw = config.raw
+    config.require("hidden_act", "silu")
     if raw.mlp_only_layers or raw.decoder_sparse_step != 1:
         raise config.refusal(
             "mlp_only_layers, decoder_sparse_step",
             (raw.mlp_only_layers, raw.decoder_sparse_step),
-            "not supported; only experts in every layer are ([] and 1)",
+            "not supported; only experts in every layer are ([] and 1), as in SGLang",
         )
     router = Router(raw.num_experts_per_tok, normalised=raw.norm_topk_prob)
     return Experts(raw.num_experts, raw.moe_intermediate_size, router)
 
 
 def _rules(model: HFModel) -> tuple[Rule, ...]:
-    return (*attention_rules(model), *experts())
+    shared = (*shared_expert("mlp.shared_expert"), _GATE) if model.experts and model.experts.shared else ()
+    return (*attention_rules(model), *experts(), *shared)
 
 
 QWEN3_MOE = Family("qwen3_moe", ("qwen3_moe",), _read_qwen3, _rules, special="experts in every layer")
+QWEN2_MOE = Family(
+    "qwen2_moe", ("qwen2_moe",), _read_qwen2, _rules, special="experts in every layer and a gated shared one"
+)

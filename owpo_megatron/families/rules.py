@@ -115,6 +115,32 @@ HEAD_NORMS = tuple(
     Rule((MEGATRON + f"self_attention.{x}_layernorm.weight",), (Part(HF + f"self_attn.{x}_norm.weight", ("head",)),))
     for x in "qk"
 )
+ALL_HEADS_NORMS = tuple(
+    Rule(
+        (MEGATRON + f"self_attention.{x}_layernorm.weight",),
+        (Part(HF + f"self_attn.{x}_norm.weight", (rows,)),),
+        tp_dim=0,
+    )
+    for x, rows in (("q", "q"), ("k", "kv"))
+)
+# queries, keys and values in one HF tensor
+FUSED_QKV = Rule(
+    (MEGATRON + "self_attention.linear_qkv.weight",),
+    tuple(
+        Part(HF + "self_attn.qkv_proj.weight", (rows, "hidden"), behind)
+        for rows, behind in (("q", ()), ("kv", ("q",)), ("kv", ("q", "kv")))
+    ),
+    fuse="qkv",
+    tp_dim=0,
+)
+
+
+def norms_after(attention: str, mlp: str) -> tuple[Rule, ...]:
+    """The norms on the results of attention and MLP, by their HF names."""
+    return tuple(
+        Rule((MEGATRON + f"{own}.weight",), (Part(HF + f"{name}.weight", ("hidden",)),))
+        for own, name in (("post_attention_layernorm", attention), ("post_mlp_layernorm", mlp))
+    )
 
 
 def mlp_norm(hf: str = "post_attention_layernorm") -> tuple[Rule, ...]:
@@ -124,20 +150,28 @@ def mlp_norm(hf: str = "post_attention_layernorm") -> tuple[Rule, ...]:
     return Rule((own, fused), parts, layers="dense"), Rule((own,), parts, layers="experts")
 
 
-MLP = (
-    Rule(
-        (MEGATRON + "mlp.linear_fc1.weight",),
-        tuple(Part(HF + f"mlp.{half}_proj.weight", ("ffn", "hidden")) for half in ("gate", "up")),
-        fuse="gate_up",
-        tp_dim=0,
-        layers="dense",
-    ),
-    Rule(
-        (MEGATRON + "mlp.linear_fc2.weight",),
-        (Part(HF + "mlp.down_proj.weight", ("hidden", "ffn")),),
-        tp_dim=1,
-        layers="dense",
-    ),
+def _mlp(gate: Part, up: Part) -> tuple[Rule, ...]:
+    down = Part(HF + "mlp.down_proj.weight", ("hidden", "ffn"))
+    return (
+        Rule((MEGATRON + "mlp.linear_fc1.weight",), (gate, up), fuse="gate_up", tp_dim=0, layers="dense"),
+        Rule((MEGATRON + "mlp.linear_fc2.weight",), (down,), tp_dim=1, layers="dense"),
+    )
+
+
+MLP = _mlp(
+    Part(HF + "mlp.gate_proj.weight", ("ffn", "hidden")),
+    Part(HF + "mlp.up_proj.weight", ("ffn", "hidden")),
+)
+# gate and up projection in one HF tensor
+FUSED_MLP = _mlp(
+    Part(HF + "mlp.gate_up_proj.weight", ("ffn", "hidden")),
+    Part(HF + "mlp.gate_up_proj.weight", ("ffn", "hidden"), ("ffn",)),
+)
+ROUTER_BIAS = Rule(
+    (MEGATRON + "mlp.router.expert_bias",),
+    (Part(HF + "mlp.gate.e_score_correction_bias", ("experts",)),),
+    layers="experts",
+    float32=True,
 )
 
 

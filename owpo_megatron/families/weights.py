@@ -86,14 +86,17 @@ def to_hf(model: HFModel, name: str, shards: Sequence[torch.Tensor]) -> list[tup
         return []
     rule, index = _find(model, name)
     split_shards = [_unfuse(model, rule, shard, len(shards)) for shard in shards]
-    tensors: dict[str, list[torch.Tensor]] = {}
+    tensors: dict[str, dict[int, torch.Tensor]] = {}  # HF name -> its parts by their first row
     for part, pieces in zip(rule.hf, zip(*split_shards, strict=True), strict=True):
         tensor = pieces[0] if rule.tp_dim is None or len(pieces) == 1 else torch.cat(pieces, dim=rule.tp_dim)
         if part.shape[0] == "vocab":
             tensor = tensor[: model.vocab_size]
         assert tuple(tensor.shape) == _shape(model, part), f"{name}: {tuple(tensor.shape)} for {part.name}"
-        tensors.setdefault(part.name.format(**index), []).append(tensor)
-    return [(hf_name, parts[0] if len(parts) == 1 else torch.cat(parts)) for hf_name, parts in tensors.items()]
+        tensors.setdefault(part.name.format(**index), {})[_first_row(model, part)] = tensor
+    return [
+        (hf_name, parts[0] if len(parts) == 1 else torch.cat([parts[row] for row in sorted(parts)]))
+        for hf_name, parts in tensors.items()
+    ]
 
 
 def megatron_names(model: HFModel) -> Iterator[str]:
@@ -118,7 +121,8 @@ def hf_parts(model: HFModel, name: str) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for part in rule.hf:
         hf_name, shape = part.name.format(**index), _shape(model, part)
-        shapes[hf_name] = (_first_row(model, part) + shape[0], *shape[1:])
+        rows = _first_row(model, part) + shape[0]
+        shapes[hf_name] = (max(rows, shapes[hf_name][0]) if hf_name in shapes else rows, *shape[1:])
     return shapes
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
@@ -17,6 +19,7 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.families import HFModel, Yarn
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.attention import PackedCoreAttention
+from owpo_megatron.mcore.layers import AllHeadsRMSNorm, ResultNormLayer, RMSNorm, scaled_residual
 
 try:
     import transformer_engine  # noqa: F401
@@ -35,22 +38,6 @@ _SETTLED: dict[str, Any] = dict(
     batch_p2p_comm=False,  # with pp=2 and vpp=2 True gives wrong gradients, without an error
     deallocate_pipeline_outputs=False,
 )
-
-
-class RMSNorm(torch.nn.Module):
-    """RMSNorm of the local layers; megatron's own asserts sequence parallelism away.
-
-    The mark `sequence_parallel` makes finalize_model_grads sum its gradient over the tensor-parallel group.
-    """
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any):
-        super().__init__()
-        self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
 def transformer_config(
@@ -147,11 +134,12 @@ def layer_spec(hf: HFModel, config: TransformerConfig, vp_stage: int | None) -> 
     spec = copy.deepcopy(
         get_gpt_decoder_block_spec(config, use_transformer_engine=engine, normalization="RMSNorm", vp_stage=vp_stage)
     )
-    if engine:
-        return spec
-    spec.layer_norm = RMSNorm
+    if not engine:
+        spec.layer_norm = RMSNorm
     for layer in spec.layer_specs:
-        _use_local_modules(layer, hf)
+        if not engine:
+            _use_local_modules(layer, hf)
+        _use_own_modules(layer, hf)
     return spec
 
 
@@ -162,7 +150,7 @@ def _use_local_modules(layer: ModuleSpec, hf: HFModel) -> None:
     parts.pre_mlp_layernorm = RMSNorm
     attention = parts.self_attention.submodules
     attention.core_attention = PackedCoreAttention
-    if _has_experts(layer):
+    if parts.mlp.module is MoELayer:
         # Saved by its own name, as Transformer Engine's layers do where the norm is not fused into a linear one.
         names = parts.sharded_state_dict_keys_map
         parts.sharded_state_dict_keys_map = {own: saved for own, saved in names.items() if own != "pre_mlp_layernorm."}
@@ -171,5 +159,23 @@ def _use_local_modules(layer: ModuleSpec, hf: HFModel) -> None:
         attention.k_layernorm = RMSNorm
 
 
-def _has_experts(layer: ModuleSpec) -> bool:
-    return layer.submodules.mlp.module is MoELayer
+def _use_own_modules(layer: ModuleSpec, hf: HFModel) -> None:
+    """What megatron-core has no layers for, local or Transformer Engine's. Not run with the latter yet."""
+    parts, norms = layer.submodules, hf.norms
+    attention = parts.self_attention.submodules
+    if not norms.before:
+        parts.input_layernorm = parts.pre_mlp_layernorm = IdentityOp
+        if _uses_transformer_engine():  # whose first linear layers have the norm inside
+            linear = TESpecProvider().column_parallel_linear()
+            attention.linear_qkv = linear
+            if parts.mlp.module is not MoELayer:
+                parts.mlp.submodules.linear_fc1 = linear
+    if norms.after:
+        layer.module = ResultNormLayer
+    if hf.multipliers.residual != 1.0:
+        assert not norms.after, "no family has both"
+        parts.self_attn_bda = parts.mlp_bda = scaled_residual(hf.multipliers.residual)
+    if hf.attention.qk_norm == "all":
+        heads = {"q_layernorm": hf.attention.num_heads, "k_layernorm": hf.attention.num_kv_heads}
+        for name, number in heads.items():
+            setattr(attention, name, ModuleSpec(AllHeadsRMSNorm, params={"heads": number}))

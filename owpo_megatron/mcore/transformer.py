@@ -67,8 +67,10 @@ def build_chunks(hf: HFModel, config: TransformerConfig, temperature: float) -> 
             rope_scaling=hf.rope.llama3_factor is not None,
             rope_scaling_factor=hf.rope.llama3_factor or 1.0,
             vp_stage=vp_stage,
-            temperature=temperature,
+            temperature=temperature / hf.multipliers.logits,  # the head divides logits by it
             true_vocab_size=hf.vocab_size,
         )
+        if chunk.pre_process and hf.multipliers.embedding != 1.0:
+            chunk.embedding.register_forward_hook(lambda module, given, out: out * hf.multipliers.embedding)
         chunks.append(chunk.to(cpu.device()))
     return chunks

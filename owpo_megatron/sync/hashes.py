@@ -22,6 +22,9 @@ _SHOWN = 5  # names in a message
 class Layout(Protocol):
     """Layout of HF tensors in an engine (families.EngineLayout)."""
 
+    def sent(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same weights as engines get them."""
+
     def parameter(self, name: str) -> tuple[str, int]:
         """The engine's parameter that holds an HF tensor, and the tensor's place in it."""
 

@@ -13,7 +13,7 @@ from owpo_megatron.sync.distributed import DistributedTransport
 from owpo_megatron.sync.fp8 import quantized
 from owpo_megatron.sync.hashes import EngineHashes, Layout
 from owpo_megatron.sync.ipc import IpcTransport
-from owpo_megatron.sync.push import EngineSync, Transport, WeightEngine
+from owpo_megatron.sync.push import EngineSync, Transport, WeightEngine, Weights
 from owpo_megatron.sync.tensor import TensorTransport
 
 TRANSPORTS: dict[str, Callable[[SyncConfig, Path], Transport]] = {
@@ -50,7 +50,7 @@ def make_sync(
         make_transport(config, scratch_dir),
         engines,
         config.bucket_mb << 20,
-        quantized if config.fp8 else None,
+        _on_the_way(config.fp8, layout),
         check,
     )
 
@@ -58,6 +58,13 @@ def make_sync(
 def make_transport(config: SyncConfig, scratch_dir: Path) -> Transport:
     """Build the configured transport; the disk transport falls back to `scratch_dir`."""
     return TRANSPORTS[config.transport](config, scratch_dir)
+
+
+def _on_the_way(fp8: bool, layout: Layout | None) -> Callable[[Weights], Weights] | None:
+    """Return what changes the stream of weights before sending; None: nothing does."""
+    if layout is None:
+        return quantized if fp8 else None
+    return (lambda weights: quantized(layout.sent(weights))) if fp8 else layout.sent
 
 
 def _disk(config: SyncConfig, folder: Path) -> Transport:

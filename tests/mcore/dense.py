@@ -6,10 +6,12 @@ objective is written out again from the paper (Eq. 5-7 and 2).
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from owpo_megatron.types import Sample
 
@@ -37,20 +39,11 @@ def owpo_loss(model: torch.nn.Module, samples: list[Sample]) -> torch.Tensor:
     return total / tokens
 
 
-def checkpoint_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The model's tensors as a checkpoint names them: transformers holds a layer's experts in two tensors."""
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        stem, _, kind = name.partition("experts.")
-        if kind == "gate_up_proj":
-            for expert, both in enumerate(tensor):
-                for part, rows in zip(("gate", "up"), both.chunk(2), strict=True):
-                    tensors[f"{stem}experts.{expert}.{part}_proj.weight"] = rows
-        elif kind == "down_proj":
-            tensors |= {f"{stem}experts.{expert}.down_proj.weight": down for expert, down in enumerate(tensor)}
-        else:
-            tensors[name] = tensor
-    return tensors
+def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's tensors as its checkpoint names them, which modules may not (experts in two tensors per layer)."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_file(Path(folder) / "model.safetensors")
 
 
 def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup: int) -> dict:
@@ -63,8 +56,7 @@ def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup:
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-5)
     with torch.no_grad():
         logp = [sequence_logp(model, sample) for sample in batches[0]]
-    start = {name: tensor.clone() for name, tensor in checkpoint_tensors(model).items()}
-    names = [name for name in start if not (name == "lm_head.weight" and model.config.tie_word_embeddings)]
+    start = checkpoint_tensors(model)
     losses, norms = [], []
     for update, samples in enumerate(batches):
         optimizer.zero_grad()
@@ -76,4 +68,11 @@ def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup:
         optimizer.step()
         losses.append(float(loss.detach()))
     weights = checkpoint_tensors(model)
-    return {"losses": losses, "grad_norms": norms, "logp": logp, "names": names, "start": start, "weights": weights}
+    return {
+        "losses": losses,
+        "grad_norms": norms,
+        "logp": logp,
+        "names": list(start),
+        "start": start,
+        "weights": weights,
+    }

@@ -50,6 +50,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def init_backend(self) -> None:
         """Replace what exists only as a CUDA or Triton kernel; runs once per worker."""
+        import sglang.kernels.ops.elementwise.elementwise as elementwise
         import sglang.srt.batch_invariant_ops as batch_invariant_ops
         import sglang.srt.layers.sampler as sampler
         import sglang.srt.mem_cache.pool_host.common as pool_host
@@ -58,10 +59,12 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         from owpo_sglang_cpu import attention, invariance
         from owpo_sglang_cpu.sampling import multinomial_with_seed
+        from owpo_sglang_cpu.shared_expert import gate_shared_output
 
         attention.install(TorchNativeAttnBackend)
         batch_invariant_ops.enable_batch_invariant_mode = invariance.enable
         sampler.multinomial_with_seed = multinomial_with_seed
+        elementwise._launch_fused_gate_sigmoid_mul = gate_shared_output
         # --enable-return-routed-experts pins its host buffer with cudaHostRegister
         pool_host._cuda_host_register = _nothing
         # /weights_checker synchronises the GPU before and after

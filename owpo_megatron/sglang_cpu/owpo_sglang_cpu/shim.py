@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -110,5 +111,8 @@ class TorchvisionFinder(importlib.abc.MetaPathFinder):
 
 _kept: list[TorchvisionFinder] = []
 
+# Where triton is the stub, torch.compile cannot generate code: what SGLang decorates with it runs as it is written.
+if importlib.machinery.PathFinder.find_spec("triton") is None:
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 sys.meta_path.insert(0, TorchvisionFinder())
 sys.meta_path += [StubFinder("triton"), StubFinder("IPython")]

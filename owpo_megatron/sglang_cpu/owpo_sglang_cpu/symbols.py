@@ -36,6 +36,7 @@ CALLED = {
     "sglang.srt.plugins.hook_registry": ["HookRegistry.register", "HookType.AFTER"],
 }
 REPLACED = {
+    "sglang.kernels.ops.elementwise.elementwise": ["_launch_fused_gate_sigmoid_mul"],
     "sglang.srt.batch_invariant_ops": ["enable_batch_invariant_mode"],
     "sglang.srt.entrypoints.engine": ["_set_envs_and_config"],
     "sglang.srt.layers.attention.torch_native_backend": [
@@ -49,6 +50,10 @@ REPLACED = {
 CACHE = "k_cache v_cache req_to_token req_pool_indices seq_lens"
 OPTIONS = "encoder_lens scaling enable_gqa causal is_cross_attn sliding_window_size"
 PARAMETERS = {
+    (
+        "sglang.kernels.ops.elementwise.elementwise",
+        "_launch_fused_gate_sigmoid_mul",
+    ): "hidden_states gate_weight shared_output output do_add",
     ("sglang.srt.layers.sampler", "multinomial_with_seed"): "logprobs seed positions",
     ("sglang.srt.mem_cache.allocator", "TokenToKVPoolAllocator"): "size dtype device kvcache need_sort",
     (

@@ -1,0 +1,29 @@
+"""Mixtral: Mistral's attention, experts in every layer. Its names are of their own: w1 is the gate, w3 up, w2 down."""
+
+from __future__ import annotations
+
+from owpo_megatron.families.family import EngineNames, Family
+from owpo_megatron.families.llama import attention_rules
+from owpo_megatron.families.model import Experts, HFModel, Router
+from owpo_megatron.families.reading import HFConfig, attention_of, describe
+from owpo_megatron.families.rules import Rule, experts
+
+_NAMES = ("w1", "w3", "w2")
+
+
+def _read(config: HFConfig) -> HFModel:
+    raw = config.raw
+    config.require("hidden_act", "silu")
+    router = Router(raw.num_experts_per_tok)
+    mlp = Experts(raw.num_local_experts, raw.intermediate_size, router)
+    return describe(config, "mixtral", attention_of(config), mlp)
+
+
+def _rules(model: HFModel) -> tuple[Rule, ...]:
+    own = experts("block_sparse_moe.experts.{expert}.", "block_sparse_moe.gate.weight", _NAMES)
+    return (*attention_rules(model), *own)
+
+
+MIXTRAL = Family(
+    "mixtral", ("mixtral",), _read, _rules, EngineNames(expert=_NAMES), special="experts in every layer; own names"
+)

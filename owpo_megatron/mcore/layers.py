@@ -1,0 +1,104 @@
+"""Norms and layers that megatron-core 0.16.1 has no modules for, or none that run on a CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from megatron.core.transformer import TransformerConfig, TransformerLayer
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+Add = Callable[[tuple[torch.Tensor, torch.Tensor | None], torch.Tensor, float], torch.Tensor]
+
+
+class RMSNorm(torch.nn.Module):
+    """RMSNorm of the local layers; megatron's own asserts sequence parallelism away.
+
+    The mark `sequence_parallel` makes finalize_model_grads sum its gradient over the tensor-parallel group.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any):
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class AllHeadsRMSNorm(torch.nn.Module):
+    """RMSNorm over the queries (or keys) of all heads together, which tensor-parallel ranks have in parts.
+
+    Args:
+        hidden_size: size of one head.
+        heads: heads of the whole model.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, heads: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps, self._size = eps, heads * hidden_size
+        self._ranks = config.tensor_model_parallel_size
+        self.weight = torch.nn.Parameter(torch.ones(self._size // self._ranks, dtype=config.params_dtype))
+        set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=0, stride=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., heads of this rank, head size] -> the same shape."""
+        wide = x.flatten(-2).float()
+        squares = wide.square().sum(-1, keepdim=True)
+        if self._ranks > 1:
+            # The sum of all ranks, and in the backward the sum of what all ranks want of it
+            squares = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(squares))
+        normed = wide * torch.rsqrt(squares / self._size + self.eps)
+        return (self.weight * normed).to(x.dtype).view_as(x)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None
+    ) -> Any:
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"weight": 0},
+            sharded_offsets,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+            dp_cp_group=(metadata or {}).get("dp_cp_group"),
+        )
+
+
+class ResultNormLayer(TransformerLayer):
+    """A layer that normalises what attention and MLP give before it is added to the residual."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        self.post_attention_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.post_mlp_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.self_attn_bda = _adding(self.post_attention_layernorm)
+        self.mlp_bda = _adding(self.post_mlp_layernorm)
+        # megatron-core's handler, enable_grad, would keep the norms' graph in passes without gradients
+        self.bias_dropout_add_exec_handler = contextlib.nullcontext
+
+
+def scaled_residual(multiplier: float) -> Callable[[bool, bool], Add]:
+    """megatron's bias-dropout-add for results that are multiplied before they are added."""
+    return _adding(lambda x: x * multiplier)
+
+
+def _adding(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[bool, bool], Add]:
+    def bias_dropout_add(training: bool, fused: bool) -> Add:
+        def add(result: tuple[torch.Tensor, torch.Tensor | None], residual: torch.Tensor, prob: float) -> torch.Tensor:
+            assert prob == 0.0, "the trainer settles dropout to 0"
+            x, bias = result
+            return residual + change(x if bias is None else x + bias)
+
+        return add
+
+    return bias_dropout_add

@@ -1,0 +1,47 @@
+"""Every family in a real SGLang server: trained weights are pushed, hashes and log-probs compared with the trainer's.
+
+One shape per family in `make test-extra`, all of them in `make matrix`. Not covered: CUDA, tensor-parallel engines.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from family_cases import every_case
+from tiny import build_policy, make_config, make_hf_model, random_samples
+
+from owpo_megatron.config import EngineConfig, SyncConfig
+from owpo_megatron.engine import start_fleet
+from owpo_megatron.families import EngineLayout
+from owpo_megatron.methods import make_objective
+from owpo_megatron.sync import make_sync
+from owpo_megatron.types import Prompt, Sample, SampleRequest, Sampling
+
+pytestmark = pytest.mark.server
+
+REQUESTS = [SampleRequest(Prompt(f"p/{i}", (5, 9, 40 + i, 17), "", ""), seed=900 + i) for i in range(4)]
+ALL = [pytest.param(*case.values, id=case.id, marks=case.marks or pytest.mark.extra) for case in every_case()]
+
+
+@pytest.mark.parametrize(("family", "shape"), ALL)
+def test_trainer_and_engine_agree(family: str, shape: dict[str, Any], engine_python: Path, tmp_path: Path) -> None:
+    """The server starts with weights of its own; what it computes with came by the push of an updated policy."""
+    hf = make_hf_model(tmp_path / "hf", family, **(shape | {"eos_token_id": 2}))
+    policy = build_policy(make_config(hf))
+    policy.update(random_samples(3, vocab_size=90, logps=False), make_objective("grpo"))
+    config = EngineConfig(python=engine_python, device="cpu", max_restarts=0)
+    with start_fleet(config, hf, "float32", {"load_format": "dummy"}, tmp_path / "logs") as fleet:
+        layout = EngineLayout.of(policy.hf)
+        with closing(make_sync(SyncConfig(verify="hash"), fleet.clients, tmp_path / "sync", layout)) as sync:
+            sync.push(policy.named_weights(), 1)
+        rollouts = list(fleet.generate(REQUESTS, Sampling(12)))
+    samples = [
+        Sample(tuple(r.prompt.token_ids), tuple(r.response_ids), 0.0, False, tuple(r.behaviour_logp)) for r in rollouts
+    ]
+    for rollout, logp_L in zip(rollouts, policy.logprobs(samples), strict=True):
+        assert (logp_L - torch.tensor(rollout.behaviour_logp)).abs().max() < 1e-4
+    assert sum(len(sample.response_ids) for sample in samples) > 8

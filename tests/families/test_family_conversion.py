@@ -1,0 +1,141 @@
+"""Every family converted both ways with its proof, in odd shapes; wrong rules, which the proof has to find.
+
+Also: what is read where config.json is unusual, and what is refused. The first shape of a family runs with the normal
+tiers, the others in `make matrix`. Not covered: published checkpoints, CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from family_cases import CASES, every_case
+from safetensors.torch import load_file, save_file
+from tiny import make_hf_model
+
+from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf
+from owpo_megatron.errors import ProofError, UserError
+from owpo_megatron.families import HFModel, Rule, float32_tensors, known_types, read_hf_config, weights
+from owpo_megatron.plan.parameters import whole_model
+
+Wrong = Callable[[Rule], Rule]
+
+
+@pytest.mark.parametrize(("family", "shape"), every_case())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_round_trip_and_logits(family: str, shape: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
+    """Bit for bit, the router's float32 constants included; logits as transformers computes them."""
+    hf = make_hf_model(tmp_path / "hf", family, **shape)
+    model = read_hf_config(hf)
+    constants = float32_tensors(model)
+    assert bool(constants) == (family == "glm4_moe")
+    original = {
+        name: tensor if name in constants else tensor.to(dtype)
+        for name, tensor in load_file(hf / "model.safetensors").items()
+    }
+    save_file(original, hf / "model.safetensors", metadata={"format": "pt"})
+    assert sum(t.numel() for name, t in original.items() if name not in constants) == whole_model(model)
+    there = hf_to_megatron(hf, tmp_path / "megatron")
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "back", proof=False)
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == original.keys()
+    assert all(back[n].dtype == t.dtype and torch.equal(back[n], t) for n, t in original.items())
+    assert there.proof is not None and there.proof.ok and there.proof.largest_difference < 1e-5
+
+
+class Shifted(str):
+    """An HF name of the next expert's tensor."""
+
+    def format(self, *args: Any, expert: int = 0, **index: Any) -> str:
+        return str(self)[:].replace("{expert}", str(expert ^ 1)).format(*args, **index)
+
+
+def parts_of(suffix: str, order: tuple[int, ...]) -> Wrong:
+    """The HF tensors (or their rows) of a megatron parameter in another order."""
+    return lambda rule: (
+        replace(rule, hf=tuple(rule.hf[i] for i in order)) if rule.megatron[0].endswith(suffix) else rule
+    )
+
+
+def shifted_expert(rule: Rule) -> Rule:
+    return replace(rule, hf=tuple(replace(p, name=Shifted(p.name)) for p in rule.hf)) if rule.per_expert else rule
+
+
+def renamed(one: str, other: str) -> Wrong:
+    """Two HF tensors in each other's place."""
+    names = {one: other, other: one}
+
+    def wrong(rule: Rule) -> Rule:
+        for name, instead in names.items():
+            if rule.hf[0].name.endswith(name):
+                return replace(rule, hf=(replace(rule.hf[0], name=rule.hf[0].name.replace(name, instead)),))
+        return rule
+
+    return wrong
+
+
+GATE_UP, KEYS_VALUES = parts_of("linear_fc1.weight", (1, 0)), parts_of("linear_qkv.weight", (0, 2, 1))
+WRONG: list[tuple[str, str, Wrong]] = [
+    *[(family, "gate and up", GATE_UP) for family in CASES],
+    *[(family, "keys and values", KEYS_VALUES) for family in CASES],
+    *[(family, "shifted expert", shifted_expert) for family in ("mixtral", "qwen2_moe", "glm4_moe")],
+    ("glm4", "norms after", renamed("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight")),
+    ("olmo2", "norms after", renamed("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")),
+]
+
+
+@pytest.mark.parametrize(("family", "wrong"), [(f, w) for f, _, w in WRONG], ids=[f"{f}-{n}" for f, n, _ in WRONG])
+def test_a_wrong_rule_is_found_and_its_layer_named(
+    family: str, wrong: Wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is wrong in both directions, so that every bit comes back: only the logits can show it."""
+    hf = make_hf_model(tmp_path / "hf", family, **CASES[family][0])
+    monkeypatch.setattr(HFModel, "rules", property(lambda self: tuple(map(wrong, self.family.rules(self)))))
+    weights._rules_by_name.cache_clear()
+    try:
+        with pytest.raises(ProofError, match=r"layer [01] is the first that computes something else"):
+            hf_to_megatron(hf, tmp_path / "megatron")
+    finally:
+        weights._rules_by_name.cache_clear()
+    assert not (tmp_path / "megatron").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "message"),
+    [
+        ("glm4_moe", {"norm_topk_prob": False}, "norm_topk_prob = False: not supported; only True is"),
+        ("glm4_moe", {"num_experts_per_tok": 1}, "num_experts_per_tok = 1: megatron-core needs at least 2"),
+        ("glm4_moe", {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}, "topk_group = 2: .* must be 2"),
+        ("mixtral", {"hidden_act": "gelu"}, "hidden_act = gelu: not supported; only silu is"),
+        ("olmo2", {"attention_bias": True}, "attention_bias = True: not supported"),
+        ("granite", {"mlp_bias": True}, "mlp_bias = True: not supported"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0,
+          "short_factor": [1.0] * 6, "long_factor": [1.0] * 6}}, "rope type longrope is not supported"),
+    ],
+)  # fmt: skip
+def test_what_megatron_would_get_wrong_is_refused(
+    family: str, fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    hf = make_hf_model(tmp_path / "hf", family, **(CASES[family][0] | fields))
+    with pytest.raises(UserError, match=message):
+        read_hf_config(hf)
+
+
+def test_layers_for_multi_token_prediction_are_left_out(tmp_path: Path) -> None:
+    """Published GLM-4.5 checkpoints have one more layer, which transformers and SGLang leave out, too."""
+    hf = make_hf_model(tmp_path / "hf", "glm4_moe", **CASES["glm4_moe"][0])
+    tensors = load_file(hf / "model.safetensors")
+    more = {"model.layers.4.eh_proj.weight": torch.ones(48, 96), "model.layers.4.enorm.weight": torch.ones(48)}
+    save_file(tensors | more, hf / "model.safetensors", metadata={"format": "pt"})
+    assert hf_to_megatron(hf, tmp_path / "megatron").tensors.keys() == tensors.keys()
+    save_file(tensors | {"model.layers.5.x": torch.ones(1)}, hf / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="unexpected: model.layers.5.x"):
+        hf_to_megatron(hf, tmp_path / "again")
+
+
+def test_every_family_has_cases() -> None:
+    assert set(known_types()) - set(CASES) == {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe"}, "test_proof.py"

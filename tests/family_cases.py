@@ -1,0 +1,73 @@
+"""Tiny random models of every family, in odd shapes: the first of a family is its case in the normal tiers.
+
+Fields are those of the family's HF config, over `tiny.make_hf_model`'s defaults (hidden 48, ffn 80, 4 layers, 4 heads,
+2 key-value heads, vocabulary 96).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_GLM_MOE: dict[str, Any] = _MOE | {
+    "n_routed_experts": 6, "n_shared_experts": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5,
+    "head_dim": 16,
+}  # fmt: skip
+
+# family -> shapes; the keys "tied" and "vocab_size" are arguments of make_hf_model
+CASES: dict[str, list[dict[str, Any]]] = {
+    "mixtral": [
+        {"num_local_experts": 4, "intermediate_size": 32, "vocab_size": 97},
+        {"num_local_experts": 6, "intermediate_size": 40, "num_key_value_heads": 4, "head_dim": 8},
+        {"num_local_experts": 3, "intermediate_size": 32, "num_experts_per_tok": 3, "tied": True},
+        {"num_local_experts": 5, "intermediate_size": 24, "num_key_value_heads": 1, "sliding_window": 64},
+    ],
+    "qwen2_moe": [
+        _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 48, "vocab_size": 97},
+        _MOE | {"num_experts": 6, "shared_expert_intermediate_size": 32, "norm_topk_prob": True, "tied": True},
+        _MOE | {"num_experts": 5, "shared_expert_intermediate_size": 64, "num_key_value_heads": 4, "qkv_bias": False},
+        _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 24, "vocab_size": 101},
+    ],
+    "glm4_moe": [
+        _GLM_MOE | {"use_qk_norm": True, "vocab_size": 97},
+        _GLM_MOE | {"attention_bias": True, "n_routed_experts": 4, "first_k_dense_replace": 2, "vocab_size": 95},
+        _GLM_MOE | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "vocab_size": 101},
+        _GLM_MOE | {"first_k_dense_replace": 0, "n_shared_experts": 2, "num_key_value_heads": 1, "tied": True},
+    ],
+    "phi3": [
+        {"vocab_size": 97},
+        {"num_key_value_heads": 1, "tied": True},
+        {"num_key_value_heads": 4, "intermediate_size": 72, "partial_rotary_factor": 0.5, "hidden_size": 64},
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "sliding_window": 64, "vocab_size": 101},
+    ],
+    "glm4": [
+        {"head_dim": 16, "vocab_size": 97},
+        {"head_dim": 8, "attention_bias": False, "num_key_value_heads": 1, "tied": True},
+        {"head_dim": 16, "partial_rotary_factor": 0.25, "num_key_value_heads": 4},
+        {"head_dim": 24, "partial_rotary_factor": 1.0, "intermediate_size": 72, "vocab_size": 101},
+    ],
+    "olmo2": [
+        {"vocab_size": 97},
+        {"num_key_value_heads": 1, "tied": True},
+        {"num_key_value_heads": 4, "intermediate_size": 72},
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 101},
+    ],
+    "granite": [
+        {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.2, "logits_scaling": 8.0},
+        {"attention_multiplier": 0.3, "num_key_value_heads": 1, "tied": True, "vocab_size": 97},
+        {"residual_multiplier": 0.5, "attention_multiplier": 0.25, "num_key_value_heads": 4},
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.1, "num_attention_heads": 6, "vocab_size": 101},
+    ],
+}  # fmt: skip
+WITH_EXPERTS = {"mixtral", "qwen2_moe", "glm4_moe"}
+
+
+def every_case() -> list[Any]:
+    """pytest parameters (family, shape): the first of each family plain, the others under the mark `matrix`."""
+    import pytest
+
+    return [
+        pytest.param(family, shape, id=f"{family}-{number}", marks=[pytest.mark.matrix] if number else [])
+        for family, shapes in CASES.items()
+        for number, shape in enumerate(shapes)
+    ]

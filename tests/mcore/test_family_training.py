@@ -1,0 +1,71 @@
+"""Three OWPO updates of every family against the dense oracle (dense.py), as test_parity.py does for the first ones.
+
+One rank: the first shape of each family. Two ranks: every layout that its shape allows, in `make test-extra`; all
+shapes in `make matrix`. Not covered: CUDA, Transformer Engine's layers, experts at tp > 1 with ep > 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dense import train_dense
+from family_cases import CASES, every_case
+from parity_worker import batches, distance, distances
+from rank_pool import Ranks
+from tiny import make_hf_model
+
+from owpo_megatron.config import ParallelConfig
+from owpo_megatron.errors import UserError
+from owpo_megatron.families import check_parallel, read_hf_config
+
+TOLERANCE = 1e-5
+LAYOUTS: list[dict[str, Any]] = [{"tp": 2, "sp": True}, {"tp": 2}, {"pp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}]
+
+
+@pytest.fixture
+def oracle(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """(HF folder, file with the oracle's results) of a family's shape."""
+    family, shape = request.param
+    model = make_hf_model(tmp_path / "hf", family, **shape)
+    torch.save(train_dense(model, batches(), lr=1e-3, warmup=2), tmp_path / "oracle.pt")
+    return model, tmp_path / "oracle.pt"
+
+
+def check(found: dict[str, Any]) -> None:
+    errors = {name: found[name] for name in ("logp", "loss", "grad_norm", "weights")}
+    assert max(errors.values()) < TOLERANCE, (found.get("layout"), errors)
+    assert found["names"], "named_weights and the HF checkpoint name different tensors"
+    assert found["moved"] > 100 * TOLERANCE, "the updates changed too little to tell anything"
+
+
+def fits(model: Path, layout: dict[str, Any]) -> bool:
+    try:
+        check_parallel(read_hf_config(model), ParallelConfig(**layout))
+    except UserError:
+        return False
+    return True
+
+
+FIRST = [pytest.param((family, shapes[0]), id=family) for family, shapes in CASES.items()]
+ALL = [pytest.param(tuple(case.values), id=case.id, marks=case.marks or pytest.mark.extra) for case in every_case()]
+
+
+@pytest.mark.parametrize("oracle", FIRST, indirect=True)
+def test_one_rank(oracle: tuple[Path, Path]) -> None:
+    model, file = oracle
+    check(distance(model, torch.load(file), {"tokens_per_microbatch": 24})[1])
+
+
+@pytest.mark.parametrize("oracle", ALL, indirect=True)
+def test_two_ranks(oracle: tuple[Path, Path], ranks: Ranks) -> None:
+    model, file = oracle
+    layouts = [layout for layout in LAYOUTS if fits(model, layout)]
+    assert len(layouts) >= 2
+    case = {"model": str(model), "oracle": str(file), "layouts": layouts}
+    results = ranks.run(2, distances, [case])[0]
+    assert len(results) == len(layouts)
+    for found in results:
+        check(found)
