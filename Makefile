@@ -38,17 +38,19 @@ quickstart: setup  ## train a small model from start to end on this machine, and
 
 # The tiers of the tests (docs/testing.md). PYTEST_ARGS selects in each of them: make test PYTEST_ARGS=tests/report
 PYTEST := $(BIN)/python -m pytest -q --durations=15 --durations-min=2
+# Two processes, each taking file after file: what a file's tests share is made once.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 EXTRA := slurm or nemo or sinks or triton or image or docs
 HEAVY := ranks or server or slow or $(EXTRA)
 
 test-fast: $(TRAINER)  ## tests without ranks or engines, none above two CPU seconds: while you write
-	$(PYTEST) -n 2 -m "not ($(HEAVY))" --cpu-limit=$(CPU_LIMIT) $(PYTEST_ARGS)
+	$(PYTEST) $(TWO) -m "not ($(HEAVY))" --cpu-limit=$(CPU_LIMIT) $(PYTEST_ARGS)
 
 # Above the two seconds that `slow` begins at: a busy machine makes CPU seconds longer, too.
 CPU_LIMIT ?= 4
 
 test: setup  ## the tests before every change: with ranks and real SGLang engines
-	$(PYTEST) -m "not ($(EXTRA))" $(PYTEST_ARGS)
+	$(PYTEST) $(TWO) -m "not ($(EXTRA))" $(PYTEST_ARGS)
 
 test-extra: setup $(TRITON) $(NEMO) $(SINKS) $(DOCS) slurm  ## what needs more installed: Slurm (as root, by apt-get), NeMo-Run, trackers, Triton, the site, images
 	$(PYTEST) -m "$(EXTRA)" $(PYTEST_ARGS)

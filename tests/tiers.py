@@ -27,6 +27,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTERS = ("process", "ranks", "server", "slurm", "nemo", "triton", "image", "gpu")
+LONG = ("server", "ranks", "slurm")
 FIXTURES = {"ranks": "ranks", "engine": "server", "server_url": "server", "lab": "slurm"}
 STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
 PHASES = ("setup", "call", "teardown")
@@ -85,7 +86,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give marks to the users of fixtures, groups to what shares a pool, and leave the matrix out unless asked for."""
+    """Give marks to the users of fixtures, leave the matrix out unless asked for, and start the long files first.
+
+    The order is for pytest-xdist (`--dist loadfile`), whose processes take file after file: a file with engines that
+    came last would leave the other process idle.
+    """
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in FIXTURES:
@@ -95,6 +100,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if left_out:
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if not item.get_closest_marker("matrix")]
+    if hasattr(config, "workerinput"):
+        long = {item.path for item in items if any(item.get_closest_marker(name) for name in LONG)}
+        items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.hookimpl(wrapper=True)

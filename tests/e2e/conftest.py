@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fakes import record_rollouts
+from filelock import FileLock
 from owpo import ROOT
 
 from owpo_megatron.config import Config, EngineConfig
@@ -32,7 +33,9 @@ def base_model() -> Path:
     """The cipher base model of the quickstart (about ten seconds of one core where cache/ does not have it)."""
     from base_model import RECIPES, make_base_model
 
-    return make_base_model(RECIPES["cipher"], ROOT / "cache" / "base_models")
+    (ROOT / "cache").mkdir(exist_ok=True)
+    with FileLock(ROOT / "cache" / "base_models.lock"):  # pytest-xdist: one process makes it, the other waits
+        return make_base_model(RECIPES["cipher"], ROOT / "cache" / "base_models")
 
 
 @pytest.fixture(scope="session")
