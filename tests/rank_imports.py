@@ -1,15 +1,15 @@
-"""What the fork server of rank_pool.py imports once, for all ranks of a session."""
+"""What is large and used everywhere: the fork server of rank_pool.py imports it once, for all ranks of a session."""
 
 from __future__ import annotations
 
-import gc
-
 import torch
+import transformers.models.auto.modeling_auto
+import transformers.models.llama.modeling_llama
+import transformers.models.qwen3.modeling_qwen3
+import transformers.models.qwen3_moe.modeling_qwen3_moe  # noqa: F401
 
 import owpo_megatron.mcore.topology
 import owpo_megatron.policy
 import owpo_megatron.trainer.build  # noqa: F401
 
 torch.set_num_threads(1)
-gc.collect()
-gc.freeze()  # what is here now stays shared with the ranks

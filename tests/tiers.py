@@ -12,6 +12,7 @@ Not seen: processes of `multiprocessing`'s spawn (no audit event), and CPU time 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -82,6 +83,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Report(config), "tiers-report")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Import what is large before the first test: the one that came first would have to answer for it."""
+    if session.config.getoption("cpu_limit") and session.items:
+        importlib.import_module("rank_imports")
 
 
 @pytest.hookimpl(tryfirst=True)

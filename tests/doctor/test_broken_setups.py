@@ -135,6 +135,7 @@ def test_a_torch_that_hides_the_installed_one(tmp_path: Path) -> None:
     assert_failed(found["torch"], "0.1 is imported", str(tmp_path / "torch.py"), "PYTHONPATH")
 
 
+@pytest.mark.slow
 def test_no_psutil(tmp_path: Path) -> None:
     """An environment that has everything but that: links to ours."""
     venv.create(tmp_path / "venv", symlinks=True)
@@ -166,6 +167,7 @@ def test_a_run_folder_that_cannot_be_written(raw: dict[str, Any], tmp_path: Path
     assert_failed(found["disk"], "no file can be written in /proc", "runs_dir")
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_disk_that_is_too_small(raw: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
@@ -181,6 +183,7 @@ def test_a_host_name_that_does_not_resolve(tmp_path: Path) -> None:
     assert_failed(found["host name"], "nobody-knows-me does not resolve", "/etc/hosts")
 
 
+@pytest.mark.slow
 def test_nccl_without_cuda(tmp_path: Path) -> None:
     import torch
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from owpo import Owpo, write_config
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "tp does not divide the heads": ({"parallel": {"tp": 3}}, "error: parallel.tp = 3: "),

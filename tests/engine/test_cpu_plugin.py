@@ -25,6 +25,7 @@ def report(engine_python: Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_every_symbol_of_sglang_is_in_its_place(report: dict[str, Any]) -> None:
     """Fails when another SGLang is installed, or when one of the internals that the plug-in uses has moved."""
     assert report["problems"] == []

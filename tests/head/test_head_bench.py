@@ -35,6 +35,7 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
     assert nothing.extra_bytes is not None and nothing.extra_bytes < 8 << 20
 
 
+@pytest.mark.slow
 def test_less_memory_than_dense() -> None:
     """The point of the head, at a size that tells: logits of 128 MB, of which ours holds a quarter at a time."""
     problem, objective = HeadProblem.random(2048, 32, 16384), make_method("owpo")
@@ -49,6 +50,7 @@ def test_less_memory_than_dense() -> None:
     assert peaks[0] < 0.35 * peaks[1], peaks
 
 
+@pytest.mark.slow
 def test_megatron_takes_part() -> None:
     """The adapter to megatron's own cross-entropy, which the GPU benchmark compares with."""
     from owpo_megatron.bench.head import dense_logp

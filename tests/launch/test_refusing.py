@@ -108,6 +108,7 @@ def test_the_command_leaves_nothing_behind(raw: dict[str, Any], tmp_path: Path) 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_dry_run_shows_the_script_and_leaves_nothing_behind(raw: dict[str, Any], tmp_path: Path) -> None:
     model = make_hf_model(

@@ -23,6 +23,7 @@ def contents(state: StoredState) -> dict[str, Any]:
     return {key: (tuple(stored.size), stored.properties.dtype) for key, stored in state._tensors.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("family", "fields"), [("qwen2", {"tied": True, "vocab_size": 97}), ("qwen3", {}), ("qwen3_moe", {})]

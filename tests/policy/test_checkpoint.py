@@ -107,6 +107,7 @@ def one_rank(models: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Any]:
     return tmp_path / "state", policy
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_settings_come_from_the_config_after_a_resume(models: tuple[Path, Path], one_rank: tuple[Path, Any]) -> None:
     """Another learning rate, weight decay, beta and number of steps hold; the updates made so far are restored."""
@@ -123,6 +124,7 @@ def test_settings_come_from_the_config_after_a_resume(models: tuple[Path, Path],
     assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_adam_counts_one_step_an_update_after_a_resume(models: tuple[Path, Path], one_rank: tuple[Path, Any]) -> None:
     """megatron shares one `step` tensor among all parameters when it loads; every update would count n_params."""
@@ -134,6 +136,7 @@ def test_adam_counts_one_step_an_update_after_a_resume(models: tuple[Path, Path]
     assert len({step.data_ptr() for step in steps}) == len(steps) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_wrong_reference_is_told(models: tuple[Path, Path], one_rank: tuple[Path, Any]) -> None:
     """The hash of the reference's weights is checked after a restore."""

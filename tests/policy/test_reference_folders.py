@@ -48,6 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]
     return model, folders | {"hf": root / "hf", "megatron": root / "megatron"}, probe
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("kind", ["hf", "megatron", "checkpoint", "best"])
 def test_every_kind_of_folder(run: tuple[Path, dict[str, Path], list[torch.Tensor]], kind: str) -> None:

@@ -67,6 +67,7 @@ def test_engine_starts_in_block_fp8_whatever_else_is_overridden() -> None:
     assert override["quantization_config"]["weight_block_size"] == [128, 128]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_sglang_reads_it_as_the_weight(engine_python: Path, tmp_path: Path) -> None:
     """SGLang's own configuration class accepts ours, and its own block_quant_dequant gives our weight back."""

@@ -51,6 +51,7 @@ def pool():
     pool.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "reason"),
     [

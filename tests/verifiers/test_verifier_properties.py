@@ -79,6 +79,7 @@ def test_sprays_of_numbers_are_never_right(numbers):
             assert MathRule().quick(GradingItem(response, gold)) != "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=8))

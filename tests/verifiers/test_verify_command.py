@@ -85,6 +85,7 @@ def test_a_missing_file(tmp_path):
         read_cases(tmp_path / "nowhere.jsonl", "math")
 
 
+@pytest.mark.slow
 def test_the_bench_has_its_rows(tmp_path, monkeypatch):
     """Small counts; the figures mean nothing here."""
     monkeypatch.setattr(bench, "WARM_UP", 2)
@@ -100,6 +101,7 @@ def test_the_bench_has_its_rows(tmp_path, monkeypatch):
     assert rows[-1]["hostile"] == 2 and rows[-1]["seconds"] > 0 and rows[0]["pool_1_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_a_fuzz_run():
     (row,) = bench.fuzz(60, workers=1, timeout=4.0, seed=5, log=lambda text: None)
     assert row["fuzzed"] == 60 and row["pool_alive"] and row["timeout"] == row["crashed"] == 0
