@@ -35,6 +35,8 @@ class HFLayers:
     def __init__(self, folder: Path, model: HFModel):
         self._model = model
         self._config = AutoConfig.from_pretrained(folder)
+        if hasattr(self._config, "quantization_config"):  # the tensors come dequantised
+            del self._config.quantization_config
 
     @torch.no_grad()
     def layer(self, tensors: dict[str, torch.Tensor], norm: torch.Tensor | None, hidden_TH: torch.Tensor) -> Any:

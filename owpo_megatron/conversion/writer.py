@@ -17,30 +17,28 @@ from owpo_megatron.conversion.unfinished import Unfinished
 from owpo_megatron.errors import UserError
 from owpo_megatron.families import HFModel, float32_tensors, hf_shapes
 
-_CARRIED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template.*",
+# What is not carried: weights in any form, and what a conversion writes anew.
+_LEFT_OUT = (
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.distcp"),
+    *("*.safetensors.index.json", "*.bin.index.json", "conversion.json", "manifest.json", ".*"),
 )
+_TEMPLATES = "additional_chat_templates"  # the one folder of an HF folder that belongs to it
 _SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
 def carry_files(template: Path, folder: Path) -> None:
-    """Copy what stands beside the weights of an HF folder: config, tokenizer, generation config, chat template."""
-    for pattern in _CARRIED:
-        for file in template.glob(pattern):
-            if file.is_file():
-                shutil.copy(file, folder / file.name)
+    """Copy all but the weights of an HF folder: config, tokenizer, templates, licence, model card and so on."""
+    for file in sorted(template.iterdir()):
+        if file.is_file() and not any(file.match(pattern) for pattern in _LEFT_OUT):
+            shutil.copy(file, folder / file.name)
+    if (template / _TEMPLATES).is_dir():
+        shutil.copytree(template / _TEMPLATES, folder / _TEMPLATES, dirs_exist_ok=True)
 
 
 def state_dtype(config_file: Path, dtype: torch.dtype) -> None:
-    """Write the dtype of the weights into a config.json: a float32 run may start from a bfloat16 template."""
+    """Write the dtype of the weights into a config.json: a float32 run may start from a bfloat16 or FP8 template."""
     config = json.loads(config_file.read_text())
+    config.pop("quantization_config", None)
     field = "torch_dtype" if "torch_dtype" in config else "dtype"
     config[field] = str(dtype).removeprefix("torch.")
     config_file.write_text(json.dumps(config, indent=2) + "\n")

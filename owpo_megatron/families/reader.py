@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from owpo_megatron.errors import UserError
+from owpo_megatron.families.forms import SCALE_SUFFIX, BinFile, BlockFp8View
 
 _MAX_MAPPED = 256 * 2**20
 
 
 class HFReader:
-    """The tensors of an HF folder: one `model.safetensors`, or shards with or without an index file.
+    """The tensors of an HF folder: one `model.safetensors`, or shards with or without an index file; or .bin files.
+
+    Weights in FP8 with a scale per block are read as bfloat16 (see `forms`).
 
     Files are memory-mapped and opened when first needed. What was read stays mapped, and counts as this process's
     memory, until the files are closed: they are after every 256 MB, and opened again when needed.
 
     Raises:
-        UserError: the folder has no safetensors files, or a file that the index names is missing or broken.
+        UserError: the folder has no weights that can be read, or a file that the index names is missing or broken.
 
     Example:
         HFReader(path).slice("model.embed_tokens.weight", 0, 0, 1000)  # the first 1000 rows
@@ -32,15 +36,16 @@ class HFReader:
         self._files: dict[Path, Any] = {}
         self._mapped = 0  # bytes read since the files were opened
         self._file_of = self._locate()
+        self._scales = {name for name in self._file_of if name.endswith(SCALE_SUFFIX)}
 
     def names(self) -> list[str]:
-        return list(self._file_of)
+        return [name for name in self._file_of if name not in self._scales]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._view(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """As the file names it, e.g. BF16."""
+        """Return the dtype as the file names it, e.g. BF16."""
         return str(self._view(name).get_dtype())
 
     def files(self) -> list[Path]:
@@ -65,7 +70,18 @@ class HFReader:
     def _view(self, name: str) -> Any:
         if name not in self._file_of:
             raise UserError("model.path", self.folder, f"its weights lack {name}")
-        return self._open(self._file_of[name]).get_slice(name)
+        view = self._open(self._file_of[name]).get_slice(name)
+        if name + SCALE_SUFFIX not in self._scales:
+            return view
+        scale = name + SCALE_SUFFIX
+        return BlockFp8View(view, self._open(self._file_of[scale]).get_slice(scale)[:], self._block)
+
+    @cached_property
+    def _block(self) -> tuple[int, int]:
+        """Rows and columns of the blocks that share a scale."""
+        config = json.loads((self.folder / "config.json").read_text()).get("quantization_config") or {}
+        rows, columns = config.get("weight_block_size") or (128, 128)
+        return rows, columns
 
     def _open(self, file: Path) -> Any:
         files = self._files  # another thread may begin anew meanwhile
@@ -73,22 +89,22 @@ class HFReader:
             if not file.is_file():
                 raise UserError("model.path", file, "named by the index but not there; download the checkpoint again")
             try:
-                files[file] = safe_open(file, framework="pt")
+                files[file] = safe_open(file, framework="pt") if file.suffix == ".safetensors" else BinFile(file)
             except SafetensorError as error:
                 raise UserError("model.path", file, f"not a whole safetensors file ({error})") from error
         return files[file]
 
     def _locate(self) -> dict[str, Path]:
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            weight_map = json.loads(index.read_text())["weight_map"]
-            return {name: self.folder / file for name, file in weight_map.items()}
-        single = self.folder / "model.safetensors"
-        if single.is_file():
-            return {name: single for name in self._open(single).keys()}
-        shards = sorted(self.folder.glob("*.safetensors"))
+        for kind in ("model.safetensors", "pytorch_model.bin"):
+            index, single = self.folder / f"{kind}.index.json", self.folder / kind
+            if index.is_file():
+                weight_map = json.loads(index.read_text())["weight_map"]
+                return {name: self.folder / file for name, file in weight_map.items()}
+            if single.is_file():
+                return {name: single for name in self._open(single).keys()}
+        shards = sorted(self.folder.glob("*.safetensors")) or sorted(self.folder.glob("pytorch_model*.bin"))
         found: dict[str, Path] = {}
-        for shard in shards:  # without an index each says itself what it holds
+        for shard in shards:  # without an index each has its own list
             for name in self._open(shard).keys():
                 if name in found:
                     remedy = f"holds {name}, and so does {found[name].name}: leave one of the files, or add an index"
@@ -96,4 +112,7 @@ class HFReader:
                 found[name] = shard
         if found:
             return found
+        if any(self.folder.glob("*.gguf")):
+            remedy = "holds GGUF files, which are quantised for other engines; give the HF folder they were made from"
+            raise UserError("model.path", self.folder, remedy)
         raise UserError("model.path", self.folder, "holds no .safetensors weights; save the model as safetensors")

@@ -48,7 +48,9 @@ def read_hf_config(path: Path | str) -> HFModel:
     family = family_of(_model_type(path), path)
     from transformers import AutoConfig  # seconds: an unknown model_type is refused before
 
-    return family.read(HFConfig(path, AutoConfig.from_pretrained(path)))
+    config = HFConfig(path, AutoConfig.from_pretrained(path))
+    _check_quantization(config)
+    return family.read(config)
 
 
 def describe(
@@ -95,6 +97,17 @@ def mlp_of(config: HFConfig) -> MLP:
     config.require("hidden_act", "silu")
     config.require("mlp_bias", False)
     return MLP(config.raw.intermediate_size)
+
+
+def _check_quantization(config: HFConfig) -> None:
+    """Weights in FP8 with a scale per block are dequantised when they are read; other forms are refused."""
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return
+    method = quantization.get("quant_method")
+    if method != "fp8" or not quantization.get("weight_block_size"):
+        remedy = "only fp8 with weight_block_size is dequantised; give the unquantised model"
+        raise config.refusal("quantization_config.quant_method", method, remedy)
 
 
 def _window(raw: Any) -> int | None:

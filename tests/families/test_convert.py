@@ -405,11 +405,14 @@ def test_written_folders_load_in_transformers(folders, tmp_path, max_shard_bytes
     template = tmp_path / "template"
     shutil.copytree(folders / "qwen3_tied", template)
     carried = {"tokenizer.json": "{}", "tokenizer_config.json": "{}", "chat_template.jinja": "x", "merges.txt": "y"}
-    for file, text in (carried | {"README.md": "not carried"}).items():
+    carried |= {"README.md": "a card", "LICENSE": "a licence", "additional_chat_templates/tools.jinja": "z"}
+    (template / "additional_chat_templates").mkdir()
+    for file, text in (carried | {"pytorch_model.bin": "old weights", ".gitattributes": "hidden"}).items():
         (template / file).write_text(text)
     out = export(template, template, tmp_path / "runs" / "out", max_shard_bytes=max_shard_bytes)
     assert {file for file in carried if (out / file).read_text() == carried[file]} == set(carried)
-    assert not (out / "README.md").exists() and (out / "generation_config.json").exists()
+    assert not (out / "pytorch_model.bin").exists() and not (out / ".gitattributes").exists()
+    assert (out / "generation_config.json").exists()
     shards = sorted(file.name for file in out.glob("*.safetensors"))
     if max_shard_bytes == 2**30:
         assert shards == ["model.safetensors"]
