@@ -181,10 +181,6 @@ class TokenBatch:
     now_mode: LogpMode = "exact"  # of the log-probs that `given` was worked out of
 
 
-Objective = Any
-"""An owpo_megatron.methods.Method: this module imports no room."""
-
-
 class Verdicts(Protocol):
     """Verdicts of items that are being graded."""
 
@@ -262,8 +258,14 @@ class Policy(Protocol):
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """fp32 log-probs [L] of each sample's response tokens at the rollout temperature."""
 
-    def update(self, samples: Sequence[Sample], method: Objective) -> dict[str, Any]:
-        """One optimizer step on these samples; returns metrics (loss, grad_norm, lr, and the method's)."""
+    def logprobs_and_entropies(self, samples: Sequence[Sample]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The same, with the entropy [L] of each response token's distribution; one pass."""
+
+    def update(self, samples: Sequence[Sample], method: Any) -> dict[str, Any]:
+        """One optimizer step on these samples; returns metrics (loss, grad_norm, lr, and the method's).
+
+        `method` is an owpo_megatron.methods.Method; this module imports no room.
+        """
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(HF name, full tensor) of every weight, complete on global rank 0, in a fixed order."""

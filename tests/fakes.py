@@ -123,7 +123,12 @@ class FakePolicy:
         self.events.append(f"policy.logprobs {len(samples)}")
         return fake_logprobs(samples, self.version)
 
-    def update(self, samples: Sequence[Sample], objective: Any) -> dict[str, Any]:
+    def logprobs_and_entropies(self, samples: Sequence[Sample]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The entropy of a token is a tenth of its id."""
+        self.events.append(f"policy.logprobs and entropies {len(samples)}")
+        return fake_logprobs(samples, self.version), [torch.tensor(one.response_ids) / 10 for one in samples]
+
+    def update(self, samples: Sequence[Sample], method: Any) -> dict[str, Any]:
         self.events.append(f"update {len(samples)}")
         self.updates.append(list(samples))
         self.version += 1
@@ -201,9 +206,11 @@ def fake_logprobs(samples: Sequence[Sample], version: int) -> list[torch.Tensor]
 
 def make_batches(config: Any, stages: Any, method: Any = None, policy: Any = None, reference: Any = None) -> Any:
     """A BatchBuilder of a whole configuration."""
+    from owpo_megatron.methods import make_method
     from owpo_megatron.trainer.batches import BatchBuilder
     from owpo_megatron.trainer.rewards import RewardRules
 
+    method = method or make_method(config.algorithm)
     rules = RewardRules.of(config.rollout, config.verifier)
     size, updates = config.rollout.group_size, config.optimizer.updates_per_step
     return BatchBuilder(config.algorithm, size, updates, rules, stages, method, policy, reference)

@@ -67,13 +67,13 @@ def token_passes(run: RunMetrics) -> int:
     several updates, the reference's pass 1.
     """
     name: str = run.setting("algorithm.name")
-    objective = make_method(name)
+    method = make_method(name)
     total = 0
     for line in run.steps:
         tokens = int(line.get("tokens", 0))
         total += int(line["tokens_generated"]) + 3 * tokens
-        total += tokens if objective.needs_old and int(line.get("updates", 0)) > 1 else 0
-        total += _reference_tokens(objective.needs_reference, line, tokens)
+        total += tokens if method.needs_old and int(line.get("updates", 0)) > 1 else 0
+        total += _reference_tokens(method.needs_reference, line, tokens)
     return total
 
 

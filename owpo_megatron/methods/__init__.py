@@ -19,8 +19,6 @@ from owpo_megatron.methods.prepare import linear_terms, slopes
 from owpo_megatron.methods.surrogate import clipped_ratio, clipped_surrogate, k3
 from owpo_megatron.methods.sym_dapo import SymDapo
 
-make_objective = make_method  # the former name
-
 __all__ = [
     "DELTA_BINS",
     "DELTA_RANGE",
@@ -55,7 +53,6 @@ __all__ = [
     "k3",
     "linear_terms",
     "make_method",
-    "make_objective",
     "num_active",
     "register",
     "slopes",

@@ -46,7 +46,7 @@ class Terms:
     """What a method gives for the rows of a chunk.
 
     `metrics` are detached values per token ([C], or [C, K] for a histogram), float or bool. The trainer sums them over
-    response tokens in float64; docs/metrics.md lists the names that become means of the log.
+    response tokens in float64; the log has their means over tokens (docs/metrics.md), without a final `_sum`.
     """
 
     value_C: torch.Tensor  # to be maximised; differentiable in logp_C

@@ -100,8 +100,8 @@ def make_plan(config: Config, gpu_bytes: int, model: HFModel | None = None, cuda
     full_length = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     check_context(model, full_length)
     transformer_config(model, config.parallel, getattr(torch, config.model.dtype), config.megatron)
-    objective = make_method(config.algorithm)
-    stages = tuple(trainer_memory(config, model, cuda, objective.needs_reference))
+    method = make_method(config.algorithm)
+    stages = tuple(trainer_memory(config, model, cuda, method.needs_reference))
     place = Job(config, workdir=config.runs_dir).engine_place
     engine = None if place == "none" else engine_memory(config, model, gpu_bytes)
     fullest = max(stages, key=lambda stage: stage.total)

@@ -35,6 +35,8 @@ _MEANS = {
     "reversed_count": ("reversed_fraction", "ref_tokens"),
 }
 _COUNTS = ("tokens", "active_tokens", "delta_hist")
+# sums that are divisors, or that no line has; every further one is a method's own metric
+_KNOWN = {*_MEANS, *_COUNTS, "loss_count", "ref_tokens", "abs_log_ratio_sum", "head_rows", "head_gradient_rows"}
 
 
 class StepLine:
@@ -85,9 +87,15 @@ class StepLine:
         for name in _COUNTS:
             if name in self._sums:
                 line[name] = self._sums[name]
+        for name in sorted(self._sums.keys() - _KNOWN) if self._sums.get("tokens") else ():
+            line[name.removesuffix("_sum")] = _divided(self._sums[name], self._sums["tokens"])
         self._seconds["total"] = time.perf_counter() - self._started
         line["seconds"] = {phase: round(seconds, 4) for phase, seconds in self._seconds.items()}
         return {name: value for name, value in line.items() if value is not None}
+
+
+def _divided(total: float | list[float], count: float) -> float | list[float]:
+    return [value / count for value in total] if isinstance(total, list) else total / count
 
 
 class MetricsFile:

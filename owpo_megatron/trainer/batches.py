@@ -1,18 +1,20 @@
 """From groups to annotated minibatches: advantages, the active-sample curriculum, old and reference log-probs.
 
-Passes that need not run are not run: the old policy's with one update a step (it is the policy itself), the
+Passes that need not run are not run: the old policy's with one update per step (it is the policy itself), the
 reference's while it has the policy's weights, and the reference's on samples that are not active.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from owpo_megatron.config import AlgorithmConfig
-from owpo_megatron.methods import Method, group_advantages, num_active, top_active
+from owpo_megatron.methods import Method, StepView, num_active, top_active
+from owpo_megatron.methods.prepare import prepared_in_minibatch
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.schedule import StagePlan
 from owpo_megatron.types import Group, Policy, Reference, Sample, StepLog
@@ -23,7 +25,7 @@ class BatchBuilder:
 
     Args:
         config: the section `algorithm`.
-        group_size: siblings of a prompt, G.
+        group_size: siblings of a prompt that the rollouts ask for, G.
         updates: minibatches per step, `optimizer.updates_per_step`.
     """
 
@@ -48,9 +50,11 @@ class BatchBuilder:
         self._reference = reference
 
     def prepare(self, groups: Sequence[Group], step: int, log: StepLog) -> Iterator[list[Sample]]:
-        """The step's minibatches, one after the other, with the log-probs that the method needs.
+        """The step's minibatches, one after the other, with what the method needs.
 
-        All passes run before the first minibatch is handed out: old and reference are those of the step's start.
+        Old and reference log-probs are those of the step's start: their passes run before the first minibatch is
+        handed out. What a method with coupling `group` or `minibatch` prepares is of the policy right before the
+        minibatch's update.
         A minibatch is passed through the model in the same packs as in its update, so that its first ratio is
         exactly 1 where the weights are the same.
         """
@@ -58,14 +62,18 @@ class BatchBuilder:
         log.add(stage=self._stages.stage(step), n_active=self.num_active(step))
         log.add(ref_id=version.ref_id, ref_step=version.source_step)
         minibatches = self._split(self.samples(groups, step))
-        if method.needs_old and len(minibatches) > 1:
+        if (method.needs_old or method.tis_cap is not None) and len(minibatches) > 1:
             with log.timed("logp_old"):
                 minibatches = [_with_old(samples, self._policy) for samples in minibatches]
         if method.needs_reference != "none":
             with log.timed("logp_ref"):
                 wanted_all = method.needs_reference != "active"
                 minibatches = [_with_reference(samples, self._reference, wanted_all) for samples in minibatches]
-        yield from minibatches
+        for index, samples in enumerate(minibatches):
+            if method.coupling in ("group", "minibatch"):
+                with log.timed("logp_now"):
+                    samples = self._prepared(samples, is_first=index == 0)
+            yield samples
 
     def num_active(self, step: int) -> int:
         """Active samples of a group: the curriculum's, or all."""
@@ -74,37 +82,83 @@ class BatchBuilder:
         return num_active(self._stages.step_in_stage(step), self._stages.stage_steps(step), self._group_size)
 
     def samples(self, groups: Sequence[Group], step: int) -> list[Sample]:
-        """All siblings in submission order, with advantages and the active ones marked; ties of |A| go to the lower
-        submission index."""
-        n_active = self.num_active(step)
-        return [sample for group in groups for sample in self._group_samples(group, n_active)]
+        """All siblings in submission order, with the method's advantages, and the active ones marked.
 
-    def _group_samples(self, group: Group, n_active: int) -> Iterator[Sample]:
-        counts = self._rules.counts(group)
-        shaped = self._rules.shaped(group)
-        graded = [index for index, inside in enumerate(counts) if inside]
-        advantage_1G = torch.zeros(1, len(group.rewards))
-        if graded:
-            reward_1G = torch.tensor([[shaped[index] for index in graded]])
-            advantage_1G[0, graded] = group_advantages(reward_1G, std=self._algorithm.advantage_std)[0]
-        active_1G = top_active(advantage_1G, n_active)
-        for index, rollout in enumerate(group.rollouts):
-            yield Sample(
-                prompt_ids=rollout.prompt.token_ids,
-                response_ids=rollout.response_ids,
-                advantage=float(advantage_1G[0, index]),
-                active=bool(active_1G[0, index]) and counts[index],
-                behaviour_logp=rollout.behaviour_logp,
-                masked=not counts[index],
-                domain=rollout.prompt.domain,
-            )
+        Ties of |A| (of its mean over tokens, where each has its own) go to the lower submission index.
+        """
+        n_active, samples = self.num_active(step), []
+        for index, (group, advantages) in enumerate(zip(groups, self._advantages(groups), strict=True)):
+            counts, shaped = self._rules.counts(group), self._rules.shaped(group)
+            sizes_1G = torch.tensor([[float(torch.as_tensor(one).abs().mean()) for one in advantages]])
+            active_1G = top_active(sizes_1G, min(n_active, len(advantages)))
+            samples += [
+                Sample(
+                    prompt_ids=rollout.prompt.token_ids,
+                    response_ids=rollout.response_ids,
+                    advantage=advantages[place],
+                    active=bool(active_1G[0, place]) and counts[place],
+                    behaviour_logp=rollout.behaviour_logp,
+                    masked=not counts[place],
+                    domain=rollout.prompt.domain,
+                    reward=shaped[place],
+                    group=index,
+                )
+                for place, rollout in enumerate(group.rollouts)
+            ]
+        return samples
+
+    def _advantages(self, groups: Sequence[Group]) -> list[list[float | torch.Tensor]]:
+        """Of each sibling of each group; 0 for those that do not count.
+
+        Raises:
+            TypeError: the method did not return one number, or one per token, for each sample.
+        """
+        step = StepView(
+            reward_N=[reward for group in groups for reward in self._rules.shaped(group)],
+            counts_N=[inside for group in groups for inside in self._rules.counts(group)],
+            group_N=[index for index, group in enumerate(groups) for _ in group.rollouts],
+            length_N=[len(rollout.response_ids) for group in groups for rollout in group.rollouts],
+        )
+        found = list(self._method.advantages(step))
+        if len(found) != len(step.group_N):
+            raise TypeError(f"{self._method.name}.advantages returned {len(found)} for {len(step.group_N)} samples")
+        out: list[list[float | torch.Tensor]] = [[] for _ in groups]
+        for group, inside, length, advantage in zip(step.group_N, step.counts_N, step.length_N, found, strict=True):
+            out[group].append(_checked(self._method, advantage, length) if inside else 0.0)
+        return out
 
     def _split(self, samples: Sequence[Sample]) -> list[list[Sample]]:
-        """Whole groups, in submission order, into (at most) updates_per_step minibatches of nearly equal size."""
-        groups = len(samples) // self._group_size
-        updates = min(self._updates, groups)
-        bounds = [index * groups // updates * self._group_size for index in range(updates + 1)] if updates else [0]
-        return [list(samples[start:end]) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        """Whole groups, in submission order, into (at most) `updates` minibatches of nearly equally many groups."""
+        groups = [list(siblings) for _, siblings in itertools.groupby(samples, key=lambda sample: sample.group)]
+        updates = min(self._updates, len(groups))
+        bounds = [index * len(groups) // updates for index in range(updates + 1)] if updates else [0]
+        return [sum(groups[start:end], []) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+
+    def _prepared(self, samples: list[Sample], is_first: bool) -> list[Sample]:
+        """What the method prepares, from the log-probs of the present policy.
+
+        Those of a step's first minibatch are the old policy's, whose pass may have run already.
+        """
+        method, policy = self._method, self._policy
+        if method.needs_entropy:
+            logps, entropies = policy.logprobs_and_entropies(samples)
+            return prepared_in_minibatch(method, samples, logps, entropies, policy.logp_mode)
+        known = [sample.old_logp for sample in samples if sample.old_logp is not None]
+        if is_first and len(known) == len(samples):
+            return prepared_in_minibatch(method, samples, known, None, samples[0].old_mode)
+        return prepared_in_minibatch(method, samples, policy.logprobs(samples), None, policy.logp_mode)
+
+
+def _checked(method: Method, advantage: float | torch.Tensor, length: int) -> float | torch.Tensor:
+    """A finite number, or finite numbers [L]."""
+    if not isinstance(advantage, torch.Tensor) or advantage.dim() == 0:
+        advantage = float(advantage)
+    elif advantage.shape != (length,):
+        shape = tuple(advantage.shape)
+        raise TypeError(f"{method.name}.advantages: {shape} for a response of {length} tokens; give one per token")
+    if not torch.as_tensor(advantage).isfinite().all():
+        raise FloatingPointError(f"{method.name}.advantages returned {advantage}")
+    return advantage
 
 
 def _with_old(samples: list[Sample], policy: Policy) -> list[Sample]:

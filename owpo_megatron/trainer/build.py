@@ -21,7 +21,7 @@ from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.families import EngineLayout, check_context, check_parallel, hf_shapes, read_hf_config
 from owpo_megatron.mcore.topology import Topology, close_topology, init_topology
-from owpo_megatron.methods import Method, make_method
+from owpo_megatron.methods import Method, check_coupling, make_method
 from owpo_megatron.policy import MegatronPolicy, SlotReference
 from owpo_megatron.run.best import BestWeights
 from owpo_megatron.run.checkpoints import CheckpointFolder, began_on
@@ -133,6 +133,7 @@ class _Builder:
     def parts(self) -> Parts:
         config, topology = self.config, self.topology
         method = self.given.method or make_method(config.algorithm)
+        check_coupling(method)
         references = self._references(method)
         engine_start = self._start_engine()  # while the model is built
         self.say(headline(config, sum(math.prod(shape) for shape in hf_shapes(self.hf).values())))

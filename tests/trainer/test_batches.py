@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from coupled_methods import RightAgainstWrong, UncertainTokens
 from fakes import FakePolicy, FakeReference, NoLog, fake_logprobs, make_batches
 from tiny import make_config
 
 from owpo_megatron.config import Config
 from owpo_megatron.mcore.packing import build_microbatch, token_batch
-from owpo_megatron.methods import dense_loss, make_method
+from owpo_megatron.methods import Method, catalogue, dense_loss, make_method
 from owpo_megatron.trainer.schedule import StagePlan
 from owpo_megatron.types import Group, Prompt, Rollout, Sample, Verdict
 
 PROMPT = Prompt("p", (5, 6), "", "")
-ALGORITHMS = ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel", "grpo", "dapo", "sym_dapo", "opd", "mopd")
+ALGORITHMS = [name for name, method in catalogue().items() if method.coupling in ("token", "sample")]
 
 
 def config_of(updates: int = 1, steps: int = 10, every: int = 4, **sections: Any) -> Config:
@@ -182,3 +183,108 @@ def loss_and_gradient(objective: Any, samples: list[Sample]) -> tuple[torch.Tens
     out = dense_loss(objective, logp_T, token_batch(samples, microbatch))
     (gradient,) = torch.autograd.grad(out.loss_sum, logp_T)
     return out.loss_sum.detach(), gradient
+
+
+# ------------------------------------------------------------------------------------------------- the method's seam
+def prepared(
+    method: Method, updates: int, reference: FakeReference, policy: FakePolicy, groups: int = 4
+) -> list[list[Sample]]:
+    """The minibatches of a step, with the policy changing after each, as an update does."""
+    config = config_of(updates)
+    builder, out = make_batches(config, stages_of(config), method, policy, reference), []
+    for samples in builder.prepare([group("ok", "wrong", "wrong", "ok")] * groups, 0, NoLog()):
+        out.append(samples)
+        policy.update(samples, method)
+    return out
+
+
+def test_a_coupled_method_is_prepared_with_the_policy_right_before_each_update() -> None:
+    """The first minibatch's log-probs are the old ones, whose pass ran; the second one's are taken after the update."""
+
+    class Seen(RightAgainstWrong):
+        seen: list[list[torch.Tensor]] = []
+
+        def prepare(self, samples):
+            self.seen.append(
+                [torch.cat([one.now_logp_L for one in samples]), torch.stack([s.old_logp_L.sum() for s in samples])]
+            )
+            assert [one.group for one in samples] in ([0] * 4 + [1] * 4, [2] * 4 + [3] * 4)
+            assert [one.reward for one in samples] == [1, 0, 0, 1] * 2
+            return super().prepare(samples)
+
+    class NeedsOld(Seen):
+        needs_old = True
+
+    policy = FakePolicy()
+    first, second = prepared(NeedsOld(), 2, FakeReference(policy), policy)
+    old = ["policy.logprobs 8", "policy.logprobs 8"]
+    assert policy.events == [*old, "update 8", "policy.logprobs 8", "update 8"]
+    for samples, version, (now, old_sums) in zip((first, second), (0, 1), NeedsOld.seen, strict=True):
+        assert torch.equal(now, torch.cat(fake_logprobs(samples, version)))
+        assert torch.equal(old_sums, torch.stack([logp.sum() for logp in fake_logprobs(samples, 0)]))
+        assert all(set(sample.given) == {"slope", "share"} for sample in samples)
+
+
+def test_one_update_of_a_coupled_method_takes_one_pass() -> None:
+    policy = FakePolicy()
+    (samples,) = prepared(RightAgainstWrong(), 1, FakeReference(policy), policy)
+    assert policy.events == ["policy.logprobs 16", "update 16"] and samples[0].old_logp is None
+    policy = FakePolicy()
+    (samples,) = prepared(UncertainTokens(share=0.5), 1, FakeReference(policy), policy)
+    assert policy.events == ["policy.logprobs and entropies 16", "update 16"]
+    # tokens 0 | 0 1 | 0 1 2 | 0 1 2 3 of each group: the upper half of 40 are 12 tokens of 2 and 3, and 1s at the bound
+    assert samples[3].given["kept"].tolist() == [0, 1, 1, 1]
+
+
+def test_samples_that_do_not_count_are_in_no_prepare() -> None:
+    policy = FakePolicy()
+    config = config_of()
+    builder = make_batches(config, stages_of(config), UncertainTokens(), policy, FakeReference(policy))
+    (samples,) = builder.prepare([group("ok", "timeout", "wrong", "timeout")], 0, NoLog())
+    assert [sample.given["kept"] == 0 if sample.masked else True for sample in samples] == [True] * 4
+    assert samples[2].given["kept"].tolist() == [0, 1, 1], "of the tokens 0 | 0 1 2"
+
+
+class Leave(RightAgainstWrong):
+    """Leave-one-out on right answers, and per token on wrong ones."""
+
+    def advantages(self, step):
+        assert step.group_N == [0, 0, 0, 0, 1, 1, 1, 1] and step.length_N == [1, 2, 3, 4] * 2
+        assert step.counts_N == [True, True, False, True] + [True] * 4
+        return [
+            2.0 if reward else -torch.arange(length).double()
+            for reward, length in zip(step.reward_N, step.length_N, strict=True)
+        ]
+
+
+def test_a_methods_own_advantages_per_sample_and_per_token() -> None:
+    config = config_of()
+    groups = [group("ok", "wrong", "timeout", "ok"), group("wrong", "wrong", "ok", "wrong")]
+    samples = make_batches(config, stages_of(config), Leave()).samples(groups, 3)  # one active sample per group
+    assert [sample.advantage for sample in samples[:1] + samples[3:4]] == [2.0, 2.0]
+    assert samples[1].advantage.tolist() == [0, -1] and samples[2].advantage == 0.0, "a sample that does not count"
+    assert [sample.active for sample in samples] == [True, False, False, False, False, False, True, False]
+    microbatch = build_microbatch(samples, (1, 3), 1, torch.device("cpu"))
+    assert token_batch(samples, microbatch).advantage_T.tolist() == [0, 0, -1, 0, 2, 2, 2, 2]
+
+
+def test_advantages_are_looked_at() -> None:
+    def refused(answer: Any, error: type[Exception], message: str) -> None:
+        method = type("Odd", (Leave,), {"advantages": lambda self, step: answer})()
+        with pytest.raises(error, match=message):
+            make_batches(config_of(), stages_of(config_of()), method).samples([group("ok", "wrong", "ok", "ok")], 0)
+
+    refused([1.0], TypeError, "returned 1 for 4 samples")
+    refused([1.0, 1.0, torch.ones(2), 1.0], TypeError, r"\(2,\) for a response of 3 tokens; give one per token")
+    refused([1.0, 1.0, float("nan"), 1.0], FloatingPointError, "returned nan")
+
+
+def test_groups_of_any_size_make_minibatches_of_whole_groups() -> None:
+    config = config_of(updates=2)
+    policy = FakePolicy()
+    builder = make_batches(config, stages_of(config), None, policy, FakeReference(policy))
+    groups = [group("ok", "wrong"), group("ok", "wrong", "wrong"), group(*["ok", "wrong"] * 4)]
+    minibatches = list(builder.prepare(groups, 0, NoLog()))
+    assert [[sample.group for sample in samples] for samples in minibatches] == [[0, 0], [1] * 3 + [2] * 8]
+    # n_act = 4 of the configured group size: all of the smaller groups
+    assert [sum(s.active for s in minibatches[1] if s.group == which) for which in (1, 2)] == [3, 4]

@@ -28,6 +28,13 @@ def test_means_are_over_the_tokens_of_all_updates_not_over_updates() -> None:
     assert found["grad_norm"] == 3.0 and found["lr"] == 0.5
 
 
+def test_a_methods_own_metrics_are_means_over_tokens() -> None:
+    line = StepLine(0)
+    line.add_update({"grad_norm": 1.0, "lr": 0.1, "tokens": 4.0, "kept_sum": 1.0, "bins": [2.0, 6.0], "head_rows": 9.0})
+    found = line.as_dict()
+    assert (found["kept"], found["bins"]) == (0.25, [0.5, 1.5]) and "head_rows" not in found
+
+
 def test_a_mean_over_nothing_is_left_out() -> None:
     line = StepLine(0)
     line.add_update(sums(kl_ref_sum=0.0, ref_tokens=0.0, w_at_low=0.0, active_tokens=0.0))
