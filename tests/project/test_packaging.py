@@ -11,6 +11,8 @@ import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
+from owpo_megatron import __version__
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -85,3 +87,15 @@ def test_an_image_gets_nothing_that_git_ignores() -> None:
     missing = {word for word in words[".gitignore"] if not words[".dockerignore"] & {word, f"**/{word}"}}
     assert missing == set()
     assert ".git" in words[".dockerignore"]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    """setup.py and the images read __init__.py; these two are written by hand."""
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_both_environments_pin_the_same_torch() -> None:
+    wanted = re.search(r'"torch==([\d.]+)"', (ROOT / "setup.py").read_text())
+    assert wanted is not None
+    assert str(next(pin.specifier for pin in pins("engine-cpu.txt") if pin.name == "torch")) == f"=={wanted.group(1)}"
