@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Files and folders that follow the rules. A name is added as soon as the last breach in it is gone.
 COVERED = [
     "owpo_megatron/bench",
+    "owpo_megatron/config",
     "owpo_megatron/errors.py",
+    "owpo_megatron/mcore",
     "owpo_megatron/sync",
     "owpo_megatron/engine",
     "owpo_megatron/sglang_cpu",

@@ -1,4 +1,4 @@
-"""The one configuration of a run. Imports no torch."""
+"""Configuration of a run. Imports no torch."""
 
 from owpo_megatron.config.data import DataConfig, SourceConfig
 from owpo_megatron.config.file import Section

@@ -1,4 +1,4 @@
-"""The section `data:`: where problems come from, and how one becomes a prompt."""
+"""The section `data:`: where problems come from and how they become prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a configuration file becomes a mapping, and a mistake in it one line: YAML, includes, overrides, remedies."""
+"""Read configuration files: YAML, includes, overrides, and one-line errors with a remedy."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from owpo_megatron.errors import UserError
 
 
 class Section(BaseModel):
-    """A block of the file: strict, frozen, its fields documented below each. No number in it is infinite or NaN."""
+    """Base of all sections: strict and frozen, without infinite or NaN numbers; docstrings document the fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def written_as(pattern: str, remedy: str) -> AfterValidator:
-    """A text of this form; another is refused with the remedy instead of the pattern."""
+    """Validate that a text matches the pattern; the error shows the remedy instead of the pattern."""
 
     def check(text: str) -> str:
         if not re.search(pattern, text):
@@ -32,10 +32,10 @@ def written_as(pattern: str, remedy: str) -> AfterValidator:
 
 
 def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The file's mapping, on top of the file that it includes, with `dotted.field=value` overrides (values are YAML).
+    """Read a file with its includes and apply `dotted.field=value` overrides (values are YAML).
 
-    `include: OTHER.yaml` (relative to the file that says so) takes another file first: sections are merged field by
-    field, everything else is replaced. Inside a section the other file becomes that section.
+    `include: OTHER.yaml` (relative to the including file) reads another file first: sections are merged field by
+    field, everything else is replaced. Inside a section the other file provides the fields of that section.
 
     Raises:
         UserError: a file is missing, not YAML, not a mapping, or includes itself; an override is ill-formed.
@@ -47,7 +47,7 @@ def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def first_mistake(error: ValidationError, root: type[BaseModel]) -> UserError:
-    """The first of pydantic's complaints about a `root`, as the field, the value and the remedy."""
+    """Convert the first of pydantic's errors about a `root` to field, value and remedy."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
@@ -58,29 +58,29 @@ def first_mistake(error: ValidationError, root: type[BaseModel]) -> UserError:
     if first["type"] == "missing":
         return UserError(dotted, "(missing)", "required; add it to the config or pass it as an override")
     if first["type"] == "model_type":
-        return UserError(dotted, first["input"], "is a section: give its fields, {field: value, ...}, or leave it out")
+        return UserError(dotted, first["input"], "is a section: write its fields, {field: value, ...}, or leave it out")
     remedy = str(cause) if cause else first["msg"]
     return UserError(dotted, first["input"], remedy[0].lower() + remedy[1:])
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a field that stands twice is a mistake; plain YAML lets the last one win."""
+    """YAML loader that refuses duplicate fields; plain YAML silently uses the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         for name in names:
             if names.count(name) > 1:
                 line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"{name} stands twice in the mapping that begins in line {line}")
+                raise yaml.YAMLError(f"{name} appears twice in the mapping that begins in line {line}")
         return super().construct_mapping(node, deep)
 
 
 def parse_value(text: str, field: str) -> Any:
-    """What stands behind `field=` on a command line. Raises UserError where it is not YAML."""
+    """Parse the value of `field=value` on a command line. Raises UserError if it is not YAML."""
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
-        raise UserError(field, text, "is not a YAML value; put it in quotes, or close its brackets") from error
+        raise UserError(field, text, "is not a YAML value; quote it, or close its brackets") from error
 
 
 def _read(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _read(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(field, path, f"not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise UserError(field, path, "must hold a mapping of sections, e.g. `model: {path: ...}`")
+        raise UserError(field, path, "must contain a mapping of sections, e.g. `model: {path: ...}`")
     return _with_includes(raw, path.parent, (*including, path.resolve()))
 
 
@@ -108,7 +108,7 @@ def _with_includes(section: dict[str, Any], folder: Path, including: tuple[Path,
     if "include" not in section:
         return own
     if not isinstance(section["include"], str):
-        raise UserError("include", section["include"], "name one file, as a text")
+        raise UserError("include", section["include"], "name one file, as a string")
     return _merged(_read(folder / section["include"], including), own)
 
 
@@ -121,7 +121,7 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set one field, `dotted.field=value`, in a plain mapping. Raises UserError where it is ill-formed."""
+    """Set one field, `dotted.field=value`, in a plain mapping. Raises UserError if it is ill-formed."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise UserError("override", override, "write it as dotted.field=value, e.g. parallel.tp=2")
@@ -137,7 +137,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 def _suggestion(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
     section = root
     for name in loc[:-1]:
-        if name in section.model_fields:  # else a place in a list, or a name of the user's own
+        if name in section.model_fields:  # else an index of a list, or a user-defined name
             section = _section_in(section.model_fields[name].annotation) or section
     known = list(section.model_fields)
     close = difflib.get_close_matches(str(loc[-1]), known, n=1)
@@ -145,7 +145,7 @@ def _suggestion(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation is about: of list[Section], Section | None, dict[str, Section] it is Section."""
+    """Return the section inside an annotation: Section in list[Section], Section | None or dict[str, Section]."""
     if parts := get_args(annotation):
         return next((found for found in map(_section_in, parts) if found), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

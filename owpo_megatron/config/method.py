@@ -1,4 +1,4 @@
-"""The sections `algorithm:` and `rollout:`: how the policy learns."""
+"""Sections `algorithm:` and `rollout:`: how the policy learns."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class AlgorithmConfig(Section):
     name: MethodName = "owpo"
     """A method of `owpo methods`, or your own as `python:MODULE:CLASS`."""
     curriculum: bool = True
-    """Active samples of a group fall linearly from group_size to 1 within a stage; False: all stay active."""
+    """Decrease the active samples of a group linearly from group_size to 1 within a stage; false: all stay active."""
     advantage_std: Literal["unbiased", "population"] = "unbiased"
-    """Which standard deviation normalises a group's rewards."""
+    """Standard deviation that normalises a group's rewards."""
     tis_cap: float | None = Field(None, ge=1)
-    """Truncated importance sampling: each token's loss times min(trainer's / engine's probability, this); None: off."""
+    """Truncated importance sampling: multiply a token's loss by min(trainer / engine probability, this); null: off."""
     entropy_coef: float = Field(0.0, ge=0)
-    """Entropy bonus: the loss minus this times the policy's mean entropy per token, with its exact gradient."""
+    """Entropy bonus: subtract this times the policy's mean entropy per token from the loss, with its exact gradient."""
 
     @model_validator(mode="after")
     def _has_its_hyper_parameters(self) -> AlgorithmConfig:
@@ -52,7 +52,7 @@ class AlgorithmConfig(Section):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """What `make_method` needs: the hyper-parameters that were set, and the fields that every method has."""
+        """Return the arguments of `make_method`: the hyper-parameters that were set, and the fields of every method."""
         common = {"tis_cap": self.tis_cap, "entropy_coef": self.entropy_coef, "advantage_std": self.advantage_std}
         return common | dict(self.model_extra or {})
 
@@ -65,24 +65,24 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature, also of the log-probs that the loss uses."""
     max_response_tokens: int = Field(8192, gt=0)
-    """Longest response; a longer one is cut off."""
+    """Maximum response length in tokens; longer responses are truncated."""
     max_rounds: int = Field(4, ge=1)
-    """Generation rounds a step may take to fill its prompts with groups whose verdicts differ."""
+    """Maximum generation rounds per step to find groups whose verdicts differ."""
     oversampling: float = Field(1.0, ge=1)
-    """Prompts drawn for each one that is missing: above 1, fewer rounds and more surplus groups (dropped)."""
+    """Prompts drawn per missing group; above 1: fewer rounds, more surplus groups (dropped)."""
     overlong_tokens: int = Field(0, ge=0)
-    """DAPO's soft punishment (there 4096): the reward falls linearly over the last so many tokens before
-    max_response_tokens; 0: off. Dynamic sampling looks at the verifier's reward, without it."""
+    """DAPO's soft overlong punishment (4096 in the paper): the reward decreases linearly over this many tokens before
+    max_response_tokens; 0: off. Dynamic sampling uses the verifier's reward, without it."""
     overlong_penalty: float = Field(0.5, gt=0)
-    """Reward taken from a response of max_response_tokens. Rewards here are 0 and 1; 0.5 is DAPO's 1 of -1 and 1."""
+    """Reward subtracted at max_response_tokens. With rewards of 0 and 1, 0.5 equals DAPO's 1 for -1 and 1."""
     mask_truncated: bool = False
-    """Responses cut off at max_response_tokens leave the loss, their group's statistics and dynamic sampling."""
+    """Exclude responses truncated at max_response_tokens from the loss, group statistics and dynamic sampling."""
     save: bool = True
-    """Keep every step's rollouts in the run folder (rollouts/), where `rollout.replay` can read them."""
+    """Save every step's rollouts in the run folder (rollouts/), for `rollout.replay`."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
-    """Texts that end a response, besides the end-of-sequence tokens, e.g. ["Question:"]. The text itself is kept."""
+    """Texts that end a response, besides the end-of-sequence tokens, e.g. ["Question:"]. The text stays in it."""
     replay: Path | None = None
-    """Take rollouts from this folder instead of an engine (made by a run with `save`)."""
+    """Folder of rollouts, saved by a run with `save`, to use instead of an engine; null: generate."""
 
     @model_validator(mode="after")
     def _long_answers_one_way(self) -> RolloutConfig:
@@ -96,7 +96,7 @@ class RolloutConfig(Section):
             raise UserError(
                 "rollout.mask_truncated",
                 True,
-                "with overlong_tokens it would reward running into the limit: nearly too long is punished, too long "
+                "with overlong_tokens it would reward reaching the limit: almost too long is punished, too long "
                 "is not; use one of the two",
             )
         return self

@@ -1,4 +1,4 @@
-"""Sections on what the policy is compared with: the reference, and the teachers of opd and mopd."""
+"""Sections `reference:` and `teachers:`: the policies that the policy is compared with."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ class ReferenceConfig(Section):
     every: int = Field(80, gt=0)
     """Steps of a stage."""
     restart_policy: bool = False
-    """best_of_stage: the next stage starts from its reference, with a fresh optimizer, instead of the last policy."""
+    """With best_of_stage: start each stage from its reference with a fresh optimizer, not from the last policy."""
     path: Path | None = None
-    """Start from these weights of the policy's shape: an HF folder, a converted megatron folder, or a checkpoint
-    (checkpoints/step_N) or best/ of a run. None: the initial policy."""
+    """Weights of the first reference, of the policy's shape: an HF folder, a converted megatron folder, or a checkpoint
+    (checkpoints/step_N) or best/ of a run; null: the initial policy."""
     placement: Placement = "resident"
-    """`offloaded`: kept in host memory and streamed in for its pass; a swap then copies."""
+    """Memory of the reference: on the device, or in host memory, streamed in for its pass; a swap then copies."""
 
     @model_validator(mode="after")
     def _restarts_at_a_best(self) -> ReferenceConfig:
         if self.restart_policy and self.refresh != "best_of_stage":
-            raise UserError("reference.restart_policy", True, "goes with reference.refresh best_of_stage only")
+            raise UserError("reference.restart_policy", True, "needs reference.refresh best_of_stage")
         return self
 
 
 class TeacherConfig(Section):
-    """A teacher, in place of the reference: weights in a further slot of the policy's model, or running servers."""
+    """A teacher, used instead of the reference: weights in a further slot of the policy's model, or running servers."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     """Name in logs and metrics."""
     domains: list[str] = []
-    """Domains of prompts that it teaches; empty: every domain that no other teacher names."""
+    """Domains of prompts that it teaches; empty: every domain without another teacher."""
     path: Path | None = None
-    """Weights of the policy's shape, in any form that `reference.path` takes."""
+    """Weights of the policy's shape, in any form that `reference.path` accepts."""
     urls: list[str] = []
     """SGLang servers of one model with the policy's vocabulary, of any size. Log-probs are at temperature 1."""
     placement: Placement = "resident"
-    """Of `path`: `offloaded` keeps the weights in host memory and streams them in for their pass."""
+    """Memory of the weights in `path`: on the device, or in host memory, streamed in for their pass."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherConfig:
         if (self.path is None) == (not self.urls):
-            raise UserError(f"teachers ({self.name})", self.path or "(neither)", "give either path or urls")
+            raise UserError(f"teachers ({self.name})", self.path or "(neither)", "set either path or urls")
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
                 raise UserError(f"teachers ({self.name}) urls", url, "write whole URLs, e.g. http://127.0.0.1:30000")
@@ -63,7 +63,7 @@ class TeacherConfig(Section):
 
 
 def check_reference(reference: ReferenceConfig, eval_every: int) -> None:
-    """Raises UserError where the stages have nothing to choose from."""
+    """Raise UserError if the stages have no evaluation to choose from."""
     if reference.refresh == "best_of_stage" and not 0 < eval_every <= reference.every:
         raise UserError(
             "eval.every",
@@ -76,10 +76,10 @@ def check_reference(reference: ReferenceConfig, eval_every: int) -> None:
 def check_teachers(
     teachers: Sequence[TeacherConfig], method: type[Method], reference: ReferenceConfig, temperature: float
 ) -> None:
-    """Refuse teachers that the method cannot have, or that contradict each other.
+    """Refuse teachers that the method does not support, or that contradict each other.
 
     Raises:
-        UserError: naming the teacher.
+        UserError: a teacher is not allowed; the message names it.
     """
     if not teachers:
         return
@@ -89,7 +89,7 @@ def check_teachers(
         remedy = f"{method.name} has no teachers; leave them out, or use {' or '.join(taught)}"
         if method.reference == "active":
             remedy = (
-                f"{method.name} weighs the policy against its own reference, through one kernel (paper, Eq. 5): "
+                f"{method.name} compares the policy with its own reference through one kernel (paper, Eq. 5): "
                 "another program's log-probs differ by more than rounding. Use reference.path"
             )
         raise UserError("teachers", ", ".join(names), remedy)
@@ -106,12 +106,12 @@ def check_teachers(
     ):
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
-            raise UserError("teachers", ", ".join(twice), f"two teachers have this {label}; give it to one")
+            raise UserError("teachers", ", ".join(twice), f"two teachers have this {label}; give it to one of them")
     for teacher in teachers:
         if teacher.urls and temperature != 1:
             raise UserError(
                 f"teachers ({teacher.name}) urls",
                 ", ".join(teacher.urls),
-                f"servers give log-probs of given tokens at temperature 1, and rollout.temperature is {temperature:g}; "
+                f"servers return log-probs at temperature 1, but rollout.temperature is {temperature:g}; "
                 "set it to 1, or use path",
             )

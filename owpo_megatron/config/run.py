@@ -1,4 +1,4 @@
-"""The one configuration of a run: a YAML file, dotted overrides, strict fields.
+"""Configuration of a run: a YAML file, dotted overrides, strict fields.
 
 Imports no torch. Unknown fields, values of the wrong type and contradictions are refused with one `UserError` that
 names the field, the value and the remedy. The resolved configuration is saved in the run folder and loads again.
@@ -23,23 +23,23 @@ from owpo_megatron.config.sinks import ProfileConfig, SinksConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods.catalogue import find_method
 
-HF_FILES = "hf"  # inside a converted megatron folder: config.json, tokenizer and the like of the HF folder it came from
+HF_FILES = "hf"  # folder inside a converted megatron folder, with the HF folder's config.json, tokenizer and the like
 
 
 def hf_folder(path: Path, field: str = "model.path") -> Path:
-    """The folder with config.json and tokenizer that belongs to a model path: itself, or hf/ inside a converted one.
+    """Return the folder with a model's config.json and tokenizer: `path` itself, or hf/ inside a converted folder.
 
     Raises:
-        UserError: there is neither.
+        UserError: neither has a config.json.
     """
     if not path.is_dir():
-        remedy = "no such folder; give an HF folder or a converted megatron folder (a small model: owpo quickstart)"
+        remedy = "no such folder; name an HF folder or a converted megatron folder (for a small model: owpo quickstart)"
         raise UserError(field, path, remedy)
     for folder in (path, path / HF_FILES):
         if (folder / "config.json").is_file():
             return folder
     if (path / "checkpoints").is_dir():
-        raise UserError(field, path, "is a run's folder; give its best/ or one of its checkpoints/step_N")
+        raise UserError(field, path, "is a run's folder; name its best/ or one of its checkpoints/step_N")
     raise UserError(field, path, f"has neither config.json (HF) nor {HF_FILES}/config.json (converted)")
 
 
@@ -47,7 +47,7 @@ class ModelConfig(Section):
     path: Path
     """HF checkpoint folder, or a megatron folder made by tools/convert_hf_to_megatron.py."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights and activations of the policy; masters and gradients stay float32."""
+    """Dtype of the policy's weights and activations; master weights and gradients are float32."""
     logprob: Literal["exact", "fp8_refined"] = "exact"
     """Vocabulary head of the passes without gradients (old, reference). `fp8_refined`: FP8 over the vocabulary, with
     the target and the best candidates recomputed exactly; checked against `exact` at the start, with a fallback to
@@ -66,7 +66,7 @@ class ParallelConfig(Section):
     sp: bool = False
     """Sequence parallelism inside the tensor-parallel group (needs tp > 1)."""
     ep: int = Field(1, gt=0)
-    """Expert parallelism: data-parallel ranks share out a layer's experts among them; must divide dp."""
+    """Expert parallelism: distribute a layer's experts over data-parallel ranks; must divide dp."""
 
     @property
     def world_size(self) -> int:
@@ -75,9 +75,9 @@ class ParallelConfig(Section):
 
 class EngineConfig(Section):
     urls: list[str] = []
-    """Running SGLang servers to use; empty: the run starts its own and stops it."""
+    """URLs of running SGLang servers; empty: the run starts and stops its own."""
     router: str | None = None
-    """URL of an sglang-router: samples go through it, weights to each of the engines behind it."""
+    """URL of an sglang-router: samples go through it, weights go directly to each engine behind it."""
     rendezvous: Path | None = None
     """Folder where engines that others start announce themselves (`owpo serve --rendezvous`, `owpo launch`)."""
     announced: int = Field(1, gt=0)
@@ -86,7 +86,7 @@ class EngineConfig(Section):
     """Interpreter of SGLang's environment; null: the one that `make setup` or `owpo setup-engine` made, else this
     one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the run's own servers compute. `auto`: NVIDIA GPUs where there are any."""
+    """Device of the run's own servers; `auto` uses NVIDIA GPUs if there are any."""
     host: str = "127.0.0.1"
     """Address that the run's own servers listen on."""
     port: int = Field(0, ge=0, le=65535)
@@ -100,7 +100,7 @@ class EngineConfig(Section):
     request_timeout: float = Field(600.0, gt=0)
     """Seconds for one response before its engine counts as hung."""
     max_restarts: int = Field(3, ge=0)
-    """Restarts of a server that dies; after these the run fails."""
+    """Maximum restarts per engine; then the run fails."""
     concurrency: int = Field(256, gt=0)
     """Requests in flight per engine."""
 
@@ -133,7 +133,7 @@ class SyncConfig(Section):
     @model_validator(mode="after")
     def _no_contradictions(self) -> SyncConfig:
         if self.delta and self.transport != "disk":
-            raise UserError("sync.delta", True, f"only transport disk has it, not {self.transport}; leave it out")
+            raise UserError("sync.delta", True, f"only transport disk supports it, not {self.transport}; set it false")
         if self.fp8 and self.verify == "hash":
             raise UserError("sync.verify", "hash", "engines hash quantised weights differently; use logprob")
         return self
@@ -159,12 +159,12 @@ class VerifierConfig(Section):
     timeout: float = Field(4.0, gt=0)
     """Seconds for grading one answer; then its process is killed."""
     memory_gb: float = Field(2.0, gt=0)
-    """Largest address space of a grading process."""
+    """Largest address space of a grading process, in GB."""
     mask_failures: bool = True
     """Exclude answers whose grading timed out or crashed from the loss, instead of counting them as wrong."""
     flip: float = Field(0.0, ge=0, lt=1)
-    """For research: probability that a training reward is inverted. Which rewards are, depends only on the run's seed
-    and the sample's place in the stream, so that methods with one seed see the same noise. Evaluation is never
+    """For research: probability of inverting a training reward. The choice depends only on the run's seed and the
+    sample's position in the stream, so that methods with the same seed see the same noise. Evaluation is not
     affected."""
 
 
@@ -180,7 +180,7 @@ class SetConfig(Section):
     temperature: float | None = Field(None, gt=0)
     """Sampling temperature."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Nucleus of the sampled distribution."""
+    """Nucleus sampling threshold."""
     limit: int | None = Field(None, gt=0)
     """Use only the first problems."""
     pass_at: list[Annotated[int, Field(gt=0)]] | None = Field(None, min_length=1)
@@ -206,7 +206,7 @@ class EvalConfig(Section):
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature."""
     top_p: float = Field(0.7, gt=0, le=1)
-    """Nucleus of the sampled distribution."""
+    """Nucleus sampling threshold."""
     limit: int | None = Field(None, gt=0)
     """Use only the first problems of the set; null: all."""
     pass_at: list[Annotated[int, Field(gt=0)]] = Field([1, 8], min_length=1)
@@ -223,7 +223,7 @@ class EvalConfig(Section):
     def _sets_are_told_apart(self) -> EvalConfig:
         names = [one.name for one in self.sets]
         if len(set(names)) < len(names):
-            raise UserError("eval.sets", ", ".join(names), "a set is named twice; give each a name of its own")
+            raise UserError("eval.sets", ", ".join(names), "a set is named twice; give each its own name")
         if self.primary is not None and self.primary not in names:
             raise UserError("eval.primary", self.primary, f"must be one of eval.sets: {', '.join(names) or '(empty)'}")
         return self
@@ -244,12 +244,12 @@ class CheckpointConfig(Section):
 
 
 class Config(Section):
-    """A whole run. `Config.load` reads a file, applies overrides and raises `UserError` for what is wrong."""
+    """Configuration of a run. `Config.load` reads a file and applies overrides."""
 
     name: str = "run"
     """Name of the run's folder."""
     seed: int = Field(1, ge=0, lt=2**31)
-    """Seed of the problems' order and of every sample."""
+    """Seed for the order of problems and for sampling."""
     runs_dir: Path = Path("runs")
     """Folder in which the run's folder is created."""
     model: ModelConfig
@@ -292,14 +292,14 @@ class Config(Section):
         if par.sp and par.tp == 1:
             raise UserError("parallel.sp", True, "sequence parallelism needs parallel.tp > 1; set sp false or raise tp")
         if par.dp % par.ep:
-            raise UserError("parallel.ep", par.ep, f"must divide parallel.dp = {par.dp}, whose ranks share the experts")
+            raise UserError("parallel.ep", par.ep, f"must divide parallel.dp = {par.dp}, whose ranks hold the experts")
         if par.vpp and par.pp == 1:
             raise UserError("parallel.vpp", par.vpp, "virtual stages need parallel.pp > 1; leave vpp out")
         if roll.prompts_per_step % opt.updates_per_step:
             raise UserError(
                 "optimizer.updates_per_step",
                 opt.updates_per_step,
-                f"must divide rollout.prompts_per_step = {roll.prompts_per_step}, so that updates are equally large",
+                f"must divide rollout.prompts_per_step = {roll.prompts_per_step}, so that updates are equal in size",
             )
         check_reference(self.reference, self.eval.every)
         self._has_a_best()
@@ -316,7 +316,7 @@ class Config(Section):
         return self
 
     def _has_a_best(self) -> None:
-        """Where the best weights are kept, there are evaluations with a Pass@1 to choose by."""
+        """Check that there are evaluations with a Pass@1 if the best weights are kept."""
         wants = self.eval
         if self.checkpoint.keep_best and not (wants.every or wants.after):
             raise UserError("checkpoint.keep_best", True, "nothing is evaluated; set eval.every, or leave it out")
@@ -335,13 +335,13 @@ class Config(Section):
 
     @classmethod
     def build(cls, raw: dict[str, Any]) -> Config:
-        """Validate a plain mapping; the first mistake becomes a `UserError`."""
+        """Validate a plain mapping; the first mistake raises a `UserError`."""
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
             raise first_mistake(error, Config) from error
 
     def save(self, path: Path) -> None:
-        """Write the resolved configuration, every default spelled out."""
+        """Write the resolved configuration, including every default."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))

@@ -207,7 +207,7 @@ def open_megatron(megatron: Path, template: Path | None = None) -> tuple[Path, H
     if not (megatron / STATE).is_dir():
         raise UserError("megatron", megatron, f"has no {STATE}/; give a converted folder or a run's step_N folder")
     if not (megatron / HF_FILES).is_dir() and not (megatron / MANIFEST).is_file():
-        raise UserError("megatron", megatron, f"has neither {HF_FILES}/ nor {MANIFEST}: it was never finished")
+        raise UserError("megatron", megatron, f"has neither {HF_FILES}/ nor {MANIFEST}: writing was interrupted")
     template = template or _template_of(megatron)
     refuse_no_config(template)
     model = read_hf_config(template)

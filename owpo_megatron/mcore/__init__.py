@@ -2,6 +2,6 @@
 
 import warnings
 
-# Importing and using megatron-core without Transformer Engine and apex warns a dozen times of what is intended here.
+# Without Transformer Engine and apex, megatron-core warns a dozen times about what is intended here.
 warnings.filterwarnings("ignore", module=r"megatron\.")
 warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)

@@ -11,15 +11,15 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-# Padding all sequences to the longest lets one SDPA call do the work; beyond this waste a call a sequence is cheaper.
+# Padding all sequences to the longest allows a single SDPA call; beyond this waste, one call per sequence is cheaper.
 _MAX_PADDING_WASTE = 4
 
 
 class PackedCoreAttention(MegatronModule):
     """Causal attention inside each packed sequence.
 
-    The stock DotProductAttention of the local spec refuses packed sequences; TEDotProductAttention, which takes them,
-    needs CUDA. Right-padding needs no mask: under causality no real query sees a padded key.
+    The stock DotProductAttention of the local spec refuses packed sequences; TEDotProductAttention accepts them but
+    needs CUDA. Right-padding needs no mask: with causal attention no real query sees a padded key.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class PackedCoreAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> torch.Tensor:
-        """[T, heads, head_dim] query, [T, kv_heads, head_dim] key and value -> [T, heads * head_dim]."""
+        """Attend: [T, heads, head_dim] query, [T, kv_heads, head_dim] key and value -> [T, heads * head_dim]."""
         assert packed_seq_params is not None and packed_seq_params.qkv_format == "thd"
         cu_seqlens = packed_seq_params.cu_seqlens_q
         lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).tolist()
@@ -75,7 +75,7 @@ class PackedCoreAttention(MegatronModule):
         return self._dense(pad(query), pad(key), pad(value)).flatten(0, 1).index_select(0, slot)
 
     def _dense(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """[S, L, heads, head_dim] each."""
+        """Attend within S sequences padded to L tokens; arguments and result are [S, L, heads, head_dim]."""
         out = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),

@@ -21,7 +21,7 @@ from owpo_megatron.mcore.slots import ParameterSlots
 # Saved once for all ranks and readable at another data-parallel size ("fully_sharded_model_space" is broken in 0.16.1).
 _OPTIMIZER_FORMAT = "fully_reshardable"
 _EXTRA_STATE = "_extra_state"
-# What an optimizer keeps in its parameter groups besides settings; FusedAdam counts its steps there.
+# State that an optimizer keeps in its parameter groups besides settings; FusedAdam counts its steps there.
 _GROUP_STATE = ("params", "step")
 
 
@@ -33,7 +33,7 @@ def save_training_state(
     scheduler: OptimizerParamScheduler,
     slots: ParameterSlots,
 ) -> None:
-    """Write everything that is sharded into the existing empty folder `path`. Collective.
+    """Write all sharded state into the existing empty folder `path`. Collective.
 
     The reference is written only when it differs from the policy (`slots.aliased` False).
     """
@@ -60,16 +60,16 @@ def load_training_state(
     slots: ParameterSlots,
     aliased: bool,
 ) -> None:
-    """Restore what `save_training_state` wrote, bit for bit. `aliased`: the reference was the policy. Collective.
+    """Restore the state that `save_training_state` wrote, bit for bit. Collective.
 
-    Of the optimizer's and the scheduler's settings (learning rate, weight decay, betas ...) those of this run's config
-    hold, not the saved ones; how many updates were made is restored.
+    The settings of optimizer and scheduler (learning rate, weight decay, betas, ...) come from this run's config, not
+    from the checkpoint; the number of updates is restored. `aliased`: the reference was the policy.
     """
     metadata = _metadata()
     if aliased or not slots.keeps_reference:
-        slots.swap()  # a reference of its own, from `reference.path`, may have been loaded at the start
+        slots.swap()  # drop a separate reference that was loaded from `reference.path` at the start
     else:
-        # The parameters serve as landing place; the policy is loaded into them next.
+        # Load through the parameters; the policy overwrites them next.
         _load_model(path, chunks, "reference.", metadata)
         slots.load_reference()
     state = _model_state(chunks, "model.", metadata)
@@ -88,7 +88,7 @@ def load_training_state(
 
 @cpu.scoped
 def save_weights(path: Path, chunks: list[Any]) -> None:
-    """Write the weights alone (what tools/convert_hf_to_megatron.py makes). Collective."""
+    """Write the weights alone, in the format of tools/convert_hf_to_megatron.py. Collective."""
     _save(path, _weights_state(chunks, "model.", _metadata()))
 
 
@@ -97,7 +97,7 @@ def load_weights(path: Path, chunks: list[Any]) -> None:
     """Read the weights of a folder written by `save_weights` or `save_training_state`; dtypes may differ. Collective.
 
     Raises:
-        UserError: the folder is not whole, or holds another model.
+        UserError: the folder is incomplete or contains another model.
     """
     metadata = _metadata()
     model = _bare(chunks[0])
@@ -111,26 +111,26 @@ def load_weights(path: Path, chunks: list[Any]) -> None:
 
 
 def stored_dtype(path: Path) -> torch.dtype:
-    """The dtype of the weights that `load_weights` would read. Raises UserError where the folder is not whole."""
+    """Return the dtype of the weights in a folder. Raises UserError if the folder is incomplete."""
     return StoredState(path).dtype("model.embedding.word_embeddings.weight")
 
 
 def tensors_of(module: Any, prefix: str, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The sharded state dict of a megatron module, weights alone."""
+    """Return the sharded state dict of a megatron module, weights alone."""
     state = module.sharded_state_dict(prefix=prefix, metadata=metadata or _metadata())
     return {key: value for key, value in state.items() if not key.endswith(_EXTRA_STATE)}
 
 
 def fill(module: Any, named: dict[str, Any]) -> None:
-    """Load weights that must be all of the module's."""
+    """Load weights, which must cover exactly the module's."""
     missing, unexpected = module.load_state_dict(named, strict=False)
     lost = [name for name in missing if not name.endswith(_EXTRA_STATE)]
     assert not lost and not unexpected, f"{lost} not loaded, {unexpected} unknown"
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
-    # megatron hands the results of the writing through a queue in a spawned manager process, which an asynchronous save
-    # needs and this one does not: starting it and importing torch in it takes seconds, and it imports `__main__` again.
+    # megatron passes the results of writing through a queue in a spawned manager process, which only an asynchronous
+    # save needs: starting it and importing torch in it takes seconds, and it imports `__main__` again.
     filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
     metadata = {key: value for key, value in _metadata().items() if key != "dp_cp_group"}
     dist_checkpointing.save(state, str(path), content_metadata=metadata)
@@ -153,8 +153,10 @@ def _model_state(chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> di
 
 
 def _weights_state(chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Weights alone: what Transformer Engine's layers keep besides (FP8 scales) is made anew, and local layers have
-    nothing of the kind, so that folders move between the two."""
+    """Return the weights alone, so that folders are interchangeable between Transformer Engine's and local layers.
+
+    Transformer Engine's extra state (FP8 scales) is recreated; local layers have none.
+    """
     return {f"chunk{index}": tensors_of(_bare(chunk), prefix, metadata) for index, chunk in enumerate(chunks)}
 
 
@@ -173,7 +175,7 @@ def _bare(chunk: Any) -> Any:
 
 
 def _pin_to_current_storage(chunk_states: Iterable[dict[str, Any]]) -> None:
-    """Sharded tensors hold the Parameters; once the policy is shown again those would point at its slot."""
+    """Replace Parameters by their current storage: once the policy is shown again they would point to its slot."""
     for state in chunk_states:
         for sharded in state.values():
             if isinstance(getattr(sharded, "data", None), torch.Tensor):

@@ -1,22 +1,22 @@
-"""The one seam that lets the stock megatron-core run on a CPU with gloo.
+"""Run the stock megatron-core on a CPU with gloo; the only place that adapts it.
 
-megatron-core 0.16.1 names "cuda" literally in a few places. Where there is no CUDA, `install()` does four things:
+megatron-core 0.16.1 names "cuda" literally in a few places. Without CUDA, `install()` does four things:
 
-1. `torch.cuda.current_device` and `torch.cuda.synchronize` mean the CPU;
+1. `torch.cuda.current_device` returns the CPU and `torch.cuda.synchronize` does nothing;
 2. the name `torch` inside megatron's schedules is a proxy whose `zeros` ignores device="cuda"
    (`total_num_tokens` in the three forward_backward functions);
-3. recomputation of activations finds no CUDA random state that it would have to save;
-4. the token dispatcher of experts makes no CUDA stream, and gives all-to-all its split sizes as the list that it wants.
+3. recomputation of activations finds no CUDA random state to save;
+4. the token dispatcher of experts creates no CUDA stream and passes split sizes to all-to-all as a list.
 
-Without Transformer Engine, on any device, it gives the router the name that megatron looks up before it falls back.
+Without Transformer Engine, on any device, it defines the name that megatron's router looks up before it falls back.
 
-Where there is neither Transformer Engine nor apex, on any device, it also mends how the distributed optimizer saves and
-loads the state of torch's AdamW, its fall-back: megatron copies every state key, `step` included, and shares one `step`
-tensor among all parameters, so that Adam would count n_params steps an update after a resume.
+With neither Transformer Engine nor apex, on any device, it also fixes how the distributed optimizer saves and loads the
+state of torch's AdamW, the fallback: megatron copies every state key, including `step`, and shares one `step` tensor
+among all parameters, so that after a resume Adam would count n_params steps per update.
 
 `scope()` is a TorchFunctionMode for the few calls that need more (model construction, optimizer construction and step,
-checkpoint save and load). It is not a global mode: that would cost about 2x a tiny step and is not active inside
-backward. A test fails when a symbol touched here moves; megatron-core is pinned for that reason.
+checkpoint save and load). A global mode would double the time of a tiny step and is not active inside backward. A test
+fails when a symbol used here moves; megatron-core is pinned for that reason.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from torch.overrides import TorchFunctionMode
 
 
 def on_cpu() -> bool:
-    """True where this process computes on the CPU."""
+    """Whether this process computes on the CPU."""
     return not torch.cuda.is_available()
 
 
 def device() -> torch.device:
-    """The device that this rank computes on."""
+    """Return the device that this rank computes on."""
     return torch.device("cpu") if on_cpu() else torch.device("cuda", torch.cuda.current_device())
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    """Rewrites device="cuda", pin_memory, Tensor.cuda() and type names of the calls made inside the scope."""
+    """Rewrites device="cuda", pin_memory, Tensor.cuda() and type names in calls inside the scope."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -83,7 +83,7 @@ def _names_cuda(value: Any) -> bool:
 
 @contextlib.contextmanager
 def scope() -> Iterator[None]:
-    """Around model and optimizer construction, optimizer.step, checkpoint save and load; nothing where CUDA is."""
+    """Context for model and optimizer construction, optimizer.step, checkpoint save and load; a no-op with CUDA."""
     if on_cpu():
         with _CudaMeansCpu():
             yield
@@ -92,7 +92,7 @@ def scope() -> Iterator[None]:
 
 
 def scoped(function: Any) -> Any:
-    """Decorator form of `scope`."""
+    """Decorate a function to run inside `scope`."""
 
     @functools.wraps(function)
     def inside(*args: Any, **kwargs: Any) -> Any:
@@ -104,11 +104,11 @@ def scoped(function: Any) -> Any:
 
 @functools.cache
 def install() -> None:
-    """Install the seam in this process. Call before any model is built."""
+    """Apply the adaptations to this process. Call before any model is built."""
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _repair_torch_adamw_state()
     if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None  # tested for None, and imported only with Transformer Engine
+        moe_utils.te_general_gemm = None  # megatron tests it for None but imports it only with Transformer Engine
     if not on_cpu():
         return
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
@@ -116,12 +116,14 @@ def install() -> None:
     schedules.torch = _TorchWithoutCudaZeros()
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.empty(0)
     megatron_random._set_cuda_rng_state = lambda *args, **kwargs: None
-    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = object()  # made in the constructor where it is None; never used
+    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = (
+        object()
+    )  # the constructor would create one if it were None; never used
     MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _splits_on_host
 
 
 def _splits_on_host(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
-    """Where megatron copies to the host by a side stream, and to numpy: all_to_all_single takes lists of int only."""
+    """Convert split sizes to lists of int for all_to_all_single; megatron copies them on a side stream, to numpy."""
     if point == self.cuda_dtoh_point:
         for name, form in (("input_splits", "tolist"), ("output_splits", "tolist"), ("output_splits_tp", "numpy")):
             value = getattr(self, name)
@@ -153,11 +155,11 @@ def _repair_torch_adamw_state() -> None:
 
 
 def prime_adamw(optimizer: Any) -> None:
-    """Give torch AdamW its zero state before a loading state dict is built (megatron asserts that it exists)."""
+    """Initialise torch AdamW's state to zero before a loading state dict is built; megatron asserts that it exists."""
     for chained in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = chained.optimizer
         if not isinstance(inner, torch.optim.AdamW | torch.optim.Adam):
-            continue  # TE's and apex's FusedAdam make their own
+            continue  # TE's and apex's FusedAdam initialise their own
         for group in inner.param_groups:
             for param in group["params"]:
                 if not inner.state[param]:

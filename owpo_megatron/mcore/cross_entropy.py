@@ -12,9 +12,9 @@ from owpo_megatron.mcore.topology import init_topology
 
 
 def one_rank_cross_entropy() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """(logits [T, 1, V], target [T, 1]) -> loss [T, 1], on a tensor-parallel group of this process alone.
+    """Return a function (logits [T, 1, V], target [T, 1]) -> loss [T, 1], on a tensor-parallel group of one process.
 
-    It writes over the logits. Starts process groups, which last until the process ends.
+    It overwrites the logits. Starts process groups, which last until the process ends.
     """
     init_topology(ParallelConfig(), seed=1)
     return vocab_parallel_cross_entropy

@@ -1,4 +1,4 @@
-"""megatron-core's own forward pass of a stored model with one layer in memory at a time, in float32 on one rank."""
+"""megatron-core's own forward pass of a stored model, with one layer in memory at a time, in float32 on one rank."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from owpo_megatron.mcore.spec import transformer_config
 from owpo_megatron.mcore.topology import close_topology, init_topology
 from owpo_megatron.mcore.transformer import build_chunks
 
-_FEW_TOKENS = 8  # the embedding of the one-layer model, which nothing uses
+_FEW_TOKENS = 8  # vocabulary of the one-layer model, whose embedding is unused
 
 
 class StoredLayers:
-    """A one-layer model, of each kind of layer, that takes each stored layer in turn. Used inside `one_rank`."""
+    """A one-layer model per kind of layer, which loads the stored layers one after another. Use inside `one_rank`."""
 
     def __init__(self, state: StoredState, model: HFModel):
         self._state, self._model = state, model
         self._chunk_of = cache(self._make_chunk)
 
     def _make_chunk(self, experts: bool) -> tuple[Any, Any]:
-        """(model of one layer with experts or without, its final norm)."""
+        """Return (a one-layer model with or without experts, its final norm)."""
         mlp = self._model.mlp
         if isinstance(mlp, Experts):
             mlp = replace(mlp, dense_layers=() if experts else (0,))
@@ -42,13 +42,13 @@ class StoredLayers:
         config = transformer_config(few, ParallelConfig(), torch.float32, {"perform_initialization": False})
         (chunk,) = build_chunks(few, config, temperature=1.0)
         whole = self._model.megatron_fields()
-        config.num_layers = whole["num_layers"]  # of the stored tensors
+        config.num_layers = whole["num_layers"]  # the number in the stored tensors
         config.moe_layer_freq = whole.get("moe_layer_freq", 1)
         return chunk.eval(), chunk.decoder.final_layernorm
 
     @torch.no_grad()
     def layer(self, number: int, hidden_TH: torch.Tensor) -> torch.Tensor:
-        """[T, H] -> [T, H] through one layer, and behind the last one through the final norm."""
+        """Apply one layer, and after the last one the final norm: [T, H] -> [T, H]."""
         chunk, norm = self._chunk_of(self._model.has_experts(number))
         self._load(chunk.decoder, norm, number)
         chunk.decoder.final_layernorm = norm if number == self._model.num_layers - 1 else None
@@ -62,7 +62,7 @@ class StoredLayers:
 
     @cpu.scoped
     def _load(self, decoder: Any, norm: Any, number: int) -> None:
-        """What megatron's own loading does for a whole model: its keys, offsets and splits decide what is read."""
+        """Load a layer as megatron loads a whole model: its keys, offsets and splits determine what is read."""
         decoder.final_layernorm = norm
         decoder.layers[0].layer_number = number + 1
         prefix = "model.decoder."
@@ -81,7 +81,7 @@ class StoredLayers:
 
 @contextmanager
 def one_rank() -> Iterator[None]:
-    """A world of one, for as long as `StoredLayers` or a whole model is used."""
+    """Context with a world of one rank, for using `StoredLayers` or a whole model."""
     init_topology(ParallelConfig(), seed=0)
     try:
         yield

@@ -19,7 +19,7 @@ from owpo_megatron.mcore.transformer import PolicyModel
 
 @cpu.scoped
 def wrap_ddp(chunks: list[PolicyModel], config: TransformerConfig) -> list[DistributedDataParallel]:
-    """Every parameter becomes a view into one contiguous buffer per dtype; the reference's slot relies on it."""
+    """Wrap chunks in DDP: parameters become views into one contiguous buffer per dtype, as the slots require."""
     ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
     config.finalize_model_grads_func = finalize_model_grads
     return [
@@ -31,7 +31,7 @@ def wrap_ddp(chunks: list[PolicyModel], config: TransformerConfig) -> list[Distr
 def make_optimizer(
     chunks: list[DistributedDataParallel], config: OptimizerConfig, dtype: torch.dtype
 ) -> MegatronOptimizer:
-    """AdamW with fp32 masters, sharded over data-parallel ranks. Call once the weights are there: masters copy them."""
+    """Build AdamW with fp32 masters, sharded over data-parallel ranks. Call after loading the weights."""
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -71,13 +71,13 @@ def make_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig) -> Opt
         wd_incr_steps=1,
         wd_incr_style="constant",
         use_checkpoint_opt_param_scheduler=False,
-        override_opt_param_scheduler=True,  # after a resume, too, the config says what the learning rate is
+        override_opt_param_scheduler=True,  # the config determines the learning rate, after a resume too
     )
 
 
 @torch.no_grad()
 def restart_optimizer(optimizer: MegatronOptimizer) -> None:
-    """As it was made: masters are the parameters' values, moments and step counts are zero."""
+    """Reset the optimizer: masters take the parameters' values, moments and step counts become zero."""
     optimizer.reload_model_params()
     for one in distributed_optimizers(optimizer):
         for state in one.optimizer.state.values():
@@ -85,10 +85,10 @@ def restart_optimizer(optimizer: MegatronOptimizer) -> None:
                 if name in state:
                     state[name].zero_()
         for group in one.param_groups:
-            if "step" in group:  # where FusedAdam counts
+            if "step" in group:  # FusedAdam's step count
                 group["step"] = 0
 
 
 def distributed_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
-    """The DistributedOptimizer instances inside megatron's (possibly chained) optimizer."""
+    """Return the DistributedOptimizer instances inside megatron's (possibly chained) optimizer."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))

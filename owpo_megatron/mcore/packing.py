@@ -1,8 +1,8 @@
-"""Packs samples of different lengths into thd microbatches, the same way on every rank.
+"""Pack samples of different lengths into thd microbatches, identically on every rank.
 
 Every rank knows all samples of a minibatch and computes the same plan: samples go to the data-parallel rank with the
-fewest tokens so far, longest first, and fill microbatches first-fit. The plan depends on nothing but the lengths, so
-that a log-prob pass and an update over the same samples see identical microbatches and give identical bits.
+fewest tokens so far, longest first, and fill microbatches first-fit. The plan depends only on the lengths, so that a
+log-prob pass and an update over the same samples see identical microbatches and give identical bits.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ class Microbatch:
 def plan_microbatches(
     lengths: Sequence[int], dp_size: int, max_tokens: int, multiple_of: int = 1, at_least: int = 1
 ) -> list[list[list[int]]]:
-    """Sample indices of every microbatch of every data-parallel rank: plan[dp_rank][microbatch].
+    """Return the sample indices of every microbatch of every data-parallel rank: plan[dp_rank][microbatch].
 
-    All ranks get equally many microbatches (empty ones at the end where needed): `at_least` so many, and a multiple of
-    `multiple_of`.
-    A sample longer than `max_tokens` gets a microbatch of its own.
+    All ranks get the same number of microbatches (with empty ones at the end if needed): at least `at_least`, and a
+    multiple of `multiple_of`. A sample longer than `max_tokens` gets a microbatch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     load = [0] * dp_size
@@ -62,7 +61,7 @@ def plan_microbatches(
 
 
 def padded_to_longest(lengths: Sequence[int], plan: Sequence[Sequence[int]], pad_to: int) -> int:
-    """The multiple of `pad_to` that every pack of one rank has to be padded to, so that all have one length.
+    """Return the length, a multiple of `pad_to`, to which all packs of a rank must be padded to be equally long.
 
     Example:
         >>> padded_to_longest([3, 5, 2], [[0, 2], [1], []], pad_to=2)
@@ -75,7 +74,7 @@ def padded_to_longest(lengths: Sequence[int], plan: Sequence[Sequence[int]], pad
 
 
 def packed_length(sample: Sample) -> int:
-    """Tokens that a sample takes in a pack: all but its last, which is only a target."""
+    """Return the tokens that a sample takes in a pack: all but its last, which is only a target."""
     assert sample.prompt_ids, "the first response token needs a position to be predicted from"
     return len(sample.prompt_ids) + len(sample.response_ids) - 1
 
@@ -125,7 +124,7 @@ def build_microbatch(
 
 
 def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch:
-    """The inputs of the loss for a microbatch."""
+    """Build the inputs of the loss for a microbatch."""
     mask_T = microbatch.mask_T[0]
     chosen = [samples[index] for index in microbatch.sample_indices]
     counts = torch.tensor([len(sample.response_ids) for sample in chosen], dtype=torch.int64)
@@ -139,7 +138,7 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
         return scatter(torch.tensor(values, dtype=dtype).repeat_interleave(counts))
 
     def per_token(rows: Sequence[float | torch.Tensor | None]) -> torch.Tensor:
-        """Of each sample nothing (zeros), one number, or a value per token."""
+        """Fill the pack from each sample's value: None (zeros), one number, or one value per token."""
         known = [
             row.float() if isinstance(row, torch.Tensor) and row.dim() else torch.full((int(count),), float(row or 0))
             for row, count in zip(rows, counts, strict=True)
@@ -147,11 +146,11 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
         return scatter(torch.cat(known) if known else torch.zeros(0))
 
     def one_mode(modes: list[LogpMode]) -> LogpMode:
-        assert len(set(modes)) <= 1, f"one pass gives log-probs of one mode, not {sorted(set(modes))}"
+        assert len(set(modes)) <= 1, f"one pass returns log-probs of one mode, not {sorted(set(modes))}"
         return modes[0] if modes else "exact"
 
     spent_old = all(sample.old_logp is not None for sample in chosen)
-    assert spent_old or all(sample.old_logp is None for sample in chosen), "an old pass is of all samples or none"
+    assert spent_old or all(sample.old_logp is None for sample in chosen), "an old pass covers all samples or none"
     prepared = all(sample.given is not None for sample in chosen)
     names = sorted({name for sample in chosen for name in sample.given or ()})
     return TokenBatch(

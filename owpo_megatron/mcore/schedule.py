@@ -27,7 +27,7 @@ def forward_backward(
 ) -> list[Collected]:
     """Accumulate gradients of sum(loss) / sum(count over all ranks) in main_grad.
 
-    Returns what `collect` makes of each microbatch, on the last pipeline stage (empty elsewhere).
+    Returns the result of `collect` for each microbatch, on the last pipeline stage (empty elsewhere).
     """
 
     def loss(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
@@ -42,7 +42,7 @@ def forward_backward(
 def forward_logprobs(
     chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch], mode: LogpMode = "exact"
 ) -> list[tuple[Microbatch, LogProbs]]:
-    """(microbatch, its log-probs) of each, on the last pipeline stage (empty elsewhere)."""
+    """Return (microbatch, its log-probs) for each, on the last pipeline stage (empty elsewhere)."""
 
     def collect(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> tuple[Microbatch, LogProbs]:
         return microbatch, head.logprobs(h_TH, microbatch.target_T[0], microbatch.mask_T[0], mode)
@@ -52,7 +52,7 @@ def forward_logprobs(
 
 @torch.no_grad()
 def forward_fp8_errors(chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch]) -> list[Fp8Error]:
-    """Of each microbatch, on the last pipeline stage (empty elsewhere)."""
+    """Return the FP8 error of each microbatch, on the last pipeline stage (empty elsewhere)."""
 
     def collect(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> Fp8Error:
         return fp8_error(head, h_TH, microbatch.target_T[0], microbatch.mask_T[0])
@@ -66,7 +66,7 @@ def _run(
     finish: Callable[[Microbatch, Head, torch.Tensor], Any],
     forward_only: bool,
 ) -> list[Any]:
-    """One head for the whole pass: the weight does not change meanwhile, and none of an earlier pass can be met."""
+    """Run a pass with one head: the weight does not change during it, and no head of an earlier pass can be used."""
     last = chunks[-1].module
     head = last.head() if last.post_process else None
 

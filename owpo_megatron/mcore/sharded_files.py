@@ -1,10 +1,10 @@
-"""A sharded (torch_dist) checkpoint as a table of tensors: written and read one at a time, without a model's memory.
+"""Read and write a sharded (torch_dist) checkpoint one tensor at a time, without the memory of a model.
 
-Reading checks whether a folder is whole and fits a model. megatron-core checks none of it before it loads: a missing or
-cut file ends in one of five exceptions, a checkpoint with weights that the model does not have is read without them,
-and one of another vocabulary is read in part.
+Reading checks that a folder is complete and fits a model. megatron-core checks neither before it loads: a missing or
+truncated file ends in one of five exceptions, weights that the model does not have are ignored, and a checkpoint with
+another vocabulary is read partially.
 
-Writing gives the same keys, shapes and dtypes as megatron-core's own save of weights (a test compares them), so that
+Writing produces the same keys, shapes and dtypes as megatron-core's own save of weights (a test compares them), so that
 `checkpoint.load_weights` and megatron's own loading read it at any tensor, pipeline, expert and data parallel size.
 """
 
@@ -43,7 +43,7 @@ _BLOB_BYTES = 64 * 2**20
 
 
 class PartFile:
-    """One file of a sharded checkpoint in the making; `entries` lists what is in it, in plain JSON types.
+    """Writer of one file of a sharded checkpoint; `entries` lists its content, in plain JSON types.
 
     Example:
         with PartFile(folder, 7) as part:
@@ -76,16 +76,16 @@ class PartFile:
         """Write one entry of the tensor `key`, or some of its rows.
 
         Args:
-            index: the entry's place in the leading dimensions (layer, expert), whose sizes are `leading`.
-            first_row, all_rows: where the rows belong, and how many there are in all; None: these.
-            blocks: equal blocks of rows that no blob may cross.
+            index: the entry's index in the leading dimensions (layer, expert), whose sizes are `leading`.
+            first_row, all_rows: position of the rows and their total number; None: these are all.
+            blocks: number of equal blocks of rows whose boundaries no blob may cross.
         """
         rows = tensor.shape[0]
         shape = (*leading, all_rows or rows, *tensor.shape[1:])
         for start, stop in _blobs(rows, rows // blocks, max(1, _BLOB_BYTES // (tensor.nbytes // rows))):
             blob = tensor[start:stop]
             begin = self._file.tell()
-            # saving a view would save all of its storage
+            # saving a view would save its whole storage
             torch.save(blob.clone().view(*(1 for _ in index), *blob.shape), self._file)
             self.entries.append(
                 {
@@ -102,7 +102,7 @@ class PartFile:
 
 
 def part_is_whole(folder: Path, entries: Iterable[dict[str, Any]]) -> bool:
-    """True when the files of these entries are there and long enough."""
+    """Whether the files of these entries exist and are long enough."""
     ends: dict[str, int] = {}
     for entry in entries:
         ends[entry["file"]] = max(ends.get(entry["file"], 0), entry["begin"] + entry["length"])
@@ -110,7 +110,7 @@ def part_is_whole(folder: Path, entries: Iterable[dict[str, Any]]) -> bool:
 
 
 def finish_state(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Write what makes a checkpoint of the part files: the table of contents, and what megatron keeps beside it."""
+    """Turn part files into a checkpoint: write the table of contents and megatron's metadata."""
     tensors: dict[str, Any] = {}
     storage: dict[MetadataIndex, _StorageInfo] = {}
     for entry in entries:
@@ -128,27 +128,29 @@ def finish_state(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
 
 
 def _blobs(rows: int, block: int, largest: int) -> Iterator[tuple[int, int]]:
-    """(first row, last row + 1) of pieces of at most `largest` rows that cross no edge of a block."""
+    """Yield (first row, last row + 1) of pieces of at most `largest` rows that cross no block boundary."""
     for edge in range(0, rows, block):
         for start in range(edge, edge + block, largest):
             yield start, min(start + largest, edge + block)
 
 
 class StoredState:
-    """What a folder written by `checkpoint.save_weights` or `save_training_state` holds.
+    """Reader of a folder written by `checkpoint.save_weights` or `save_training_state`.
 
     Args:
         path: the folder (`state/` of a megatron folder or of a checkpoint).
 
     Raises:
-        UserError: a file is missing or shorter than its table of contents says.
+        UserError: a file is missing or shorter than in the table of contents.
     """
 
     def __init__(self, path: Path):
         self._path = path
         for name in _FILES:
             if not (path / name).is_file():
-                raise UserError("megatron checkpoint", path, f"has no {name}: it was never finished, or lost a file")
+                raise UserError(
+                    "megatron checkpoint", path, f"has no {name}: writing was interrupted, or a file was lost"
+                )
         try:
             metadata = FileSystemReader(path).read_metadata()
         except (pickle.UnpicklingError, EOFError) as error:
@@ -156,7 +158,7 @@ class StoredState:
         for stored in metadata.storage_data.values():
             file = path / stored.relative_path
             if not file.is_file() or file.stat().st_size < stored.offset + stored.length:
-                raise UserError("megatron checkpoint", file, "is missing or cut short; make the folder again")
+                raise UserError("megatron checkpoint", file, "is missing or truncated; create the folder again")
         self._reader = FileSystemReader(path)
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._chunks: dict[tuple[str, tuple[int, ...]], list[ChunkStorageMetadata]] = {}
@@ -167,22 +169,22 @@ class StoredState:
         }
 
     def written_at(self) -> int:
-        """Time at which the table of contents was written, in ns."""
+        """Time of writing the table of contents, in ns."""
         return (self._path / ".metadata").stat().st_mtime_ns
 
     def dtype(self, key: str) -> torch.dtype:
-        """Dtype of one tensor; a KeyError where there is none of that name."""
+        """Return the dtype of one tensor. Raises KeyError if there is none of that name."""
         return self._tensors[key].properties.dtype
 
     def shape(self, key: str, leading: int = 0) -> tuple[int, ...]:
-        """Shape of one tensor, without its first `leading` dimensions."""
+        """Return the shape of one tensor, without its first `leading` dimensions."""
         return tuple(self._tensors[key].size)[leading:]
 
     def tensor(self, key: str, index: tuple[int, ...] = (), rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """One entry of a tensor, put together from however many shards it was saved in.
+        """Read one entry of a tensor, assembled from all shards that it was saved in.
 
         Args:
-            index: into the leading dimensions (layer, expert), which the result lacks.
+            index: index into the leading dimensions (layer, expert), which the result does not have.
             rows: (first, last + 1) of the result's first dimension; None: all.
         """
         stored = self._tensors[key]
@@ -201,7 +203,7 @@ class StoredState:
         return out
 
     def _chunks_at(self, key: str, index: tuple[int, ...]) -> list[ChunkStorageMetadata]:
-        """The shards of one entry; a shard holds one layer's (and expert's) part."""
+        """Return the shards of one entry; a shard belongs to one layer (and expert)."""
         if (key, index) not in self._chunks:
             for chunk in self._tensors[key].chunks:
                 self._chunks.setdefault((key, tuple(chunk.offsets)[: len(index)]), []).append(chunk)
@@ -211,19 +213,19 @@ class StoredState:
         """Compare with this rank's sharded state dict of a model.
 
         Args:
-            prefix: of the model's keys, e.g. "model.".
-            vocab_size: the true one; stored rows beyond it are padding.
-            tied: the output layer is the embedding.
+            prefix: prefix of the model's keys, e.g. "model.".
+            vocab_size: vocabulary size without padding; stored rows beyond it are padding.
+            tied: whether the output layer is the embedding.
 
         Raises:
-            UserError: with the first differences.
+            UserError: they differ; the message lists the first differences.
         """
         apply_factories(state)
         wanted = {tensor.key: tensor for tensor in nested_values(state) if isinstance(tensor, ShardedTensor)}
         self.check_shapes({key: tuple(tensor.global_shape) for key, tensor in wanted.items()}, prefix, vocab_size, tied)
 
     def check_shapes(self, wanted: dict[str, tuple[int, ...]], prefix: str, vocab_size: int, tied: bool) -> None:
-        """The same for given shapes by key; rows of the vocabulary's tensors may be padded otherwise."""
+        """Compare with given shapes by key; the vocabulary's tensors may have another number of padding rows."""
         vocabulary = {f"{prefix}embedding.word_embeddings.weight", f"{prefix}output_layer.weight"}
         problems = []
         for key, shape in wanted.items():
@@ -241,17 +243,17 @@ class StoredState:
                 f"{key} is unexpected" for key in self._tensors if key.startswith(layers) and key not in wanted
             ]
         if tied and f"{prefix}output_layer.weight" in self._tensors:
-            problems.append("it has an output layer of its own, and the config ties it to the embedding")
+            problems.append("it has a separate output layer, but the config ties it to the embedding")
         if problems:
             more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             first = "; ".join(problems[:_SHOWN])
             raise UserError(
-                "megatron checkpoint", self._path, f"holds another model than the config describes: {first}{more}"
+                "megatron checkpoint", self._path, f"contains another model than the config describes: {first}{more}"
             )
 
 
 class _Into(DefaultLoadPlanner):
-    """Reads into one given tensor, whose offsets are those of the read items."""
+    """Load planner that reads into one given tensor, at the offsets of the read items."""
 
     def __init__(self, target: torch.Tensor):
         super().__init__()
@@ -265,4 +267,4 @@ class _Into(DefaultLoadPlanner):
         return self._target[where]
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        """Nothing to do: the tensor was read into its place."""
+        """No-op: the data was read into place."""

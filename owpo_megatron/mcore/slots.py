@@ -1,17 +1,17 @@
-"""Two slots of one model: the policy and the reference share modules, layout and, right after a swap, the memory.
+"""Reference weights in a second slot of the policy's model: shared modules and layout and, right after a swap, memory.
 
 With the distributed optimizer every parameter is a view into one contiguous buffer per dtype. A second set of buffers
-of the same layout is the reference's slot. Showing a slot re-points the parameters; a hard swap only notes that the
-reference now is the policy's slot, and the next optimizer step lands in the spare one. Nothing is copied, but for fp32
-the 1/DP shard that the optimizer updates in place (bf16 has separate masters).
+with the same layout is the reference's slot. Showing a slot re-points the parameters; a hard swap only records that the
+reference is now the policy's slot, and the next optimizer step writes to the spare one. Nothing is copied, except in
+fp32 the 1/DP shard that the optimizer updates in place (bf16 has separate masters).
 
-What is touched of megatron-core: `param_data` of buffers and buckets (the optimizer's and the all-gather's target),
+megatron-core internals that are changed: `param_data` of buffers and buckets (the target of optimizer and all-gather),
 `cached_param_buffer_shard_list` of bucket groups (views of the former), and the `.data` of the optimizer's shards.
 Not covered: overlap_param_gather, expert-parallel buffers of another dtype, FP8 parameters.
 
-Further slots hold weights that never change: teachers. Beside them there may be one candidate, in host memory and in
-the slots' layout: the policy as it was at the best evaluation of a stage. Each rank keeps its own buffers, so that
-nothing is gathered to keep it or to swap to it.
+Further slots hold weights that never change: teachers. In addition there may be one candidate, in host memory and in
+the slots' layout: the policy at the best evaluation of a stage. Each rank keeps its own buffers, so that keeping it and
+swapping to it need no communication.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from owpo_megatron.mcore.optimizer import distributed_optimizers
 
 
 class ParameterSlots:
-    """The policy's slot, the reference's slot, and which buffers each of them is.
+    """The buffers of policy and reference, and which of them the model's parameters view.
 
     Invariants: outside `showing_reference` the parameters are views of the policy's slot; while `aliased` the
-    reference has no slot of its own and has, bit for bit, the policy's weights.
+    reference has no slot of its own and equals the policy's weights bit for bit.
 
     Args:
-        placement: "resident" keeps the reference beside the policy; "offloaded" keeps it in host memory and brings it
-            to the device for `showing_reference` only, so that the first step after a swap copies it to the host;
-            "none" keeps no reference at all, for methods without one: it stays aliased, and no second slot is made.
+        placement: "resident" keeps the reference on the device; "offloaded" keeps it in host memory and copies it to
+            the device for `showing_reference` only, so that the first step after a swap copies it to the host; "none",
+            for methods without a reference, keeps it aliased and never creates a second slot.
     """
 
     def __init__(self, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, placement: str):
@@ -55,22 +55,22 @@ class ParameterSlots:
 
     @property
     def keeps_reference(self) -> bool:
-        """False for a method without a reference: there is nothing to save, hash or restore."""
+        """Whether there is a reference to save, hash or restore; False for a method without one."""
         return self._kept
 
     def swap(self) -> None:
-        """The reference becomes the policy. Never between a forward and its backward."""
+        """Make the policy's current weights the reference. Do not call between a forward and its backward."""
         self.aliased = True
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Copy the current parameters to host memory, as the candidate of a later `swap_to_candidate`."""
+        """Copy the current parameters to host memory, as the candidate for `swap_to_candidate`."""
         assert self.shows_policy
         self._candidate = _to_host(self._policy.buffers, self._candidate)
 
     @torch.no_grad()
     def swap_to_candidate(self) -> None:
-        """The reference becomes what `keep` copied; the policy goes on. Needs a new `keep` before the next time."""
+        """Make the weights copied by `keep` the reference; the policy is unchanged. Call `keep` before each."""
         assert self._candidate is not None and self.shows_policy
         if self._resident:
             self._spare = self._spare or _Slot(self._layout, [torch.empty_like(d) for d in self._policy.buffers])
@@ -82,7 +82,7 @@ class ParameterSlots:
 
     @torch.no_grad()
     def copy_reference_to_policy(self) -> None:
-        """The policy's parameters become the reference's; the optimizer's masters are the caller's business."""
+        """Copy the reference's weights to the policy's parameters; the caller must reset the optimizer's masters."""
         assert self.shows_policy
         if not self.aliased:
             for to, of in zip(self._policy.buffers, self._reference().buffers, strict=True):
@@ -91,7 +91,7 @@ class ParameterSlots:
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Call right before optimizer.step: after it, the step cannot touch the reference."""
+        """Ensure that optimizer.step cannot change the reference; call right before each step."""
         assert self.shows_policy, "an optimizer step while the parameters are the reference's"
         if not (self.aliased and self._kept):
             return
@@ -99,7 +99,7 @@ class ParameterSlots:
         if not self._resident:
             self._host = _to_host(self._policy.buffers, self._host)
             return
-        # Zeros, as in megatron's own: the gaps between parameters are hashed with them.
+        # Zeros, as in megatron's buffers: the gaps between parameters are hashed too.
         target = self._spare or _Slot(self._layout, [torch.zeros_like(data) for data in self._policy.buffers])
         self._policy, self._spare = target, self._policy
         target.own()
@@ -107,19 +107,19 @@ class ParameterSlots:
 
     @contextlib.contextmanager
     def showing_reference(self) -> Iterator[None]:
-        """Inside, forward passes compute the reference; no backward, no optimizer step, no weights for engines."""
+        """Context in which forward passes use the reference. No backward, optimizer step or weight sync inside."""
         with self._showing(None if self.aliased else self._reference()):
             yield
 
     @contextlib.contextmanager
     def showing(self, name: str) -> Iterator[None]:
-        """The same for a further slot."""
+        """Context in which forward passes use a further slot, with the same restrictions."""
         with self._showing(self._on_device(self._further[name])):
             yield
 
     @contextlib.contextmanager
     def filling(self, name: str, resident: bool) -> Iterator[None]:
-        """Inside, the parameters are those of a new slot: load weights into them. `resident` as for the reference."""
+        """Context in which the parameters view a new slot; load weights there. `resident`: keep it on the device."""
         slot = _Slot(self._layout, [torch.zeros_like(data) for data in self._policy.buffers])
         with self._showing(slot):
             yield
@@ -139,7 +139,7 @@ class ParameterSlots:
 
     @torch.no_grad()
     def load_reference(self) -> None:
-        """Make a copy of the current parameters the reference; other weights can be loaded into the policy then."""
+        """Make a copy of the current parameters the reference; then other weights can be loaded into the policy."""
         if self._resident:
             self._spare = _Slot(self._layout, [data.clone() for data in self._policy.buffers])
         else:
@@ -147,7 +147,7 @@ class ParameterSlots:
         self.aliased = False
 
     def digest(self) -> str:
-        """sha256 of this rank's share of the reference's weights."""
+        """Return the SHA-256 of this rank's share of the reference's weights."""
         held = self._reference_where_it_is()
         sha = hashlib.sha256()
         for data in held.buffers if isinstance(held, _Slot) else held:
@@ -169,7 +169,7 @@ class ParameterSlots:
 
 
 class _Layout:
-    """Where megatron keeps views of parameter memory."""
+    """The places in which megatron keeps views of parameter memory."""
 
     def __init__(self, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer):
         self.buffers = [buffer for chunk in chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
@@ -185,7 +185,7 @@ class _Layout:
 
 
 class _Slot:
-    """One set of buffers with every view of it that megatron needs, made once, so that a flip is pointer writes."""
+    """One set of buffers with all views that megatron needs, created once, so that a switch only writes pointers."""
 
     def __init__(self, layout: _Layout, buffers: list[torch.Tensor]):
         self.buffers = buffers
@@ -203,12 +203,12 @@ class _Slot:
         self._shards = [shard for optimizer in layout.optimizers for shard in self._optimizer_shards(optimizer)]
 
     def show(self) -> None:
-        """Forward passes see this slot."""
+        """Let forward passes use this slot."""
         for param, view in self._params:
             param.data = view
 
     def own(self) -> None:
-        """The optimizer writes, and the all-gather fills, this slot; fp32 shards are carried over."""
+        """Make this slot the target of optimizer and all-gather; fp32 shards are copied over."""
         for buffer, data in zip(self._layout.buffers, self.buffers, strict=True):
             buffer.param_data = data
         for bucket, view in self._buckets:
@@ -221,7 +221,7 @@ class _Slot:
             shard.data = view
 
     def _optimizer_shards(self, optimizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
-        """(the optimizer's tensor, this slot's view of it, whether its value is the only copy: no separate master)."""
+        """Yield (the optimizer's tensor, this slot's view of it, whether it is the only copy: no separate master)."""
         bucket_views = {id(bucket): view for bucket, view in self._buckets}
         for model_groups, shard_groups, carried in (
             (optimizer.model_float16_groups, optimizer.shard_float16_groups, False),
@@ -236,7 +236,7 @@ class _Slot:
 
 
 def _to_host(buffers: list[torch.Tensor], into: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
-    """Copies in pinned memory; `into` is written over where it is there: pinning takes longer than the copy."""
+    """Copy buffers to pinned memory, reusing `into` if given: pinning takes longer than the copy."""
     if into is None:
         into = [torch.empty_like(data, device="cpu", pin_memory=not cpu.on_cpu()) for data in buffers]
     for to, of in zip(into, buffers, strict=True):

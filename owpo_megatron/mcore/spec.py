@@ -1,4 +1,4 @@
-"""megatron-core's configuration and layers of a model that `families` describes as data."""
+"""Build megatron-core's configuration and layer specs from a model that `families` describes as data."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ except ImportError:
 
 # Fields of TransformerConfig that the trainer relies on.
 _SETTLED: dict[str, Any] = dict(
-    hidden_dropout=0.0,  # log-probs of one token must not depend on a mask
+    hidden_dropout=0.0,  # a token's log-prob must not depend on a dropout mask
     attention_dropout=0.0,
     calculate_per_token_loss=True,  # losses are sums, divided once by the global count
     variable_seq_lengths=True,  # packs differ in length
-    moe_token_dispatcher_type="alltoall",  # variable_seq_lengths demands it, dense models included
-    batch_p2p_comm=False,  # with pp=2 and vpp=2 True gives wrong gradients, without an error
+    moe_token_dispatcher_type="alltoall",  # required by variable_seq_lengths, even for dense models
+    batch_p2p_comm=False,  # True gives wrong gradients with pp=2 and vpp=2, without an error
     deallocate_pipeline_outputs=False,
 )
 
@@ -43,11 +43,11 @@ _SETTLED: dict[str, Any] = dict(
 def transformer_config(
     hf: HFModel, parallel: ParallelConfig, dtype: torch.dtype, raw: dict[str, Any]
 ) -> TransformerConfig:
-    """megatron's config of a model.
+    """Return megatron's TransformerConfig of a model.
 
     Raises:
-        UserError: the raw `megatron:` block names an unknown field or one that the trainer settles itself, or asks for
-            what megatron-core refuses.
+        UserError: the raw `megatron:` section sets an unknown field or one that the trainer sets itself, or a
+            combination that megatron-core refuses.
     """
     fields: dict[str, Any] = hf.megatron_fields() | dict(
         activation_func=F.silu,
@@ -75,7 +75,7 @@ def transformer_config(
         )
     for name, value in raw.items():
         if name in fields:
-            raise UserError(f"megatron.{name}", value, f"the trainer sets it to {fields[name]}; leave it out")
+            raise UserError(f"megatron.{name}", value, f"the trainer sets it to {fields[name]}; remove it")
         if name not in TransformerConfig.__dataclass_fields__:
             raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
     _refuse_recomputation_without_te(raw)
@@ -89,7 +89,7 @@ def transformer_config(
 
 
 def _refuse_recomputation_without_te(raw: dict[str, Any]) -> None:
-    """Raises UserError for recompute_modules whose code in megatron-core 0.16.1 calls Transformer Engine."""
+    """Raise UserError for recompute_modules whose code in megatron-core 0.16.1 calls Transformer Engine."""
     wanted = raw.get("recompute_modules") or []
     needing = sorted(set(wanted) - {"core_attn"})
     if needing and not _uses_transformer_engine():
@@ -99,19 +99,21 @@ def _refuse_recomputation_without_te(raw: dict[str, Any]) -> None:
 
 def _expert_fields(parallel: ParallelConfig) -> dict[str, Any]:
     if cpu.on_cpu() and parallel.tp > 1 and parallel.ep > 1:
-        remedy = "with parallel.tp > 1 the experts' tokens are gathered in unequal parts, which gloo cannot: CUDA only"
+        remedy = (
+            "with parallel.tp > 1 experts' tokens are gathered in unequal parts, which gloo does not support: CUDA only"
+        )
         raise UserError("parallel.ep", parallel.ep, remedy)
     return dict(
         moe_grouped_gemm=_uses_transformer_engine(),
         expert_model_parallel_size=parallel.ep,
-        # an expert is split over the tensor-parallel ranks like a dense MLP; at ep = 1 megatron-core 0.16.1 does not
-        # reduce the experts' gradients otherwise
+        # shard experts over the tensor-parallel ranks like a dense MLP; otherwise megatron-core 0.16.1 does not reduce
+        # their gradients at ep = 1
         expert_tensor_parallel_size=parallel.tp,
     )
 
 
 def _set_yarn(config: TransformerConfig, yarn: Yarn) -> None:
-    """GPTModel and attention read these by name; TransformerConfig has no fields for them."""
+    """Set YaRN's attributes, which GPTModel and attention read by name; TransformerConfig has no fields for them."""
     for name, value in dict(
         yarn_rotary_scaling_factor=yarn.factor,
         yarn_original_max_position_embeddings=yarn.original_positions,
@@ -129,7 +131,7 @@ def _uses_transformer_engine() -> bool:
 
 
 def layer_spec(hf: HFModel, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """Transformer Engine's layers where it is installed and CUDA is there, else the local ones with our attention."""
+    """Return Transformer Engine's layers if it and CUDA are available, else local layers with our attention."""
     engine = _uses_transformer_engine()
     spec = copy.deepcopy(
         get_gpt_decoder_block_spec(config, use_transformer_engine=engine, normalization="RMSNorm", vp_stage=vp_stage)
@@ -144,14 +146,14 @@ def layer_spec(hf: HFModel, config: TransformerConfig, vp_stage: int | None) -> 
 
 
 def _use_local_modules(layer: ModuleSpec, hf: HFModel) -> None:
-    """Our norms and attention in one of megatron-core's local layers."""
+    """Replace norms and attention in one of megatron-core's local layers by ours."""
     parts = layer.submodules
     parts.input_layernorm = RMSNorm
     parts.pre_mlp_layernorm = RMSNorm
     attention = parts.self_attention.submodules
     attention.core_attention = PackedCoreAttention
     if parts.mlp.module is MoELayer:
-        # Saved by its own name, as Transformer Engine's layers do where the norm is not fused into a linear one.
+        # Saved under its own name, as Transformer Engine's layers do when the norm is not fused into a linear layer.
         names = parts.sharded_state_dict_keys_map
         parts.sharded_state_dict_keys_map = {own: saved for own, saved in names.items() if own != "pre_mlp_layernorm."}
     if hf.attention.qk_norm:
@@ -160,7 +162,7 @@ def _use_local_modules(layer: ModuleSpec, hf: HFModel) -> None:
 
 
 def _use_own_modules(layer: ModuleSpec, hf: HFModel) -> None:
-    """What megatron-core has no layers for, local or Transformer Engine's. Not run with the latter yet."""
+    """Add our modules for what megatron-core has no layers for, local or Transformer Engine's (not run with those yet)."""
     parts, norms = layer.submodules, hf.norms
     attention = parts.self_attention.submodules
     if not norms.before:

@@ -1,4 +1,4 @@
-"""Which rank does what: process groups of tensor, pipeline, data and expert parallelism."""
+"""Process groups of tensor, pipeline, data and expert parallelism, and this rank's place in them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from owpo_megatron.mcore import cpu
 
 # Other ranks wait in a broadcast while rank 0 generates; a long response must not look like a dead rank.
 _CONTROL_TIMEOUT = timedelta(hours=2)
-# Collectives of tensors begin when every rank has its work: a rank that is this late is dead.
+# Tensor collectives begin when every rank has its work: a rank that is this late is dead.
 _NCCL_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Topology:
-    """This rank's place and its groups. Ranks are laid out tp fastest, then dp, then pp (megatron's default)."""
+    """This rank's coordinates and groups. Ranks are laid out tp fastest, then dp, then pp (megatron's default)."""
 
     rank: int
     world_size: int
@@ -44,7 +44,7 @@ class Topology:
 
     @property
     def is_main(self) -> bool:
-        """The one rank that talks to engines, verifiers and the disk."""
+        """Whether this is the rank that uses engines, verifiers and the disk."""
         return self.rank == 0
 
     @property
@@ -52,42 +52,42 @@ class Topology:
         return self.pp_rank == self.pp_size - 1
 
     def broadcast(self, value: Any) -> Any:
-        """Global rank 0's Python object, on every rank."""
+        """Return global rank 0's Python object on every rank."""
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control_group)
         return box[0]
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Every rank's Python object, in rank order, on every rank."""
+        """Return every rank's Python object, in rank order, on every rank."""
         boxes: list[Any] = [None] * self.world_size
         dist.all_gather_object(boxes, value, group=self.control_group)
         return boxes
 
     def any(self, flag: bool) -> bool:
-        """True on every rank when it is on one."""
+        """Return on every rank whether the flag is set on any."""
         return any(self.all_gather(flag))
 
     def barrier(self) -> None:
         dist.barrier(group=self.control_group)
 
     def sum_over_data_and_stages(self, tensor: torch.Tensor) -> torch.Tensor:
-        """In-place sum over the dp and pp groups of disjointly filled tensors: afterwards every rank has all of it."""
+        """Sum disjointly filled tensors over the dp and pp groups, in place, so that every rank has all values."""
         dist.all_reduce(tensor, group=self.dp_group)
         dist.all_reduce(tensor, group=self.pp_group)
         return tensor
 
 
 def init_topology(parallel: ParallelConfig, seed: int) -> Topology:
-    """Join the process group (torchrun's environment, or a world of one) and make megatron's groups.
+    """Join the process group (from torchrun's environment, or a world of one) and create megatron's groups.
 
     Raises:
-        UserError: the number of ranks started is not tp * pp * dp.
+        UserError: the number of started ranks is not tp * pp * dp.
     """
     cpu.install()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != parallel.world_size:
         wanted = f"{parallel.tp} * {parallel.pp} * {parallel.dp} = {parallel.world_size}"
-        raise UserError("world size", world_size, f"the config wants parallel.tp * pp * dp = {wanted} ranks")
+        raise UserError("world size", world_size, f"start parallel.tp * pp * dp = {wanted} ranks")
     if not dist.is_initialized():
         _join(world_size)
     parallel_state.destroy_model_parallel()
@@ -120,7 +120,7 @@ def init_topology(parallel: ParallelConfig, seed: int) -> Topology:
 
 
 def close_topology() -> None:
-    """Leave every group; the process can end or join anew."""
+    """Leave every group; the process may exit or join again."""
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()

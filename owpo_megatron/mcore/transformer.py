@@ -1,4 +1,4 @@
-"""The policy network: megatron-core's GPTModel, stopped at the hidden states, with our head on top."""
+"""Policy network: megatron-core's GPTModel up to the hidden states, with our head on top."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from owpo_megatron.mcore.spec import layer_spec
 
 
 class PolicyModel(GPTModel):
-    """One pipeline chunk, which ends at the hidden states; the last one makes the head of a pass."""
+    """One pipeline chunk, which returns hidden states; the last one builds the head of a pass."""
 
     def __init__(self, *args: Any, temperature: float, true_vocab_size: int, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -31,14 +31,14 @@ class PolicyModel(GPTModel):
         return hidden_states
 
     def head(self) -> Head:
-        """The head of a pass, with the weight as it is now; of the last chunk."""
+        """Return the head of a pass, with the current weight; for the last chunk only."""
         tied = self.share_embeddings_and_output_weights
         weight_VH = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         group = self.pg_collection.tp if self.config.tensor_model_parallel_size > 1 else None
         return Head(weight_VH, self.temperature, VocabShard(len(weight_VH), self.true_vocab_size, group))
 
     def whole(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[T, H] on every tensor-parallel rank; the backward reduces the ranks' partial gradients."""
+        """Return [T, H] on every tensor-parallel rank; the backward reduces the ranks' partial gradients."""
         if self.config.sequence_parallel:
             hidden_T1H = gather_from_sequence_parallel_region(hidden)  # backward: reduce-scatter of dh
         else:
@@ -48,7 +48,7 @@ class PolicyModel(GPTModel):
 
 @cpu.scoped
 def build_chunks(hf: HFModel, config: TransformerConfig, temperature: float) -> list[PolicyModel]:
-    """This rank's pipeline chunks (one, or `vpp` of them), with weights not yet loaded."""
+    """Build this rank's pipeline chunks (one, or `vpp` of them), without loading weights."""
     vpp = config.virtual_pipeline_model_parallel_size
     chunks = []
     for stage in range(vpp or 1):

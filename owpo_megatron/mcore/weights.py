@@ -1,6 +1,6 @@
-"""Weights in and out of the sharded chunks, one tensor at a time.
+"""Load weights into sharded chunks, and gather them again, one tensor at a time.
 
-Starting weights come from an HF folder or a megatron folder; weights for engines and exports are gathered again.
+Initial weights come from an HF folder or a megatron folder; weights for engines and exports are gathered.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.run.layout import STATE
 from owpo_megatron.run.manifest import require_proof
 
-_ROUTER_BIAS = "expert_bias"  # a constant of the router: a buffer, no parameter
+_ROUTER_BIAS = "expert_bias"  # a constant of the router: a buffer, not a parameter
 
 
 @torch.no_grad()
 def load_model_weights(path: Path, chunks: list[Any], hf: HFModel, topology: Topology, again: bool = False) -> None:
-    """Fill this rank's shards; every tensor is read lazily, its own slice only. Collective for megatron folders.
+    """Fill this rank's shards, reading only their slices of each tensor. Collective for megatron folders.
 
     Args:
-        again: the chunks have weights already, of another slot. Slots share the constants of a router (they are no
-            parameters), so these must be the same.
+        again: the chunks already have weights, of another slot. Slots share the constants of a router, which are not
+            parameters, so these must be equal.
 
     Raises:
-        UserError: the weights are not whole or are another model's, or a conversion has no proof.
+        UserError: the weights are incomplete or belong to another model, or a conversion has no proof.
     """
     constants = {name: value.clone() for name, value in named_shards(chunks) if name.endswith(_ROUTER_BIAS)}
     if (path / STATE).is_dir():
@@ -44,14 +44,14 @@ def load_model_weights(path: Path, chunks: list[Any], hf: HFModel, topology: Top
             param.copy_(to_megatron(hf, name, reader, tp_rank=topology.tp_rank, tp_size=topology.tp_size))
     for name, value in named_shards(chunks):
         if again and name in constants and not torch.equal(value, constants[name]):
-            remedy = f"its {name} differs from the one that is loaded; policy, reference and teachers share it"
+            remedy = f"its {name} differs from the loaded one; policy, reference and teachers share it"
             raise UserError("model.path, reference.path or teachers", path, remedy)
 
 
 def named_shards(chunks: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name with global indices of layer and expert, this rank's tensor) of every chunk, in module order.
+    """Yield (name with global indices of layer and expert, this rank's tensor) of every chunk, in module order.
 
-    Parameters, and behind them the constants of the routers.
+    Parameters come first, then the constants of the routers.
     """
     for chunk in chunks:
         model = chunk
@@ -69,23 +69,23 @@ def named_shards(chunks: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def is_expert(name: str) -> bool:
-    """True of a parameter that only the ranks of one expert-parallel index hold."""
+    """Whether only the ranks of one expert-parallel index hold this parameter."""
     return ".mlp.experts." in name
 
 
 @torch.no_grad()
 def gathered_weights(chunks: list[Any], topology: Topology) -> Iterator[tuple[str, list[torch.Tensor]]]:
-    """(megatron name, its shards in TP order) of every parameter, on global rank 0; nothing on other ranks.
+    """Yield (megatron name, its shards in TP order) of every parameter on global rank 0; nothing on other ranks.
 
-    Walks the pipeline stage by stage, and in each stage its own parameters before the other expert-parallel ranks'
-    experts; holds one parameter at a time. Collective: every rank must exhaust it. A weight that several stages hold
-    (tied embeddings) comes once for each.
+    Iterates over pipeline stages, and in each over its own parameters before the other expert-parallel ranks' experts;
+    holds one parameter at a time. Collective: every rank must exhaust it. A weight that several stages hold (tied
+    embeddings) is yielded once for each.
     """
     mine = [(name, tuple(param.shape), param.dtype) for name, param in named_shards(chunks)]
     params = dict(named_shards(chunks))
     place = (topology.pp_rank, topology.dp_rank)
     everywhere = enumerate(topology.all_gather((place, mine)))
-    catalogue = {at: (rank, names) for rank, (at, names) in reversed(list(everywhere))}  # the lowest rank of a place
+    catalogue = {at: (rank, names) for rank, (at, names) in reversed(list(everywhere))}  # lowest rank at each place
     for stage in range(topology.pp_size):
         for ep_rank in range(topology.ep_size):
             owner, names = catalogue[stage, ep_rank]  # its tensor-parallel rank 0; dp rank i < ep_size has ep rank i
@@ -103,7 +103,7 @@ def gathered_weights(chunks: list[Any], topology: Topology) -> Iterator[tuple[st
 
 
 def _name_globally(parts: list[str], first_expert: int) -> None:
-    """mlp.experts.local_experts.0... or mlp.experts.linear_fc1.weight0: this rank's index -> the layer's."""
+    """Replace this rank's expert index by the layer's, in local_experts.0... or linear_fc1.weight0."""
     if parts[5] == "local_experts":
         parts[6] = str(int(parts[6]) + first_expert)
     else:
@@ -122,7 +122,7 @@ def _all_gather(local: torch.Tensor, topology: Topology) -> list[torch.Tensor]:
 def _hand_to_main(
     shards: list[torch.Tensor] | None, shape: tuple[int, ...], dtype: torch.dtype, owner: int, topology: Topology
 ) -> list[torch.Tensor] | None:
-    """Global rank `owner` sends what it gathered to global rank 0."""
+    """Send what global rank `owner` gathered to global rank 0."""
     if topology.rank == owner:
         assert shards is not None
         for shard in shards:

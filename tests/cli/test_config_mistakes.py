@@ -19,9 +19,9 @@ RUN = "model: {path: m}\ndata: {source: 'task:cipher'}\n"
     [
         (b"name: caf\xe9\n", ["config = ", "not valid YAML", "utf-8"]),
         (b"model:\n\tpath: m\n", ["config = ", "not valid YAML", "line 2"]),
-        (b"optimizer: {lr: 1}\nname: a\noptimizer: {steps: 2}\n", ["optimizer stands twice"]),
+        (b"optimizer: {lr: 1}\nname: a\noptimizer: {steps: 2}\n", ["optimizer appears twice"]),
         (b"include: [a, b]\n", ["include = ['a', 'b']", "name one file"]),
-        (b"- a\n", ["must hold a mapping"]),
+        (b"- a\n", ["must contain a mapping"]),
     ],
 )
 def test_a_file_that_is_none(content: bytes, words: list[str], tmp_path: Path) -> None:
@@ -47,8 +47,8 @@ def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
         ("rollout.temperature=.inf", "rollout.temperature = inf: input should be a finite number"),
         ("eval.pass_at=[]", "eval.pass_at = []: list should have at least 1 item"),
         ("eval.pass_at=[0]", "eval.pass_at.0 = 0: input should be greater than 0"),
-        ("eval=", "eval = None: is a section: give its fields"),
-        ("model=m", "model = m: is a section: give its fields"),
+        ("eval=", "eval = None: is a section: write its fields"),
+        ("model=m", "model = m: is a section: write its fields"),
         ("verifier.rule=maths", "verifier.rule = maths: use one of auto, math, "),
         ("launch.time=soon", "launch.time = soon: write it as sbatch takes it: minutes, "),
         ("teachers=[{name: a, pth: b}]", "teachers.0.pth = b: unknown field; did you mean path?"),

@@ -53,7 +53,7 @@ def train(ranks: Ranks, model: Path, url: str, source: Path, here: Path, *overri
 
 
 def test_six_records_in_parquet(ranks: Ranks, model: Path, url: str, tmp_path: Path) -> None:
-    """Of six, one stands twice and one is too long; a step of four takes the other four, the second all again."""
+    """Of six, one appears twice and one is too long; a step of four takes the other four, the second all again."""
     texts = [f"What is {number} + {number}?" for number in range(4)]
     records = [
         {

@@ -216,7 +216,7 @@ def test_megatrons_cross_entropy_is_not_used(model: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_raw_block_may_not_change_what_is_settled(model: Path, name: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"megatron.{name} = {value}: the trainer sets it to .*; leave it out"):
+    with pytest.raises(UserError, match=f"megatron.{name} = {value}: the trainer sets it to .*; remove it"):
         config_with(model, {name: value})
 
 

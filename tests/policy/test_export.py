@@ -169,7 +169,7 @@ def test_damaged_checkpoint_of_a_run(hf: Path, tmp_path: Path, capsys: pytest.Ca
 def test_checkpoint_that_was_never_finished(hf: Path, tmp_path: Path) -> None:
     checkpoint, _ = saved_run(hf, tmp_path)
     (checkpoint / "manifest.json").unlink()
-    with pytest.raises(UserError, match="it was never finished"):
+    with pytest.raises(UserError, match="writing was interrupted"):
         megatron_to_hf(checkpoint, tmp_path / "back", template=hf)
 
 
@@ -187,18 +187,18 @@ def config_says(megatron: Path, **fields: Any) -> None:
     ("damage", "message"),
     [
         (lambda m: shutil.rmtree(m / "state"), "has no state/"),
-        (lambda m: shutil.rmtree(m / "hf"), "it was never finished"),
+        (lambda m: shutil.rmtree(m / "hf"), "writing was interrupted"),
         (lambda m: (m / "state" / "metadata.json").unlink(), "has no metadata.json"),
         (lambda m: (m / "state" / ".metadata").unlink(), "has no .metadata"),
         (lambda m: (m / "state" / "common.pt").unlink(), "has no common.pt"),
         (lambda m: cut(m / "state" / ".metadata"), "is damaged"),
-        (lambda m: cut(next((m / "state").glob("*.distcp"))), "is missing or cut short"),
-        (lambda m: next((m / "state").glob("*.distcp")).unlink(), "is missing or cut short"),
+        (lambda m: cut(next((m / "state").glob("*.distcp"))), "is missing or truncated"),
+        (lambda m: next((m / "state").glob("*.distcp")).unlink(), "is missing or truncated"),
         (lambda m: config_says(m, hidden_size=64), r"embedding.* is \[96, 48\] instead of \[96, 64\]"),
         (lambda m: config_says(m, intermediate_size=96), r"linear_fc1.* is \[4, 160, 48\] instead of \[4, 192, 48\]"),
         (lambda m: config_says(m, num_key_value_heads=4), "linear_qkv.weight is .* instead of"),
         (lambda m: config_says(m, vocab_size=120), r"embedding.* is \[96, 48\] instead of \[120, 48\]"),
-        (lambda m: config_says(m, tie_word_embeddings=True), "an output layer of its own"),
+        (lambda m: config_says(m, tie_word_embeddings=True), "a separate output layer"),
         (lambda m: config_says(m, model_type="llama"), "q_layernorm.weight is unexpected"),
         (lambda m: config_says(m, model_type="qwen2"), "linear_qkv.bias is missing"),
         (lambda m: config_says(m, model_type="gpt2"), "model_type gpt2 is not supported"),
@@ -215,7 +215,7 @@ def test_half_or_wrong_megatron_folder(
 
 def test_training_refuses_a_cut_megatron_folder(megatron: Path) -> None:
     cut(next((megatron / "state").glob("*.distcp")))
-    with pytest.raises(UserError, match="is missing or cut short"):
+    with pytest.raises(UserError, match="is missing or truncated"):
         build_policy(make_config(megatron))
 
 
