@@ -162,7 +162,7 @@ def _use_local_modules(layer: ModuleSpec, hf: HFModel) -> None:
 
 
 def _use_own_modules(layer: ModuleSpec, hf: HFModel) -> None:
-    """Add our modules for what megatron-core has no layers for, local or Transformer Engine's (not run with those yet)."""
+    """Add our modules for features without layers in megatron-core. Not run with Transformer Engine yet."""
     parts, norms = layer.submodules, hf.norms
     attention = parts.self_attention.submodules
     if not norms.before:
