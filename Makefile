@@ -40,7 +40,7 @@ quickstart: setup  ## train a small model from start to end on this machine, and
 PYTEST := $(BIN)/python -m pytest -q --durations=15 --durations-min=2
 # Two processes, each taking file after file: what a file's tests share is made once.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
-EXTRA := slurm or nemo or sinks or triton or image or docs
+EXTRA := slurm or nemo or sinks or triton or image or docs or extra
 HEAVY := ranks or server or slow or $(EXTRA)
 
 test-fast: $(TRAINER)  ## tests without ranks or engines, none above two CPU seconds: while you write
@@ -52,8 +52,10 @@ CPU_LIMIT ?= 4
 test: setup  ## the tests before every change: with ranks and real SGLang engines
 	$(PYTEST) $(TWO) -m "not ($(EXTRA))" $(PYTEST_ARGS)
 
+# Slurm's tests share the machine's one Slurm: in one process, after the others. 5: PYTEST_ARGS selects none of them.
 test-extra: setup $(TRITON) $(NEMO) $(SINKS) $(DOCS) slurm  ## what needs more installed: Slurm (as root, by apt-get), NeMo-Run, trackers, Triton, the site, images
-	$(PYTEST) -m "$(EXTRA)" $(PYTEST_ARGS)
+	$(PYTEST) $(TWO) -m "($(EXTRA)) and not slurm" $(PYTEST_ARGS) || [ $$? = 5 ]
+	$(PYTEST) -m slurm $(PYTEST_ARGS) || [ $$? = 5 ]
 
 test-all:  ## test, then test-extra
 	@$(MAKE) --no-print-directory test

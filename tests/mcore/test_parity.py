@@ -63,6 +63,7 @@ def oracles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
 
 
 def check(found: dict[str, Any]) -> None:
+    print(found)  # figures for a reader: pytest -s
     errors = {name: found[name] for name in ("logp", "loss", "grad_norm", "weights")}
     assert max(errors.values()) < TOLERANCE, errors
     assert found["names"], "named_weights and the HF model name different tensors"
