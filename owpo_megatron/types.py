@@ -46,7 +46,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Log-probs are always of logits / temperature, before top-p."""
+    """Sampling parameters. Log-probs are always those of logits / temperature, before top-p."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -82,7 +82,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class GradingItem:
-    """What a verifier sees of one response."""
+    """Input of a verifier for one response."""
 
     response: str  # detokenised, special tokens dropped
     answer: str
@@ -94,7 +94,7 @@ class GradingItem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier says of one response; `reason` is "ok" exactly when `correct`."""
+    """Result of a verifier for one response; `reason` is "ok" exactly when `correct`."""
 
     correct: bool
     reason: VerdictReason
@@ -114,7 +114,7 @@ class Group:
 # ---------------------------------------------------------------------------------------------- training
 @dataclass(frozen=True)
 class ReferenceVersion:
-    """Which policy the reference is: saved in every checkpoint, stamped on every batch and metrics line.
+    """Identity of the reference: saved in every checkpoint, recorded in every batch and metrics line.
 
     Example:
         ReferenceVersion(ref_id=2, source_step=160, reason="interval", hash="9f2c...")
@@ -140,10 +140,10 @@ class Sample:
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]  # [L]
-    advantage: float | torch.Tensor  # of every token, or one per token [L]
+    advantage: float | torch.Tensor  # shared by all tokens, or one per token [L]
     active: bool  # takes part in the reweighting (top n_act of its group)
     behaviour_logp: tuple[float, ...]  # [L]
-    old_logp: torch.Tensor | None = None  # [L] fp32; None: the policy's own, detached (one update a step)
+    old_logp: torch.Tensor | None = None  # [L] fp32; None: the policy's own, detached (one update per step)
     ref_logp: torch.Tensor | None = None  # [L] fp32; None: not needed, or equal to old (see `ref_is_old`)
     ref_is_old: bool = False  # the reference has the weights of the old policy: the ratio is exactly 1
     masked: bool = False  # out of the loss (its verification failed): its tokens count nowhere
@@ -158,7 +158,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Per-token inputs of the loss for one packed microbatch: all [T], fp32 unless said.
+    """Per-token inputs of the loss for one packed microbatch: all [T], fp32 unless noted.
 
     Only response tokens have `mask_T` True; the values elsewhere are zeros and carry no meaning.
     """
@@ -202,7 +202,7 @@ class Verifier(Protocol):
 
 
 class Stateful(Protocol):
-    """What a checkpoint keeps of a part, as plain JSON."""
+    """Return the part's state to save in a checkpoint, as plain JSON."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -237,7 +237,7 @@ class RolloutEngine(Protocol):
         progress: Progress | None = None,
         finished: Finished | None = None,
     ) -> list[Rollout]:
-        """Draw one response a request, in submission order. Raises EngineError when an engine stays dead.
+        """Draw one response per request, in submission order. Raises EngineError when an engine stays dead.
 
         `finished` is called in the calling thread, exactly once for each request, in any order.
         """
@@ -253,7 +253,7 @@ class Policy(Protocol):
 
     @property
     def logp_mode(self) -> LogpMode:
-        """How the last `logprobs` were computed."""
+        """Mode in which the last `logprobs` were computed."""
 
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """fp32 log-probs [L] of each sample's response tokens at the rollout temperature."""
@@ -289,13 +289,13 @@ class LogprobSource(Protocol):
 
     @property
     def logp_mode(self) -> LogpMode:
-        """How the last `logprobs` were computed."""
+        """Mode in which the last `logprobs` were computed."""
 
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """fp32 log-probs [L] of each sample's response tokens."""
 
     def identity(self) -> str:
-        """Which weights these are; a resumed run compares it."""
+        """Return the identity of these weights, which a resumed run compares."""
 
 
 class Reference(LogprobSource, Stateful, Protocol):

@@ -1,4 +1,4 @@
-"""What a device must offer to the head: logits of a chunk of rows, their statistics, their gradient, and three GEMMs.
+"""Interface of the head's backends: logits of a chunk of rows, their statistics, their gradient, and three GEMMs.
 
 And which implementation a device gets, decided here alone.
 
@@ -58,7 +58,7 @@ class ForwardBackend(Protocol):
     """Logits of one weight on one kind of device."""
 
     def chunk_rows(self, columns: int) -> int:
-        """Rows whose logits exist at the same time for a weight of `columns` rows, unless the caller says otherwise.
+        """Rows whose logits exist at the same time for a weight of `columns` rows, unless the caller sets it.
 
         `columns` counts padding too: it is the same on every tensor-parallel rank, and so must the chunks be, of which
         each is a collective.
@@ -84,7 +84,7 @@ class Backend(ForwardBackend, Protocol):
 
 
 def exact_backend(weight_VH: torch.Tensor, inverse_temperature: float, name: BackendName) -> Backend:
-    """For log-probs and gradients of a weight without padding."""
+    """Choose the backend for log-probs and gradients of a weight without padding."""
     if _use_triton(weight_VH, name):
         from owpo_megatron.head.triton_backend import TritonBackend
 
@@ -97,7 +97,7 @@ def exact_backend(weight_VH: torch.Tensor, inverse_temperature: float, name: Bac
 def fp8_backend(
     weight_VH: torch.Tensor, fp8_weight: Fp8Weight, inverse_temperature: float, refine: bool, name: BackendName
 ) -> ForwardBackend:
-    """For log-probs in FP8; `fp8_weight` is `weight_VH` quantised."""
+    """Choose the backend for log-probs in FP8; `fp8_weight` is `weight_VH` quantised."""
     if _use_triton(weight_VH, name):
         from owpo_megatron.head.triton_fp8 import TritonFp8Backend
 

@@ -22,7 +22,7 @@ CANDIDATES = 32  # 16 already give a mean error of 2e-4; flat distributions need
 
 
 def quantise(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(e4m3 values, fp32 scale) with values * scale ~ tensor: one scale a tensor, from its largest magnitude now."""
+    """Return (e4m3 values, fp32 scale) with values * scale ~ tensor: one scale per tensor, by its largest value."""
     scale = tensor.abs().amax().float().clamp(min=1e-12) / E4M3_MAX
     return (tensor.float() / scale).to(torch.float8_e4m3fn), scale
 

@@ -30,7 +30,7 @@ class FormedGradients:
 
     @property
     def sum_VH(self) -> torch.Tensor | None:
-        """Where chunks add the weight's gradient; None: it is not wanted."""
+        """Buffer to which chunks add the weight's gradient; None if it is not needed."""
         return self.dweight_VH if self.dweight_VH is not None else self._main_grad
 
     def finish(self) -> None:
@@ -72,7 +72,7 @@ class _Attach(torch.autograd.Function):
 
 
 def _added_to_main_grad(weight_VH: torch.Tensor) -> torch.Tensor:
-    """The stand-in for a gradient that was added already, so that megatron's hook fires (overlap_grad_reduce waits).
+    """Return a dummy for a gradient that was already added, so that megatron's hook fires (overlap_grad_reduce waits).
 
     As in megatron's linear layers: the mark keeps the hook from adding it, unless the weight is an embedding too
     (`zero_out_wgrad`), where it is summed with the embedding's gradient and must be zeros.

@@ -26,7 +26,7 @@ _TYPE: dict[LogpMode, type[LogProbs]] = {"exact": ExactLogProbs, "fp8_refined": 
 
 @dataclass(frozen=True)
 class HeadRows:
-    """How many rows went where."""
+    """Counts of rows by path."""
 
     total: int
     forward: int  # of the row mask
@@ -35,7 +35,7 @@ class HeadRows:
 
 @dataclass(frozen=True)
 class HeadLoss:
-    """What `Head.loss` returns. Everything but `loss_sum` is detached."""
+    """Result of `Head.loss`. Everything but `loss_sum` is detached."""
 
     loss_sum: torch.Tensor  # differentiable in h and the weight
     count: torch.Tensor  # what the sum over the whole minibatch is divided by
@@ -87,7 +87,7 @@ class Head:
             h_TH: final hidden states, the same on every tensor-parallel rank.
             target_T: int64 global token ids; read only where `row_mask_T`.
             row_mask_T: bool; other rows are skipped and are zero in the result. The same on every rank.
-            mode: "exact", "fp8_refined" or "fp8_raw"; the result's type says which.
+            mode: "exact", "fp8_refined" or "fp8_raw"; it determines the type of the result.
 
         Returns:
             float32 results, or float64 for float64 inputs: the same on every rank of the group, and the same bits as
@@ -203,7 +203,7 @@ class _Rows:
         self._total, self._index_R = total, index_R
 
     def places(self, chunk: slice) -> torch.Tensor | slice:
-        """Where the rows of a chunk are among all rows."""
+        """Return the indices of a chunk's rows among all rows."""
         return chunk if self._index_R is None else self._index_R[chunk]
 
     def spread(self, value_R: torch.Tensor) -> torch.Tensor:

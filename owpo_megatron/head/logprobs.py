@@ -1,4 +1,4 @@
-"""What a log-prob pass gives, in types that say how exact it is, so that rounding never decides a ratio."""
+"""Results of log-prob passes, in types that carry their exactness, so that rounding never decides a ratio."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from owpo_megatron.types import LogpMode, ReferenceNeed
 
 COMPARABLE: frozenset[LogpMode] = frozenset({"exact", "fp8_refined"})
-"""Modes whose log-probs may stand in a ratio, with each other too."""
+"""Modes whose log-probs may be used in a ratio, also with each other."""
 LEARNABLE: frozenset[LogpMode] = COMPARABLE | {"engine"}
 """Modes of what a policy may be drawn towards: an engine's error is small next to the distance to another model."""
 
@@ -81,7 +81,7 @@ def check_batch(need: ReferenceNeed, old: LogpMode, reference: LogpMode, now: Lo
 
 
 def check_comparable(**modes: LogpMode) -> None:
-    """Refuse log-probs that may not stand in a ratio; for numbers that travelled without their type.
+    """Refuse log-probs that may not be used in a ratio; for numbers that have lost their type.
 
     Raises:
         TypeError: one of the modes is not comparable.

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class RowStats:
-    """What is known of some rows once their logits were seen; all [C], the same bits on every rank."""
+    """Statistics of some rows' logits over the whole vocabulary; all [C], with the same bits on every rank."""
 
     lse_C: torch.Tensor
     logp_C: torch.Tensor
@@ -43,7 +43,7 @@ class VocabShard:
 
     @property
     def valid_rows(self) -> int:
-        """Rows of this rank's weight that are not padding; padding stands at the end of the whole vocabulary."""
+        """Rows of this rank's weight that are not padding; padding is at the end of the whole vocabulary."""
         if self.vocab_size is None:
             return self.local_rows
         assert self.vocab_size <= self.local_rows * self.ranks, (
@@ -57,10 +57,10 @@ class VocabShard:
         return column_C.masked_fill((column_C < 0) | (column_C >= self.valid_rows), -1)
 
     def combine(self, local_4C: torch.Tensor) -> RowStats:
-        """Statistics over the whole vocabulary from each rank's own: one collective of four numbers a row.
+        """Combine each rank's statistics over the vocabulary: one collective of four numbers per row.
 
         Args:
-            local_4C: of this rank's columns: max m, sum e^(z - m), z of the target (0 where another rank has it),
+            local_4C: this rank's statistics: max m, sum e^(z - m), the target's z (0 if another rank has it),
                 sum (z - m) e^(z - m). m is the most negative number where there is no column.
         """
         max_KC, sum_KC, target_KC, moment_KC = self._gather(local_4C).unbind(dim=1)

@@ -111,7 +111,7 @@ class TorchLogits:
             if dentropy_C is None:
                 torch.mul(self._exp_CV[from_B], (-dlogp_K * scale_K)[block, None], out=out_KV[block])
                 continue
-            assert self._shifted_CV is not None, "chunks() was not told of the entropy's gradient"
+            assert self._shifted_CV is not None, "chunks() was called without the entropy's gradient"
             factor_BV = self._shifted_CV[from_B] * dentropy_K[block, None] + constant_K[block, None]
             torch.mul(self._exp_CV[from_B] * factor_BV, -scale_K[block, None], out=out_KV[block])
         here_K = column_K >= 0

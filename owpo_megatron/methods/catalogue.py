@@ -214,7 +214,7 @@ def _built_in() -> dict[str, type[Method]]:
 
 
 def _entry_points() -> dict[str, EntryPoint]:
-    """By method name.
+    """Find a method by its name.
 
     Raises:
         UserError: two packages have methods of one name.

@@ -82,7 +82,7 @@ def _evaluated(
 
 
 def _check_prepare(method: Method, views: Sequence[SampleView]) -> None:
-    """With fewer samples, as many as the declared coupling needs, the answer must be the same."""
+    """Check that the result is the same with only as many samples as the declared coupling needs."""
     together = checked_prepare(method, views)
     if method.coupling == "minibatch":
         return

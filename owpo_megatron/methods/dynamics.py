@@ -1,4 +1,4 @@
-"""How hard a method pushes, and which way, as the policy leaves its reference: the curves of the paper's Figure 3."""
+"""Gradient weight of a method as the policy moves away from its reference: the curves of the paper's Figure 3."""
 
 from __future__ import annotations
 

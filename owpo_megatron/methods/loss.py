@@ -1,4 +1,4 @@
-"""From a method's value per token to the loss: masks, the correction for the engine, divisor, sums.
+"""Turn a method's value per token into the loss: masks, the correction for the engine, divisor, sums.
 
 Losses are sums with a count: the division happens once, after the last microbatch of the last rank.
 
@@ -28,7 +28,7 @@ class Loss:
 
 
 class Chunk(NamedTuple):
-    """What one chunk adds to the loss, and its gradient."""
+    """Contribution of one chunk to the loss, and its gradient."""
 
     dlogp_C: torch.Tensor  # d loss_sum / d logp; exactly 0 where a token has no gradient
     dentropy_C: torch.Tensor | None  # d loss_sum / d entropy; None without an entropy bonus
@@ -36,7 +36,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Division:
-    """How the values of a microbatch become its sum.
+    """Reduction of a microbatch's values to its sum.
 
     Args:
         length_T: what a token's value is divided by before the sum; None: 1. An elementwise division by an integer

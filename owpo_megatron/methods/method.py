@@ -1,4 +1,4 @@
-"""What a method is: one frozen dataclass in one file, which declares what it needs and gives a value per token.
+"""Base of all methods: a frozen dataclass in a file of its own, which declares its needs and returns a value per token.
 
 The trainer owns everything around the value: masks, the correction for the engine, the divisor, the sums. No module of
 this room imports torch at its top, so that the configuration can read the declarations.
@@ -30,7 +30,7 @@ Refresh = Literal["interval", "best_of_stage", "fixed"]
 
 @dataclass(frozen=True)
 class ChunkBatch:
-    """What a method sees of one chunk: all [C], fp32 unless said. Samples are not marked: `prepare` is for those."""
+    """Inputs of `terms` for one chunk: all [C], fp32 unless noted. Samples are not marked: `prepare` is for those."""
 
     old_logp_C: torch.Tensor  # sampling policy, through the trainer
     ref_logp_C: torch.Tensor  # reference policy; zeros where the method needs none
@@ -43,7 +43,7 @@ class ChunkBatch:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a method gives for the rows of a chunk.
+    """Result of `terms` for the rows of a chunk.
 
     `metrics` are detached values per token ([C], or [C, K] for a histogram), float or bool. The trainer sums them over
     response tokens in float64; the log has their means over tokens (docs/metrics.md), without a final `_sum`.
@@ -55,7 +55,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class SampleView:
-    """What `prepare` sees of one response that counts; all tensors [L], detached, complete."""
+    """Inputs of `prepare` for one response that counts; all tensors [L], detached, complete."""
 
     now_logp_L: torch.Tensor  # current policy
     old_logp_L: torch.Tensor  # sampling policy
@@ -69,7 +69,7 @@ class SampleView:
 
 @dataclass(frozen=True)
 class StepView:
-    """What `advantages` sees: every sample of a step, in submission order.
+    """Inputs of `advantages`: every sample of a step, in submission order.
 
     Samples with `counts` False (their verification failed, or they were cut off and masked) are not trained on.
     """

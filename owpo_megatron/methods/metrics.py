@@ -1,4 +1,4 @@
-"""What a method reports per token; the trainer sums it over response tokens in float64, microbatches and ranks.
+"""Metrics of a method per token; the trainer sums them in float64 over response tokens, microbatches and ranks.
 
 "Reference tokens" are those that have a reference log-prob: of active samples for the OWPO family, all for the other
 methods with a reference. A token outside its metric's set adds 0.
@@ -49,14 +49,14 @@ def every_row(batch: ChunkBatch) -> torch.Tensor:
 def policy_metrics(
     logp_C: torch.Tensor, batch: ChunkBatch, ratio_C: torch.Tensor, cut_C: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Of every method with a ratio; `cut_C` marks the tokens whose gradient clipping removed."""
+    """Return the metrics of methods with a ratio; `cut_C` marks the tokens whose gradient clipping removed."""
     return {"ratio_sum": ratio_C, "kl_old_sum": batch.old_logp_C - logp_C.detach(), "clip_count": cut_C}
 
 
 def reference_metrics(
     logp_C: torch.Tensor, batch: ChunkBatch, has_ref_C: torch.Tensor, push_C: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Of the tokens where `has_ref_C`; `push_C` is d value / d logp, detached."""
+    """Return the metrics of the tokens where `has_ref_C`; `push_C` is d value / d logp, detached."""
     import torch
 
     log_ratio_C = logp_C.detach() - batch.ref_logp_C
@@ -80,7 +80,7 @@ def reference_metrics(
 
 
 def weight_metrics(weight_C: torch.Tensor, batch: ChunkBatch, low: float, high: float) -> dict[str, torch.Tensor]:
-    """Of OWPO's weights w."""
+    """Return the metrics of OWPO's weights w."""
     return {
         "active_tokens": batch.active_C,
         "w_sum": weight_C,

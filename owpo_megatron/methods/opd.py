@@ -1,4 +1,4 @@
-"""On-policy distillation: reverse KL to a fixed teacher on the policy's own samples, without a verifier."""
+"""OPD, on-policy distillation: reverse KL to a fixed teacher on the policy's own samples, without a verifier."""
 
 from __future__ import annotations
 

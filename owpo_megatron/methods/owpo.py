@@ -26,7 +26,7 @@ def token_weights(
 
     Args:
         logp_T: log-probs of the current policy, fp32 or fp64.
-        logp_ref_T: of the reference, from the same kernel; read only where `active_T`.
+        logp_ref_T: log-probs of the reference, from the same kernel; read only where `active_T`.
         advantage_T: only its sign is used; 0 gives w = 1.
         active_T: bool; inactive tokens get exactly 1.
 

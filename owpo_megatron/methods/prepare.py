@@ -1,4 +1,4 @@
-"""What a coupled method needs before its `terms`: complete samples for `prepare`, and its answers for every token.
+"""Inputs of a coupled method's `terms`: complete samples for `prepare`, and its results for every token.
 
 Shapes: L tokens of one response, T packed tokens of a microbatch.
 """
@@ -50,7 +50,7 @@ def prepared_in_microbatch(
 
     Args:
         now_logp_T: the current policy's log-probs, detached.
-        entropy_T: of the current policy.
+        entropy_T: entropy of the current policy.
     """
     views, rows = sample_views(method, batch, now_logp_T, entropy_T), _rows_of_samples(batch)
     given_T: dict[str, torch.Tensor] = {}
@@ -71,7 +71,7 @@ def prepared_in_minibatch(
     """The samples with `given` filled in, for coupling `group` or `minibatch`. The same on every rank that calls it.
 
     Args:
-        samples: of a whole minibatch.
+        samples: all samples of a minibatch.
         now: the current policy's log-probs [L] of each.
         entropies: [L] each, for methods with `needs_entropy`.
     """

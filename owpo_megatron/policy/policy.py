@@ -43,7 +43,7 @@ class MegatronPolicy:
         model: whose weights it starts from (HF, or megatron made by tools/convert_hf_to_megatron.py).
         reference: None for a method without a reference, which then costs no memory.
         hf: what the model is.
-        temperature: of the rollouts; log-probs are of logits / temperature.
+        temperature: sampling temperature of the rollouts; log-probs are those of logits / temperature.
         raw: fields of megatron-core's TransformerConfig, the section `megatron`.
     """
 
@@ -213,7 +213,7 @@ class MegatronPolicy:
 
 
 def _sums(batch: TokenBatch, out: HeadLoss) -> dict[str, torch.Tensor]:
-    """What one microbatch adds to the metrics of an update."""
+    """Return one microbatch's contribution to the metrics of an update."""
     assert batch.behaviour_logp_T is not None
     old_logp_T = out.logp_T if batch.old_logp_T is None else batch.old_logp_T
     gap_T = (old_logp_T - batch.behaviour_logp_T).abs()

@@ -81,7 +81,7 @@ class SlotReference:
         return self.version.hash
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the weights. Collective (hashes them)."""
+        """Return the state to save next to the weights. Collective (hashes them)."""
         identity, version = self.identity(), self.version
         return {
             "ref_id": version.ref_id,

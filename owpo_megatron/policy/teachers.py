@@ -32,7 +32,7 @@ class SlotTeacher:
         return self._policy.logp_mode
 
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """As Policy.logprobs, with the teacher's weights: the same kernels and the rollout temperature."""
+        """Compute Policy.logprobs with the teacher's weights, the same kernels and the rollout temperature."""
         with self._policy.slots.showing(self._name):
             return self._policy.logprobs(samples)
 

@@ -3,7 +3,7 @@
 runs/NAME/
     weights/step_000040/    the policy after 40 steps: state/ and hf/, a converted folder as `model.path` takes it
         score.json          its step and score
-        manifest.json       sha256 of every file; its presence says that the folder is whole
+        manifest.json       sha256 of every file; written last, so its presence marks a complete folder
     best -> weights/step_000040
 
 A folder stays as long as the run's best, the stage's best or a checkpoint on disk refers to it: a resumed run finds the
@@ -92,7 +92,7 @@ class BestWeights:
             self._write(candidate)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which weights; they are on disk already."""
+        """Return the state to save: which weights are best; the weights themselves are on disk already."""
         return {"run": _plain(self.run), "stage": _plain(self._stage.candidate if self._stage else None)}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:

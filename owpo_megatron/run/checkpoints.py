@@ -1,10 +1,10 @@
-"""Checkpoints of a run: one atomic folder a checkpoint, with a manifest of hashes; the newest whole one is resumed.
+"""Checkpoints of a run: an atomic folder each, with a manifest of hashes; a run resumes from the newest complete one.
 
 step_000020/
     state/         policy, optimizer, scheduler and reference (sharded, torch_dist)
     hf/            config.json, tokenizer and the like: with state/ it is a converted folder, as `model.path` takes it
     trainer.json   step, reference version, prompt stream, best evaluations
-    manifest.json  sha256 of every file; its presence says that the folder is whole
+    manifest.json  sha256 of every file; written last, so its presence marks a complete folder
 
 There is no random state to save: nothing is dropped out, prompts come from (seed, epoch), samples from their own seeds.
 """
@@ -58,7 +58,7 @@ class CheckpointFolder:
         return whole_steps(self._root)
 
     def trainer_states(self) -> list[dict[str, Any]]:
-        """Of every checkpoint on disk that can be read, oldest first; their hashes are not looked at."""
+        """Read the states of all readable checkpoints on disk, oldest first, without checking hashes."""
         states = []
         for step in self.steps():
             with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # damaged: never resumed either

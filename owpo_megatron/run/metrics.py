@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a step, the truth that reports and tests read. docs/metrics.md explains every field."""
+"""metrics.jsonl: one line per step, the source for reports and tests. docs/metrics.md explains every field."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class MetricsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def under_way(self) -> dict[str, Any] | None:
-        """The line of the step that has not ended, as it stands: a checkpoint keeps it, see `drop_after`."""
+        """Return the incomplete line of the current step, to be saved in a checkpoint; see `drop_after`."""
         return self._open.as_dict() if self._open else None
 
     def drop_after(self, step: int, line: dict[str, Any] | None = None) -> None:
@@ -133,7 +133,7 @@ class MetricsFile:
         write_whole(self._path, "".join(text + "\n" for text in kept), durable=True)
 
     def evaluation(self, step: int) -> dict[str, Any] | None:
-        """The scores of this step's evaluation, where it stands in the file."""
+        """Return the scores of this step's evaluation, if the file has them."""
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         return next((line["eval"] for line in map(json.loads, lines) if line["step"] == step and "eval" in line), None)
 

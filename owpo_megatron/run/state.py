@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds, and how a run takes it up again, bit for bit."""
+"""State of a run in a checkpoint, and resuming from it bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RunState:
         rollouts: whose stream is rank 0's.
         metrics: None on the other ranks.
         carry: writes hf/ (config, tokenizer) into a folder; called on rank 0.
-        say: tells a person watching the run.
+        say: prints a line for the person watching the run.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ CLOSE_SECONDS = 60.0  # a tracker's last upload; the run ends without it after t
 
 
 class Tracker(Protocol):
-    """What the trackers have in common. Every method may raise; all are called in one thread, the constructor too."""
+    """Protocol of the trackers. Every method may raise; all, including the constructor, are called in one thread."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of a step, by name."""

@@ -1,4 +1,4 @@
-"""From groups to annotated minibatches: advantages, the active-sample curriculum, old and reference log-probs.
+"""Annotate groups and split them into minibatches: advantages, active samples, old and reference log-probs.
 
 Passes that need not run are not run: the old policy's with one update per step (it is the policy itself), the
 reference's while it has the policy's weights, and the reference's on samples that are not active.
@@ -108,7 +108,7 @@ class BatchBuilder:
         return samples
 
     def _advantages(self, groups: Sequence[Group]) -> list[list[float | torch.Tensor]]:
-        """Of each sibling of each group; 0 for those that do not count.
+        """Return the advantage of each sibling of each group; 0 for those that do not count.
 
         Raises:
             TypeError: the method did not return one number, or one per token, for each sample.
@@ -135,7 +135,7 @@ class BatchBuilder:
         return [sum(groups[start:end], []) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
 
     def _prepared(self, samples: list[Sample], is_first: bool) -> list[Sample]:
-        """What the method prepares, from the log-probs of the present policy.
+        """Call the method's `prepare` with the log-probs of the current policy.
 
         Those of a step's first minibatch are the old policy's, whose pass may have run already.
         """

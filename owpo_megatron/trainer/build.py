@@ -99,7 +99,7 @@ def parts(
 
 
 class _Builder:
-    """What several parts are made of, in the order in which it becomes known."""
+    """Objects that several parts are built from, in the order in which they become available."""
 
     def __init__(
         self,

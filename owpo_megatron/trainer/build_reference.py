@@ -21,9 +21,9 @@ class ReferenceBuilder:
         engine: time-outs of the teachers' servers.
         needed: the method has a reference or teachers, and this run will use them.
         is_main: global rank 0, which talks to teachers' servers.
-        domains: of the training prompts, on rank 0.
-        progress: of the scoring by teachers' servers.
-        stack: what has to be closed is entered here.
+        domains: domains of the training prompts, on rank 0.
+        progress: reports the scoring by teachers' servers.
+        stack: receives everything that must be closed.
 
     Raises:
         UserError: a folder holds another model, a domain has no teacher, or a teacher's server does not answer.

@@ -1,4 +1,4 @@
-"""What a person watching the run sees: plain words, progress bars, one row a step."""
+"""Terminal output of a run: messages, progress bars, one line per step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def headline(config: Config, parameters: int) -> str:
 
 
 class RunConsole:
-    """Global rank 0's voice: a bar for the whole run, a bar for the generation under way, a line a step.
+    """Terminal output of global rank 0: a bar for the run, a bar for the current generation, one line per step.
 
     Bars are drawn on a terminal only; into a file or a pipe go plain lines.
     """

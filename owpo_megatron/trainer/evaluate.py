@@ -29,8 +29,8 @@ def prepare_sets(
 
     Args:
         rule: the verifier's, for the held-out problems.
-        seed: of the order of options.
-        date: what chat templates print as today.
+        seed: seed for shuffling answer options.
+        date: date that chat templates print as today.
 
     Raises:
         UserError: a set is not known, not found or faulty.

@@ -19,7 +19,7 @@ class Rollouts(Protocol):
 
 
 class Batches(Protocol):
-    """From rewards to what the method needs: advantages, active samples, old and reference log-probs."""
+    """Turns rewards into the method's inputs: advantages, active samples, old and reference log-probs."""
 
     def prepare(self, groups: Sequence[Group], step: int, log: StepLog) -> Iterator[list[Sample]]:
         """The step's minibatches. All log-probs are of the policy and the reference at the step's start."""
@@ -33,7 +33,7 @@ class Engines(Protocol):
 
 
 class Record(Protocol):
-    """What the run leaves on disk, and what it resumes from. Every method is collective."""
+    """Writes the run's files and resumes from them. Every method is collective."""
 
     def restore(self) -> int:
         """Take up the newest checkpoint; returns its step, or 0 with the reference being the initial policy."""

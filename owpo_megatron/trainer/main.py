@@ -14,7 +14,7 @@ from owpo_megatron.run.layout import RunFolder
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: done or stopped on request; 2: the user's mistake; 1: a failure, told in logs/error_rank_N.txt."""
+    """Return the exit code: 0 done or stopped on request; 2 a user's mistake; 1 a failure (logs/error_rank_N.txt)."""
     parser = argparse.ArgumentParser(prog="owpo_megatron.trainer.main", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="resolved YAML configuration of the run")
     parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="changes for this attempt alone")

@@ -1,4 +1,4 @@
-"""Work that only global rank 0 does (engines, verifiers, disk) while the other ranks stand by for it.
+"""Work of global rank 0 alone (engines, verifiers, disk), for which the other ranks wait.
 
 rank 0                            other ranks
 run(work): work()                 run(work): wait for a message
@@ -63,7 +63,7 @@ class MainRank:
         self.run(self._push_with_revival)
 
     def push_again(self) -> None:
-        """On rank 0, inside `run`: the weights of the last `push` once more; every rank takes part."""
+        """Push the weights of the last `push` again, on rank 0 inside `run`; every rank takes part."""
         assert self._sync is not None
         self._broadcast(("weights", None))
         weights = iter(self._weights())

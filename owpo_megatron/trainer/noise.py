@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RewardNoise:
-    """Which rewards of a run are turned around: 1 becomes 0 and 0 becomes 1.
+    """Choice of the rewards to invert, for research: 1 becomes 0 and 0 becomes 1.
 
     A pure function of the run's seed, the prompt's place in the stream and the sibling: two methods with one seed meet
     the same noise, and a resumed run meets it again.
 
     Args:
-        seed: of the run.
-        probability: that a reward is flipped, each independently of the others.
+        seed: the run's seed.
+        probability: probability of inverting a reward, independently of the others.
     """
 
     seed: int
@@ -28,5 +28,5 @@ class RewardNoise:
         return int.from_bytes(digest, "big") < self.probability * 2**64
 
     def reward(self, correct: bool, draw: int, sibling: int) -> float:
-        """What the trainer is told of a response that is `correct`."""
+        """Return the reward of a response, inverted or not."""
         return float(correct != self.flips(draw, sibling))

@@ -1,4 +1,4 @@
-"""What a run leaves on disk while it trains: metrics lines, evaluations, checkpoints, the best weights."""
+"""Write a run's files while it trains: metrics lines, evaluations, checkpoints, the best weights."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which responses count, and what the trainer's reward is: the verifier's, less DAPO's punishment of overlong ones.
+"""Select the responses that count, and shape rewards: the verifier's, minus DAPO's overlong punishment.
 
-Two rewards are kept apart. The *verifier's* (0 or 1) decides which groups dynamic sampling keeps and what the metrics
-call reward: a group that is wrong throughout has nothing to say about right and wrong, however its lengths differ. The
-*shaped* one only goes into the advantages, before they are normalised.
+There are two rewards. The *verifier's* (0 or 1) decides which groups dynamic sampling keeps and is what the metrics
+call reward: a group that is entirely wrong carries no signal about right and wrong, however its lengths differ. The
+*shaped* one is only used for advantages, before they are normalised.
 
 Source: DAPO (arXiv:2503.14476), section 3.4, Eq. 13.
 """

@@ -39,7 +39,7 @@ class RolloutCollector:
 
     Args:
         config: the section `rollout`.
-        seed: of the run.
+        seed: the run's seed.
         noise: rewards that are wrong on purpose (`verifier.flip`).
         engine, verifier, stream: of rank 0; None elsewhere.
         decode: token ids to text.

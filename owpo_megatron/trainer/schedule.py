@@ -1,4 +1,4 @@
-"""When things are due: stages between reference swaps, evaluations, checkpoints."""
+"""Schedule of stages between reference swaps, of evaluations and of checkpoints."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is due after so many finished steps.
+    """Return what is due after this many finished steps.
 
     Example: with `evaluations` every 10 steps, before and after, and 25 steps: after 0, 10, 20 and 25 of them.
     """

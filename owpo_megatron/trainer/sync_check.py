@@ -28,9 +28,9 @@ class LogprobCheck:
 
     Args:
         tolerance: largest mean |difference|.
-        temperature: of the rollouts.
+        temperature: sampling temperature of the rollouts.
         fleet: the engines, on global rank 0; None elsewhere.
-        vocab_size: of the model; the prompts are random tokens, always the same.
+        vocab_size: vocabulary size of the model; the prompts are random tokens, always the same.
     """
 
     def __init__(

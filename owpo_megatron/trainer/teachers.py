@@ -17,8 +17,8 @@ class EngineTeacher:
     """A LogprobSource behind running servers, which global rank 0 asks.
 
     Args:
-        score: of rank 0: log-probs of (prompt ids, response ids) pairs.
-        serves: of rank 0: what the servers say that they serve.
+        score: on rank 0, returns log-probs of (prompt ids, response ids) pairs.
+        serves: on rank 0, the model that the servers report.
     """
 
     logp_mode: LogpMode = "engine"
@@ -45,7 +45,7 @@ class EngineTeacher:
 
 
 class Routing:
-    """Which teacher a domain has.
+    """Return the teacher of a domain.
 
     Example: teachers `a` for maths and `b` without domains: {"maths": "a"}, and "b" for all others.
     """
@@ -89,7 +89,7 @@ class Teachers:
         """The least exact mode among the teachers of the last `logprobs`."""
 
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """Of each sample's own teacher, in submission order; every teacher is asked once. Collective."""
+        """Compute the log-probs of each sample's own teacher, in submission order, one call per teacher. Collective."""
         places: dict[str, list[int]] = {}
         for index, sample in enumerate(samples):
             name = self._routing.teacher(sample.domain)
@@ -109,11 +109,11 @@ class Teachers:
         return False
 
     def identity(self) -> str:
-        """Of every teacher, by name."""
+        """Return the identities of all teachers, by name."""
         return " ".join(f"{name}={self._teachers[name].identity()}" for name in sorted(self._teachers))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: who the teachers are. There is no reference slot: `is_policy`. Collective."""
+        """Return the state to save: the teachers' identities. There is no reference slot: `is_policy`. Collective."""
         return {
             "is_policy": True,
             "teachers": {name: self._teachers[name].identity() for name in sorted(self._teachers)},
@@ -140,7 +140,7 @@ def _least_exact(modes: Sequence[LogpMode]) -> LogpMode:
 
 
 def _short(identity: str | None) -> str:
-    """Hashes by their first digits, what a server says whole."""
+    """Shorten hashes to their first digits; keep what a server reports."""
     if identity is None:
         return "not there"
     return identity if "/" in identity else identity[:12]

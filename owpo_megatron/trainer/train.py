@@ -1,4 +1,4 @@
-"""What is done with a run's parts: train, or evaluate a checkpoint. Every rank calls these."""
+"""Use a run's parts: train, or evaluate a checkpoint. Every rank calls these functions."""
 
 from __future__ import annotations
 
