@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from owpo_megatron.cli.hub import model_folder
 from owpo_megatron.cli.options import JsonFile, err, out
 from owpo_megatron.errors import UserError
 
@@ -47,6 +48,7 @@ def import_hf(
 
     Run it again to go on with an interrupted conversion. Example: owpo convert import --hf Qwen3-8B --out Qwen3-8B-mg
     """
+    hf = model_folder(hf, "--hf")
     _look_at("--hf", hf, out_dir)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everything stays in host memory, wherever this runs
     from owpo_megatron.config import ParallelConfig

@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
 
+from owpo_megatron.cli.hub import load_config
 from owpo_megatron.cli.options import JsonFile, Overrides, out
-from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
 
 _COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -50,7 +50,7 @@ def doctor(
 
     if backend not in _BACKENDS:
         raise UserError("--backend", backend, f"known are {', '.join(_BACKENDS)}")
-    settings = Config.load(config, overrides or []) if config else None
+    settings = load_config(config, overrides or [], weights=False) if config else None
     spread = nodes or (settings.launch.nodes if settings else 1)
     scope = Scope(settings, spread, reach_nodes=nodes is not None, backend=backend)  # type: ignore[arg-type]
     began = time.monotonic()

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from owpo_megatron.cli.exporting import as_hf
+from owpo_megatron.cli.hub import model_folder
 from owpo_megatron.cli.options import err, out, wide
 from owpo_megatron.config import Config, DataConfig, SetConfig, hf_folder
 from owpo_megatron.config.file import apply_override
@@ -80,6 +81,7 @@ def evaluate_all(
     """
     if wish.template not in TEMPLATES and not wish.template.endswith((".jinja", ".jinja2")):
         raise UserError("--template", wish.template, f"use one of {', '.join(TEMPLATES)}, or the path of a .jinja file")
+    models = [model_folder(one, "--model") for one in models]
     targets = [model_target(one, _config_of_model(one, overrides), folder) for one in models]
     for run in runs:
         if not (run / "config.yaml").is_file():

@@ -1,4 +1,4 @@
-"""The `owpo` command. Exit codes: 0 done, 1 a failure, 2 the user's mistake. Imports no torch."""
+"""The `owpo` command. Exit codes: 0 done, 1 failure, 2 user mistake. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.markup import escape
 from owpo_megatron import __version__
 from owpo_megatron.cli.bench import bench
 from owpo_megatron.cli.compare import compare
+from owpo_megatron.cli.config import config
 from owpo_megatron.cli.convert import convert
 from owpo_megatron.cli.data import data
 from owpo_megatron.cli.doctor import doctor
@@ -20,8 +21,11 @@ from owpo_megatron.cli.methods import methods
 from owpo_megatron.cli.options import err, out
 from owpo_megatron.cli.plan import plan
 from owpo_megatron.cli.protocol import protocol
+from owpo_megatron.cli.push import push
 from owpo_megatron.cli.quickstart import quickstart
 from owpo_megatron.cli.report import report
+from owpo_megatron.cli.runs import runs
+from owpo_megatron.cli.samples import samples
 from owpo_megatron.cli.serve import serve
 from owpo_megatron.cli.setup_engine import setup_engine
 from owpo_megatron.cli.train import train
@@ -32,7 +36,7 @@ app = typer.Typer(
     name="owpo",
     help="One-Way Policy Optimization on Megatron and SGLang. Start with: owpo quickstart",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -45,6 +49,10 @@ app.command("plan")(plan)
 app.command("methods")(methods)
 app.add_typer(protocol, name="protocol")
 app.command("report")(report)
+app.command("samples")(samples)
+app.command("runs")(runs)
+app.add_typer(config, name="config")
+app.command("push")(push)
 app.command("serve")(serve)
 app.add_typer(launch, name="launch")
 app.command("doctor")(doctor)

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from owpo_megatron.cli.hub import load_config
 from owpo_megatron.cli.options import ConfigFile, JsonFile, Overrides, out
 
 if TYPE_CHECKING:
@@ -29,10 +30,9 @@ def plan(
 
     Example: owpo plan -c examples/qwen3-8b-base/config.yaml algorithm.name=dapo --gpu-memory 141
     """
-    from owpo_megatron.config import Config
     from owpo_megatron.plan import make_plan
 
-    loaded = Config.load(config, overrides or ())
+    loaded = load_config(config, overrides or (), weights=False)
     made = make_plan(loaded, int(gpu_memory * 2**30), cuda=not cpu)
     par = loaded.parallel
     out.print(

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from owpo_megatron.cli.hub import load_config
 from owpo_megatron.cli.options import ConfigFile, Overrides, out, this_command
 from owpo_megatron.cli.running import run_trainer
-from owpo_megatron.config import Config
 
 
 def train(
@@ -24,6 +24,6 @@ def train(
 
     Example: owpo train -c examples/quickstart/config.yaml optimizer.steps=10 parallel.tp=1
     """
-    settings = Config.load(config, overrides or [])
+    settings = load_config(config, overrides or [])
     if run_trainer(settings, fresh=fresh):
         out.print(f"figures and tables: [bold]{escape(this_command())} report {escape(str(settings.run_dir))}[/bold]")

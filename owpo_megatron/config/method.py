@@ -79,6 +79,8 @@ class RolloutConfig(Section):
     """Exclude responses truncated at max_response_tokens from the loss, group statistics and dynamic sampling."""
     save: bool = True
     """Save every step's rollouts in the run folder (rollouts/), for `rollout.replay`."""
+    save_tokens: int = Field(4, ge=0)
+    """With `save`: prompts per step whose samples keep their tokens' old and reference log-probs, for `owpo samples`."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
     """Texts that end a response, besides the end-of-sequence tokens, e.g. ["Question:"]. The text stays in it."""
     replay: Path | None = None

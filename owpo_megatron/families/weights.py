@@ -6,6 +6,7 @@ expert-parallel rank) and no wrapper prefix.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -163,6 +164,21 @@ def hf_shapes(model: HFModel) -> dict[str, tuple[int, ...]]:
     for name in megatron_names(model):
         shapes |= hf_parts(model, name)
     return shapes
+
+
+def forward_flops(model: HFModel) -> tuple[float, float]:
+    """(FLOPs of a token's forward pass in matrix products, those of attention per token of its sequence).
+
+    Of experts, the chosen ones count; the embedding is a look-up, the head a product. Causal attention sees half of the
+    sequence on average: 2 * 2 * query width / 2 per token and layer, for scores and values.
+    """
+    active = 0.0
+    for name, shape in hf_shapes(model).items():
+        if len(shape) < 2 or ("embed_tokens" in name and not model.tied):
+            continue
+        chosen = model.experts.router.chosen / model.num_experts if model.experts and ".experts." in name else 1.0
+        active += math.prod(shape) * chosen
+    return 2 * active, 2.0 * model.num_layers * model.size("q")
 
 
 def check_weights(model: HFModel, reader: HFReader) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import yaml
 
+from owpo_megatron.report.samples import STYLE as SAMPLE_STYLE
+from owpo_megatron.report.samples import browser
 from owpo_megatron.report.table import rows
 from owpo_megatron.run.metrics_reader import RunMetrics
+from owpo_megatron.samples import ShownSample
 
 _CAPTIONS = {
     "learning": "Left: share of right answers among the rollouts of each step. Right: held-out problems.",
@@ -39,7 +42,7 @@ pre { font-size: 12.5px; line-height: 1.45; overflow-x: auto; margin: 12px 0 0; 
 """
 
 
-def write_page(run: RunMetrics, figures: Sequence[Path], file: Path) -> Path:
+def write_page(run: RunMetrics, figures: Sequence[Path], file: Path, samples: Sequence[ShownSample] = ()) -> Path:
     """Write the page; the figures are embedded, so that the file can be sent alone."""
     facts = "".join(f"<tr><td>{escape(what)}</td><td>{escape(value)}</td></tr>" for what, value in rows(run).items())
     pictures = "".join(_figure(figure) for figure in figures)
@@ -53,12 +56,13 @@ def write_page(run: RunMetrics, figures: Sequence[Path], file: Path) -> Path:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(run.name)}: run report</title>
-<style>{_STYLE}</style>
+<style>{_STYLE}{SAMPLE_STYLE}</style>
 <main>
 <h1>{escape(run.name)}</h1>
 <p class="sub">One-Way Policy Optimization: run report</p>
 <section><table>{facts}</table></section>
 {pictures}
+{browser(samples)}
 {details}
 </main>
 </html>

@@ -8,6 +8,7 @@ runs/NAME/
     weights/step_N/       the best weights; best is a link to one of them (run/best.py)
     hf/                   the final policy as a Hugging Face folder
     rollouts/             a file per step (engine/recorded.py)
+    samples/              their verdicts, a file per step (samples/record.py)
     eval/                 results of evaluations, problem by problem
     logs/                 of ranks and engines
     sync/, report/, launch/
@@ -87,6 +88,11 @@ class RunFolder:
         return self.path / "rollouts"
 
     @property
+    def samples(self) -> Path:
+        """Verdicts and token values of the rollouts."""
+        return self.path / "samples"
+
+    @property
     def evaluations(self) -> Path:
         return self.path / "eval"
 
@@ -97,6 +103,10 @@ class RunFolder:
     @property
     def sync(self) -> Path:
         return self.path / "sync"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     @property
     def report(self) -> Path:

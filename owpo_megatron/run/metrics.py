@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from owpo_megatron.run.files import write_whole
+from owpo_megatron.run.speed import Speed
 from owpo_megatron.types import Sink
 
 # sum of an update -> (field of the line, what it is divided by)
@@ -103,10 +104,12 @@ class MetricsFile:
 
     Args:
         sinks: receive each line once it is on the disk.
+        speed: adds tokens per second and MFU to each step's line; None: neither.
     """
 
-    def __init__(self, path: Path, sinks: Sequence[Sink] = ()):
+    def __init__(self, path: Path, sinks: Sequence[Sink] = (), speed: Speed | None = None):
         self._path = path
+        self._speed = speed
         self._sinks = sinks
         self._open: StepLine | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +157,8 @@ class MetricsFile:
         self._open = line = StepLine(step)
         yield line
         self._open = None
-        self.append(line.as_dict())
+        found = line.as_dict()
+        self.append(found | ({"speed": self._speed.of(found)} if self._speed else {}))
 
 
 @contextlib.contextmanager

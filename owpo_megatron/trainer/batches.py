@@ -7,7 +7,7 @@ reference's while it has the policy's weights, and the reference's on samples th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -27,6 +27,7 @@ class BatchBuilder:
         config: the section `algorithm`.
         group_size: siblings of a prompt that the rollouts ask for, G.
         updates: minibatches per step, `optimizer.updates_per_step`.
+        record: called with (step, groups, their samples with all log-probs) on the rank that has it.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class BatchBuilder:
         method: Method,
         policy: Policy,
         reference: Reference,
+        record: Callable[[int, Sequence[Group], Sequence[Sample]], None] | None = None,
     ):
         self._algorithm = config
         self._group_size = group_size
@@ -48,6 +50,7 @@ class BatchBuilder:
         self._method = method
         self._policy = policy
         self._reference = reference
+        self._record = record
 
     def prepare(self, groups: Sequence[Group], step: int, log: StepLog) -> Iterator[list[Sample]]:
         """The step's minibatches, one after the other, with what the method needs.
@@ -69,6 +72,11 @@ class BatchBuilder:
             with log.timed("logp_ref"):
                 wanted_all = method.needs_reference != "active"
                 minibatches = [_with_reference(samples, self._reference, wanted_all) for samples in minibatches]
+        everything = [sample for minibatch in minibatches for sample in minibatch]
+        packed = sum(len(sample.prompt_ids) + len(sample.response_ids) for sample in everything)
+        log.add(samples_trained=len(everything), tokens_packed=packed)
+        if self._record:
+            self._record(step, groups, everything)
         for index, samples in enumerate(minibatches):
             if method.coupling in ("group", "minibatch"):
                 with log.timed("logp_now"):

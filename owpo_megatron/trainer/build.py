@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from owpo_megatron.config import HF_FILES, Config, hf_folder
 from owpo_megatron.conversion import carry_files
@@ -19,7 +21,7 @@ from owpo_megatron.engine.command import server_raw
 from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
-from owpo_megatron.families import EngineLayout, check_context, check_parallel, hf_shapes, read_hf_config
+from owpo_megatron.families import EngineLayout, check_context, check_parallel, forward_flops, hf_shapes, read_hf_config
 from owpo_megatron.mcore.topology import Topology, close_topology, init_topology
 from owpo_megatron.methods import Method, check_coupling, make_method
 from owpo_megatron.policy import MegatronPolicy, SlotReference
@@ -27,7 +29,9 @@ from owpo_megatron.run.best import BestWeights
 from owpo_megatron.run.checkpoints import CheckpointFolder, began_on
 from owpo_megatron.run.layout import RunFolder
 from owpo_megatron.run.metrics import MetricsFile
+from owpo_megatron.run.speed import Speed, peak_flops
 from owpo_megatron.run.state import RunState
+from owpo_megatron.samples import SampleRecorder
 from owpo_megatron.sinks import make_sinks
 from owpo_megatron.sync import fp8_engine_arguments, make_sync
 from owpo_megatron.trainer.batches import BatchBuilder
@@ -37,6 +41,7 @@ from owpo_megatron.trainer.evaluate import Evaluator, prepare_sets
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.noise import RewardNoise
 from owpo_megatron.trainer.parts import Parts
+from owpo_megatron.trainer.profile import StepProfiler
 from owpo_megatron.trainer.record import RunRecord
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.rollouts import RolloutCollector
@@ -44,9 +49,9 @@ from owpo_megatron.trainer.schedule import Schedule, StagePlan
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
 from owpo_megatron.types import (
+    Group,
     Prompt,
     PromptStream,
-    Rollout,
     RolloutEngine,
     Sink,
     Verifier,
@@ -124,6 +129,8 @@ class _Builder:
         self.say: Callable[[str], None] = self.console.say if self.console else _say_nothing
         self.progress = self.console.working if self.console else None
         self.tokenizer: Tokenizer | None = load_tokenizer(self.model_files) if self.is_main else None
+        keeps_samples = self.is_main and config.rollout.save and not evaluation_only
+        self.recorder = SampleRecorder(self.folder.samples, config.rollout.save_tokens) if keeps_samples else None
         self.checkpoints = CheckpointFolder(self.folder.checkpoints, config.checkpoint.keep)
         # A template that prints the date prints the same after midnight: checkpoints keep the day.
         kept = began_on(checkpoint) if checkpoint else self.checkpoints.began_on()
@@ -161,11 +168,13 @@ class _Builder:
             method,
             policy,
             reference,
+            self.recorder.trained if self.recorder else None,
         )
         evaluator = self._evaluator(engine, verifier)
         stop = StopSignal(topology.any, self.stop_file if self.is_main else None)
         sinks = self._sinks()
-        metrics = MetricsFile(self.folder.metrics, sinks) if self.is_main else None
+        metrics = MetricsFile(self.folder.metrics, sinks, self._speed()) if self.is_main else None
+        profiler = StepProfiler(config.profile, self.folder.profile, topology.rank)
         checkpoints = self.checkpoints
         chooser = ratchet if schedule.stages.chooses_best else None
         best = BestWeights(
@@ -188,7 +197,7 @@ class _Builder:
             rollouts=rollouts,
             batches=batches,
             evaluator=evaluator,
-            record=RunRecord(main, state, best, metrics, evaluator, stop, sinks),
+            record=RunRecord(main, state, best, metrics, evaluator, stop, sinks, profiler),
             state=state,
             best=best,
             stop=stop,
@@ -353,9 +362,18 @@ class _Builder:
         (folder / HF_FILES).mkdir()
         carry_files(self.model_files, folder / HF_FILES)
 
-    def _keep_rollouts(self, step: int, rollouts: Iterable[Rollout]) -> None:
-        if self.config.rollout.save and not self.config.rollout.replay:
-            save_rollouts(rollouts_path(self.folder.rollouts, step + 1), rollouts)
+    def _keep_rollouts(self, step: int, groups: Sequence[Group], kept: Sequence[Group]) -> None:
+        if self.recorder is not None:
+            if not self.config.rollout.replay:
+                rollouts = [rollout for group in groups for rollout in group.rollouts]
+                save_rollouts(rollouts_path(self.folder.rollouts, step + 1), rollouts)
+            self.recorder.graded(step, groups, kept)
+
+    def _speed(self) -> Speed:
+        """What a token's forward pass costs, from the shapes of the weights."""
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        peak = peak_flops(device, self.config.model.dtype)
+        return Speed(*forward_flops(self.hf), ranks=self.config.parallel.world_size, peak=peak)
 
 
 def _nothing_to_revive(error: Exception) -> int:

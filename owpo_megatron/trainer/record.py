@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from owpo_megatron.run.best import BestWeights
@@ -12,6 +12,7 @@ from owpo_megatron.run.metrics import MetricsFile, silent_step
 from owpo_megatron.run.state import RunState
 from owpo_megatron.trainer.evaluate import Evaluator
 from owpo_megatron.trainer.main_rank import MainRank
+from owpo_megatron.trainer.profile import StepProfiler
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.types import Sink, StepLog
 
@@ -22,6 +23,7 @@ class RunRecord:
     Args:
         metrics, evaluator: of global rank 0; None elsewhere. `evaluator` is None where nothing is evaluated, too.
         sinks: receive checkpoints, on global rank 0.
+        profiler: of this rank; None: no step is profiled.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class RunRecord:
         evaluator: Evaluator | None,
         stop: StopSignal,
         sinks: Sequence[Sink],
+        profiler: StepProfiler | None = None,
     ):
         self._main = main
         self._state = state
@@ -41,6 +44,7 @@ class RunRecord:
         self._evaluator = evaluator
         self._stop = stop
         self._sinks = sinks
+        self._profiler = profiler
 
     def restore(self) -> int:
         return self._state.restore()
@@ -64,8 +68,11 @@ class RunRecord:
 
         self._best.consider(step, self._main.run(work))
 
-    def step(self, step: int) -> AbstractContextManager[StepLog]:
-        return self._metrics.step(step) if self._metrics else silent_step(step)
+    @contextmanager
+    def step(self, step: int) -> Iterator[StepLog]:
+        with self._profiler.around(step + 1) if self._profiler else nullcontext():
+            with self._metrics.step(step) if self._metrics else silent_step(step) as log:
+                yield log
 
     def stop_requested(self) -> bool:
         return self._stop.requested()

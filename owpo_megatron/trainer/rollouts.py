@@ -45,7 +45,7 @@ class RolloutCollector:
         decode: token ids to text.
         check_verdicts: raises where not one of a round's answers could be graded.
         date: what the prompts' template printed as today; goes into checkpoints.
-        record: called on rank 0 with (step, all rollouts that were generated, kept or not).
+        record: called on rank 0 with (step, all groups that were generated, those of them that are kept).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RolloutCollector:
         decode: Callable[[Sequence[int]], str],
         stop_token_ids: tuple[int, ...],
         dynamic_sampling: bool,
-        record: Callable[[int, Sequence[Rollout]], None],
+        record: Callable[[int, Sequence[Group], Sequence[Group]], None],
         progress: Progress | None = None,
         date: datetime.date | None = None,
         check_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
@@ -113,9 +113,8 @@ class RolloutCollector:
             fresh = self._generate(self._how_many(wanted, len(kept), len(seen)), log)
             seen.extend(fresh)
             kept.extend(group for group in fresh if not self._dynamic or self._rules.is_mixed(group))
-        rollouts = [rollout for group in seen for rollout in group.rollouts]
-        self._record(step, rollouts)
         kept = kept[:wanted]
+        self._record(step, seen, kept)
         return kept, self._facts(seen, kept, rounds=rounds)
 
     def _how_many(self, wanted: int, kept: int, seen: int) -> int:

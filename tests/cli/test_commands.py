@@ -24,6 +24,14 @@ COMMANDS = {
     "protocol two-stage": ["-c", "--config", "--no-run", "FIELD=VALUE"],
     "protocol self-evolve": ["-c", "--config", "--no-run", "FIELD=VALUE"],
     "report": ["--figures", "--no-figures", "RUN_DIR..."],
+    "samples": [
+        *("-n", "--color", "--json", "--limit", "--problem", "--right", "--step", "--wrong", "RUN_DIR"),
+    ],
+    "runs": ["--json", "FOLDER..."],
+    "config show": ["-c", "--config", "--changed", "FIELD=VALUE"],
+    "config explain": ["FIELD"],
+    "config init": ["--data", "--force", "--gpus", "--held-out", "--model", "FILE"],
+    "push": ["--card-only", "--private", "--repo", "RUN_DIR"],
     "serve": [
         "-c",
         "--config",

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "owpo_megatron"
 
 BASE = {"types", "config", "errors"}
 PURE = {"methods", "head", "verifiers", "data", "run"}
-ABOVE_PURE = {"families", "mcore", "conversion", "policy", "engine", "sync", "evaluation", "sinks"}
+ABOVE_PURE = {"families", "mcore", "conversion", "policy", "engine", "sync", "evaluation", "sinks", "samples"}
 ABOVE = {"trainer", "launch", "doctor", "plan", "report", "experiments", "bench", "cli"}
 EVERY_ROOM = BASE | PURE | ABOVE_PURE | ABOVE
 
@@ -35,11 +35,12 @@ MAY_IMPORT = {
     "sync": BASE | {"engine", "run"},
     "evaluation": BASE | {"verifiers", "data", "engine", "run"},
     "sinks": BASE,
+    "samples": BASE | {"run", "engine", "methods"},
     "trainer": BASE | {"methods", "run"},
     "launch": BASE | PURE | ABOVE_PURE,
     "plan": BASE | {"methods", "head", "families", "mcore", "engine", "launch"},
     "doctor": BASE | PURE | ABOVE_PURE | {"launch", "plan"},
-    "report": BASE | {"run"},
+    "report": BASE | {"run", "samples"},
     "experiments": BASE | {"methods", "run", "engine", "launch", "report"},
     "bench": EVERY_ROOM - {"cli"},
     "cli": EVERY_ROOM,

@@ -28,6 +28,7 @@ class Run:
         self.config = make_config(Path("unused"), rollout=sizes, optimizer={"updates_per_step": 1})
         self.engine = FakeEngine(respond)
         self.recorded: dict[int, Sequence[Rollout]] = {}
+        self.kept: dict[int, Sequence[Group]] = {}
         self.collector = make_collector(
             self.config,
             alone(),
@@ -37,8 +38,12 @@ class Run:
             decode=lambda ids: "".join(map(str, ids)),
             stop_token_ids=(2,),
             dynamic_sampling=dynamic,
-            record=self.recorded.__setitem__,
+            record=self.record,
         )
+
+    def record(self, step: int, groups: Sequence[Group], kept: Sequence[Group]) -> None:
+        self.recorded[step] = [rollout for group in groups for rollout in group.rollouts]
+        self.kept[step] = kept
 
     def collect(self, step: int = 0) -> tuple[list[Group], dict[str, Any]]:
         log = NoLog()

@@ -131,7 +131,7 @@ def collect(config: Config, kinds: str, wanted_lengths: tuple[int, ...] = (1,)) 
         decode=lambda ids: "".join(map(str, ids)),
         stop_token_ids=(2,),
         dynamic_sampling=True,
-        record=lambda step, rollouts: None,
+        record=lambda step, groups, kept: None,
     )
     log = NoLog()
     groups = collector.collect(0, log)
