@@ -80,7 +80,7 @@ class RolloutConfig(Section):
     save: bool = True
     """Save every step's rollouts in the run folder (rollouts/), for `rollout.replay`."""
     save_tokens: int = Field(4, ge=0)
-    """With `save`: prompts per step whose samples keep their tokens' old and reference log-probs, for `owpo samples`."""
+    """With `save`: prompts per step whose old and reference log-probs per token are kept, for `owpo samples`."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
     """Texts that end a response, besides the end-of-sequence tokens, e.g. ["Question:"]. The text stays in it."""
     replay: Path | None = None

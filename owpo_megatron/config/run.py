@@ -33,7 +33,10 @@ def hf_folder(path: Path, field: str = "model.path") -> Path:
         UserError: neither has a config.json.
     """
     if not path.is_dir():
-        remedy = "no such folder; name an HF folder or a converted megatron folder (for a small model: owpo quickstart)"
+        remedy = (
+            "no such folder; name an HF folder or a converted megatron folder (hf download OWNER/NAME --local-dir "
+            "FOLDER makes one; for a small model: owpo quickstart)"
+        )
         raise UserError(field, path, remedy)
     for folder in (path, path / HF_FILES):
         if (folder / "config.json").is_file():
