@@ -33,13 +33,13 @@ def peak_flops(device: str | None, dtype: str) -> float | None:
 
 @dataclass(frozen=True)
 class Speed:
-    """What a model's passes cost, and what its ranks could do.
+    """Cost of a model's passes, and the peak of its ranks.
 
     Args:
         matmul_flops: of one token's forward pass, 2 per active parameter outside the embedding.
         attention_flops: of one token's forward pass, per token of its sequence, causal: scores and values of half of
             it on average, 2 * layers * query width.
-        ranks: of the trainer.
+        ranks: number of trainer ranks.
         peak: FLOP/s of one rank's device; None: no MFU.
     """
 
@@ -67,5 +67,5 @@ class Speed:
         return found
 
     def flops_per_token(self, length: float) -> float:
-        """Of a forward pass, in sequences of this mean length."""
+        """FLOPs per token of a forward pass over sequences of this mean length."""
         return self.matmul_flops + self.attention_flops * length

@@ -370,7 +370,7 @@ class _Builder:
             self.recorder.graded(step, groups, kept)
 
     def _speed(self) -> Speed:
-        """What a token's forward pass costs, from the shapes of the weights."""
+        """Cost of a forward pass per token, from the shapes of the weights."""
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         peak = peak_flops(device, self.config.model.dtype)
         return Speed(*forward_flops(self.hf), ranks=self.config.parallel.world_size, peak=peak)

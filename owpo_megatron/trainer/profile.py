@@ -12,7 +12,7 @@ from owpo_megatron.config import ProfileConfig
 
 
 class StepProfiler:
-    """Of one rank. Traces are RUN/profile/step_N_rank_R.json.gz, snapshots step_N_rank_R.memory.pickle."""
+    """The profiler of one rank. Traces are RUN/profile/step_N_rank_R.json.gz, snapshots step_N_rank_R.memory.pickle."""
 
     def __init__(self, config: ProfileConfig, folder: Path, rank: int):
         self._steps = set(config.steps) if rank in config.ranks else set()

@@ -23,7 +23,7 @@ class RunRecord:
     Args:
         metrics, evaluator: of global rank 0; None elsewhere. `evaluator` is None where nothing is evaluated, too.
         sinks: receive checkpoints, on global rank 0.
-        profiler: of this rank; None: no step is profiled.
+        profiler: profiles this rank's steps; None: none.
     """
 
     def __init__(
