@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from owpo_megatron.cli.options import JsonFile, err, out
+from owpo_megatron.errors import UserError
 
 if TYPE_CHECKING:
     from owpo_megatron.data import Problem
@@ -32,7 +35,8 @@ def _frame() -> None:
 @data.command("check")
 def check(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A .jsonl or .parquet file, task:NAME, or hub:OWNER/NAME.")
+        str,
+        typer.Argument(metavar="SOURCE", help="A .jsonl, .json, .parquet or .csv file, task:NAME, or hub:OWNER/NAME."),
     ],
     against: Annotated[
         list[str] | None,
@@ -41,9 +45,14 @@ def check(
     overlap: Annotated[
         float, typer.Option(min=0.05, max=1.0, help="Share of an evaluation problem's word sequences that counts.")
     ] = 0.8,
+    rule: Annotated[str, typer.Option(help="The verifier's rule, which has to read the answers.")] = "auto",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="NAME=COLUMN", help="As data.columns: problem=question. Repeatable."),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Repeats, contradictions, doubtful answers, and evaluation problems that stand in the training data.
+    """Find repeats, contradictions, doubtful or unreadable answers, and evaluation problems in training data.
 
     Names like aime24 are looked for in the folder that OWPO_DATA names, then on the hub. A run can leave out what is
     found: data.leave_out and data.against (docs/data.md).
@@ -55,12 +64,27 @@ def check(
     sets = {name: _evaluation_set(name) for name in against or ()}
     with Progress(TextColumn("data"), BarColumn(), TimeElapsedColumn(), console=err, transient=True) as bar:
         task = bar.add_task("data", total=None)
-        report = check_data(source, sets, overlap, lambda done, total: bar.update(task, completed=done, total=total))
+        names = _columns(columns or ())
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        report = check_data(source, sets, overlap, show, rule, names)
     _show(report)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n")
         out.print(f"written: {escape(str(json_file))}")
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    from owpo_megatron.config.data import COLUMNS
+
+    found = {name: column for name, _, column in (pair.partition("=") for pair in pairs)}
+    for name, column in found.items():
+        if name not in COLUMNS or not column:
+            raise UserError("--column", f"{name}={column}", f"write NAME=COLUMN, NAME one of {', '.join(COLUMNS)}")
+    return found
 
 
 def _evaluation_set(name: str) -> list[Problem]:
@@ -85,7 +109,9 @@ def _show(report: DataReport) -> None:
         ("different texts", faults.texts, f"{faults.problems} different in letters and digits"),
         ("repeated", faults.repeated, "same text and answer as an earlier row"),
         ("contradictory", len(faults.contradictory), "texts with several answers: " + _conflicts(faults.contradictory)),
-        ("lookalike", len(faults.lookalike), "the same, told by letters and digits: " + _conflicts(faults.lookalike)),
+        ("lookalike", len(faults.lookalike), "the same by letters and digits alone: " + _conflicts(faults.lookalike)),
+        ("same id", faults.same_id, "rows with the id of an earlier one; a run calls them ID#2, ID#3"),
+        ("unreadable", len(faults.unreadable), "answers that no response can equal: " + _unreadable(faults.unreadable)),
         ("long_answer", len(faults.long_answers), "over 15 digits: " + _first([a for _, a in faults.long_answers])),
     ):
         table.add_row(what, str(count), escape(note.rstrip(": ")))
@@ -113,6 +139,12 @@ def _contamination(sets: tuple[SetContamination, ...]) -> Table:
 
 def _conflicts(found: tuple[Conflict, ...]) -> str:
     return _first([f"{conflict.ids[0]} ({' or '.join(sorted(set(conflict.answers)))})" for conflict in found])
+
+
+def _unreadable(found: tuple[tuple[str, str, str], ...]) -> str:
+    counts = Counter(why for _, why, _ in found)
+    by_reason = ", ".join(f"{count} {why}" for why, count in counts.most_common())
+    return by_reason + (f" (ids {_first([name for name, _, _ in found])})" if found else "")
 
 
 def _first(texts: list[str], shown: int = SHOWN) -> str:

@@ -1,4 +1,4 @@
-"""owpo verify: grade answers from a file, one verdict a line."""
+"""owpo verify: grade answers from a file, one verdict per line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def verify(
         typer.Option(help="math, dapo, gsm8k, multiple_choice, countdown, cipher, python:module:function, or a URL."),
     ] = "math",
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write a line {id, correct, reason, seconds} a case.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write a line {id, correct, reason, seconds} per case."),
     ] = None,
     golds: Annotated[
         bool, typer.Option("--golds", help="CASES is a data set of {id, answer}: grade each answer against itself.")
@@ -37,12 +38,13 @@ def verify(
     workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds from the start of grading one answer.")] = 4.0,
     memory_gb: Annotated[float, typer.Option(min=0.25, help="Address space of a grading process.")] = 2.0,
+    proxy: Annotated[bool, typer.Option("--proxy", help="Reach a URL through the environment's proxy.")] = False,
 ) -> None:
     """Grade answers and say why each is right or wrong. Where cases carry `expected`, count the agreement."""
     from owpo_megatron.verifiers.cases import read_cases, read_golds
 
     read = (read_golds if golds else read_cases)(cases, rule)
-    verdicts = _grade(read, rule, workers, timeout, memory_gb)
+    verdicts = _grade(read, rule, workers, timeout, memory_gb, proxy)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         with json_file.open("w", encoding="utf-8") as file:
@@ -50,15 +52,19 @@ def verify(
                 line = {"id": case.id, "correct": verdict.correct, "reason": verdict.reason}
                 file.write(json.dumps(line | {"seconds": round(verdict.seconds, 6)}) + "\n")
     _summarise(read, verdicts)
+    if golds:
+        _show_unreadable(read, rule)
     if json_file is not None:
         out.print(f"written: {escape(str(json_file))}")
 
 
-def _grade(cases: Sequence[Case], rule: str, workers: int, timeout: float, memory_gb: float) -> list[Verdict]:
+def _grade(
+    cases: Sequence[Case], rule: str, workers: int, timeout: float, memory_gb: float, proxy: bool
+) -> list[Verdict]:
     from owpo_megatron.verifiers import VerifierPool
     from owpo_megatron.verifiers.rules import find_rule
 
-    rules = {name: find_rule(name) for name in {rule, *(case.item.domain for case in cases)}}
+    rules = {name: find_rule(name, proxy) for name in {rule, *(case.item.domain for case in cases)}}
     pool = VerifierPool(rules, workers, timeout, memory_bytes=int(memory_gb * 2**30))
     columns = (TextColumn("verify"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
@@ -77,11 +83,28 @@ def _grade(cases: Sequence[Case], rule: str, workers: int, timeout: float, memor
     return verdicts
 
 
+def _show_unreadable(cases: Sequence[Case], rule: str) -> None:
+    """Gold answers that equal themselves and nothing that a response would contain."""
+    from owpo_megatron.verifiers.golds import unreadable
+
+    reasons: dict[str, list[str]] = {}
+    for case in cases:
+        why = unreadable(case.item.answer, rule)
+        if why:
+            reasons.setdefault(why, []).append(case.id)
+    for why, ids in reasons.items():
+        shown = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+        out.print(f"[yellow]{len(ids)} that no response can equal ({why}):[/yellow] {escape(shown)}")
+
+
 def _summarise(cases: Sequence[Case], verdicts: Sequence[Verdict]) -> None:
     reasons = Counter(verdict.reason for verdict in verdicts)
     slowest = max((verdict.seconds for verdict in verdicts), default=0.0)
     counts = ", ".join(f"{name} {count}" for name, count in sorted(reasons.items()))
     out.print(f"{len(verdicts)} verdicts: {counts}; slowest {slowest:.2f} s")
+    failed = next((verdict for verdict in verdicts if verdict.detail), None)
+    if failed is not None:
+        out.print(f"[yellow]{failed.reason}:[/yellow] {escape(failed.detail)}")
     judged = [(case, verdict) for case, verdict in zip(cases, verdicts, strict=True) if case.expected is not None]
     if judged:
         out.print(_agreement(judged))

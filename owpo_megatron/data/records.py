@@ -17,6 +17,7 @@ from typing import Any
 from owpo_megatron.data.files import short
 from owpo_megatron.data.problem import Message, Problem
 from owpo_megatron.errors import UserError
+from owpo_megatron.verifiers.golds import number_text
 
 DEFAULT_DOMAIN = "math"  # of a record in a file that does not say
 _PROMPTS = ("problem", "messages", "conversations", "token_ids", "prompt")
@@ -172,15 +173,11 @@ def _answer(value: Any, place: str, name: str) -> str:
         raise UserError(
             f"{place} {name}", short(value), "must be one answer; join the parts of one by commas, as a text"
         )
-    if isinstance(value, float | decimal.Decimal):
-        if not math.isfinite(value):
-            raise UserError(f"{place} {name}", value, "is no number; give the answer, or remove the row")
-        number = decimal.Decimal(repr(value)) if isinstance(value, float) else value
-        text = format(number, "f")
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-        return "0" if text == "-0" else text
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+    number = number_text(value)
+    if number is None and isinstance(value, float | decimal.Decimal):
+        raise UserError(f"{place} {name}", value, "is no number; give the answer, or remove the row")
+    if number is not None:
+        return number
     return _text(value, place, name)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import GradingItem
+from owpo_megatron.verifiers.golds import gold_text, number_text
 
-# What a case's `config` asks of a rule: suites of one rule come in variants.
+# Variants of a rule that a case's `config` selects.
 _VARIANTS = {("dapo", "rule", "dapo_strict_box"): "dapo_strict_box", ("math", "strict", False): "math_any_symbols"}
 
 
@@ -41,11 +42,15 @@ def read_cases(path: Path, rule: str) -> list[Case]:
 
 
 def read_golds(path: Path, rule: str) -> list[Case]:
-    """A case for each line {id, answer} of a data set: does its gold answer verify against itself?"""
+    """A case for each line {id, answer} of a data set: does its gold answer verify against itself?
+
+    That proves that its spelling is read, not that anybody would write it: see `golds.unreadable`.
+    """
     cases = []
     for number, (fields, where) in enumerate(_lines(path)):
-        gold = _text(fields, "answer", where)
-        response = f"#### {gold}" if rule == "gsm8k" else f"Answer: {gold}" if rule == "dapo" else f"\\boxed{{{gold}}}"
+        gold = number_text(fields.get("answer")) or _text(fields, "answer", where)
+        says = gold_text(gold) if rule in ("math", "math_any_symbols") else gold.rpartition("####")[2].strip()
+        response = f"#### {says}" if rule == "gsm8k" else f"Answer: {says}" if rule == "dapo" else f"\\boxed{{{says}}}"
         cases.append(
             Case(str(fields.get("id", number)), GradingItem(response, gold, rule), True, path.stem, False, None)
         )
@@ -55,8 +60,9 @@ def read_golds(path: Path, rule: str) -> list[Case]:
 def _lines(path: Path) -> list[tuple[dict[str, Any], str]]:
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError("cases", path, f"name a readable file of JSON lines ({error.strerror})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError("cases", path, f"name a readable file of JSON lines ({reason})") from error
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -64,10 +70,10 @@ def _lines(path: Path) -> list[tuple[dict[str, Any], str]]:
         where = f"{path}:{number}"
         try:
             fields = json.loads(line)
-        except ValueError as error:
-            raise UserError(where, line[:60], f"write one JSON object a line ({error})") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(where, line[:60], f"write one JSON object per line ({error})") from error
         if not isinstance(fields, dict):
-            raise UserError(where, line[:60], "write one JSON object a line")
+            raise UserError(where, line[:60], "write one JSON object per line")
         found.append((fields, where))
     return found
 

@@ -7,7 +7,9 @@ count them.
 
 from __future__ import annotations
 
+import decimal
 import json
+import math
 import re
 from functools import lru_cache
 
@@ -41,6 +43,20 @@ def gold_text(gold: str) -> str:
     if r"\boxed" in gold or r"\fbox" in gold or (_MARKED.search(gold) and len(_words(gold)) > 2):
         return final_answer(gold) or gold
     return gold
+
+
+def number_text(value: object) -> str | None:
+    """A number of a data file as a text: no exponent, whole ones without a point. None: no number, or not a finite one.
+
+    Example:
+        >>> number_text(2.0), number_text(1e-07), number_text(3), number_text(True), number_text(float("nan"))
+        ('2', '0.0000001', '3', None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal) or not math.isfinite(value):
+        return None
+    text = format(decimal.Decimal(repr(value)) if isinstance(value, float) else decimal.Decimal(value), "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
 
 
 def unreadable(gold: str, rule: str) -> str | None:

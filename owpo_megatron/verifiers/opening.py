@@ -45,7 +45,9 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _ASKED = re.compile(
-    r"(?:^|\n|\.\s|\?\s)[ \t*#]*[^\W\d_]{1,12}(?: [^\W\d_]{1,12})?[ \t*]*[0-9]{0,3}[:：]\s*(?:<\w+>\s*)?$"
+    r"(?:^|\n|\.\s|\?\s)[ \t*#]*(?:A|Answer|Solution|Response|Assistant|Output|Explanation|答案?|解答?|답)[ \t*]*"
+    r"[0-9]{0,3}[:：][^\n]{0,200}$",
+    re.IGNORECASE,
 )
 
 
@@ -132,7 +134,7 @@ def _unclosed(text: str) -> bool:
 
 def _label(prompt: str) -> str:
     """The question's label in `Question: ... Answer:`, where the prompt ends with the label of the answer."""
-    if not _ASKED.search(prompt, max(0, len(prompt) - 40)):
+    if not _ASKED.search(prompt[-MAX_OPENING:]):
         return ""
     labels = list(_LABEL.finditer(prompt, max(0, len(prompt) - 4000)))
     return labels[-1][1].lower() if labels and not _TURN.search(prompt, labels[-1].end()) else ""

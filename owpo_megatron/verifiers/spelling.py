@@ -64,6 +64,8 @@ def respelled(text: str, other: str) -> str:
         >>> respelled("5x10^3", "5000"), respelled(r"0.1\overline{6}", ""), respelled(r"\mathrm{e}^{2}", "")
         ('5\\times 10^{3}', '\\frac{15}{90}', 'e^{2}')
     """
+    if not re.search(r"(?<![\\A-Za-z])e(?![A-Za-z])", other):
+        text = _SCIENTIFIC.sub(lambda match: rf"{match[1]}\times 10^{{{int(match[2])}}}", text)
     text = _UPRIGHT.sub(lambda match: match[1] or match[2], text)
     text = _UPRIGHT_NAME.sub(r"\\\1 ", text)
     text = _NATURAL_LOG.sub(r"\\ln ", text)
@@ -72,8 +74,6 @@ def respelled(text: str, other: str) -> str:
     text = _POWER.sub("^", text)
     if not re.search(r"(?<![\\A-Za-z])[xX](?![A-Za-z])", other):
         text = _TIMES_TEN.sub(r"\\times 10", text)
-    if not re.search(r"(?<![\\A-Za-z])e(?![A-Za-z])", other):
-        text = _SCIENTIFIC.sub(lambda match: rf"{match[1]}\times 10^{{{int(match[2])}}}", text)
     text = _LOG_BASE.sub(r"\\log_{\1}(", text)
     text = _PLAIN_NAME.sub(_named, text)
     text = _PLAIN_POWER.sub(lambda match: "^{" + (match[1] or match[2]) + "}", text)

@@ -1,6 +1,6 @@
-"""The public suites, hostile answers and reward hacks of the data folder (OWPO_TEST_DATA).
+"""The public suites, hostile answers and reward hacks in tests/data/cases; whole data sets from OWPO_TEST_DATA.
 
-Skipped where the folder is absent; the classes are covered without it in test_math_rule.py and test_limits.py.
+Only the whole data sets are skipped where that folder is absent; small parts of them are in tests/data/cases.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from owpo_megatron.verifiers.cases import read_cases, read_golds
 from owpo_megatron.verifiers.rules import find_rule
 
 DATA = Path(os.environ.get("OWPO_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+CASES = Path(__file__).parents[1] / "data" / "cases"
 DEADLINE, MEMORY = 4.0, 2 * 2**30
 
 
 def needed(name):
+    if (CASES / name).is_file():
+        return CASES / name
     if not (DATA / name).is_file():
         pytest.skip(f"{DATA / name} is absent; set OWPO_TEST_DATA to the data folder")
     return DATA / name
@@ -80,6 +83,14 @@ def test_reward_hacks(pool):
     assert [case.id for case, verdict in pairs if verdict.correct and not case.expected] == []
     assert len([case.id for case, verdict in pairs if case.expected and not verdict.correct]) <= 1
     assert [case.id for case, verdict in pairs if case.suite.endswith("/control") and not is_right(case, verdict)] == []
+
+
+def test_parts_of_data_sets_verify_against_themselves(pool):
+    """AIME 2024, AMC 2023, and the gold answers of MATH and GSM8K in which they differ most."""
+    cases = read_golds(CASES / "golds_of_sets.jsonl", "math")
+    verdicts = pool.score([case.item for case in cases])
+    assert len(cases) > 400
+    assert [case.id for case, verdict in zip(cases, verdicts, strict=True) if not verdict.correct] == []
 
 
 @pytest.mark.parametrize("name", ["aime24.jsonl", "amc23.jsonl", "gsm8k_train.jsonl", "math_train.jsonl"])
