@@ -182,7 +182,7 @@ def record(file: Path, run: Path) -> None:
 
 
 def machine() -> dict[str, str]:
-    """What the last bits of a number depend on."""
+    """Properties that the last bits of a number depend on."""
     import torch
 
     cpuinfo = Path("/proc/cpuinfo")

@@ -1,11 +1,11 @@
-"""How wrong log-probs get when the LM head is computed in fewer bits: simulated on a CPU, printed as a table.
+"""Error of log-probs when the LM head is computed in fewer bits: simulated on a CPU, printed as a table.
 
     python tools/fp8_error_study.py                                          synthetic heads
     python tools/fp8_error_study.py --model cache/quickstart/cipher --ids 200    hidden states of a real model
 
 Each row rounds something and leaves the rest exact (float32 GEMM of bfloat16 inputs is the reference): the logits to
-bfloat16 or float16; the GEMM's operands to e4m3 with one scale a tensor, a row, or a block (1x128 of h, 128x128 of the
-weight); then FP8 with its k best columns and the target computed again exactly, and the trap: the target alone.
+bfloat16 or float16; the GEMM's operands to e4m3 with one scale per tensor, row or block (1x128 of h, 128x128 of the
+weight); then FP8 with its k best columns and the target recomputed exactly, and the trap: the target alone.
 Not simulated: the shorter accumulators of Hopper's fast FP8 GEMM, and FP8 in the transformer's body.
 """
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A real Slurm on one Debian machine that plays several nodes, to try `owpo launch` without a cluster:
-#     sudo tools/slurm_lab.sh up       installs Slurm where it is missing, starts it, and says how to use it
+# A real Slurm on one Debian machine acting as several nodes, to try `owpo launch` without a cluster:
+#     sudo tools/slurm_lab.sh up       installs Slurm where it is missing, starts it, and prints how to use it
 #     sudo tools/slurm_lab.sh fail n1  node n1 dies with everything on it;   back n1: it returns
 #     sudo tools/slurm_lab.sh down     cancels all jobs, stops Slurm, removes its state
 #     sudo tools/slurm_lab.sh install  only installs (Debian's slurmctld, slurmd, slurm-client)

@@ -3,8 +3,8 @@
     make nemo
     .venv-nemo/bin/python examples/nemo_run/pipeline.py run.yaml /models/Qwen3-8B-Base
 
-Each job ends well or the rest is cancelled; the exit code says which. --where local runs them here, one after the
-other; --ssh USER@HOST:FOLDER submits from a login node, where the working folder has to have the same path.
+When a job fails the rest is cancelled, and the exit code is 1. --where local runs them here, one after the
+other; --ssh USER@HOST:FOLDER submits from a login node, where the working folder must have the same path.
 """
 
 from __future__ import annotations

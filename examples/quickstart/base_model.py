@@ -55,7 +55,7 @@ class WarmUp:
     version: int = 2  # raise it when the code below changes what comes out
 
     def hash(self) -> str:
-        """Of the settings and of what the task teaches, so that a changed task makes a new model."""
+        """Hash of the settings and of the task's lessons, so that a changed task makes a new model."""
         task, rng = get_task(self.task), random.Random(0)
         lessons = [(problem.text, task.demonstrate(problem, rng)) for problem in task.problems("train")[:512]]
         return hashlib.sha256(json.dumps([asdict(self), lessons], sort_keys=True).encode()).hexdigest()[:12]

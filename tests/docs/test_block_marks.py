@@ -1,4 +1,4 @@
-"""Every code block of the documents says what the tests do with it, and those that are configurations are valid."""
+"""Every code block of the documents states what the tests do with it, and those that are configurations are valid."""
 
 from __future__ import annotations
 
