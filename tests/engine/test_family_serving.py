@@ -17,7 +17,7 @@ from tiny import build_policy, make_config, make_hf_model, random_samples
 from owpo_megatron.config import EngineConfig, SyncConfig
 from owpo_megatron.engine import start_fleet
 from owpo_megatron.families import EngineLayout
-from owpo_megatron.methods import make_objective
+from owpo_megatron.methods import make_method
 from owpo_megatron.sync import make_sync
 from owpo_megatron.types import Prompt, Sample, SampleRequest, Sampling
 
@@ -32,7 +32,7 @@ def test_trainer_and_engine_agree(family: str, shape: dict[str, Any], engine_pyt
     """The server starts with weights of its own; what it computes with came by the push of an updated policy."""
     hf = make_hf_model(tmp_path / "hf", family, **(shape | {"eos_token_id": 2}))
     policy = build_policy(make_config(hf))
-    policy.update(random_samples(3, vocab_size=90, logps=False), make_objective("grpo"))
+    policy.update(random_samples(3, vocab_size=90, logps=False), make_method("grpo"))
     config = EngineConfig(python=engine_python, device="cpu", max_restarts=0)
     with start_fleet(config, hf, "float32", {"load_format": "dummy"}, tmp_path / "logs") as fleet:
         layout = EngineLayout.of(policy.hf)
