@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from coupled_methods import COUPLED
 from owpo import steps_of, write_config
 from rank_pool import Ranks
 from warm import train, train_all
+
+from owpo_megatron.methods import catalogue, find_method
 
 LAYOUTS = [{"pp": 2}, {"dp": 2}, {"tp": 2, "sp": True}]
 
@@ -49,7 +52,10 @@ def test_a_layout_changes_no_number(
     assert ours[1]["abs_delta"] > 1e-3, "the policy did not move; the comparison would say little"
 
 
-METHODS = ("owpo", "owpo_no_asym", "owpo_no_locking", "owpo_no_accel", "grpo", "dapo", "sym_dapo", "opd", "mopd")
+# name -> what a configuration calls it: the catalogue, and one for each coupling that comes from a module of one's own
+METHODS = {name: name for name in catalogue()} | {
+    method.name: f"python:coupled_methods:{type(method).__name__}" for method in COUPLED
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +65,8 @@ def of_methods(
     """Two steps of two updates by every method, on one rank; in step 2 the reference is not the policy."""
     here = tmp_path_factory.mktemp("methods")
     files = []
-    for name in METHODS:
-        run_of = {"name": f"method_{name}", "algorithm": {"name": name}, "optimizer": {"steps": 2}}
+    for name, known_as in METHODS.items():
+        run_of = {"name": f"method_{name}", "algorithm": {"name": known_as}, "optimizer": {"steps": 2}}
         layers = (recorded, run_of, {"checkpoint": {"export_hf": False}})
         files.append(write_config(here / f"{name}.yaml", *layers))
     train_all(ranks, files)
@@ -76,12 +82,14 @@ def test_every_method_trains(of_methods: dict[str, list[dict[str, Any]]], name: 
         assert all(math.isfinite(value) for value in numbers)
         assert line["updates"] == 2
     assert lines[-1]["grad_norm"] > 0
-    has_reference = name != "dapo"
-    assert ("kl_ref" in lines[1]) == has_reference
-    assert ("w_mean" in lines[1]) == name.startswith("owpo")
+    method = find_method(METHODS[name])
+    assert ("kl_ref" in lines[1]) == (method.reference != "none")
+    assert ("w_mean" in lines[1]) == (method.reference == "active")
+    assert ("logp_now" in lines[1]["seconds"]) == (method.coupling in ("group", "minibatch"))
+    assert name != "uncertain_tokens" or 0.3 < lines[1]["kept"] <= 0.7, "a metric of its own"
 
 
 def test_methods_differ(of_methods: dict[str, list[dict[str, Any]]]) -> None:
-    """No two of the nine are one method under two names."""
+    """No two are one method under two names."""
     second = {name: (lines[1]["loss"], lines[1]["grad_norm"]) for name, lines in of_methods.items()}
     assert len(set(second.values())) == len(METHODS)
