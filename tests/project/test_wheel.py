@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -131,3 +132,14 @@ def test_the_quickstart_runs_from_the_wheel(installed: Installed, engine_python:
     summary = json.loads((installed.folder / "runs" / "quickstart" / "summary.json").read_text())
     assert summary["steps"] == 2
     assert (installed.folder / "runs" / "quickstart" / "hf" / "config.json").is_file()
+
+
+@pytest.mark.extra
+def test_setup_engine_makes_the_environment(installed: Installed) -> None:
+    """Downloads SGLang's CPU subset, 1.6 GB with torch; about a minute where an index is near."""
+    target = installed.environment.with_name("engine")
+    said = installed.run("owpo", "setup-engine", "--device", "cpu", "--dir", str(target))
+    assert f"Set engine.python={target / 'bin' / 'python'} in the configuration." in said
+    code = "from importlib.metadata import version as v; print(v('sglang'), v('owpo-sglang-cpu'))"
+    assert installed.run(str(target / "bin" / "python"), "-c", code).split()[0] == "0.5.21"
+    shutil.rmtree(target)
