@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from fakes import FakeEngine, FakeVerifier, NoLog, alone, make_collector
 from tiny import make_config
 
 from owpo_megatron.data import ShuffledStream
+from owpo_megatron.errors import UserError
 from owpo_megatron.trainer.rollouts import sample_seed
 from owpo_megatron.types import Group, Prompt, Rollout
+from owpo_megatron.verifiers import refuse_failed_grading
 
 PROMPTS = [Prompt(f"p/{index}", (3, index), f"problem {index}", "ok") for index in range(40)]
 RIGHT, WRONG, SLOW = 1, 0, 7
@@ -23,7 +27,7 @@ REASONS = {"1": "ok", "0": "wrong", "7": "timeout"}
 class Run:
     """A collector over the forty prompts, and what it recorded."""
 
-    def __init__(self, respond: Any, dynamic: bool = True, **rollout: int):
+    def __init__(self, respond: Any, dynamic: bool = True, **rollout: Any):
         sizes = {"prompts_per_step": 4, "group_size": 4, "max_rounds": 3} | rollout
         self.config = make_config(Path("unused"), rollout=sizes, optimizer={"updates_per_step": 1})
         self.engine = FakeEngine(respond)
@@ -193,3 +197,23 @@ def test_verdicts_stay_with_their_responses_in_whatever_order_those_come() -> No
     for group in groups:
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
             assert verdict.reason == REASONS[str(rollout.response_ids[0])]
+
+
+def test_a_step_without_one_verdict_stops_the_run() -> None:
+    """Masked samples train nothing: a rule that is down would otherwise waste the run in silence."""
+    run = Run(lambda prompt, rng: [SLOW])
+    run.collector._check_verdicts = partial(refuse_failed_grading, rule="http://x")
+    with pytest.raises(UserError, match=r"verifier.rule = http://x: no answer could be graded \(16 timeout\)"):
+        run.collect()
+
+
+def test_texts_that_end_a_response_reach_the_engine() -> None:
+    run = Run(coin, stop=["Question:"])
+    assert run.collector._sampling.stop == ("Question:",)
+
+
+def test_checkpoints_keep_the_day_of_the_prompts() -> None:
+    run = Run(coin)
+    assert "date" not in run.collector.state_dict()
+    run.collector._date = datetime.date(2026, 2, 3)
+    assert run.collector.state_dict()["date"] == "2026-02-03"
