@@ -13,4 +13,4 @@ from owpo_megatron.run.manifest import Conversion
 def test_the_prompt_fits_into_the_window(tmp_path: Path) -> None:
     hf_to_megatron(make_hf_model(tmp_path / "hf", "mistral", sliding_window=16), tmp_path / "out")
     proof = Conversion.read(tmp_path / "out").proof
-    assert proof is not None and proof["ok"] and proof["tokens"] == 16
+    assert proof is not None and proof.ok and proof.tokens == 16
