@@ -58,7 +58,18 @@ def stale_names(page: Path) -> list[str]:
         places = (ROOT, ROOT / "owpo_megatron", page.parent)
         if not any(any(place.glob(name.rstrip("/"))) for place in places):
             out.append(name)
-    return out
+    return [*out, *stale_pages(prose(page))]
+
+
+def stale_pages(text: str) -> list[str]:
+    """Names of documents in running text, e.g. `docs/old.md`, that do not exist."""
+    return [name for name in re.findall(r"docs/[\w/]+\.md", text) if not (ROOT / name).exists()]
+
+
+def test_docstrings_name_documents_that_exist() -> None:
+    found = [f"{file.relative_to(ROOT)}: {name}" for file in sorted(ROOT.glob("owpo_megatron/**/*.py"))
+             for name in stale_pages(file.read_text())]  # fmt: skip
+    assert found == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
