@@ -32,7 +32,7 @@ FEW_SEEDS = 3
 def compare(config: LabFile, overrides: Overrides = None, no_run: NoRun = False) -> None:
     """Compare methods over seeds: same base model, data order and rollout budget; tables, figures, paired differences.
 
-    First says how many runs it takes, and which reference each method gets: a method with a reference is given a fixed
+    Begins with the number of runs and the reference that each method gets: a method with a reference is given a fixed
     one, trained per seed (field `reference`), unless its entry has `reference: own` or the file `reference: null`.
     Methods without one are also run longer, by the reference's steps, for the column "equal compute".
 
@@ -64,7 +64,7 @@ def make(lab: Lab, no_run: bool) -> tuple[dict[str, Any], list[Failure]]:
 
 
 def announcement(lab: Lab, cells: Sequence[Cell]) -> list[str]:
-    """How many runs a comparison takes and why, and the reference of each entry."""
+    """Lines with the number of runs, their kinds, and the reference of each entry."""
     from owpo_megatron.experiments.compare import specs_of
     from owpo_megatron.experiments.pool import with_needs
 
@@ -121,7 +121,7 @@ def show(folder: Path, table: Mapping[str, Any]) -> None:
             console.print()
     console.print(LEGEND, style="dim")
     if len(table["seeds"]) < FEW_SEEDS:
-        note = f"{len(table['seeds'])} seeds tell little: an interval of Student's t needs {FEW_SEEDS} or more"
+        note = f"{len(table['seeds'])} seeds are few: intervals of Student's t are wide below {FEW_SEEDS}"
         console.print(f"[yellow]note:[/yellow] {note}")
     curves = json.loads((folder / "curves.json").read_text())
     figures = write_comparison_figures(table, curves, folder)

@@ -44,7 +44,7 @@ def explain(
         str, typer.Argument(metavar="FIELD", help="Field or section, e.g. reference.every, rollout; default: all.")
     ] = "",
 ) -> None:
-    """Explain a field: its type and bounds, its default, its meaning. Of a section: all of its fields.
+    """Explain a field: its type and bounds, its default, its meaning. For a section, list all of its fields.
 
     Example: owpo config explain rollout.oversampling
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 convert = typer.Typer(no_args_is_help=True, help="Convert models between HF and megatron folders, and prove it.")
 
-Jobs = Annotated[int | None, typer.Option(min=1, help="Threads; default: one a core.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")]
 HFTemplate = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="HF folder with config and tokenizer, where the megatron side has lost its own."),
@@ -35,7 +35,8 @@ def import_hf(
     hf: Annotated[Path, typer.Option(metavar="DIR", help="HF folder: config.json and .safetensors.")],
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Megatron folder to make.")],
     dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the result; default: of the HF weights.")
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Dtype of the result; default: that of the HF weights."),
     ] = None,
     tp: Annotated[int, typer.Option(min=1, help="Refuse a model that does not fit this tensor parallel size.")] = 1,
     pp: Annotated[int, typer.Option(min=1, help="The same for pipeline parallelism.")] = 1,
@@ -49,7 +50,7 @@ def import_hf(
     Run it again to go on with an interrupted conversion. Example: owpo convert import --hf Qwen3-8B --out Qwen3-8B-mg
     """
     hf = model_folder(hf, "--hf")
-    _look_at("--hf", hf, out_dir)
+    _check_folders("--hf", hf, out_dir)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everything stays in host memory, wherever this runs
     from owpo_megatron.config import ParallelConfig
     from owpo_megatron.conversion.export import hf_to_megatron
@@ -58,7 +59,7 @@ def import_hf(
     check_parallel(read_hf_config(hf), ParallelConfig(tp=tp, pp=pp, dp=ep, ep=ep, sp=tp > 1))
     with _bars() as stage:
         conversion = hf_to_megatron(hf, out_dir, dtype, stage, jobs, prove)
-    _tell(conversion, f"written: {out_dir}", json_file)
+    _report(conversion, f"written: {out_dir}", json_file)
 
 
 @convert.command("export")
@@ -74,17 +75,17 @@ def export_hf(
 
     Example: owpo convert export --megatron runs/NAME/checkpoints/step_000080 --out step80
     """
-    _look_at("--megatron", megatron, out_dir)
+    _check_folders("--megatron", megatron, out_dir)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from owpo_megatron.conversion.export import megatron_to_hf
     from owpo_megatron.run.checkpoints import verify_manifest
     from owpo_megatron.run.layout import MANIFEST
 
     if (megatron / MANIFEST).is_file() and not verify_manifest(megatron):
-        raise UserError("megatron", megatron, "a file is not what its manifest says; take another checkpoint")
+        raise UserError("megatron", megatron, "a file does not match its manifest; use another checkpoint")
     with _bars() as stage:
         conversion = megatron_to_hf(megatron, out_dir, hf_template, stage, jobs, prove)
-    _tell(conversion, f"written: {out_dir}", json_file)
+    _report(conversion, f"written: {out_dir}", json_file)
 
 
 @convert.command("verify")
@@ -92,7 +93,7 @@ def verify(
     megatron: Annotated[Path, typer.Option(metavar="DIR", help="Converted folder, or a run's best/ or step_N folder.")],
     hf: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The HF side; default: what the conversion's own hashes say of it."),
+        typer.Option(metavar="DIR", help="HF folder; default: the hashes recorded by the conversion."),
     ] = None,
     hf_template: HFTemplate = None,
     jobs: Jobs = None,
@@ -102,28 +103,28 @@ def verify(
 
     The outcome goes to the folder's conversion.json; exit code 1 where the two sides differ.
     """
-    _look_at("--megatron", megatron)
+    _check_folders("--megatron", megatron)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from owpo_megatron.conversion.export import verify as verify_folder
 
     with _bars() as stage:
         conversion = verify_folder(megatron, hf, hf_template, stage, jobs)
-    _tell(conversion, f"verified: {megatron}", json_file)
+    _report(conversion, f"verified: {megatron}", json_file)
 
 
-def _look_at(option: str, source: Path, target: Path | None = None) -> None:
-    """What can be told before torch is imported. Raises UserError."""
+def _check_folders(option: str, source: Path, target: Path | None = None) -> None:
+    """Check the folders before torch is imported. Raises UserError."""
     if not source.is_dir():
         raise UserError(option, source, "no such folder")
     if target is not None and target.exists():
         raise UserError("--out", target, "exists already; choose another folder or remove it")
 
 
-def _tell(conversion: Conversion, line: str, json_file: Path | None) -> None:
+def _report(conversion: Conversion, line: str, json_file: Path | None) -> None:
     proof = conversion.proof
     out.print(escape(line))
     if proof is None:
-        out.print("not proved: owpo convert verify does it")
+        out.print("not proved; run owpo convert verify")
     else:
         out.print(
             f"proved: {proof.tensors} tensors bit for bit; logits of {proof.tokens} tokens at most "
@@ -136,7 +137,7 @@ def _tell(conversion: Conversion, line: str, json_file: Path | None) -> None:
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Where a stage of the work reports its progress: a bar for each on a terminal, a line for each elsewhere."""
+    """Progress of the stages: a bar for each on a terminal, a line for each elsewhere."""
     columns: tuple[Any, ...] = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip

@@ -35,7 +35,7 @@ def evaluate(
         typer.Option(
             "--checkpoint",
             metavar="WHICH",
-            help="Of each run: best, newest or a step. Repeatable; default: the best, where kept, and the newest. "
+            help="Checkpoint of each run: best, newest or a step. Repeatable; default: best (if kept) and newest. "
             "With -c: a step_... folder.",
         ),
     ] = None,
@@ -45,7 +45,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="DIR", help="Folder with files of known sets; else OWPO_DATA's, else the hub."),
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Of every problem; default: the set's own.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Samples per problem; default: the set's own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first problems of each set.")] = None,
     max_tokens: Annotated[
         int | None,
@@ -54,7 +54,7 @@ def evaluate(
     template: Annotated[
         str, typer.Option(help="chat, completion or raw; auto: a run's own, or chat where the tokenizer has it.")
     ] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the samples and of the order of options.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for sampling and for shuffling answer options.")] = 0,
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Results; default RUN/eval/ or runs/eval/MODEL/.")
     ] = None,
@@ -92,7 +92,7 @@ def evaluate(
             raise UserError("-c", config, "takes eval.sets=[...] for the sets; --sets goes with --model and --run")
         _through_the_trainer(config, overrides or [], checkpoints or [])
     elif not models and not runs:
-        raise UserError("--model", "(none)", "say what to evaluate: --model DIR, --run DIR or -c FILE")
+        raise UserError("--model", "(none)", "name what to evaluate: --model DIR, --run DIR or -c FILE")
     else:
         from owpo_megatron.cli.evaluating import Wish, evaluate_all
 

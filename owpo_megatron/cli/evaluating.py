@@ -1,4 +1,4 @@
-"""What `owpo eval` does: targets, sets, engines one after the other, tables."""
+"""Evaluation as `owpo eval` runs it: targets, sets, one engine after the other, tables."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def as_hf(weights: Path, scratch: Path) -> Iterator[Path]:
 
 
 def _export(weights: Path, out: Path) -> None:
-    """In a process of its own: this one stays without torch, megatron and their memory while the engine works."""
+    """Export in a separate process, so that this one loads neither torch nor megatron while the engine works."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         mistake = pool.submit(_export_here, weights, out).result()
     if mistake is not None:

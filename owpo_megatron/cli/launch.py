@@ -1,4 +1,4 @@
-"""owpo launch: a run on a cluster, and its jobs afterwards."""
+"""owpo launch: submit runs to a cluster and manage their jobs."""
 
 from __future__ import annotations
 
@@ -25,18 +25,25 @@ POLL_SECONDS = 1.0
 
 
 class _SubmitByDefault(TyperGroup):
-    """`owpo launch -c FILE ...` is `owpo launch submit -c FILE ...`."""
+    """Make `owpo launch -c FILE ...` mean `owpo launch submit -c FILE ...`, in its help, too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
             args = ["submit", *args]
         return super().parse_args(ctx, args)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The options of a launch first, then the commands for launched runs."""
+        submit = self.commands["submit"]
+        with submit.make_context("launch", [], parent=ctx.parent, resilient_parsing=True) as inner:
+            submit.format_help(inner, formatter)
+        super().format_help(ctx, formatter)
+
 
 launch = typer.Typer(
     cls=_SubmitByDefault,
     no_args_is_help=True,
-    help="Run on a cluster: `owpo launch -c FILE --nodes N` submits; the other commands look after what was submitted.",
+    help="Run on a cluster: `owpo launch -c FILE --nodes N` submits a run; these commands manage submitted ones.",
 )
 
 
@@ -44,25 +51,27 @@ launch = typer.Typer(
 def submit(
     config: ConfigFile,
     overrides: Overrides = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of the trainer.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs of a node; 0: a cluster of CPUs.")] = None,
-    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks of a node; default: its GPUs.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Trainer nodes.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs per node; 0: a cluster of CPUs.")] = None,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks per node; default: its GPUs.")] = None,
     engine_nodes: Annotated[
-        int | None, typer.Option(min=0, help="Nodes for SGLang beside them; 0: SGLang shares the trainer's.")
+        int | None, typer.Option(min=0, help="Extra nodes for SGLang; 0: engines share the trainer's nodes.")
     ] = None,
     limit: Annotated[str | None, typer.Option("--time", metavar="TIME", help="Time limit, e.g. 04:00:00.")] = None,
-    account: Annotated[str | None, typer.Option(help="Whom to charge.")] = None,
-    partition: Annotated[str | None, typer.Option(help="Which queue.")] = None,
-    container: Annotated[str | None, typer.Option(metavar="IMAGE", help="Run inside this image.")] = None,
-    seeds: Annotated[str | None, typer.Option(metavar="1,2,3", help="A run a seed, as a job array.")] = None,
-    chain: Annotated[int, typer.Option(min=1, help="Jobs in a row, where requeueing is forbidden.")] = 1,
-    launcher: Annotated[Launcher, typer.Option("--with", help="Who submits (kubernetes: you).")] = "slurm",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be submitted.")] = False,
+    account: Annotated[str | None, typer.Option(help="Account to charge.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition (queue) to submit to.")] = None,
+    container: Annotated[str | None, typer.Option(metavar="IMAGE", help="Container image to run in.")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="1,2,3", help="One run per seed, as a job array.")] = None,
+    chain: Annotated[int, typer.Option(min=1, help="Number of chained jobs, for clusters that forbid requeueing.")] = 1,
+    launcher: Annotated[
+        Launcher, typer.Option("--with", help="Launcher; kubernetes only writes a manifest.")
+    ] = "slurm",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script and submit nothing.")] = False,
 ) -> None:
     """Check a run, write its job script into the run folder, and submit it.
 
-    Flags win over the `launch:` section of the file, which has more fields (mounts, env, prologue, ...). A job that
-    fails, loses a node or comes to its time limit goes back into the queue and on from its last checkpoint.
+    Flags override the `launch:` section of the file, which has more fields (owpo config explain launch). A job that
+    fails, loses a node, is preempted or reaches its time limit is requeued and resumes from its last checkpoint.
 
     Example: owpo launch -c run.yaml --nodes 4 --engine-nodes 2 --time 04:00:00 --account lab
     """
@@ -93,8 +102,8 @@ def submit(
 
 
 @launch.command("status")
-def status(run_dirs: Annotated[list[Path] | None, typer.Argument(metavar="RUN_DIR...")] = None) -> None:
-    """The jobs of run folders (default: all of runs/): state, attempt, nodes, and how far the run is."""
+def status(run_dirs: Annotated[list[Path] | None, typer.Argument(metavar="RUN_DIR")] = None) -> None:
+    """Show the jobs of run folders (default: all in runs/): state, attempt, nodes, step."""
     from owpo_megatron.launch.slurm import record
 
     folders = run_dirs or sorted(file.parent.parent for file in Path("runs").glob("*/launch/jobs.jsonl"))
@@ -105,23 +114,23 @@ def status(run_dirs: Annotated[list[Path] | None, typer.Argument(metavar="RUN_DI
         submission = record.latest(folder)
         states = submission.states()
         for state in states:
-            told = escape(state.state + (f" ({state.reason})" if state.reason else ""))
-            table.add_row(escape(str(folder)), state.id, told, str(state.attempt), state.nodes, _progress(folder))
+            shown = escape(state.state + (f" ({state.reason})" if state.reason else ""))
+            table.add_row(escape(str(folder)), state.id, shown, str(state.attempt), state.nodes, _progress(folder))
         if not states:
             jobs = ",".join(map(str, submission.jobs))
-            table.add_row(escape(str(folder)), jobs, "no longer known to Slurm", "", "", _progress(folder))
-    out.print(table if folders else "nothing was launched from here")
+            table.add_row(escape(str(folder)), jobs, "unknown to Slurm", "", "", _progress(folder))
+    out.print(table if folders else "no run was launched from this folder")
 
 
 @launch.command("logs")
 def logs(
     run_dir: RunDir,
-    rank: Annotated[int | None, typer.Option(min=0, help="A trainer rank's log.")] = None,
-    engine: Annotated[int | None, typer.Option(min=0, help="An engine's log.")] = None,
-    attempt: Annotated[str | None, typer.Option(metavar="JOB.N", help="Of this attempt; default: the newest.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows; Ctrl-C ends that.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Show this trainer rank's log.")] = None,
+    engine: Annotated[int | None, typer.Option(min=0, help="Show this engine's log.")] = None,
+    attempt: Annotated[str | None, typer.Option(metavar="JOB.N", help="Attempt to show; default: the newest.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the log until Ctrl-C.")] = False,
 ) -> None:
-    """Show the job's own words, or a rank's or an engine's log."""
+    """Show the job's output, or the log of a rank or an engine."""
     from owpo_megatron.launch.slurm import record
 
     if rank is None and engine is None and attempt is None:
@@ -130,7 +139,7 @@ def logs(
         name = f"engine_{engine}.log" if engine is not None else f"rank_{rank or 0}.log"
         file = _attempt(run_dir, attempt) / name
     if not file.exists():
-        raise UserError("log", file, "not there (yet)")
+        raise UserError("log", file, "does not exist (yet)")
     tail = _Tail(file)
     try:
         tail.show()
@@ -144,32 +153,30 @@ def logs(
 @launch.command("cancel")
 def cancel(
     run_dir: RunDir,
-    save: Annotated[bool, typer.Option("--save", help="Let the present step finish and save it first.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Finish and save the current step first.")] = False,
 ) -> None:
-    """End the jobs of a run; `owpo launch` goes on from the last checkpoint."""
+    """Cancel the jobs of a run; the next `owpo launch` resumes from the last checkpoint."""
     from owpo_megatron.launch.slurm import cluster, record
 
     active = record.latest(run_dir).active()
     if not active:
-        raise UserError("run folder", run_dir, "no job of it runs or waits")
+        raise UserError("run folder", run_dir, "has no running or queued job")
     for state in active:
         if save and state.state == "RUNNING":
             task = state.id.partition("_")[2]  # of an array: the seed, whose run has a folder of its own
             folder = run_dir.with_name(f"{run_dir.name}-seed{task}") if task else run_dir
             (folder / "launch" / f"stop.{state.number}.{state.attempt}").write_text("cancel\n")
-            out.print(
-                f"job {state.id} was told to finish its step and save (owpo launch status {escape(str(run_dir))})"
-            )
+            out.print(f"job {state.id} will finish its step and save (owpo launch status {escape(str(run_dir))})")
         else:
             cluster.cancel(state.number)
-            out.print(f"job {state.id} is cancelled")
+            out.print(f"job {state.id} cancelled")
 
 
 @launch.command("attach")
 def attach(run_dir: RunDir) -> None:
-    """Show the job's words as they come, until it ends; Ctrl-C leaves it running.
+    """Stream the job's output until it ends. Ctrl-C detaches; the job keeps running.
 
-    Exit code 0 when it ended well, else 1.
+    Exit code 0 if the job completed, else 1.
     """
     from owpo_megatron.launch.slurm import record
 
@@ -190,10 +197,10 @@ def attach(run_dir: RunDir) -> None:
                 break
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        err.print(f"the job goes on; {this_command()} launch cancel {escape(str(run_dir))} ends it")
+        err.print(f"the job keeps running; to cancel it: {this_command()} launch cancel {escape(str(run_dir))}")
         return
     if not states:
-        raise UserError("run folder", run_dir, "its job is no longer known to Slurm; see `owpo launch logs`")
+        raise UserError("run folder", run_dir, "Slurm no longer knows its job; see `owpo launch logs`")
     if not all(state.ended_well for state in states):
         raise typer.Exit(1)
 
@@ -205,7 +212,7 @@ def _slurm(job: Job, dry_run: bool) -> None:
     if dry_run:
         out.print(render_sbatch(job), markup=False, end="")
         return
-    _say_submitted(job, submit_job(job).jobs)
+    _report_submitted(job, submit_job(job).jobs)
 
 
 def _nemo_run(job: Job, dry_run: bool) -> None:
@@ -214,7 +221,7 @@ def _nemo_run(job: Job, dry_run: bool) -> None:
     if dry_run:
         out.print(render_nemo(job), markup=False, end="")
         return
-    _say_submitted(job, submit_nemo(job).jobs)
+    _report_submitted(job, submit_nemo(job).jobs)
 
 
 def _kubernetes(job: Job, dry_run: bool) -> None:
@@ -222,9 +229,9 @@ def _kubernetes(job: Job, dry_run: bool) -> None:
     from owpo_megatron.launch.slurm.submit import write_files
 
     if job.seeds or job.links > 1:
-        raise UserError("--with", "kubernetes", "has neither --seeds nor --chain; write one manifest a run")
+        raise UserError("--with", "kubernetes", "supports neither --seeds nor --chain; write one manifest per run")
     if job.launch.container is None:
-        raise UserError("launch.container", "(missing)", "pods need an image: give --container IMAGE")
+        raise UserError("launch.container", "(missing)", "pods need an image; add --container IMAGE")
     manifest = render_kubernetes(job)
     if dry_run:
         out.print(manifest, markup=False, end="")
@@ -233,7 +240,7 @@ def _kubernetes(job: Job, dry_run: bool) -> None:
     out.print(f"written: kubectl apply -f {escape(str(file))}")
 
 
-def _say_submitted(job: Job, jobs: list[int]) -> None:
+def _report_submitted(job: Job, jobs: list[int]) -> None:
     run_dir = escape(str(job.config.run_dir))
     numbers = ", ".join(map(str, jobs))
     out.print(f"submitted: job {numbers}, {job.summary}")
@@ -247,7 +254,7 @@ def _seeds(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UserError("--seeds", text, "write whole numbers with commas between, e.g. 1,2,3") from None
+        raise UserError("--seeds", text, "write integers separated by commas, e.g. 1,2,3") from None
 
 
 def _yaml(value: Any) -> str:
@@ -255,7 +262,7 @@ def _yaml(value: Any) -> str:
 
 
 def _progress(run_dir: Path) -> str:
-    """Steps done of steps wanted."""
+    """Number of finished steps, as text."""
     from owpo_megatron.run.metrics_reader import read_run
 
     if not RunFolder(run_dir).metrics.is_file():
@@ -270,12 +277,12 @@ def _attempt(run_dir: Path, name: str | None) -> Path:
         return logs_dir / name
     attempts = [folder for folder in logs_dir.glob("*.*") if folder.is_dir()]
     if not attempts:
-        raise UserError("run folder", run_dir, "no attempt has begun")
+        raise UserError("run folder", run_dir, "has no attempt yet")
     return max(attempts, key=lambda folder: folder.stat().st_mtime)
 
 
 class _Tail:
-    """Prints what is new in a file."""
+    """Prints what was appended to a file since the last call."""
 
     def __init__(self, file: Path):
         self._file, self._read = file, 0

@@ -23,7 +23,7 @@ def methods(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """List the methods: settings, reference, groups, divisor of the loss. docs/methods.md says what each is.
+    """List the methods: settings, reference, groups, divisor of the loss. docs/methods.md explains each.
 
     Example: owpo methods --figure dynamics.png
     """
@@ -53,7 +53,7 @@ def methods(
 
 
 def _row(method: type[Method]) -> dict[str, Any]:
-    """What a method declares, in plain values."""
+    """A method's declaration in plain values."""
     known = hyper_parameters(method)
     return {
         "name": method.name,

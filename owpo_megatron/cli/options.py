@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they speak."""
+"""Options and consoles that several commands share."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="FIELD=VALUE", help="Fields to change, e.g. parallel.tp=2 optimizer.steps=10."),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON, too.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-LINE_IN_A_FILE = 132  # columns of a table that no terminal limits
+LINE_IN_A_FILE = 132  # columns without a terminal
 
 
 def wide() -> Console:
-    """The terminal, or a console of lines long enough for a table where there is none."""
+    """The terminal, or, into a file or a pipe, a console with lines wide enough for tables."""
     return out if out.is_terminal else Console(width=LINE_IN_A_FILE)
 
 
 def this_command() -> str:
-    """What a person types to run `owpo` again from here: plain `owpo` where the shell finds this one."""
+    """The command that runs this `owpo` again from here: plain `owpo` if the shell finds it."""
     here = Path(sys.argv[0])
     found = shutil.which("owpo")
     if here.name != "owpo" or (found and Path(found).samefile(here)):

@@ -1,4 +1,4 @@
-"""owpo plan: will a run fit, and where does the memory go?"""
+"""owpo plan: memory of a run, and whether it fits."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    gpu_memory: Annotated[float, typer.Option(min=1, metavar="GIB", help="Memory of one GPU.")] = 80.0,
+    gpu_memory: Annotated[float, typer.Option(min=1, metavar="GIB", help="Memory per GPU.")] = 80.0,
     cpu: Annotated[bool, typer.Option("--cpu", help="Plan for CPU ranks: local layers, the torch head.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Estimate the memory of each GPU before anything is started: what the trainer needs, and what is left for the
-    engine's cache. Reads the model's config.json only. Exit code 1: it does not fit.
+    """Estimate the memory of each GPU before anything starts: the trainer's needs, and what is left for the engine's
+    cache. Reads only the model's config.json. Exit code 1: it does not fit.
 
-    docs/plan.md has the formulae, and which of them were measured.
+    The formulae are in docs/plan.md.
 
     Example: owpo plan -c examples/qwen3-8b-base/config.yaml algorithm.name=dapo --gpu-memory 141
     """
@@ -66,8 +66,8 @@ def _table(made: Plan) -> Table:
         ("reference and teachers", trainer.reference),
         ("activations, estimated", trainer.activations),
         ("head, chunks of logits", trainer.head),
-        ("instead of these two: weights under way to engines", trainer.sync),
-        ("overhead, guessed", made.trainer_total - trainer.total),
+        ("instead of these two: weights in transfer to engines", trainer.sync),
+        ("overhead, a guess", made.trainer_total - trainer.total),
         ("trainer, at its peak", made.trainer_total),
     ]
     shared = made.engine_place == "trainer's nodes"
@@ -84,6 +84,6 @@ def _table(made: Plan) -> Table:
         table.add_row("weights", f"{made.engine.weights / 2**30:.1f}")
         table.add_row("cache", f"{made.engine.cache / 2**30:.1f}")
         at_once = made.engine.tokens / made.full_length
-        table.add_row(f"cached tokens of an engine: {made.engine.tokens:,}", "")
-        table.add_row(f"responses of full length at a time: {at_once:,.1f}", "")
+        table.add_row(f"tokens in an engine's cache: {made.engine.tokens:,}", "")
+        table.add_row(f"full-length responses at a time: {at_once:,.1f}", "")
     return table

@@ -26,7 +26,7 @@ def _frame() -> None:
 def two_stage(config: ProtocolFile, overrides: Overrides = None, no_run: NoRun = False) -> None:
     """Train DAPO, take its best validation checkpoint as fixed reference, train every reference-guided method.
 
-    The same command goes on after a stop. Ends with best and converged scores, as in the paper's Table 2.
+    The same command resumes after a stop. Ends with best and converged scores, as in the paper's Table 2.
 
     Example: owpo protocol two-stage -c examples/cpu-lab/two_stage.yaml
     """
@@ -45,7 +45,7 @@ def two_stage(config: ProtocolFile, overrides: Overrides = None, no_run: NoRun =
 def self_evolve(config: ProtocolFile, overrides: Overrides = None, no_run: NoRun = False) -> None:
     """Start from a suboptimal reference; after every stage the stage's best policy becomes the reference.
 
-    The same command goes on after a stop. Ends with the score of every iteration, as in the paper's Figure 5.
+    The same command resumes after a stop. Ends with the score of every iteration, as in the paper's Figure 5.
 
     Example: owpo protocol self-evolve -c examples/cpu-lab/self_evolve.yaml
     """

@@ -49,7 +49,7 @@ def push(
 
 
 def _base_model(folder: Path) -> str | None:
-    """What config.json names as its origin, if that is a name on a hub."""
+    """The origin named in config.json, if it is a name on a hub."""
     import json
 
     name = json.loads((folder / "config.json").read_text()).get("_name_or_path") or ""

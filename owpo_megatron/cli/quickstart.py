@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from owpo_megatron.cli.options import Overrides, out, this_command
+from owpo_megatron.cli.report import samples_of
 from owpo_megatron.cli.running import move_aside, run_trainer
 from owpo_megatron.config import Config
 from owpo_megatron.engine.command import check_interpreter
@@ -72,7 +73,7 @@ def _say(number: int, text: str) -> None:
 
 
 def _run(*arguments: str) -> None:
-    """In a process of its own: this one stays light, and things are made the same way as by hand."""
+    """Run a script in a separate process: this one stays light, and the steps are those that a user would type."""
     code = subprocess.run([sys.executable, *arguments]).returncode
     if code:
         raise typer.Exit(code)
@@ -84,7 +85,7 @@ def _report(settings: Config) -> None:
     from owpo_megatron.run.metrics_reader import read_run
 
     run, folder = read_run(settings.run_dir), RunFolder.of(settings).report
-    write_page(run, write_figures(run, folder), folder / "index.html")
+    write_page(run, write_figures(run, folder), folder / "index.html", samples_of(settings.run_dir))
 
 
 def _show(settings: Config, file: Path, seconds: float) -> None:

@@ -31,7 +31,7 @@ def run_trainer(
         True when it came to its end, False when it was stopped on request and can go on.
 
     Args:
-        arguments: of the trainer, besides --config.
+        arguments: further arguments of the trainer.
         fresh: move an existing run folder aside first.
         keep_config: this configuration becomes the run folder's config.yaml.
         module: the trainer, as `python -m` takes it.
@@ -89,7 +89,7 @@ def run_trainer(
 
 
 def _kept_by(run_dir: Path) -> str:
-    """What a stopped run left on disk."""
+    """Line about what a stopped run left on disk."""
     steps = sorted((run_dir / "checkpoints").glob("step_*/manifest.json"))
     if not steps:
         return "stopped before the first checkpoint; nothing was kept, and the same command starts again from step 0"

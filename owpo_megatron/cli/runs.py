@@ -40,7 +40,7 @@ class RunState:
 
 def runs(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="FOLDER...", help="Folders to search; default: runs.")
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="Folders to search; default: runs.")
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -84,7 +84,7 @@ def runs(
 
 
 def state_of(folder: Path) -> RunState:
-    """What a run folder shows of its run; reads its metrics, and asks nobody."""
+    """The state of a run, from its folder alone."""
     from owpo_megatron.run.layout import RunFolder
     from owpo_megatron.run.metrics_reader import read_run
 

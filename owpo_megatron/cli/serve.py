@@ -28,7 +28,7 @@ def serve(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL_DIR] NAME=VALUE",
+            metavar="MODEL_DIR | NAME=VALUE",
             help="HF checkpoint folder, unless -c names it; then arguments of SGLang, e.g. max_total_tokens=8192.",
             show_default=False,
         ),
@@ -40,17 +40,25 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 30000,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    tp: Annotated[int, typer.Option(help="Ranks that share the model.")] = 1,
-    python: Annotated[Path | None, typer.Option(metavar="FILE", help="SGLang's python; else .venv-engine's.")] = None,
-    log: Annotated[Path, typer.Option(metavar="FILE", help="Where the server's own output goes.")] = Path("engine.log"),
+    tp: Annotated[int, typer.Option(help="Tensor-parallel ranks.")] = 1,
+    python: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Interpreter of SGLang's environment; default: .venv-engine.")
+    ] = None,
+    log: Annotated[Path, typer.Option(metavar="FILE", help="File for the server's output.")] = Path("engine.log"),
     rendezvous: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Announce it here, with a key, for runs with engine.rendezvous=FOLDER."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Announce the engine in this folder, with a key, for runs with engine.rendezvous=FOLDER.",
+        ),
     ] = None,
     advertise: Annotated[
-        str | None, typer.Option(metavar="HOST", help="How others reach this machine; else its host name.")
+        str | None,
+        typer.Option(
+            metavar="HOST", help="Host name or address by which other machines reach this one; default: its host name."
+        ),
     ] = None,
-    index: Annotated[int, typer.Option(min=0, help="With --rendezvous: its number, from 0.")] = 0,
+    index: Annotated[int, typer.Option(min=0, help="With --rendezvous: the engine's number, from 0.")] = 0,
     mirror: Annotated[
         Path | None,
         typer.Option(
@@ -58,7 +66,7 @@ def serve(
             help="With --rendezvous: where a copy of the weights is kept for runs with sync.delta; else sync.mirror.",
         ),
     ] = None,
-    restarts: Annotated[int, typer.Option(min=0, help="Start it again this many times when it ends by itself.")] = 0,
+    restarts: Annotated[int, typer.Option(min=0, help="Restarts after the server ends by itself.")] = 0,
 ) -> None:
     """Start an engine for a model and keep it in the foreground, for runs with engine.urls=[URL].
 
@@ -125,7 +133,7 @@ class _Service:
                 err.print("[bold red]the server ended;[/bold red] the last lines of its output:", markup=True)
                 err.print(self._server.log_tail(), markup=False)
                 if left:
-                    err.print(f"starting it again ({left} left)")
+                    err.print(f"restarting it ({left} restarts left)")
             if self._rendezvous is not None:
                 _announce_failure(self._rendezvous, self._index, "it ended by itself; see its log")
             raise typer.Exit(1)
@@ -169,7 +177,7 @@ class _Service:
 
 
 def _mirror(host: str, key: str, copies: Path) -> Mirror:
-    """What runs with sync.delta ask for; it takes no memory until the first of them does."""
+    """The replica service for runs with sync.delta; it uses no memory until the first one asks."""
     from owpo_megatron.sync.delta.replica import Mirror
 
     return Mirror(host, key, copies)

@@ -40,7 +40,7 @@ def verify(
     memory_gb: Annotated[float, typer.Option(min=0.25, help="Address space of a grading process.")] = 2.0,
     proxy: Annotated[bool, typer.Option("--proxy", help="Reach a URL through the environment's proxy.")] = False,
 ) -> None:
-    """Grade answers and say why each is right or wrong. Where cases carry `expected`, count the agreement."""
+    """Grade answers and show why each is right or wrong. Where cases carry `expected`, count the agreement."""
     from owpo_megatron.verifiers.cases import read_cases, read_golds
 
     read = (read_golds if golds else read_cases)(cases, rule)

@@ -1,6 +1,6 @@
-"""The doctor: looks at everything a run needs, before it starts and on every node inside a job, and says what to mend.
+"""The doctor: checks everything a run needs, before it starts or on every node of a job, and names remedies.
 
-Nothing here is imported before its check runs, so that the doctor works where torch, psutil or anything else is broken.
+No check is imported before it runs, so that the doctor works where torch, psutil or anything else is broken.
 """
 
 from owpo_megatron.doctor.examine import CHECKS, examine

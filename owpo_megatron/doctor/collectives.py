@@ -1,4 +1,4 @@
-"""What ranks find out together: sums that are right, bandwidth, clocks, names, a folder that is one and the same.
+"""Measurements that ranks make together: correct sums, bandwidth, clocks, names, a shared folder.
 
 Every function is collective over all ranks of the default group; `control` is a gloo group of the same ranks, whatever
 carries the data.

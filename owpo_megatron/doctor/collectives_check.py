@@ -1,4 +1,4 @@
-"""What lies between ranks: names, clocks, the run folder, collectives. Every function is collective over all ranks."""
+"""Checks between ranks: names, clocks, the run folder, collectives. Every function is collective over all ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from owpo_megatron.doctor.storage import existing_parent
 
 MAX_SKEW_SECONDS = 1.0
 MEGABYTES = {"gloo": 16, "nccl": 256}
-# Below this bus bandwidth the way is wrong rather than slow: Ethernet in place of InfiniBand, a machine that swaps.
+# Below this bus bandwidth something is misconfigured: Ethernet instead of InfiniBand, a machine that swaps.
 MIN_GB_S = {"gloo": 0.05, "nccl": 5.0}
 
 
@@ -70,15 +70,15 @@ def _folder(config: Config, control: dist.ProcessGroup) -> Finding:
 def _collectives(device: torch.device) -> Iterator[Finding]:
     backend = dist.get_backend()
     if dist.get_world_size() == 1:
-        yield Finding("collectives", "ok", f"{backend} starts; one rank has nobody to exchange anything with")
+        yield Finding("collectives", "ok", f"{backend} starts; a single rank has nothing to exchange")
         return
     for name, measure in (("all-reduce", all_reduce), ("all-gather", all_gather)):
         speed = measure(MEGABYTES[backend], device)
         detail = f"{backend}, {speed.gb_s:.2f} GB/s on the bus at {speed.megabytes} MB"
         if not speed.right:
-            remedy = "the values that arrived are wrong: leave this node out, and look at its GPUs and network"
+            remedy = "received values are wrong: exclude this node, and check its GPUs and network"
             yield Finding(name, "fail", f"{backend}: wrong result", remedy)
         elif speed.gb_s < MIN_GB_S[backend]:
-            yield Finding(name, "warn", detail, f"slow: {INTERFACE}; NCCL_DEBUG=INFO tells which way is taken")
+            yield Finding(name, "warn", detail, f"slow: {INTERFACE}; NCCL_DEBUG=INFO logs the transport")
         else:
             yield Finding(name, "ok", detail)

@@ -101,7 +101,7 @@ def start(scope: Scope) -> Iterator[Finding]:
 
 
 def _not_started(error: str, waited: bool, limit: float) -> Finding:
-    """A server that ended says why; one that was still starting may only be slow."""
+    """A server that ended gives the reason; one that was still starting may only be slow."""
     by_hand = "start one by hand and read its output: owpo serve MODEL_DIR"
     if waited:
         detail = f"SGLang was still starting after {limit:g} s: this machine is slow or busy, or it hangs"

@@ -1,4 +1,4 @@
-"""All checks in order, each by a name; one that breaks is itself a finding."""
+"""All checks by name, in order; a check that raises is itself a finding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from owpo_megatron.errors import UserError
 
 @dataclass(frozen=True)
 class Check:
-    """Where a check is: `function` of `module` in this package takes a Scope and yields findings."""
+    """A check: `function` of `module` in this package takes a Scope and yields findings."""
 
     module: str
     function: str
@@ -51,9 +51,9 @@ def examine(scope: Scope, only: Collection[str] = (), quick: bool = False) -> It
     """
     for name in only:
         if name not in CHECKS:
-            raise UserError("--only", name, f"known are {', '.join(CHECKS)}")
+            raise UserError("--only", name, f"use one of {', '.join(CHECKS)}")
         if CHECKS[name].needs_config and scope.config is None:
-            raise UserError("--only", name, "looks at a run: give its configuration with -c")
+            raise UserError("--only", name, "checks a run; give its configuration with -c")
     for name, check in CHECKS.items():
         if only and name not in only:
             continue
@@ -72,8 +72,8 @@ def _run(name: str, check: Check, scope: Scope) -> Iterator[Finding]:
     except ImportError as error:
         remedy = "run `make setup`, or install what is missing in this environment"
         yield Finding(name, "fail", f"this check cannot run: {error}", remedy)
-    except Exception as error:  # the doctor outlives a broken machine, and says what broke
+    except Exception as error:  # a broken machine is a finding, not the doctor's end
         text = f"this check broke: {type(error).__name__}: {error}".strip().splitlines()[0]
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        remedy = f"mend what the text names; else it is the doctor's own fault, at {frame.filename}:{frame.lineno}"
+        remedy = f"fix what the text names; otherwise report a bug in the doctor, at {frame.filename}:{frame.lineno}"
         yield Finding(name, "fail", text, remedy)

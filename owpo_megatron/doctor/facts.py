@@ -1,4 +1,4 @@
-"""What torch and its libraries say of themselves, asked in a process of its own: an import may crash or hang."""
+"""Facts about torch and its libraries, asked in a process of its own: an import may crash or hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor is asked, and what it says."""
+"""The doctor's scope and its findings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Scope:
-    """What is looked at: this machine, or what one run needs of it and of the others.
+    """The scope of the checks: this machine, or what one run needs of it and of the others.
 
     Example:
         Scope(Config.load("run.yaml"), nodes=2, reach_nodes=True, backend="nccl")

@@ -11,7 +11,7 @@ from owpo_megatron.doctor.finding import Finding, Scope
 from owpo_megatron.doctor.memory_needs import count_of, host_bytes, plan_of, size
 
 MIN_BYTES, LOW_BYTES = 2 << 30, 6 << 30
-"""Of a run that is not known: an engine of the quickstart's size with one rank; with two, and evaluation beside it."""
+"""Thresholds without a config: engine + one rank; engine + two ranks + evaluation."""
 TIGHT = 0.8
 
 

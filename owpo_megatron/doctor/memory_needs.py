@@ -1,4 +1,4 @@
-"""What a run will need, as `owpo plan` reckons it from the configuration and the model's config.json."""
+"""Memory needs of a run, as `owpo plan` estimates them from the configuration and the model's config.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOMENTS_AND_MASTER = 12
 
 
 def plan_of(config: Config, gpu_bytes: int, cuda: bool) -> Plan | None:
-    """None where the model, torch or megatron cannot be read: the rows of those say why."""
+    """None where the model, torch or megatron cannot be read: those have findings of their own."""
     try:
         from owpo_megatron.plan import make_plan
 
@@ -28,7 +28,7 @@ def plan_of(config: Config, gpu_bytes: int, cuda: bool) -> Plan | None:
 
 
 def host_bytes(config: Config, plan: Plan, ranks: int) -> int:
-    """Of a node without GPUs: its ranks, and an engine beside them."""
+    """Needs of a node without GPUs: its ranks, and an engine beside them."""
     total = ranks * (plan.trainer.total + plan.trainer.host + RANK_BYTES)
     if plan.engine is not None:
         tokens = int(config.sglang.get("max_total_tokens", CPU_CACHE_TOKENS))

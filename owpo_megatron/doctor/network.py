@@ -1,4 +1,4 @@
-"""Names that must resolve and ports that must be free, as far as one machine can tell."""
+"""Names that must resolve and ports that must be free, as far as one machine can check."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _bind(host: str, port: int) -> str | None:
 
 
 def _holder(port: int) -> str:
-    """` by NAME (process N)` where the system tells; another user's processes stay unnamed."""
+    """` by NAME (process N)` where the system allows it; another user's processes stay unnamed."""
     try:
         import psutil
 

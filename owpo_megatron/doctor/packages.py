@@ -36,7 +36,7 @@ def packages(scope: Scope) -> Iterator[Finding]:
 
 
 def _requirements(name: str) -> list[Requirement]:
-    """What a distribution needs here, extras left out."""
+    """Requirements of a distribution in this environment, without extras."""
     parsed = [Requirement(text) for text in metadata.requires(name) or []]
     return [one for one in parsed if one.marker is None or one.marker.evaluate({"extra": ""})]
 
@@ -64,7 +64,7 @@ def _install(requirement: Requirement) -> str:
 
 
 def _pinned(requirement: Requirement, have: str) -> Finding:
-    """Internals of these are relied on: another minor version is refused, another patch or build is told."""
+    """Internals of these are relied on: another minor version is refused, another patch or build is reported."""
     name, want = requirement.name, str(requirement.specifier).removeprefix("==")
     remedy = _install(requirement)
     if name == "torch":
@@ -82,7 +82,7 @@ def _pinned(requirement: Requirement, have: str) -> Finding:
 
 
 def _conflicts(told: set[str]) -> Iterator[Finding]:
-    """What the packages we build on need, and need in another version: pip installs such a set with a warning."""
+    """Requirements of the packages that we build on, in another version: pip installs such a set with a warning."""
     for owner in PINNED:
         if _version(owner) is None:
             continue

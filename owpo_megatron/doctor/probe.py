@@ -32,7 +32,7 @@ TIMEOUT = timedelta(seconds=120)
 
 @dataclass(frozen=True)
 class Place:
-    """Which rank this is, and where the ranks meet."""
+    """This rank's number, and the address where ranks meet."""
 
     rank: int
     world: int
@@ -42,7 +42,7 @@ class Place:
 
 
 def find_place() -> Place:
-    """From torchrun's environment, else from Slurm's.
+    """Read the place from torchrun's environment, else from Slurm's.
 
     Raises:
         SystemExit: neither started this process.
@@ -89,7 +89,7 @@ def look(scope: Scope, place: Place, node_checks: bool) -> list[Finding]:
 
 
 def _merged(told: list[tuple[int, list[Finding]]], nodes: list[str]) -> list[Finding]:
-    """What nodes found by themselves: the ones that are well in one row a check, the others with their node's name."""
+    """Findings of single nodes: the ones that are well in one row a check, the others with their node's name."""
     findings: list[Finding] = []
     by_check: dict[str, list[tuple[str, Finding]]] = {}
     for rank, (local_rank, found) in enumerate(told):
@@ -132,7 +132,7 @@ def main() -> int:
     scope = Scope(config, nodes, backend=arguments.backend)
     try:
         findings, speaks = look(scope, place, not arguments.between_only), place.rank == 0
-    except ImportError:  # this rank cannot join the others, and says why by itself
+    except ImportError:  # this rank cannot join the others; it reports why itself
         findings, speaks = list(examine(scope, only=["packages"])), True
     if speaks and arguments.json:
         print(json.dumps([asdict(finding) for finding in findings]))

@@ -22,7 +22,7 @@ QUEUE_SECONDS = 60  # for which srun may wait for its nodes
 
 
 def ranks(scope: Scope) -> Iterator[Finding]:
-    """What real ranks find between them, and on several nodes what each finds by itself."""
+    """Findings of real ranks between them, and on several nodes what each finds by itself."""
     options = ["--json", "--backend", scope.backend]
     if scope.config is not None:
         # by value: another node need not see a file of this one
@@ -76,7 +76,7 @@ def _start(command: list[str], env: dict[str, str] | None = None) -> subprocess.
 
 
 def _outcome(processes: list[subprocess.Popen[str]], seconds: float) -> tuple[list[dict[str, Any]], str]:
-    """What rank 0 printed, and the last words of the first that failed without a finding. None is left behind."""
+    """Output of rank 0, and the last lines of the first that failed without a finding. None is left behind."""
     deadline = time.monotonic() + seconds
     told: list[dict[str, Any]] = []
     words = []

@@ -54,7 +54,7 @@ class Job:
 
     @property
     def engines_per_node(self) -> int:
-        """As many engines as the node's GPUs allow; one on a cluster without GPUs."""
+        """Number of engines that a node's GPUs allow; one on a cluster without GPUs."""
         return max(1, self.launch.gpus_per_node // self.config.engine.tp)
 
     @property

@@ -10,7 +10,9 @@ A world of one rank needs no torchrun and is started directly.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -29,12 +31,13 @@ from owpo_megatron.launch.rank import end_with_parent
 
 _MISTAKE = "error: "  # prefix of an error file that reports a user's mistake (trainer/main.py)
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
+PORTS = range(12000, 20000)  # engines take 20000 to 32000 (engine/server.py)
 _SHUTDOWN_SECONDS = 20  # from torchrun's SIGTERM to its SIGKILL, once a rank has failed
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the ranks ended.
+    """End of the ranks.
 
     Example:
         Outcome(code=2, reason="parallel.tp = 3: use a divisor of ...", log=Path("runs/run/logs/error_rank_1.txt"))
@@ -103,10 +106,15 @@ def rank_environment(world_size: int) -> dict[str, str]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free now, below the range that systems give to outgoing connections.
+
+    torchrun listens on it seconds later; a port of that range may be taken by then.
+    """
+    for port in random.sample(PORTS, 100):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((host, port))
+            return port
+    raise RuntimeError(f"none of a hundred ports from {PORTS.start} to {PORTS.stop} is free on {host}")
 
 
 def _command(world_size: int, logs: Path, module: str, arguments: Sequence[str]) -> list[str]:

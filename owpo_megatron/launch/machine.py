@@ -1,4 +1,4 @@
-"""What this machine has, told without importing torch."""
+"""Facts about this machine, without importing torch."""
 
 from __future__ import annotations
 

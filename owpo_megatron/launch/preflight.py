@@ -85,7 +85,7 @@ def _rules(config: Config) -> None:
 
 
 def _megatron(config: Config) -> None:
-    """What megatron-core refuses about recomputation; other raw fields are checked by the ranks and by `owpo plan`."""
+    """Refuse incomplete recomputation as megatron-core does; ranks and `owpo plan` check the other raw fields."""
     raw = config.megatron
     if raw.get("recompute_granularity") != "full":
         return

@@ -72,7 +72,7 @@ def _keep_descriptors() -> None:
 
 
 def end_with_parent() -> None:
-    """On Linux, get SIGTERM when the launcher dies, so that no rank is left behind."""
+    """Get SIGTERM when the launcher dies, so that no rank is left behind. Linux only."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

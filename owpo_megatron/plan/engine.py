@@ -1,4 +1,4 @@
-"""What is left for an SGLang engine's key-value cache, and how many responses that is."""
+"""Memory left for an SGLang engine's key-value cache, and how many responses that is."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class EngineMemory:
 
     @property
     def tokens(self) -> int:
-        """That the cache holds at a time."""
+        """Number of tokens that the cache holds."""
         return max(self.cache, 0) // self.token
 
 
 def engine_memory(config: Config, model: HFModel, gpu_bytes: int) -> EngineMemory:
-    """Of an engine of `engine.tp` GPUs with this much memory each."""
+    """Memory of an engine of `engine.tp` GPUs with this much memory each."""
     tp = config.engine.tp
     element = 4 if config.model.dtype == "float32" else CACHE
     static = int(float(config.sglang.get("mem_fraction_static", ALONE)) * gpu_bytes)

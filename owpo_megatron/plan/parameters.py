@@ -1,4 +1,4 @@
-"""How many parameters a rank holds: the family's table of weights, divided by the parallel layout."""
+"""Parameters per rank: the family's table of weights, divided by the parallel layout."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _rules(model: HFModel) -> list[Rule]:
 
 
 def _occurrences(model: HFModel, rule: Rule, layers: range) -> int:
-    """How often these layers have the parameter of a rule, experts counted one by one; 1 outside the layers."""
+    """Number of parameters of a rule in these layers, experts counted one by one; 1 outside the layers."""
     if not rule.per_layer:
         return 1
     return sum(in_layer(model, rule, layer) for layer in layers) * (model.num_experts if rule.per_expert else 1)

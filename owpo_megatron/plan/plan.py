@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def used(self) -> int:
-        """On a GPU of the trainer, an engine that shares it included."""
+        """Memory used on a GPU of the trainer, an engine that shares it included."""
         shared = self.engine_place == "trainer's nodes" and self.engine is not None
         return self.trainer_total + (self.engine.static if shared and self.engine else 0)
 
@@ -69,7 +69,7 @@ class Plan:
         return None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain keys; bytes, unless the name says otherwise."""
+        """Plain keys; bytes, unless the name gives another unit."""
         engine = asdict(self.engine) | {"tokens": self.engine.tokens} if self.engine else None
         return {
             "parameters_of_the_model": self.parameters,

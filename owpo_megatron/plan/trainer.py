@@ -1,4 +1,4 @@
-"""What a trainer rank's memory goes to, in bytes. docs/plan.md has the same formulae in a table.
+"""Memory of a trainer rank by use, in bytes. docs/plan.md has the same formulae in a table.
 
 Buffers (parameters, gradients, optimizer, slots) follow megatron's distributed optimizer exactly but for its padding;
 activations and the head's chunks are an upper estimate for the longest microbatch.
@@ -38,17 +38,17 @@ class TrainerMemory:
 
     @property
     def total(self) -> int:
-        """Of the device, at the worst moment; weights travel to the engines when no activations are alive."""
+        """Peak on the device, at the worst moment; weights travel to the engines when no activations are alive."""
         lasting = self.weights + self.gradients + self.optimizer + self.reference
         return lasting + max(self.activations + self.head, self.sync)
 
 
 def trainer_memory(config: Config, model: HFModel, cuda: bool, needs_reference: str) -> list[TrainerMemory]:
-    """Of every pipeline stage.
+    """Memory of every pipeline stage.
 
     Args:
         cuda: Transformer Engine's layers and the CUDA head; False: megatron's local layers and the torch head.
-        needs_reference: of the method ("none", "active", "all", "teacher").
+        needs_reference: the method's ("none", "active", "all", "teacher").
     """
     return [_stage(config, model, cuda, needs_reference, stage) for stage in range(config.parallel.pp)]
 

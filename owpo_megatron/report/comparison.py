@@ -22,7 +22,7 @@ TRAINING = {
     "response_length": "Response length (tokens)",
 }
 Curves = Mapping[str, Mapping[str, Any]]
-"""Of one regime: entry -> seed -> {"curve": [[step, score], ...], "training": {column: values}}."""
+"""Curves of one regime: entry -> seed -> {"curve": [[step, score], ...], "training": {column: values}}."""
 
 
 def regime_table(table: Mapping[str, Any], regime: str) -> Table:

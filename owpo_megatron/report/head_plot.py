@@ -18,7 +18,7 @@ def write_head_plot(rows: Sequence[Row], file: Path) -> None:
     """Draw the benchmark's rows as PNG; rows that failed are left out, the JSON has their reasons.
 
     Args:
-        rows: of a CPU {impl, density, seconds, extra_peak_bytes} or of a GPU {impl, work, tokens, hidden, vocab,
+        rows: from a CPU {impl, density, seconds, extra_peak_bytes} or of a GPU {impl, work, tokens, hidden, vocab,
             density, ms, extra_peak_bytes}.
     """
     done = [row for row in rows if "error" not in row]

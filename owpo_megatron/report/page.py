@@ -16,17 +16,21 @@ from owpo_megatron.run.metrics_reader import RunMetrics
 from owpo_megatron.samples import ShownSample
 
 _CAPTIONS = {
-    "learning": "Left: share of right answers among the rollouts of each step. Right: held-out problems.",
+    "learning": "Left: share of right answers among the rollouts of each step. Right: held-out problems; thin lines "
+    "are 95 % intervals.",
     "reweighting": "The number of reweighted samples falls within each stage; a swap of the reference starts the next. "
     "Blue tokens are ahead of the reference in the verifier's direction (w &lt; 1 locks the gain), warm ones behind it "
     "(w &gt; 1 accelerates the correction).",
     "deviation": "delta = sgn(A) (logp &minus; logp of the reference). Right after a swap it is exactly 0. Between the "
     "lines w = exp(&minus;delta); outside it stays at its bound.",
-    "health": "What tells a run that goes wrong: falling entropy, growing gradient norm, a trainer that disagrees with "
+    "health": "Signs of a run that goes wrong: falling entropy, growing gradient norm, a trainer that disagrees with "
     "its engine.",
-    "responses": "Long or cut-off responses, and what the verifier said.",
+    "responses": "Long or truncated responses, and the verifier's verdicts.",
     "seconds": "Where the time went.",
 }
+
+_FILES = """<section>In the run folder: <code>config.yaml</code>, <code>metrics.jsonl</code>, <code>eval/</code> (each
+problem), <code>logs/</code> of ranks and engines. All samples: <code>owpo samples RUN_DIR</code>.</section>"""
 
 _STYLE = """
 body { font: 15px/1.55 system-ui, sans-serif; color: #1f2933; background: #f5f7fa; margin: 0; }
@@ -35,7 +39,8 @@ h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 40px 0 8p
 p.sub, figcaption { color: #616e7c; } p.sub { margin: 0 0 24px; }
 section, figure { background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; }
 section, figure { padding: 20px 24px; margin: 0 0 20px; }
-figure img { width: 100%; height: auto; display: block; } figcaption { font-size: 13.5px; margin-top: 10px; }
+.scroll { overflow-x: auto; } figure img { width: 100%; min-width: 720px; height: auto; display: block; }
+figcaption { font-size: 13.5px; margin-top: 10px; }
 table { border-collapse: collapse; } td { padding: 3px 28px 3px 0; vertical-align: top; }
 td:first-child { color: #616e7c; white-space: nowrap; }
 pre { font-size: 12.5px; line-height: 1.45; overflow-x: auto; margin: 12px 0 0; } summary { cursor: pointer; }
@@ -64,6 +69,7 @@ def write_page(run: RunMetrics, figures: Sequence[Path], file: Path, samples: Se
 {pictures}
 {browser(samples)}
 {details}
+{_FILES}
 </main>
 </html>
 """
@@ -75,4 +81,5 @@ def _figure(file: Path) -> str:
     data = base64.b64encode(file.read_bytes()).decode()
     caption = _CAPTIONS.get(file.stem, "")
     source = f"data:image/png;base64,{data}"
-    return f'<figure><img alt="{escape(file.stem)}" src="{source}"><figcaption>{caption}</figcaption></figure>\n'
+    image = f'<div class="scroll"><img alt="{escape(file.stem)}" src="{source}"></div>'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"

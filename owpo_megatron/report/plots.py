@@ -15,6 +15,7 @@ from owpo_megatron.report import style
 from owpo_megatron.run.metrics_reader import RunMetrics, Series, smoothed
 
 DELTA_RANGE = 0.5  # delta_hist spans [-0.5, 0.5] in equal bins, open at both ends
+HELD_OUT = "Held-out problems"
 _SEQUENTIAL = LinearSegmentedColormap.from_list("ink", ["#ffffff", "#cfe1ee", "#6fa3c8", "#1f5f8b", "#0b2f4d"])
 
 
@@ -44,11 +45,13 @@ def learning(run: RunMetrics) -> Figure:
         style.mark_swaps(reward_axis, run.swaps(), name=True)
     else:
         style.say_missing(reward_axis, "no reward was logged")
-    style.dress(eval_axis, "Held-out problems", percent=True)
+    style.dress(eval_axis, HELD_OUT, percent=True)
     scores = run.eval_fields()
     for name, color in zip(scores, (style.MAIN, style.WARM, style.SECOND, style.PLUM), strict=False):
         series = run.eval_column(name)
         _line(eval_axis, series, color, width=1.8, label=name, marker="o")
+        for step, (low, high) in run.eval_intervals(name).items():
+            eval_axis.plot([step, step], [low, high], color=color, linewidth=1.0, alpha=0.55, zorder=1)
         for index, side in {0: "left", len(series.steps) - 1: "right"}.items():
             at = (series.steps[index], series.values[index])
             label = f"{series.values[index]:.0%}"
@@ -67,7 +70,7 @@ def learning(run: RunMetrics) -> Figure:
 
 
 def reweighting(run: RunMetrics) -> Figure:
-    """What OWPO did: active samples, the weight w and its bounds, and the four cases of the paper's Table 1."""
+    """OWPO's reweighting: active samples, the weight w and its bounds, and the four cases of the paper's Table 1."""
     figure, (active_axis, case_axis, weight_axis, bound_axis) = style.new_figure(2, 2, height=2.7, width=11.0)
     active = run.column("n_active")
     style.dress(active_axis, "Active samples of a group")
@@ -78,7 +81,7 @@ def reweighting(run: RunMetrics) -> Figure:
     else:
         style.say_missing(active_axis, "no curriculum was logged")
 
-    style.dress(case_axis, "Where tokens stand to the reference", percent=True)
+    style.dress(case_axis, "Tokens against the reference", percent=True)
     cases = {name: run.column(name) for name in style.CASES}
     if any(cases.values()):
         labels = {name: text for name, (text, _) in style.CASES.items()}
@@ -94,6 +97,8 @@ def reweighting(run: RunMetrics) -> Figure:
     if weight:
         weight_axis.axhline(1.0, color=style.MUTED, linewidth=0.8)
         _line(weight_axis, weight, style.MAIN, width=1.8)
+        weight_axis.ticklabel_format(axis="y", useOffset=False)
+        style.widen(weight_axis, [*weight.values, 1.0])
         style.mark_swaps(weight_axis, run.swaps())
     else:
         style.say_missing(weight_axis, "this method has no weights")
@@ -174,16 +179,18 @@ def health(run: RunMetrics) -> Figure:
         if scale == "log" and min(series.values) > 0 and max(series.values) > 20 * min(series.values):
             axis.set_yscale("log")
         elif scale != "percent":
-            axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useOffset=False)
             axis.yaxis.get_offset_text().set(fontsize=8, color=style.MUTED)
         if scale in ("zero", "percent"):
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, max(max(series.values) * 1.12, 1e-12))
+        elif scale == "plain":
+            style.widen(axis, series.values)
         style.mark_swaps(axis, run.swaps())
     return figure
 
 
 def responses(run: RunMetrics) -> Figure:
-    """Length and truncation of responses, and what the verifier said of them."""
+    """Length and truncation of responses, and their verdicts."""
     figure, (length_axis, verdict_axis) = style.new_figure(1, 2, height=3.0)
     style.dress(length_axis, "Response length", ylabel="tokens")
     length, truncated = run.column("response_length"), run.column("truncated_share")
@@ -216,7 +223,7 @@ def responses(run: RunMetrics) -> Figure:
 
 
 def seconds(run: RunMetrics) -> Figure:
-    """Where the time of each step went."""
+    """Time of each step by phase."""
     figure, (axis,) = style.new_figure(1, 1, height=3.2)
     style.dress(axis, "Seconds per step", ylabel="seconds")
     phases = [name for name in run.fields_under("seconds") if name != "total"]
@@ -250,10 +257,13 @@ FIGURES: dict[str, Callable[[RunMetrics], Figure]] = {
 
 
 def _fit_steps(figure: Figure, run: RunMetrics) -> None:
-    """The same steps on every panel, whole even when there is one only."""
-    steps = [int(line["step"]) for line in (*run.steps, *run.evals)] or [0]
+    """The same steps on every panel, whole even when there is one only; step 0 only where evaluations are shown."""
+    trained = [int(line["step"]) for line in run.steps]
+    evaluated = [int(line["step"]) for line in run.evals]
     for axis in figure.axes:
         if axis.get_xlabel() == "step":
+            shows_evaluations = axis.get_title(loc="left") == HELD_OUT
+            steps = (trained + evaluated if shows_evaluations else trained) or evaluated or [0]
             axis.set_xlim(min(steps) - 0.6, max(steps) + 0.6)
 
 
@@ -271,7 +281,7 @@ def _dot(series: Series) -> str | None:
 def _stack(
     axis: Axes, columns: dict[str, Series], labels: dict[str, str], colors: list[str], share: bool = False
 ) -> None:
-    """Bars on top of each other, one a step, without gaps but where a step has no value; `share` scales each to 1."""
+    """Bars on top of each other, one per step, without gaps but where a step has no value; `share` scales each to 1."""
     steps = sorted({step for series in columns.values() for step in series.steps})
     rows = [[dict(series).get(step, 0.0) for step in steps] for series in columns.values()]
     value_RS = np.array(rows, dtype=float)

@@ -1,4 +1,4 @@
-"""Scores as a figure: a panel a set, a dot with its interval for every checkpoint of every method."""
+"""Scores as a figure: a panel per set, a dot with its interval for every checkpoint of every method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation scores as tables in the layout of the paper: a row a method, a column a set, best and converged."""
+"""Evaluation scores as tables in the layout of the paper: a row per method, a column per set, best and converged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Scored:
-    """What was evaluated, and its scores by set, as OUT/SET.json has them.
+    """An evaluated checkpoint and its scores by set, as OUT/SET.json has them.
 
     Example:
         Scored("Qwen3-8B-Base", "owpo", "best", {"aime24": {"title": "AIME24", "metrics": {"pass@1": {...}}, ...}})
@@ -89,7 +89,7 @@ def score_tables(scored: Sequence[Scored]) -> list[ScoreTable]:
 
 
 def details(scored: Sequence[Scored]) -> Table:
-    """Every score with its interval, and what stands behind it."""
+    """Every score with its interval, problems and samples."""
     table = Table(box=None, header_style="bold", title="With 95 % intervals", title_justify="left", title_style="bold")
     for name in ("evaluated", "set", "metric"):
         table.add_column(name)

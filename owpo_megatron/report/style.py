@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -48,6 +48,14 @@ def dress(axis: Axes, title: str, xlabel: str = "step", ylabel: str = "", percen
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
 
 
+def widen(axis: Axes, values: Sequence[float], share: float = 0.02) -> None:
+    """Limits that span at least this share of the values' size, so that rounding noise does not look like a drift."""
+    low, high = min(values), max(values)
+    least = share * max(abs(low), abs(high), 1e-12)
+    spare = max(0.08 * (high - low), (least - (high - low)) / 2)
+    axis.set_ylim(low - spare, high + spare)
+
+
 def mark_swaps(axis: Axes, swaps: Iterable[int], name: bool = False) -> None:
     """A dotted line at each swap of the reference; `name` writes "swap" once, above the first."""
     for index, step in enumerate(swaps):
@@ -72,7 +80,7 @@ def legend(axis: Axes, columns: int = 1, outside: bool = False) -> None:
 
 
 def say_missing(axis: Axes, what: str) -> None:
-    """An empty panel that says why it is empty."""
+    """An empty panel with the reason why."""
     axis.text(0.5, 0.5, what, transform=axis.transAxes, ha="center", va="center", fontsize=9, color=MUTED)
     axis.set_yticks([])
     axis.grid(False)

@@ -22,7 +22,9 @@ def rows(run: RunMetrics) -> dict[str, str]:
     facts["steps"] = f"{steps} of {planned}" if planned and planned != steps else str(steps)
     for name in run.eval_fields():
         values = run.eval_column(name).values
-        facts[name] = _percent(values[0]) + (f" -> {_percent(values[-1])}" if len(values) > 1 else "")
+        series, intervals = run.eval_column(name), run.eval_intervals(name)
+        ends = [0] if len(values) == 1 else [0, -1]
+        facts[name] = " -> ".join(_percent(values[end]) + _interval(intervals.get(series.steps[end])) for end in ends)
     reward = run.column("reward_mean")
     if reward:
         facts["reward"] = (
@@ -39,7 +41,7 @@ def rows(run: RunMetrics) -> dict[str, str]:
         ("grad_norm", "gradient norm", "{:.3f}"),
         ("mismatch", "trainer against engine", "{:.1e} mean |dlogp|"),
         ("response_length", "response length", "{:.1f} tokens"),
-        ("seconds.total", "seconds a step", "{:.2f}"),
+        ("seconds.total", "seconds per step", "{:.2f}"),
     ):
         mean = last_mean(run.column(field))
         if mean is not None:
@@ -48,7 +50,7 @@ def rows(run: RunMetrics) -> dict[str, str]:
 
 
 def summary_table(runs: Sequence[RunMetrics]) -> Table:
-    """One column a run."""
+    """A table with one column per run."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("")
     for run in runs:
@@ -70,6 +72,10 @@ def _from_summary(run: RunMetrics) -> dict[str, str]:
     if isinstance(run.summary.get("seconds"), (int, float)):
         facts["training"] = _duration(run.summary["seconds"])
     return facts
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f" ({100 * bounds[0]:.1f} to {100 * bounds[1]:.1f})"
 
 
 def _percent(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.run.layout import METRICS, RunFolder
+from owpo_megatron.run.layout import METRICS, RunFolder, step_name
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,16 @@ class RunMetrics:
         """The scores of the evaluations (`pass@1`, `pass@8`, ...), smallest k first."""
         names = {name for line in self.evals for name in line["eval"] if name.startswith("pass@")}
         return sorted(names, key=lambda name: (len(name), name))
+
+    def eval_intervals(self, field: str) -> dict[int, tuple[float, float]]:
+        """95 % intervals of a score by step, from the evaluations' own files; steps without one are left out."""
+        found = {}
+        for line in self.evals:
+            file = RunFolder(self.folder).evaluations / f"{step_name(line['step'])}.json"
+            metrics = _mapping(file).get("metrics", {})
+            if field in metrics and "low" in metrics[field]:
+                found[int(line["step"])] = (metrics[field]["low"], metrics[field]["high"])
+        return found
 
     def swaps(self) -> list[int]:
         """Steps after which the reference was replaced by the policy."""

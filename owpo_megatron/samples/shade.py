@@ -1,4 +1,4 @@
-"""How a token's value is coloured, on a terminal and on the report's page."""
+"""Colour of a token by its value, on a terminal and on the report's page."""
 
 from __future__ import annotations
 

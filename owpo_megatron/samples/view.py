@@ -75,7 +75,7 @@ def view_samples(
 
     Args:
         decode: token ids to text.
-        algorithm: of the run; its bounds and its method give w.
+        algorithm: the run's section; its method and bounds give w.
         wanted: which rollouts to show.
         color: None: w where it is recorded and the method has one, else the log-ratio to the reference, else the
             engine's log-prob.
@@ -182,7 +182,7 @@ def token_texts(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> l
 
 
 def _places(rollouts: Sequence[Rollout]) -> list[tuple[int, int]]:
-    """(sibling, siblings) of every rollout: those of one prompt stand together."""
+    """(sibling, siblings) of every rollout: those of one prompt follow each other."""
     sizes: dict[str, int] = {}
     order = []
     for rollout in rollouts:

@@ -92,7 +92,7 @@ def test_facts_of_a_run(tmp_path: Path) -> None:
     assert facts["pass@1"] == "20.0 % -> 70.0 %"
     assert facts["swaps"] == "2 (after steps 4, 8)"
     assert facts["steps"] == "9"
-    assert facts["seconds a step"] == "2.10"
+    assert facts["seconds per step"] == "2.10"
     assert "engine" not in facts
 
 

@@ -59,7 +59,7 @@ def _ask(job: Job, request: Request, folder: Path, *options: str) -> dict:
     command = [nemo_python(job), "-m", "owpo_megatron.launch.nemo.runner"]
     command += [folder / "request.json", folder / "nemo", result, *options]
     log = folder / "nemo-run.log"
-    with log.open("w") as words:  # it speaks a lot
+    with log.open("w") as words:  # its output is long
         done = subprocess.run([str(part) for part in command], stdout=words, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         last = [line for line in log.read_text().splitlines() if line.strip()][-1:]

@@ -1,8 +1,8 @@
 """Experiments of NeMo-Run: tasks with dependencies, on this machine, or on Slurm from a login node or over SSH.
 
-Runs in NeMo-Run's own environment (`make nemo`). What NeMo-Run 0.11.1 gets wrong is kept away from: it only submits; a
-job's end is asked of Slurm itself (its own status needs sacct, and a failed job still ends with exit code 0), and the
-environment stands in our script (its own exports are not quoted).
+Runs in NeMo-Run's own environment (`make nemo`). NeMo-Run 0.11.1 is used to submit only: a job's end is queried from
+Slurm (its own status needs sacct, and a failed job still ends with exit code 0), and environment variables are set in
+our script (its own exports are not quoted).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class SSH:
 
 
 class Pipeline:
-    """Tasks that depend on each other; every one is a job of its own.
+    """Tasks that depend on each other; each is a separate job.
 
     Args:
-        name: of the experiment.
+        name: name of the experiment.
         home: where NeMo-Run keeps its files; on Slurm without SSH, a folder that every node sees.
         where: "slurm" from here, "local" for processes of this machine, or a login node to reach by SSH.
 
@@ -79,7 +79,7 @@ class Pipeline:
         if self.where == "local":
             return {name: request.script for name, (request, _) in self._tasks.items()}
         run = self._nemo_run()
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells the screen what is asked for below
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what is asked for below
             with run.Experiment(self.name, log_level="WARN") as experiment:
                 self._fill(run, experiment)
                 experiment.dryrun(log=False, delete_exp_dir=False)
@@ -97,13 +97,13 @@ class Pipeline:
         return {name: _number(job.handle) for name, job in zip(self._tasks, experiment.jobs, strict=True)}
 
     def run(self) -> int:
-        """Run every task, wait for all, tell how each ended; returns 0 when all ended well, else 1."""
+        """Run every task, wait for all, print how each ended; returns 0 when all ended well, else 1."""
         if self.where == "local":
             return self._run_here()
         return self.wait(self.submit())
 
     def wait(self, jobs: dict[str, int]) -> int:
-        """Wait until Slurm says that every job has ended, requeues included; returns an exit code."""
+        """Wait until Slurm reports that every job has ended, requeues included; returns an exit code."""
         told: dict[str, str] = {}
         unknown = 0
         while True:
@@ -117,7 +117,7 @@ class Pipeline:
                     self._ask(f"scancel {state.number}")
             unknown = unknown + 1 if any(state.state == "UNKNOWN" for state in states.values()) else 0
             if unknown > MOST_UNKNOWN:
-                print("neither scontrol nor sacct knows a job any more; how it ended cannot be told", flush=True)
+                print("neither scontrol nor sacct knows a job any more; its end is unknown", flush=True)
                 return 1
             if all(state.ended for state in states.values()):
                 return 0 if all(state.ended_well for state in states.values()) else 1

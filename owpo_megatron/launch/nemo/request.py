@@ -1,4 +1,4 @@
-"""What crosses from the trainer's environment to NeMo-Run's: plain values, as JSON."""
+"""The request that goes from the trainer's environment to NeMo-Run's: plain values, as JSON."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ ENDED_BADLY = frozenset(
 
 @dataclass(frozen=True)
 class JobState:
-    """What Slurm says of a job, or of one task of an array.
+    """Slurm's state of a job, or of one task of an array.
 
     Example:
         JobState(id="4711", number=4711, state="RUNNING", attempt=1, nodes="n[0-2]", reason="", exit_code="0:0")
@@ -33,7 +33,7 @@ class JobState:
 
     @property
     def ended(self) -> bool:
-        """Not so of a job in REQUEUED or REQUEUE_HOLD, which Slurm puts into the queue again in a moment."""
+        """False for REQUEUED and REQUEUE_HOLD, which Slurm queues again in a moment."""
         return self.state in ENDED_WELL | ENDED_BADLY
 
     @property
@@ -42,13 +42,13 @@ class JobState:
 
 
 def submit(script: Path, workdir: Path, after: int | None = None) -> int:
-    """Give a script to sbatch; returns the job's number.
+    """Submit a script by sbatch; returns the job's number.
 
     Args:
-        after: a job that has to end well before.
+        after: a job that must complete first.
 
     Raises:
-        UserError: sbatch refused it, with its words.
+        UserError: sbatch refused it; with its message.
     """
     wait = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     done = run("sbatch", "--parsable", *wait, str(script), cwd=workdir)
@@ -74,7 +74,7 @@ def states(job_id: int) -> list[JobState]:
 
 
 def cancel(job_id: int) -> None:
-    """End a job at once. Raises UserError with scancel's words."""
+    """Cancel a job at once. Raises UserError with scancel's message."""
     done = run("scancel", str(job_id))
     if done.returncode:
         raise UserError("job", job_id, f"not cancelled: {' '.join(done.stderr.split())}")
@@ -89,7 +89,7 @@ def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
 
 
 def from_scontrol(text: str) -> list[JobState]:
-    """What `scontrol show job N --oneliner` printed."""
+    """Parse the output of `scontrol show job N --oneliner`."""
     return [_state(line) for line in text.splitlines() if line.startswith("JobId=")]
 
 

@@ -1,4 +1,4 @@
-"""Which jobs belong to a run: RUN/launch/jobs.jsonl, a line a submission."""
+"""Jobs of a run: RUN/launch/jobs.jsonl, a line per submission."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Submission:
     jobs: list[int]
     by: str  # slurm or nemo-run
     at: str
-    outputs: list[str]  # where the jobs' own words go, one file a job or a task
+    outputs: list[str]  # output files of the jobs, one per job or task
 
     def states(self) -> list[cluster.JobState]:
         return [state for job in self.jobs for state in cluster.states(job)]

@@ -1,4 +1,4 @@
-"""From a job to Slurm's queue: configurations and script into the run folder, then sbatch."""
+"""Submit a job to Slurm: configurations and script into the run folder, then sbatch."""
 
 from __future__ import annotations
 
