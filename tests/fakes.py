@@ -17,6 +17,7 @@ from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.types import (
     Finished,
     GradingItem,
+    Group,
     LogpMode,
     Progress,
     Prompt,
@@ -244,8 +245,9 @@ def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) 
     verifier = make_verifier(config.verifier, {prompt.domain for prompt in prompts})
     counts: list[int] = []
 
-    def keep(step: int, rollouts: Sequence[Rollout]) -> None:
-        counts.append(len(rollouts) // config.rollout.group_size)
+    def keep(step: int, seen: Sequence[Group], kept: Sequence[Group]) -> None:
+        rollouts = [rollout for group in seen for rollout in group.rollouts]
+        counts.append(len(seen))
         save_rollouts(rollouts_path(folder, step + 1), rollouts)
 
     collector = make_collector(
