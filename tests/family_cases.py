@@ -14,6 +14,16 @@ _GLM_MOE: dict[str, Any] = _MOE | {
     "head_dim": 16,
 }  # fmt: skip
 
+_LATENT: dict[str, Any] = {name: value for name, value in _GLM_MOE.items() if name != "head_dim"} | {
+    "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8,
+    "v_head_dim": 16, "n_group": 1, "topk_group": 1,
+    "moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid",  # SGLang reads them
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32,
+        "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.8,
+    },
+}  # fmt: skip
+
 # family -> shapes; the keys "tied" and "vocab_size" are arguments of make_hf_model
 CASES: dict[str, list[dict[str, Any]]] = {
     "mixtral": [
@@ -33,6 +43,12 @@ CASES: dict[str, list[dict[str, Any]]] = {
         _GLM_MOE | {"attention_bias": True, "n_routed_experts": 4, "first_k_dense_replace": 2, "vocab_size": 95},
         _GLM_MOE | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "vocab_size": 101},
         _GLM_MOE | {"first_k_dense_replace": 0, "n_shared_experts": 2, "num_key_value_heads": 1, "tied": True},
+    ],
+    "deepseek_v3": [
+        _LATENT | {"vocab_size": 97},
+        _LATENT | {"q_lora_rank": None, "n_routed_experts": 5, "first_k_dense_replace": 0, "v_head_dim": 12},
+        _LATENT | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "vocab_size": 101},
+        _LATENT | {"num_attention_heads": 6, "num_key_value_heads": 6, "kv_lora_rank": 32, "tied": True},
     ],
     "phi3": [
         {"vocab_size": 97},
@@ -59,7 +75,6 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"embedding_multiplier": 3.0, "attention_multiplier": 0.1, "num_attention_heads": 6, "vocab_size": 101},
     ],
 }  # fmt: skip
-WITH_EXPERTS = {"mixtral", "qwen2_moe", "glm4_moe"}
 
 
 def every_case() -> list[Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from owpo_megatron.families.catalogue import MODEL_TYPES, known_types
 from owpo_megatron.families.family import EngineNames, Family
 from owpo_megatron.families.fits import check_context, check_parallel, padded_vocab_size
-from owpo_megatron.families.model import MLP, Attention, Experts, HFModel, Norms, Router, SharedExpert
+from owpo_megatron.families.model import MLP, Attention, Experts, HFModel, LatentAttention, Norms, Router, SharedExpert
 from owpo_megatron.families.reading import HFConfig, read_hf_config
 from owpo_megatron.families.rope import Rope, Yarn
 from owpo_megatron.families.rules import Part, Rule
@@ -67,6 +67,7 @@ __all__ = [
     "HFConfig",
     "HFModel",
     "HFReader",
+    "LatentAttention",
     "Norms",
     "Part",
     "Place",

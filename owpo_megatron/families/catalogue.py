@@ -30,6 +30,7 @@ MODEL_TYPES: dict[str, tuple[str, str]] = {
     "mixtral": ("mixtral", "MIXTRAL"),
     "glm4": ("glm", "GLM4"),
     "glm4_moe": ("glm", "GLM4_MOE"),
+    "deepseek_v3": ("deepseek", "DEEPSEEK_V3"),
     "phi3": ("phi3", "PHI3"),
     "olmo2": ("olmo2", "OLMO2"),
     "granite": ("granite", "GRANITE"),

@@ -80,7 +80,7 @@ class EngineLayout:
         size = tensor.shape[dim]
         if module in ("embed_tokens", "lm_head"):
             share = -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // ranks
-        elif module in ("q_proj", "k_proj", "v_proj") or (module == "o_proj" and dim):
+        elif module in ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj") or (module == "o_proj" and dim):
             share = -(-self.num_kv_heads // ranks) * (size // self.num_kv_heads)
         elif module in ("gate_proj", "up_proj", gate, up) or (is_down and dim):
             share = -(-size // (MLP_MULTIPLE * ranks)) * MLP_MULTIPLE

@@ -9,13 +9,14 @@ from __future__ import annotations
 from functools import partial
 
 from owpo_megatron.families.family import Family
-from owpo_megatron.families.model import HFModel
+from owpo_megatron.families.model import Attention, HFModel
 from owpo_megatron.families.reading import HFConfig, attention_of, describe, mlp_of
 from owpo_megatron.families.rules import ATTENTION_OUT, HEAD_NORMS, INPUT_NORM, MLP, OUTER, Rule, mlp_norm, qkv
 
 
 def attention_rules(model: HFModel) -> tuple[Rule, ...]:
     """Embedding, final norm, head, and everything of a layer but its MLP."""
+    assert isinstance(model.attention, Attention)
     bias = (qkv("bias"),) if model.attention.qkv_bias else ()
     norms = HEAD_NORMS if model.attention.qk_norm else ()
     return (*OUTER, INPUT_NORM, qkv(), ATTENTION_OUT, *mlp_norm(), *bias, *norms)

@@ -35,6 +35,10 @@ class Attention:
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         return {"head": self.head_dim, "q": q, "kv": kv}
 
+    def cache_elements(self, tp: int) -> int:
+        """Elements that an engine's rank caches per token and layer; it has one key-value head at least."""
+        return 2 * max(self.num_kv_heads // tp, 1) * self.head_dim
+
     def megatron_fields(self) -> dict[str, Any]:
         return dict(
             num_attention_heads=self.num_heads,
@@ -45,6 +49,55 @@ class Attention:
             # megatron-core would sum its gradient over them, as it has to for a norm of one head
             qk_layernorm=self.qk_norm == "head",
             softmax_scale=self.scale,
+        )
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention (arXiv:2405.04434): queries and key-values come from compressed vectors.
+
+    A head's queries and keys have `nope_dim` dimensions without rotary embedding and `rope_dim` with; the latter are,
+    for keys, the same in all heads. Scores are scaled by 1 / sqrt(nope_dim + rope_dim), and by YaRN's factor.
+    """
+
+    num_heads: int
+    q_rank: int | None  # None: queries are not compressed
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    qk_norm: None = None
+    window: None = None
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {
+            "q": self.num_heads * (self.nope_dim + self.rope_dim),
+            "q_rank": self.q_rank or 0,
+            "kv_rank": self.kv_rank,
+            "kv_down": self.kv_rank + self.rope_dim,
+            "kv_up": self.num_heads * (self.nope_dim + self.v_dim),
+            "v": self.num_heads * self.v_dim,
+        }
+
+    def cache_elements(self, tp: int) -> int:
+        """Elements that an engine's rank caches per token and layer: the compressed vector, on every rank."""
+        return self.kv_rank + self.rope_dim
+
+    def megatron_fields(self) -> dict[str, Any]:
+        return dict(
+            multi_latent_attention=True,
+            num_attention_heads=self.num_heads,
+            q_lora_rank=self.q_rank,
+            kv_lora_rank=self.kv_rank,
+            qk_head_dim=self.nope_dim,
+            qk_pos_emb_head_dim=self.rope_dim,
+            v_head_dim=self.v_dim,
+            qk_layernorm=True,
         )
 
 
@@ -175,7 +228,7 @@ class HFModel:
     vocab_size: int  # true size, without megatron's padding
     max_positions: int
     tied: bool  # the output layer is the embedding
-    attention: Attention
+    attention: Attention | LatentAttention
     mlp: MLP | Experts
     norms: Norms
     rope: Rope
@@ -231,4 +284,6 @@ class HFModel:
         )
         if self.is_mixed:
             fields |= dict(moe_layer_freq=[int(self.has_experts(layer)) for layer in range(self.num_layers)])
+        if isinstance(self.attention, LatentAttention):
+            fields |= self.rope.latent_fields()
         return fields | self.attention.megatron_fields() | self.mlp.megatron_fields()

@@ -9,7 +9,7 @@ from typing import Any
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.families.catalogue import family_of
-from owpo_megatron.families.model import MLP, Attention, Experts, HFModel, Multipliers, Norms
+from owpo_megatron.families.model import MLP, Attention, Experts, HFModel, LatentAttention, Multipliers, Norms
 from owpo_megatron.families.rope import Rope, read_rope
 
 
@@ -56,7 +56,7 @@ def read_hf_config(path: Path | str) -> HFModel:
 def describe(
     config: HFConfig,
     family_name: str,
-    attention: Attention,
+    attention: Attention | LatentAttention,
     mlp: MLP | Experts,
     norms: Norms | None = None,
     rope: Rope | None = None,

@@ -34,6 +34,22 @@ class Rope:
     fraction: float = 1.0  # of a head's dimensions, the first ones
     interleaved: bool = False  # pairs are neighbours, not halves
 
+    def latent_fields(self) -> dict[str, Any]:
+        """Fields of megatron-core's MLATransformerConfig, whose attention has a rotary embedding of its own."""
+        if self.yarn is None:
+            return dict(rope_type="rope", rotary_base=self.theta)
+        yarn = self.yarn
+        return dict(
+            rope_type="yarn",
+            rotary_base=self.theta,
+            rotary_scaling_factor=yarn.factor,
+            original_max_position_embeddings=yarn.original_positions,
+            beta_fast=yarn.beta_fast,
+            beta_slow=yarn.beta_slow,
+            mscale=yarn.mscale,
+            mscale_all_dim=yarn.mscale_all_dim,
+        )
+
 
 def read_rope(path: Path, config: Any, partial: bool = False, interleaved: bool = False) -> Rope:
     """The rotary embedding of a transformers config.

@@ -16,7 +16,7 @@ import torch
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.families.fits import padded_vocab_size
-from owpo_megatron.families.model import HFModel
+from owpo_megatron.families.model import Attention, HFModel
 from owpo_megatron.families.reader import HFReader
 from owpo_megatron.families.rules import EMBEDDING, LM_HEAD, OUTPUT_LAYER, Part, Rule
 
@@ -269,6 +269,7 @@ def _fuse(model: HFModel, rule: Rule, pieces: list[torch.Tensor]) -> torch.Tenso
         return pieces[0]
     if rule.fuse == "gate_up":
         return torch.cat(pieces)
+    assert isinstance(model.attention, Attention)
     groups = pieces[1].shape[0] // model.attention.head_dim
     grouped = [piece.reshape(groups, -1, *piece.shape[1:]) for piece in pieces]
     return torch.cat(grouped, dim=1).flatten(0, 1)
@@ -281,6 +282,7 @@ def _unfuse(model: HFModel, rule: Rule, shard: torch.Tensor, tp_size: int) -> Se
     if rule.fuse == "gate_up":
         return shard.chunk(2)
     attention = model.attention
+    assert isinstance(attention, Attention)
     query_rows = attention.num_heads // attention.num_kv_heads * attention.head_dim
     grouped = shard.reshape(attention.num_kv_heads // tp_size, -1, *shard.shape[1:])
     pieces = grouped.split([query_rows, attention.head_dim, attention.head_dim], dim=1)

@@ -32,6 +32,8 @@ class PackedCoreAttention(MegatronModule):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: Any = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
     ):
         super().__init__(config=config)
         assert config.context_parallel_size == 1, "context parallelism needs Transformer Engine's attention"

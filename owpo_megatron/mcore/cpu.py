@@ -8,7 +8,8 @@ megatron-core 0.16.1 names "cuda" literally in a few places. Without CUDA, `inst
 3. recomputation of activations finds no CUDA random state to save;
 4. the token dispatcher of experts creates no CUDA stream and passes split sizes to all-to-all as a list.
 
-Without Transformer Engine, on any device, it defines the name that megatron's router looks up before it falls back.
+Without Transformer Engine, on any device, it defines the name that megatron's router looks up before it falls back, and
+corrects the flag by which latent attention looks for Transformer Engine.
 
 With neither Transformer Engine nor apex, on any device, it also fixes how the distributed optimizer saves and loads the
 state of torch's AdamW, the fallback: megatron copies every state key, including `step`, and shares one `step` tensor
@@ -31,6 +32,7 @@ from megatron.core.optimizer import distrib_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.pipeline_parallel import schedules
 from megatron.core.tensor_parallel import random as megatron_random
+from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from torch.overrides import TorchFunctionMode
@@ -109,6 +111,8 @@ def install() -> None:
         _repair_torch_adamw_state()
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None  # megatron tests it for None but imports it only with Transformer Engine
+    if not isinstance(multi_latent_attention.TELinear, type):
+        multi_latent_attention.HAVE_TE = False  # True without it, with a mock for TELinear that isinstance() refuses
     if not on_cpu():
         return
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]

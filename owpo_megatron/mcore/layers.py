@@ -15,6 +15,8 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_from_tensor_model_parallel_region,
 )
 from megatron.core.transformer import TransformerConfig, TransformerLayer
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.transformer.transformer_config import MLATransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 Add = Callable[[tuple[torch.Tensor, torch.Tensor | None], torch.Tensor, float], torch.Tensor]
@@ -72,6 +74,35 @@ class AllHeadsRMSNorm(torch.nn.Module):
             tp_group=parallel_state.get_tensor_model_parallel_group(),
             dp_cp_group=(metadata or {}).get("dp_cp_group"),
         )
+
+
+class ReplicatedLinear(torch.nn.Module):
+    """A linear map whose weight every tensor-parallel rank has whole, for rows of its own part of the sequence."""
+
+    def __init__(self, config: TransformerConfig, input_size: int, output_size: int):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(output_size, input_size, dtype=config.params_dtype))
+        if config.perform_initialization:
+            config.init_method(self.weight)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return F.linear(x, self.weight), None
+
+
+class LatentSelfAttention(MLASelfAttention):
+    """megatron-core's latent attention with whole down projections, as Transformer Engine's layers have them.
+
+    With its column-parallel ones the gradient of the keys' rotary part is wrong at tensor parallel sizes above 1: the
+    part is gathered and split again, but each rank has only the share of its own heads.
+    """
+
+    def __init__(self, config: MLATransformerConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        if config.q_lora_rank is not None:
+            self.linear_q_down_proj = ReplicatedLinear(config, config.hidden_size, config.q_lora_rank)
+        down = config.kv_lora_rank + config.qk_pos_emb_head_dim
+        self.linear_kv_down_proj = ReplicatedLinear(config, config.hidden_size, down)
 
 
 class ResultNormLayer(TransformerLayer):

@@ -13,13 +13,14 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import MLATransformerConfig
 
 from owpo_megatron.config import ParallelConfig
 from owpo_megatron.errors import UserError
-from owpo_megatron.families import HFModel, Yarn
+from owpo_megatron.families import HFModel, LatentAttention, Yarn
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.attention import PackedCoreAttention
-from owpo_megatron.mcore.layers import AllHeadsRMSNorm, ResultNormLayer, RMSNorm, scaled_residual
+from owpo_megatron.mcore.layers import AllHeadsRMSNorm, LatentSelfAttention, ResultNormLayer, RMSNorm, scaled_residual
 
 try:
     import transformer_engine  # noqa: F401
@@ -49,6 +50,7 @@ def transformer_config(
         UserError: the raw `megatron:` section sets an unknown field or one that the trainer sets itself, or a
             combination that megatron-core refuses.
     """
+    kind = MLATransformerConfig if isinstance(hf.attention, LatentAttention) else TransformerConfig
     fields: dict[str, Any] = hf.megatron_fields() | dict(
         activation_func=F.silu,
         params_dtype=dtype,
@@ -76,14 +78,14 @@ def transformer_config(
     for name, value in raw.items():
         if name in fields:
             raise UserError(f"megatron.{name}", value, f"the trainer sets it to {fields[name]}; remove it")
-        if name not in TransformerConfig.__dataclass_fields__:
+        if name not in kind.__dataclass_fields__:
             raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
     _refuse_recomputation_without_te(raw)
     try:
-        config = TransformerConfig(**fields, **raw)
+        config = kind(**fields, **raw)
     except (ValueError, AssertionError) as error:
         raise UserError("megatron", raw, f"megatron-core refuses this combination: {error}") from error
-    if hf.rope.yarn:
+    if hf.rope.yarn and kind is TransformerConfig:
         _set_yarn(config, hf.rope.yarn)
     return config
 
@@ -156,7 +158,15 @@ def _use_local_modules(layer: ModuleSpec, hf: HFModel) -> None:
         # Saved under its own name, as Transformer Engine's layers do when the norm is not fused into a linear layer.
         names = parts.sharded_state_dict_keys_map
         parts.sharded_state_dict_keys_map = {own: saved for own, saved in names.items() if own != "pre_mlp_layernorm."}
-    if hf.attention.qk_norm:
+    if isinstance(hf.attention, LatentAttention):
+        parts.self_attention.module = LatentSelfAttention
+        attention.q_layernorm = attention.kv_layernorm = RMSNorm
+        dense = {} if parts.mlp.module is MoELayer else {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+        parts.sharded_state_dict_keys_map = dense | {
+            "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
+            "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
+        }
+    elif hf.attention.qk_norm:
         attention.q_layernorm = RMSNorm
         attention.k_layernorm = RMSNorm
 

@@ -61,7 +61,8 @@ def build_chunks(hf: HFModel, config: TransformerConfig, temperature: float) -> 
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             share_embeddings_and_output_weights=hf.tied,
-            position_embedding_type="yarn" if hf.rope.yarn else "rope",
+            # latent attention has a rotary embedding of its own
+            position_embedding_type="yarn" if hf.rope.yarn and not config.multi_latent_attention else "rope",
             rotary_percent=hf.rope.fraction,
             rotary_base=hf.rope.theta,
             rope_scaling=hf.rope.llama3_factor is not None,

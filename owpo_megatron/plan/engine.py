@@ -33,6 +33,5 @@ def engine_memory(config: Config, model: HFModel, gpu_bytes: int) -> EngineMemor
     element = 4 if config.model.dtype == "float32" else CACHE
     static = int(float(config.sglang.get("mem_fraction_static", ALONE)) * gpu_bytes)
     weights = whole_model(model) * element // tp
-    heads = max(model.attention.num_kv_heads // tp, 1)  # with more GPUs than key-value heads each GPU keeps one
-    token = 2 * model.num_layers * heads * model.attention.head_dim * element
+    token = model.num_layers * model.attention.cache_elements(tp) * element
     return EngineMemory(static, weights, static - weights, token)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from owpo_megatron.config import Config
-from owpo_megatron.families import Attention, HFModel, padded_vocab_size
+from owpo_megatron.families import Attention, HFModel, LatentAttention, padded_vocab_size
 from owpo_megatron.head.backend import cuda_rows, torch_rows
 from owpo_megatron.plan.parameters import Share, share_of_stage
 
@@ -130,8 +130,13 @@ def layer_elements(model: HFModel, tp: int, sp: bool, cuda: bool) -> int:
     return norms + attention_elements(model.attention, tp, cuda) + mlp_elements(model, tp, cuda)
 
 
-def attention_elements(attention: Attention, tp: int, cuda: bool) -> int:
+def attention_elements(attention: Attention | LatentAttention, tp: int, cuda: bool) -> int:
     """The same, of attention alone."""
+    if isinstance(attention, LatentAttention):
+        # compressed vectors before and after their norms; queries and keys before and after the rotary embedding
+        compressed = 2 * (attention.sizes["q_rank"] + attention.sizes["kv_down"])
+        q, kv, v = (attention.sizes[name] // tp for name in ("q", "kv_up", "v"))
+        return compressed + 2 * q + kv + q + v + (0 if cuda else 2 * q + 2 * v)
     q, kv = attention.sizes["q"] // tp, attention.sizes["kv"] // tp
     qk_norm = (1 if cuda else 2) * (q + kv) if attention.qk_norm else 0
     return (q + 2 * kv) + qk_norm + (q + kv) + q + (0 if cuda else q + 2 * kv + q)

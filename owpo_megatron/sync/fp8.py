@@ -25,7 +25,9 @@ QUANTIZATION_CONFIG = {
     "activation_scheme": "dynamic",
     "weight_block_size": [BLOCK, BLOCK],
 }
-_LINEAR = re.compile(r"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)\.weight$")
+_LINEAR = re.compile(
+    r"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|w[123]|(q|kv)_(a|b)_proj(_with_mqa)?)\.weight$"
+)
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 _SMALLEST_PEAK = 1e-12  # keeps the scale of an all-zero block above zero
 

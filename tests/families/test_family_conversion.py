@@ -6,7 +6,7 @@ tiers, the others in `make matrix`. Not covered: published checkpoints, CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def test_round_trip_and_logits(family: str, shape: dict[str, Any], dtype: torch.
     hf = make_hf_model(tmp_path / "hf", family, **shape)
     model = read_hf_config(hf)
     constants = float32_tensors(model)
-    assert bool(constants) == (family == "glm4_moe")
+    assert bool(constants) == (family in ("glm4_moe", "deepseek_v3"))
     original = {
         name: tensor if name in constants else tensor.to(dtype)
         for name, tensor in load_file(hf / "model.safetensors").items()
@@ -81,8 +81,9 @@ def renamed(one: str, other: str) -> Wrong:
 GATE_UP, KEYS_VALUES = parts_of("linear_fc1.weight", (1, 0)), parts_of("linear_qkv.weight", (0, 2, 1))
 WRONG: list[tuple[str, str, Wrong]] = [
     *[(family, "gate and up", GATE_UP) for family in CASES],
-    *[(family, "keys and values", KEYS_VALUES) for family in CASES],
-    *[(family, "shifted expert", shifted_expert) for family in ("mixtral", "qwen2_moe", "glm4_moe")],
+    *[(family, "keys and values", KEYS_VALUES) for family in CASES if family != "deepseek_v3"],
+    ("deepseek_v3", "norms", renamed("input_layernorm.weight", "post_attention_layernorm.weight")),
+    *[(family, "shifted expert", shifted_expert) for family in ("mixtral", "qwen2_moe", "glm4_moe", "deepseek_v3")],
     ("glm4", "norms after", renamed("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight")),
     ("olmo2", "norms after", renamed("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")),
 ]
@@ -104,12 +105,36 @@ def test_a_wrong_rule_is_found_and_its_layer_named(
     assert not (tmp_path / "megatron").exists()
 
 
+def test_a_transposed_up_projection_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSeek's keys and values, head by head, taken for dimension by dimension of all heads; and back again."""
+    fuse, unfuse = weights._fuse, weights._unfuse
+
+    def transposed(rule: Rule, tensor: torch.Tensor, heads: int) -> torch.Tensor:
+        if not rule.megatron[0].endswith("linear_kv_up_proj.weight"):
+            return tensor
+        return tensor.view(heads, -1, tensor.shape[1]).transpose(0, 1).reshape(tensor.shape)
+
+    def wrong(model: HFModel, rule: Rule, pieces: list[torch.Tensor]) -> torch.Tensor:
+        return transposed(rule, fuse(model, rule, pieces), model.attention.num_heads)
+
+    def wrong_back(model: HFModel, rule: Rule, shard: torch.Tensor, tp_size: int) -> Sequence[torch.Tensor]:
+        return unfuse(model, rule, transposed(rule, shard, len(shard) // model.attention.num_heads), tp_size)
+
+    monkeypatch.setattr(weights, "_fuse", wrong)
+    monkeypatch.setattr(weights, "_unfuse", wrong_back)
+    hf = make_hf_model(tmp_path / "hf", "deepseek_v3", **CASES["deepseek_v3"][0])
+    with pytest.raises(ProofError, match="layer 0 is the first that computes something else"):
+        hf_to_megatron(hf, tmp_path / "megatron")
+
+
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [
         ("glm4_moe", {"norm_topk_prob": False}, "norm_topk_prob = False: not supported; only True is"),
         ("glm4_moe", {"num_experts_per_tok": 1}, "num_experts_per_tok = 1: megatron-core needs at least 2"),
         ("glm4_moe", {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}, "topk_group = 2: .* must be 2"),
+        ("deepseek_v3", {"rms_norm_eps": 1e-5}, "rms_norm_eps = 1e-05: not supported; only 1e-06 is"),
+        ("deepseek_v3", {"rope_interleave": False}, "rope_interleave = False: not supported"),
         ("mixtral", {"hidden_act": "gelu"}, "hidden_act = gelu: not supported; only silu is"),
         ("olmo2", {"attention_bias": True}, "attention_bias = True: not supported"),
         ("granite", {"mlp_bias": True}, "mlp_bias = True: not supported"),

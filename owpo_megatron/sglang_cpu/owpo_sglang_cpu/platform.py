@@ -34,7 +34,14 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def get_mla_kv_pool_cls(self) -> type:
         from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
 
-        return MLATokenToKVPool
+        class Pool(MLATokenToKVPool):
+            """The pool without the argument that platforms with sparse attention take (None here)."""
+
+            def __init__(self, *args: Any, index_head_dim: int | None = None, **kwargs: Any):
+                assert index_head_dim is None, "sparse attention has no implementation for CPUs"
+                super().__init__(*args, **kwargs)
+
+        return Pool
 
     def get_paged_allocator_cls(self) -> type:
         from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
