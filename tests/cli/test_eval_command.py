@@ -8,18 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import make_hf_model
 
 from owpo_megatron.cli.main import main
-from owpo_megatron.data.tokenizer import make_byte_tokenizer
+from owpo_megatron.data.tokenizer import make_byte_tokenizer, padded_vocab_size
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model (256 positions) with a tokenizer of bytes, which has no chat template."""
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model (256 positions) with a tokenizer of bytes, which has no chat template."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    make_byte_tokenizer().save_pretrained(folder)
-    for name in ("config.json", "model.safetensors"):
-        (folder / name).write_bytes((tiny_model / name).read_bytes())
+    tokenizer = make_byte_tokenizer()
+    make_hf_model(folder, vocab_size=padded_vocab_size(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -33,7 +34,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "--model = (none): say what to evaluate"),
+        ([], "--model = (none): name what to evaluate"),
         (["--model", "nowhere", "--sets", "amc"], "--model = nowhere: no such folder"),
         (["--run", "nowhere"], "--run = nowhere: has no config.yaml"),
         (["--model", "MODEL"], "--sets = (none): name a set"),

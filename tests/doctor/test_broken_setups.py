@@ -57,8 +57,8 @@ def raw(model: Path, tmp_path: Path) -> dict[str, Any]:
     return {
         "runs_dir": str(tmp_path / "runs"),
         "model": {"path": str(model)},
-        "data": {"source": "task:cipher"},
-        "rollout": {"prompts_per_step": 16},
+        "data": {"source": "task:cipher", "max_prompt_tokens": 16},
+        "rollout": {"prompts_per_step": 16, "max_response_tokens": 8},
         "engine": {"device": "cpu"},
     }
 

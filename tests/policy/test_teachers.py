@@ -197,16 +197,16 @@ def test_an_update_of_owpo_refuses_what_one_of_mopd_takes(models: dict[str, Path
     [
         (
             {"algorithm": {"name": "owpo"}},
-            "teachers = t: owpo weighs the policy against its own reference, through one",
+            "teachers = t: owpo compares the policy with its own reference through one kernel",
         ),
-        ({"algorithm": {"name": "grpo"}}, "teachers = t: grpo has no teachers; leave them out, or use opd or mopd"),
+        ({"algorithm": {"name": "grpo"}}, "teachers = t: grpo has no teachers; leave them out, or use mopd or opd"),
         ({"reference": {"path": "x"}}, "reference.path = x: teachers take the reference's place"),
         (
             {"rollout": {"temperature": 0.7}},
-            "log-probs of given tokens at temperature 1, and rollout.temperature is 0.7",
+            "servers return log-probs at temperature 1, but rollout.temperature is 0.7",
         ),
-        ({"teachers": [{"name": "t"}]}, r"teachers \(t\) = \(neither\): give either path or urls"),
-        ({"teachers": [{"name": "t", "path": "x", "urls": ["http://y"]}]}, "give either path or urls"),
+        ({"teachers": [{"name": "t"}]}, r"teachers \(t\) = \(neither\): set either path or urls"),
+        ({"teachers": [{"name": "t", "path": "x", "urls": ["http://y"]}]}, "set either path or urls"),
         ({"teachers": [{"name": "t", "urls": ["y:1"]}]}, "write whole URLs"),
         ({"algorithm": {"name": "opd"}, "teachers": [{"name": n, "path": n} for n in "ab"]}, "opd has one teacher"),
         ({"teachers": [{"name": "a", "path": n} for n in "ab"]}, "two teachers have this name"),

@@ -104,7 +104,8 @@ def test_checksums_name_what_did_not_arrive(engine: Fleet, models: list[PreTrain
     with pytest.raises(EngineError) as raised:
         EngineSync(Faulty(), engine.clients, 1 << 20, check=hashes).push(models[1].state_dict().items(), 6)
     assert str(raised.value).endswith(
-        "than it was sent: model.layers.0.self_attn.qkv_proj.weight, model.layers.1.mlp.down_proj.weight"
+        "does not hold the weights it was sent: "
+        "model.layers.0.self_attn.qkv_proj.weight, model.layers.1.mlp.down_proj.weight"
     )
     assert engine.weight_versions() == [-1]
     with pytest.raises(EngineError, match=r"different weight versions \[-1\]"):
