@@ -1,4 +1,4 @@
-"""Which evaluation problems stand in the training data: shared word sequences (n-grams), as for GPT-3's sets.
+"""Evaluation problems in the training data: shared word sequences (n-grams), as for GPT-3's sets.
 
 An evaluation problem is contaminated by a training problem that holds at least a share `overlap` of its sequences of
 `SEQUENCE` words. Ten words are few enough for short problems and many enough that AIME 2024, which is not in
@@ -17,7 +17,7 @@ from typing import Literal
 from owpo_megatron.data.problem import Problem, letters_and_digits, words
 
 SEQUENCE = 10  # words; a shorter problem is one sequence
-_LEAST_WORDS = 5  # problems of fewer words ("What is 2 + 2?") stand everywhere and say nothing
+_LEAST_WORDS = 5  # problems of fewer words ("What is 2 + 2?") are everywhere and prove nothing
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class SetContamination:
     source: str
     problems: int
     same: int  # evaluation problems that are a training problem
-    inside: int  # that stand word for word in one, those above not counted again
-    similar: int  # that share at least `overlap` with one, those above not counted again
+    inside: int  # contained word for word in one; those above are not counted again
+    similar: int  # that share at least `overlap` with one; those above are not counted again
     matches: tuple[Match, ...]
 
 

@@ -70,7 +70,7 @@ def has_long_answer(problem: Problem) -> bool:
 
 @dataclass(frozen=True)
 class Faults:
-    """All that is wrong with a set by itself. Counts of rows, unless said."""
+    """All that is wrong with a set by itself. Counts of rows, unless noted."""
 
     rows: int
     repeated: int

@@ -92,7 +92,7 @@ def _parquet(path: Path, columns: Collection[str] | None, field: str) -> Iterato
         file = pyarrow.parquet.ParquetFile(path)
         names = [name for name in file.schema_arrow.names if columns is None or name in columns]
         if not names and file.schema_arrow.names:
-            names = file.schema_arrow.names  # none of ours: a message will say which there are
+            names = file.schema_arrow.names  # none of ours: a message will name them
         for batch in file.iter_batches(batch_size=4096, columns=names):
             for record in batch.to_pylist():
                 number += 1

@@ -30,7 +30,7 @@ def check_prompts(config: Config) -> None:
     """
     files = hf_folder(config.model.path)
     if not any((files / name).is_file() for name in TOKENIZER_FILES):
-        return  # a rank says so
+        return  # a rank reports that
     if config.data.template in ("raw", "completion") and not (_has_more_ids(files) or _has_token_ids(config)):
         return
     command = [sys.executable, "-m", "owpo_megatron.data.preview"]
@@ -44,7 +44,7 @@ def check_prompts(config: Config) -> None:
 
 
 def _has_more_ids(files: Path) -> bool:
-    """Whether the tokenizer has ids that the model does not, or nobody knows."""
+    """Whether the tokenizer has ids that the model lacks, or may have."""
     vocab_size = vocab_size_of(files / "config.json")
     try:
         content = json.loads((files / "tokenizer.json").read_bytes())

@@ -19,7 +19,7 @@ from owpo_megatron.data.problem import Message, Problem
 from owpo_megatron.errors import UserError
 from owpo_megatron.verifiers.golds import number_text
 
-DEFAULT_DOMAIN = "math"  # of a record in a file that does not say
+DEFAULT_DOMAIN = "math"  # of a record without one
 _PROMPTS = ("problem", "messages", "conversations", "token_ids", "prompt")
 READ = {*_PROMPTS, "id", "answer", "domain", "reward_model", "extra_info"}
 """Columns that are read unless `data.columns` names others."""

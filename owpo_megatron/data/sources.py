@@ -85,7 +85,7 @@ def load_prompts(
 
     Args:
         limit: of the test split (`eval.limit`); the train split has `data.limit`.
-        date: what a chat template prints as today, unless `data.date` says it.
+        date: what a chat template prints as today, unless `data.date` is set.
         first: look at these first records only, to find a mistake soon.
 
     Raises:
@@ -134,8 +134,8 @@ def load_problems(
     """The first `limit` problems of a source, in its order, without those of the kinds `leaving_out`.
 
     Args:
-        source: `task:NAME`, `hub:OWNER/NAME...`, or the path of a file (the last two are one split, whatever `split`
-            is).
+        source: `task:NAME`, `hub:OWNER/NAME...`, or the path of a file (the last two have one split
+            only).
         leaving_out: see `data.leave_out`. Contradictory problems go altogether: no response to one can be called right.
         against, overlap: evaluation sets, and the shared part that counts, for `contaminated`.
         columns: see `data.columns`.

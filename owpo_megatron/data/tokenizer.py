@@ -25,7 +25,7 @@ EOS, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
 
 
 class Tokenizer:
-    """What the trainer needs of a tokenizer: prompts in, responses out, and when to stop.
+    """A tokenizer as the trainer uses it: prompts to ids, responses to text, and the ids that end a response.
 
     Args:
         tokenizer: any Hugging Face tokenizer.
@@ -33,7 +33,7 @@ class Tokenizer:
         vocab_size: of the model; no id may reach it. None: unknown.
 
     Raises:
-        UserError: nothing says how a response ends, or the ids that end one are none of the model's.
+        UserError: no id ends a response, or the model lacks one of them.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Tokenizer:
             date: what `strftime_now` prints, at midnight; None: now.
 
         Raises:
-            jinja2.TemplateError, ValueError: and whatever else a template raises.
+            jinja2.TemplateError, ValueError: or any other error of the template.
         """
         further = dict(arguments or {})
         if date is not None:
@@ -232,7 +232,7 @@ def padded_vocab_size(tokenizer: PreTrainedTokenizerFast, multiple: int = 16) ->
 
 
 def _without_merges(tokens: list[str], vocab_size: int | None, byte_level: bool) -> PreTrainedTokenizerFast:
-    """BPE without merges takes a text apart into its characters (or bytes), whatever they are."""
+    """BPE without merges splits any text into its characters (or bytes)."""
     from tokenizers import Tokenizer as Backend  # type: ignore[import-untyped]
     from tokenizers import decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

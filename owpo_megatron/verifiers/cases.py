@@ -33,7 +33,7 @@ class Case:
 
 
 def read_cases(path: Path, rule: str) -> list[Case]:
-    """The cases of a file of {id, gold, prediction, form: answer|response} lines; further fields are optional.
+    """Read a file of {id, gold, prediction, form: answer|response} lines; further fields are optional.
 
     Raises:
         UserError: the file is missing, or a line is no such case.
@@ -42,15 +42,17 @@ def read_cases(path: Path, rule: str) -> list[Case]:
 
 
 def read_golds(path: Path, rule: str) -> list[Case]:
-    """A case for each line {id, answer} of a data set: does its gold answer verify against itself?
+    """Make a case of each line {id, answer} of a data set that grades the gold answer against itself.
 
-    That proves that its spelling is read, not that anybody would write it: see `golds.unreadable`.
+    This proves that its spelling is read, not that a response would contain it: see `golds.unreadable`.
     """
     cases = []
     for number, (fields, where) in enumerate(_lines(path)):
         gold = number_text(fields.get("answer")) or _text(fields, "answer", where)
-        says = gold_text(gold) if rule in ("math", "math_any_symbols") else gold.rpartition("####")[2].strip()
-        response = f"#### {says}" if rule == "gsm8k" else f"Answer: {says}" if rule == "dapo" else f"\\boxed{{{says}}}"
+        claim = gold_text(gold) if rule in ("math", "math_any_symbols") else gold.rpartition("####")[2].strip()
+        response = (
+            f"#### {claim}" if rule == "gsm8k" else f"Answer: {claim}" if rule == "dapo" else f"\\boxed{{{claim}}}"
+        )
         cases.append(
             Case(str(fields.get("id", number)), GradingItem(response, gold, rule), True, path.stem, False, None)
         )

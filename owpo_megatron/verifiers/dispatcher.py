@@ -1,4 +1,4 @@
-"""The thread that hands items to workers, watches their deadlines and replaces those that fail."""
+"""Thread that hands items to workers, watches their deadlines and replaces workers that fail."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Dispatcher:
 
     Args:
         hello: first frame of a worker: its rules and limits.
-        workers: processes that grade at the same time; one more stands by and takes the place of one that is killed.
-        timeout: seconds from the start of grading an item until its worker is killed; three times that for one which
-            wants to run and has had less than half of it in CPU time, because then the machine is at fault.
+        workers: processes that grade at the same time; one more is kept as a spare for one that is killed.
+        timeout: seconds from the start of grading an item until its worker is killed; three times that for one that
+            is runnable but got less than half of it in CPU time, because then the machine is at fault.
         max_pending: items that wait or are being graded, beyond which `enqueue` blocks.
     """
 
@@ -47,7 +47,7 @@ class Dispatcher:
         self._thread.start()
 
     def enqueue(self, job: Job) -> None:
-        """Let this item be graded; blocks while too many are pending.
+        """Queue an item; blocks while too many are pending.
 
         Raises:
             RuntimeError: the pool is closed, or its workers do not start.
@@ -80,7 +80,7 @@ class Dispatcher:
                     else:
                         key.data.exchange()
                 self._collect()
-        except Exception as reason:  # the waiting callers must hear of it, whatever it is
+        except Exception as reason:  # any error must reach the waiting callers
             error = reason
         self._end(error)
 
@@ -108,7 +108,7 @@ class Dispatcher:
         return None
 
     def _settled(self) -> None:
-        """One item less is pending; the lock is held."""
+        """Count one item less as pending; the lock must be held."""
         self._pending -= 1
         self._changed.notify()
 
@@ -178,7 +178,7 @@ class Dispatcher:
             if self._failed_starts >= MAX_FAILED_STARTS:
                 raise RuntimeError(
                     f"verifier workers do not start (exit status {status}, {MAX_FAILED_STARTS} in a row); "
-                    "their own message stands above on stderr"
+                    "their own message is above, on stderr"
                 )
 
     def _end(self, error: Exception) -> None:

@@ -1,6 +1,6 @@
 r"""Whether two answers are equal as mathematics: math-verify, with its measured weaknesses closed around it.
 
-Before the library: refuse what is too large, contradictory chains (`41 = 42`), arrows, numbers that only stand next to
+Before the library: refuse what is too large, contradictory chains (`41 = 42`), arrows, numbers merely next to
 each other, numerals of another base; read mixed numbers. After it: floats that are equal only because both are tiny.
 """
 

@@ -33,7 +33,7 @@ _SETTLED = re.compile(
 _FRAME = re.compile(r"<\s*(/?)\s*(?:final[_ ]?)?answer\s*>", re.IGNORECASE)
 _TAG_AT_END = re.compile(r"(?:\s*</?[A-Za-z_]{1,20}>)+\s*$")
 
-# What may stand between boxes that together are one answer: `\boxed{1}, \boxed{2} and \boxed{3}`.
+# Separators between boxes that together are one answer: `\boxed{1}, \boxed{2} and \boxed{3}`.
 _DELIMITERS = re.compile(r"\\[()\[\]]|\$|\\q?quad(?![a-z])|\\[,;:! ]|~|\\text\s*\{([^{}]*)\}|[{}]|\*\*")
 _ASSIGNED = re.compile(r"[A-Za-z](?:_\{?\w\}?)?\s*=\s*")
 _JOINT = re.compile(r"\s*(?:[,;&]|\b(?:and|or)\b)*\s*(?:and|or)?\s*", re.IGNORECASE)
@@ -82,7 +82,7 @@ def final_answer(response: str, prompt: str = "") -> str | None:
 
     Only what follows the reasoning (`</think>`) counts; unfinished reasoning has no answer, whether the response or the
     prompt opened it. What else the end of the prompt opened (`\boxed{`, `<answer>`, `Answer:`) belongs to the response.
-    An empty or unclosed last box is no answer, whatever an earlier box says.
+    An empty or unclosed last box is no answer, whatever an earlier box contains.
 
     Example:
         >>> final_answer(r"First \boxed{17}. No: \boxed{\frac{1}{2}}.")
@@ -163,7 +163,7 @@ def _framed(text: str) -> str | None:
 
 # ------------------------------------------------------------------------------------------------------- boxes
 def _joined_boxes(text: str) -> str | None:
-    """Content of the last box, joined with those before it if only separators stand between."""
+    """Content of the last box, joined with those before it that only separators divide."""
     contents: list[str] = []
     start = end = len(text)
     for _ in range(MAX_MARKERS):
@@ -273,7 +273,7 @@ def _words(text: str) -> list[str]:
 
 
 def _value_of(segment: str, prose: bool) -> str:
-    """The answer in a sentence's rest: all of it, or what stands after its last `is`, or its only value."""
+    """The answer in a sentence's rest: all of it, the part after its last `is`, or its only value."""
     linking = _LINKING.match(segment)
     if linking and linking.end() < len(segment):
         segment = segment[linking.end() :].strip()

@@ -67,17 +67,17 @@ def unreadable(gold: str, rule: str) -> str | None:
         'prose'
     """
     if rule == "gsm8k":
-        from owpo_megatron.verifiers.gsm8k import number_of
+        from owpo_megatron.verifiers.one_value import number_of
 
         return None if number_of(gold.rpartition("####")[2]) is not None else "no number"
     if rule == "multiple_choice":
-        from owpo_megatron.verifiers.multiple_choice import letter_of
+        from owpo_megatron.verifiers.one_value import letter_of
 
         return None if letter_of(gold) is not None else "no letter"
     if rule in ("dapo", "dapo_strict_box"):
         return "several lines" if "\n" in gold.strip() else "####" if "####" in gold else None
     if rule == "countdown":
-        from owpo_megatron.verifiers.countdown import parse_answer
+        from owpo_megatron.verifiers.generated_tasks import parse_answer
 
         try:
             parse_answer(gold)

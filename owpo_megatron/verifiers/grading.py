@@ -10,7 +10,7 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.types import Verdict
 
 FAILURES = ("timeout", "crashed")
-"""Reasons that say nothing of the answer."""
+"""Reasons that are no judgement of the answer."""
 
 
 def refuse_failed_grading(verdicts: Sequence[Verdict], rule: str) -> None:
@@ -30,7 +30,7 @@ def refuse_failed_grading(verdicts: Sequence[Verdict], rule: str) -> None:
 
 
 class Grading:
-    """Verdicts in submission order, some of which may not be there yet. Safe to use from any thread."""
+    """Verdicts in submission order, some of them pending. Safe to use from any thread."""
 
     def __init__(self, count: int):
         self._verdicts: list[Verdict | None] = [None] * count
@@ -41,11 +41,11 @@ class Grading:
 
     @property
     def finished(self) -> int:
-        """Verdicts that are there."""
+        """Number of verdicts so far."""
         return len(self._verdicts) - self._missing
 
     def wait(self, timeout: float) -> bool:
-        """Wait for all verdicts, at most that long; whether `result` will return at once."""
+        """Wait at most `timeout` seconds for all verdicts; return whether `result` would return at once."""
         with self._changed:
             return self._changed.wait_for(self.done, timeout)
 
@@ -67,7 +67,7 @@ class Grading:
         return [verdict for verdict in self._verdicts if verdict is not None]
 
     def cancel(self) -> None:
-        """Items that have not begun will not be graded; `result` is not to be asked for any more."""
+        """Skip items that have not begun; `result` must not be called afterwards."""
         self.cancelled = True
 
     def put(self, index: int, verdict: Verdict) -> None:

@@ -1,7 +1,7 @@
 """Refuse what is too large to be an answer: by its text before any parser, by its expression before any evaluation.
 
-The deadline of the pool holds whatever passes here; these checks make the common hostile answers cost microseconds
-instead of the whole deadline.
+The pool's deadline covers everything else; with these checks the common hostile answers cost microseconds instead of
+the whole deadline.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FACTORIALS = re.compile(r"!\s*\)?\s*!\s*\)?\s*!|[0-9]{5,}\s*\)*\s*!")
 
 
 def refuse_text(answer: str, gold: str) -> VerdictReason | None:
-    """Why an answer is not even parsed, or None. Linear in the answer. What the gold answer has may stand."""
+    """Why an answer is not even parsed, or None. Linear in the answer. What the gold answer contains is allowed."""
     if _OPENERS.search(answer) or _OPENERS.search(gold) or nesting(gold) > MAX_GOLD_NESTING:
         return "parse_failed"  # a gold answer like that is compared as a string only
     if len(answer) > max(MAX_CHARACTERS, 2 * len(gold)):
@@ -73,7 +73,7 @@ def nesting(text: str) -> int:
 def refuse_expression(expression: Any, gold: Any) -> bool:
     """Whether evaluating this sympy object could take long, judged without evaluating it.
 
-    Sums, integrals and limits without an end stand only if the gold answer has one, too: a final answer is evaluated.
+    Unbounded sums, integrals and limits are allowed only if the gold answer has one too: a final answer is evaluated.
     """
     own = _Cost()
     own.visit(expression)

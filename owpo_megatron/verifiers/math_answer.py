@@ -23,8 +23,8 @@ _SEPARATORS = re.compile(r"[,;\s]+")
 class MathRule:
     """`ok` if the final answer equals the gold answer as a string or as an expression.
 
-    A truncated response counts like any other: what it says last is judged. The full rule may take long or much memory
-    on a hostile answer, so run it in a worker; `quick` is linear in the response and safe in any process.
+    A truncated response is judged like any other, by its last answer. The full rule may take long or much memory on a
+    hostile answer, so run it in a worker; `quick` is linear in the response and safe in any process.
 
     Args:
         strict: variables have names that matter; False: `f(x)` equals `f(y)`.

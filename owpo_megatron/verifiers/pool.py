@@ -1,4 +1,4 @@
-"""Grades in worker processes that can be killed: a rule may hang, crash or eat memory, the pool does neither.
+"""Grading in worker processes that can be killed: a rule may hang, crash or exhaust memory, the pool does not.
 
                  submit()                      worker process (one item at a time)
     items ---->  strings decide? -- no -->     rule(item)
@@ -26,7 +26,7 @@ from owpo_megatron.verifiers.rules import Rule, quick_part
 
 
 class VerifierPool:
-    """A `Verifier` that outlives its rules. Safe to use from any thread.
+    """A `Verifier` that survives its rules. Safe to use from any thread.
 
     Args:
         rules: rule of each domain; importable functions or picklable objects, they travel by name.
@@ -55,9 +55,9 @@ class VerifierPool:
         self._finalizer = weakref.finalize(self, dispatcher.close)
 
     def submit(self, items: Sequence[GradingItem]) -> Grading:
-        """Begin to grade these items while the caller goes on, e.g. generates the next ones.
+        """Start grading these items while the caller continues, e.g. generates the next ones.
 
-        What strings decide is decided here; the rest waits for a worker. Blocks while more than `max_pending` items are
+        String comparison happens here; the rest waits for a worker. Blocks while more than `max_pending` items are
         under way.
         """
         unknown = {item.domain for item in items} - self._quick.keys()
@@ -74,7 +74,7 @@ class VerifierPool:
                     self._dispatcher.enqueue(Job(grading, index, item))
                 else:
                     grading.put(index, Verdict(reason == "ok", reason, time.perf_counter() - start))
-        except BaseException:  # interrupted: nobody will ask for the rest
+        except BaseException:  # interrupted: the rest is not needed
             grading.cancel()
             raise
         return grading
@@ -88,5 +88,5 @@ class VerifierPool:
             raise
 
     def close(self) -> None:
-        """End the workers; at most a second each."""
+        """Stop the workers; takes at most a second each."""
         self._finalizer()

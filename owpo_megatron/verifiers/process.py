@@ -1,4 +1,4 @@
-"""The parent's handle of one worker process: its socket, the item that it grades, and its end."""
+"""The parent's handle of one worker process: its socket, its current item, and its exit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECEIVE_BYTES = 65536
 
 @dataclass(frozen=True)
 class Job:
-    """One item and where its verdict goes."""
+    """One item and the place of its verdict."""
 
     grading: Grading
     index: int
@@ -47,7 +47,7 @@ class WorkerProcess:
         self.socket.sendall(hello)  # fits the socket's buffer: imports begin now, not with the first item
         self.socket.setblocking(False)
         self.ready = False  # its rules are imported
-        self.failed = False  # it is dead, or shall be
+        self.failed = False  # it is dead, or to be killed
         self.job: Job | None = None
         self.extensions = 0  # of its item's deadline
         self.since = time.monotonic()  # start of its item, or of itself
@@ -96,7 +96,7 @@ class WorkerProcess:
         return None
 
     def starved(self, seconds: float) -> bool:
-        """Whether it wants to run but has had less than this CPU time for its item: the machine is at fault."""
+        """Whether it is runnable but got less than this CPU time for its item: the machine is at fault."""
         try:
             wants_to_run = self._seen.status() == psutil.STATUS_RUNNING
         except psutil.Error:
@@ -106,7 +106,7 @@ class WorkerProcess:
     def _cpu_seconds(self) -> float:
         try:
             times = self._seen.cpu_times()
-        except psutil.Error:  # it has just died; the socket tells
+        except psutil.Error:  # it has just died; the socket reports it
             return 0.0
         return times.user + times.system
 
@@ -124,7 +124,7 @@ class WorkerProcess:
             if self._outgoing:
                 self._outgoing = self._outgoing[self.socket.send(self._outgoing) :]
         except BlockingIOError:
-            pass  # full; the selector says when to go on
+            pass  # full; the selector reports when there is room
         except ConnectionError:
             self.failed = True
 

@@ -1,4 +1,8 @@
-"""How the pool and its workers talk: a 4-byte length and a pickle, over a socket pair that only they hold."""
+"""Messages between the pool and its workers, over a socket pair that only they hold.
+
+A frame is a 4-byte big-endian length and a pickle. Parent to worker: (rules, seconds, bytes) once, then one GradingItem
+at a time. Worker to parent: READY once its rules are imported, then (reason, detail) per item.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,13 @@ READY = "ready"  # a worker's first reply
 
 
 def frame(value: Any) -> bytes:
+    """Encode one value."""
     body = pickle.dumps(value, protocol=5)
     return LENGTH.pack(len(body)) + body
 
 
 def read_frame(stream: BinaryIO) -> Any:
-    """The next value, or None at the end of the stream. Blocks."""
+    """Read the next value, None at the end of the stream. Blocks."""
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None

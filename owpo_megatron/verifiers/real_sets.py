@@ -1,6 +1,6 @@
 r"""Sets of real numbers in their two spellings: `(-\infty,1]\cup[3,\infty)` and `x \le 1 \text{ or } x \ge 3`.
 
-Read into sorted, merged intervals whose ends are compared as numbers. Where a text is anything else, nothing is said.
+Read into sorted, merged intervals whose ends are compared as numbers. Any other text is left undecided.
 """
 
 from __future__ import annotations

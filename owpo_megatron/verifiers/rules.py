@@ -1,7 +1,7 @@
-"""The rules by name. A rule looks at one response and says why it is right or wrong; it may hang, eat memory or crash.
+"""The rules by name. A rule judges one response and returns a reason; it may hang, exhaust memory or crash.
 
 A rule is a pure function. The trivial ones take time linear in the response, so they are graded in process; the others
-go to worker processes that can be killed, after a `quick` part that strings decide, where a rule has one.
+go to worker processes that can be killed, after the rule's `quick` part, if it has one.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from collections.abc import Callable
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import GradingItem, VerdictReason
-from owpo_megatron.verifiers.cipher import grade_cipher
-from owpo_megatron.verifiers.countdown import grade_countdown
 from owpo_megatron.verifiers.dapo import grade_dapo, grade_dapo_strict_box
 from owpo_megatron.verifiers.external import HttpRule, PythonRule
-from owpo_megatron.verifiers.gsm8k import grade_gsm8k
+from owpo_megatron.verifiers.generated_tasks import grade_cipher, grade_countdown
 from owpo_megatron.verifiers.math_answer import MathRule
-from owpo_megatron.verifiers.multiple_choice import grade_multiple_choice
+from owpo_megatron.verifiers.one_value import grade_gsm8k, grade_multiple_choice
 
 Rule = Callable[[GradingItem], VerdictReason]
 
@@ -56,10 +54,10 @@ def find_rule(name: str, proxy: bool = False) -> Rule:
 
 
 def quick_part(rule: Rule) -> Callable[[GradingItem], VerdictReason | None] | None:
-    """What of a rule may run in the caller's process: all of a trivial one, the strings of `math`."""
+    """The part of a rule that may run in the caller's process: all of a trivial one, string comparison of `math`."""
     return rule if rule in TRIVIAL_RULES.values() else getattr(rule, "quick", None)
 
 
 def rule_of_domain(domain: str) -> str:
-    """The rule that grades a domain: a task's own, `math` for all else (files name domains as they like)."""
+    """The rule that grades a domain: a task's own, `math` for all others (files choose their domain names freely)."""
     return domain if domain in TASK_RULES else "math"

@@ -1,7 +1,7 @@
 """The worker process of the pool: `python -m owpo_megatron.verifiers.worker FD`, one item at a time.
 
-The first frame holds the rules; the worker answers READY when they are imported. Then each item is answered with its
-reason. The end of the stream ends the worker.
+The first frame holds the rules; the worker sends READY when they are imported, then a reason per item. It exits at the
+end of the stream.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def serve(connection: socket.socket) -> None:
             rule.warm()
     connection.sendall(frame(READY))
     while (item := read_frame(stream)) is not None:
-        # Should the parent die while a rule hangs, nobody is left to kill this process: the kernel's timer does,
-        # whatever Python or C code is running, because SIGALRM keeps its default action.
+        # If the parent dies while a rule hangs, the kernel's timer kills this process, whichever Python or C code is
+        # running, because SIGALRM keeps its default action.
         signal.setitimer(signal.ITIMER_REAL, kill_after)
         detail = ""
         try:
             reason = rules[item.domain](item)
         except MemoryError:
             os._exit(OUT_OF_MEMORY)  # what is left of this process cannot be trusted with the next item
-        except Exception as error:  # a rule may raise anything: the verdict says so
+        except Exception as error:  # a rule may raise anything; the verdict records it
             detail = f"{type(error).__name__}: {error}"[:500]
             print(f"verifier rule for {item.domain!r} raised {detail}", file=sys.stderr, flush=True)
             reason = "crashed"

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from owpo_megatron.types import GradingItem
-from owpo_megatron.verifiers.cipher import grade_cipher
-from owpo_megatron.verifiers.countdown import (
+from owpo_megatron.verifiers.generated_tasks import (
     ExpressionError,
     evaluate,
     format_answer,
+    grade_cipher,
     grade_countdown,
     parse_answer,
 )

@@ -10,7 +10,7 @@ from functools import cache
 
 from owpo_megatron.data.problem import Problem, Split
 from owpo_megatron.data.tasks.base import split_of
-from owpo_megatron.verifiers.countdown import evaluate, format_answer, parse_answer
+from owpo_megatron.verifiers.generated_tasks import evaluate, format_answer, parse_answer
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The countdown task's rule: parse the expression, never execute it."""
+"""Rules of the generated tasks: cipher compares symbol by symbol, countdown parses an expression and never runs it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def parse_answer(answer: str) -> tuple[list[int], int]:
     """The inverse of `format_answer`."""
     numbers, _, target = answer.partition("=")
     return [int(number) for number in numbers.split(",")], int(target)
+
+
+def grade_cipher(item: GradingItem) -> VerdictReason:
+    """`ok` if the whole finished response equals the answer; a truncated or empty one is no answer."""
+    if item.truncated or not item.response:
+        return "no_answer"
+    return "ok" if item.response == item.answer else "wrong"
 
 
 def grade_countdown(item: GradingItem) -> VerdictReason:
