@@ -92,7 +92,11 @@ def show(sample: ShownSample) -> None:
     row = sample.row
     mark = {"right": "green", "ungraded": "dim"}.get(sample.verdict, "red")
     out.print()
-    out.print(Rule(f"step {sample.step}, {escape(sample.prompt_id)}, sample {sample.sibling} of {sample.siblings}"))
+    out.print(
+        Rule(
+            f"step {sample.step}, {escape(sample.prompt_id)}, sample {sample.sibling} of {sample.siblings}", style="dim"
+        )
+    )
     out.print(Text(sample.prompt, style="dim"))
     out.print(_colored(sample))
     facts = [f"[{mark}]{escape(sample.verdict)}[/{mark}]", f"expected {escape(sample.answer)}"]
@@ -130,7 +134,8 @@ def _style(token: ShownToken, color: str | None) -> str:
         return ""
     side, strength = shaded
     red, green, blue = (round(255 + (part - 255) * strength) for part in RGB[side])
-    return f"{'white' if strength > 0.6 else 'black'} on rgb({red},{green},{blue})"
+    text = "#ffffff" if side == "below" and strength > 0.6 else "#000000"
+    return f"{text} on rgb({red},{green},{blue})"
 
 
 def _filter(wrong: bool, right: bool, problem: str | None) -> Callable[[Rollout, SampleRow | None], bool]:

@@ -124,8 +124,8 @@ def token_values(
     """(what the values are, one per token of the response)."""
     length = len(rollout.response_ids)
     ratio = _log_ratio(rollout, row)
-    if color in (None, "w") and ratio is not None and row is not None:
-        weights = _weights(ratio, row, algorithm)
+    if color in (None, "w") and row is not None:
+        weights = _weights(ratio, length, row, algorithm)
         if weights is not None:
             return "w", list(weights)
     if color in (None, "ratio") and ratio is not None:
@@ -147,8 +147,11 @@ def _log_ratio(rollout: Rollout, row: SampleRow | None) -> list[float] | None:
     return [ours - theirs for ours, theirs in zip(old, row.ref_logp, strict=True)]
 
 
-def _weights(ratio: Sequence[float], row: SampleRow, algorithm: AlgorithmConfig) -> list[float] | None:
-    """The method's w of every token at the step's start; None: the method has none."""
+def _weights(
+    ratio: Sequence[float] | None, length: int, row: SampleRow, algorithm: AlgorithmConfig
+) -> list[float] | None:
+    """The method's w of every token at the step's start, exactly 1 for a sample that is not reweighted; None: the
+    method has none, or it was not recorded."""
     import torch
 
     from owpo_megatron.methods import make_method
@@ -158,7 +161,9 @@ def _weights(ratio: Sequence[float], row: SampleRow, algorithm: AlgorithmConfig)
     if log_weight is None or row.advantage is None:
         return None
     if not row.active:
-        return [1.0] * len(ratio)
+        return [1.0] * length
+    if ratio is None:
+        return None
     sign = math.copysign(1.0, row.advantage) if row.advantage else 0.0
     delta_T = sign * torch.tensor(ratio, dtype=torch.float64)
     bounds = (method.weight_low, method.weight_high)  # type: ignore[attr-defined]

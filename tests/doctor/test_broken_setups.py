@@ -172,7 +172,9 @@ def test_a_run_folder_that_cannot_be_written(raw: dict[str, Any], tmp_path: Path
 def test_a_disk_that_is_too_small(raw: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     shell = f"mount -t tmpfs -o size=3m owpo '{tmp_path}/runs'"
-    found = in_a_process(tmp_path, "--only", "disk", "-c", write(raw, tmp_path), shell=shell)
+    found = in_a_process(
+        tmp_path, "--only", "disk", "-c", write(raw, tmp_path, rollout={"max_response_tokens": 64}), shell=shell
+    )
     assert_failed(found["disk"], "3 MB free", "checkpoint.keep")
 
 

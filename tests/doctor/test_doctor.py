@@ -47,7 +47,7 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_is_asked_for_is_looked_at() -> None:
     assert {finding.what for finding in examine(Scope(), only=["hosts", "ports"])} == {"host name", "ports"}
-    with pytest.raises(UserError, match="known are packages"):
+    with pytest.raises(UserError, match="use one of packages"):
         list(examine(Scope(), only=["prots"]))
     with pytest.raises(UserError, match="give its configuration"):
         list(examine(Scope(), only=["model"]))
