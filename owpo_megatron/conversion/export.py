@@ -65,8 +65,8 @@ def hf_to_megatron(
 
     Args:
         dtype: float32 or bfloat16; None: that of the HF weights.
-        stage: told of the progress of "convert" and "prove".
-        jobs: threads; None: one a core.
+        stage: receives the progress of "convert" and "prove".
+        jobs: threads; None: one per core.
         proof: False leaves the proof to `verify`; training refuses the folder until then.
 
     Raises:
@@ -163,9 +163,9 @@ def verify(
     stage: Stage | None = None,
     jobs: int | None = None,
 ) -> Conversion:
-    """Prove a megatron folder or a run's checkpoint once more, against an HF folder or what its own hashes say.
+    """Verify a megatron folder or a run's checkpoint again, against an HF folder or its own hashes.
 
-    The outcome stands in the folder's conversion.json afterwards (a run's checkpoint is left as it is).
+    The result is written to the folder's conversion.json; a run's checkpoint is not changed.
 
     Args:
         hf: the other side; None: the tensors that `megatron` itself gives back, which have to have the hashes that
@@ -226,7 +226,7 @@ def _each_part(
     stage: Stage | None,
     jobs: int | None,
 ) -> list[Record]:
-    """What `write` returns of every part; parts that an earlier attempt finished are not written again."""
+    """Return `write`'s result for every part; parts that an earlier attempt finished are not written again."""
     parts = list(_parts(model, dtype))
     progress = stage("convert") if stage else None
 
@@ -275,7 +275,7 @@ def _proved(
     stage: Stage | None,
     jobs: int | None,
 ) -> Conversion:
-    """With the proof that `written` has the conversion's hashes, and `stored` computes what `source` computes."""
+    """Add the proof that `written` has the conversion's hashes and that `stored` computes what `source` computes."""
     progress = stage("prove") if stage else None
     return replace(
         conversion,

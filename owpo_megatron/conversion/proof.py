@@ -131,7 +131,7 @@ def _embed(prompt_T: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 def _hf_names_by_layer(model: HFModel) -> list[list[str]]:
-    """By what the HF names say themselves, not by the rules that are to be proved."""
+    """Group tensors by the layer in their HF names, independently of the rules to be proved."""
     by_layer: list[list[str]] = [[] for _ in range(model.num_layers)]
     for name in hf_shapes(model):
         if match := _LAYER.match(name):

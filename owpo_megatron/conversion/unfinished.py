@@ -68,11 +68,11 @@ class Unfinished:
         self.mark("plan", self._plan)
 
     def record(self, part: str) -> Any:
-        """What `mark` was given for this part, in this attempt or an earlier one; None where it never was."""
+        """Return the record that `mark` received for this part, in this attempt or an earlier one; None without one."""
         return self._read(part)
 
     def mark(self, part: str, record: Any) -> None:
-        """This part is written; the record says what finishing needs of it."""
+        """Mark this part as written; the record contains what finishing needs."""
         write_whole(self.journal / f"{part}.json", json.dumps(record))
 
     def discard(self) -> None:

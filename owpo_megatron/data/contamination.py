@@ -59,7 +59,7 @@ class Contamination:
         self._lengths = sorted({min(SEQUENCE, len(words(problem.text))) for problem in self._problems})
 
     def matches(self, problem: Problem) -> Iterator[Match]:
-        """What this training problem holds, in the order of the evaluation problems."""
+        """Return the evaluation problems inside this training problem, in their order."""
         text = words(problem.text)
         shared: Counter[int] = Counter()
         for length in self._lengths:

@@ -1,4 +1,4 @@
-"""What is wrong with a set of problems: repeats, contradictions, doubtful answers; and leaving such problems out."""
+"""Find faults in a set of problems (repeats, contradictions, doubtful answers), and leave such problems out."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def find_faults(problems: Collection[Problem], rule: str = "auto") -> Faults:
     """Look at a whole set, repeats included.
 
     Args:
-        rule: of the verifier, which has to read the answers.
+        rule: verifier rule that has to read the answers.
     """
     return Faults(
         rows=len(problems),
@@ -173,7 +173,7 @@ def _finders(contamination: Contamination | None) -> dict[str, Finder]:
 
 
 def notes_on(prompts: Sequence[Prompt], config: Config) -> list[str]:
-    """What a person should know of the training prompts before the first step, a line each."""
+    """Return notes on the training prompts to print before the first step, one line each."""
     notes = []
     unreadable_ones = list(unreadable_golds(prompts, config.verifier.rule))
     if unreadable_ones:

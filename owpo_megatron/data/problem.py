@@ -27,7 +27,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a source yields.
+    """A problem of a source.
 
     Example:
         Problem(id="countdown/train/0", text="2,3,7=13:", answer="2,3,7=13", domain="countdown")
@@ -56,7 +56,7 @@ def letters_and_digits(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """What contamination compares sequences of.
+    """Split a text into the words whose sequences are compared for contamination.
 
     Example:
         >>> words(r"Find $\\frac{12}{x}$.")

@@ -1,4 +1,4 @@
-"""From a record to a problem: the schemas, other names of columns, and messages that name the line.
+"""Convert records to problems: the schemas, other names of columns, and messages that name the line.
 
 A record has a prompt and an answer (docs/data.md):
 

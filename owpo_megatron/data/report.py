@@ -37,7 +37,7 @@ def check_data(
 
     Args:
         against: evaluation sets by the name to show.
-        rule: of the verifier, which has to read the answers.
+        rule: verifier rule that has to read the answers.
         columns: see `data.columns`.
         progress: called after the set itself and after each evaluation set.
 

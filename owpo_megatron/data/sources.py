@@ -1,4 +1,4 @@
-"""Where problems come from: a generated task, a file, a data set of the hub, or several of them.
+"""Sources of problems: a generated task, a file, a data set of the hub, or several of them.
 
 What a file looks like is in files.py, a record in records.py, which problems are left out and why in faults.py.
 """
@@ -29,7 +29,7 @@ LEFT_OUT = ("repeated", "contradictory")  # by default
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What became of a source's records.
+    """Counts of a source's records.
 
     Example:
         SourceReport(source="dapo.jsonl", read=17895, repeated=980, contradictory=30, too_long=12, used=16873,

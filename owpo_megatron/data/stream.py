@@ -92,11 +92,11 @@ class ShuffledStream:
 class MixedStream:
     """Prompts of several sources by their weights, each source shuffled by itself. A `PromptStream`.
 
-    Of any number of prompts taken since the start, each source has its share to within one: the next prompt comes from
-    the source that is furthest behind its share.
+    After any number of prompts, each source has contributed its share to within one: the next prompt comes from the
+    source that is furthest behind its share.
 
     Args:
-        streams: of each source, with its weight.
+        streams: the stream of each source, with its weight.
     """
 
     def __init__(self, streams: Sequence[tuple[ShuffledStream, float]]):

@@ -1,4 +1,4 @@
-"""How a problem becomes a prompt: `data.template`, its arguments and its date."""
+"""Turn problems into prompts: `data.template`, its arguments and its date."""
 
 from __future__ import annotations
 

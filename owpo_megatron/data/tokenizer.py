@@ -30,7 +30,7 @@ class Tokenizer:
     Args:
         tokenizer: any Hugging Face tokenizer.
         generation_eos_ids: further ids that end a response, from generation_config.json.
-        vocab_size: of the model; no id may reach it. None: unknown.
+        vocab_size: vocabulary size of the model; no id may reach it. None: unknown.
 
     Raises:
         UserError: no id ends a response, or the model lacks one of them.
@@ -62,12 +62,12 @@ class Tokenizer:
 
     @property
     def name(self) -> str:
-        """Where it was read from."""
+        """Path that it was read from."""
         return str(self._tokenizer.name_or_path)
 
     @cached_property
     def bos_ids(self) -> tuple[int, ...]:
-        """What this tokenizer puts before a plain text, e.g. `<s>`; nothing for most families."""
+        """Ids that this tokenizer puts before a plain text, e.g. `<s>`; none for most families."""
         plain = self._tokenizer.encode("1", add_special_tokens=False)
         whole = self._tokenizer.encode("1", add_special_tokens=True)
         starts = range(len(whole) - len(plain) + 1)

@@ -68,7 +68,7 @@ def _read(config: HFConfig) -> HFModel:
     raw = config.raw
     for field, only in (("attention_bias", False), ("rope_interleave", True), ("moe_layer_freq", 1)):
         config.require(field, only)
-    config.require("rms_norm_eps", 1e-6)  # the compressed vectors' norms have it whatever the config says
+    config.require("rms_norm_eps", 1e-6)  # the norms of compressed vectors always use this value
     attention = LatentAttention(
         num_heads=raw.num_attention_heads,
         q_rank=raw.q_lora_rank,

@@ -1,4 +1,4 @@
-"""Where the tensors of an HF checkpoint are in an SGLang engine: its parameters' names, and the share of each rank.
+"""Layout of an HF checkpoint's tensors in an SGLang engine: its parameters' names, and the shard of each rank.
 
 SGLang fuses and cuts what it loads:
 
@@ -72,7 +72,7 @@ class EngineLayout:
         return name, 0
 
     def shard(self, name: str, tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
-        """What a tensor-parallel rank holds of an HF tensor."""
+        """Return a tensor-parallel rank's shard of an HF tensor."""
         module = name.split(".")[-2]
         gate, up, down = self.names.expert
         is_down = module in ("down_proj", down)

@@ -1,4 +1,4 @@
-"""What a model family is: one frozen record. A file of families makes one or a few of them."""
+"""A model family as one frozen record. A file of families defines one or a few of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QKV = {"q_proj": ("qkv_proj", 0), "k_proj": ("qkv_proj", 1), "v_proj": ("qkv_pr
 
 @dataclass(frozen=True)
 class EngineNames:
-    """How SGLang names and fuses what an HF checkpoint of the family holds (see `engine.EngineLayout`).
+    """Names and fusions of the family's HF tensors in SGLang (see `engine.EngineLayout`).
 
     Args:
         fused: module of a dense HF tensor -> SGLang's module, and the tensor's place in it.
@@ -34,7 +34,7 @@ class Family:
     """Models of one architecture.
 
     Args:
-        name: of the family, in errors and in conversion.json.
+        name: name of the family, in errors and in conversion.json.
         model_types: values of config.json's model_type.
         read: an HF config -> the model's description. Raises UserError for what megatron-core would get wrong.
         rules: the weight rules of such a model; those of the output layer are there for a tied model, too.

@@ -1,4 +1,4 @@
-"""Which parallel sizes and lengths fit a model."""
+"""Check that parallel sizes and lengths fit a model."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class MLP:
 
 @dataclass(frozen=True)
 class Router:
-    """Which experts a token goes to, and with which weights."""
+    """Selection of a token's experts, and their weights."""
 
     chosen: int  # experts per token
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -272,7 +272,7 @@ class HFModel:
         return self.sizes[name]
 
     def megatron_fields(self) -> dict[str, Any]:
-        """Fields of megatron-core's TransformerConfig that say what the model is."""
+        """Return the fields of megatron-core's TransformerConfig that describe the model."""
         fields = dict(
             num_layers=self.num_layers,
             hidden_size=self.hidden_size,

@@ -1,4 +1,4 @@
-"""How weights of megatron-core and of an HF checkpoint correspond: declarative rules, and those that families share.
+"""Declarative rules that map weights of megatron-core to those of an HF checkpoint, and the rules families share.
 
 Sizes are named, so that one rule serves every model: hidden, vocab, and the names that the parts of a model define
 (`model.Attention.sizes` and so on): head (of one head), q (heads * head), kv (key-value heads * head), ffn, experts
@@ -21,7 +21,7 @@ class Part:
         name: `{layer}` and `{expert}` in it are indices in the whole model.
         shape: names of the sizes.
         behind: sizes of what the HF tensor holds before these rows, where it holds several parts one after another
-            (Phi-3's qkv_proj: queries, keys, values). Parts of one tensor stand in its order.
+            (Phi-3's qkv_proj: queries, keys, values). Parts of one tensor are in its order.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Rule:
 
     @property
     def stored_name(self) -> str:
-        """With `{layer}` where the layers of a model differ, see `weights.place_of`."""
+        """Name in a sharded checkpoint, with `{layer}` if the layers of a model differ; see `weights.place_of`."""
         return self.stored or self.megatron[-1].replace("{layer}.", "")
 
     @property

@@ -27,7 +27,7 @@ _SHOWN = 8  # names of each kind in an error
 
 @dataclass(frozen=True)
 class Place:
-    """Where a megatron parameter is in a sharded checkpoint: an entry of one tensor for all layers and experts.
+    """Place of a megatron parameter in a sharded checkpoint: an entry of one tensor for all layers and experts.
 
     Where layers differ (some with experts, some without) each has a tensor of its own, as megatron-core saves them.
 
@@ -140,7 +140,7 @@ def float32_tensors(model: HFModel) -> frozenset[str]:
 
 
 def place_of(model: HFModel, name: str) -> Place:
-    """Where the megatron parameter `name` is in a sharded checkpoint. Raises UserError as `to_hf`."""
+    """Return the place of the megatron parameter `name` in a sharded checkpoint. Raises UserError as `to_hf`."""
     rule, index = _find(model, name)
     stored_name, sizes = rule.stored_name, {}
     if rule.per_layer and model.is_mixed:
@@ -169,7 +169,7 @@ def hf_shapes(model: HFModel) -> dict[str, tuple[int, ...]]:
 def forward_flops(model: HFModel) -> tuple[float, float]:
     """(FLOPs of a token's forward pass in matrix products, those of attention per token of its sequence).
 
-    Of experts, the chosen ones count; the embedding is a look-up, the head a product. Causal attention sees half of the
+    Only chosen experts count; the embedding is a look-up, the head a product. Causal attention sees half of the
     sequence on average: 2 * 2 * query width / 2 per token and layer, for scores and values.
     """
     active = 0.0

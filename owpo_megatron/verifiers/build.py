@@ -21,8 +21,8 @@ def make_verifier(
     started only if a rule needs them.
 
     Args:
-        domains: of every prompt of the run, training and held-out.
-        rules_of: domains with a rule of their own, whatever `rule` says (those of evaluation sets).
+        domains: domains of all prompts of the run, training and held-out.
+        rules_of: domains with a rule of their own, which overrides `rule` (those of evaluation sets).
     """
     names = {domain: rule_of_domain(domain) if config.rule == "auto" else config.rule for domain in sorted(domains)}
     names |= rules_of or {}
@@ -46,7 +46,7 @@ class DirectVerifier:
         return [self._grade(item) for item in items]
 
     def submit(self, items: Sequence[GradingItem]) -> Grading:
-        """As `VerifierPool.submit`; the verdicts are there at once."""
+        """Grade as `VerifierPool.submit` does, but at once."""
         grading = Grading(len(items))
         for index, item in enumerate(items):
             grading.put(index, self._grade(item))

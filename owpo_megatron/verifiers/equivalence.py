@@ -21,7 +21,7 @@ from owpo_megatron.verifiers.real_sets import same_set
 from owpo_megatron.verifiers.spelling import respelled, same_parameter
 from owpo_megatron.verifiers.surface import clean
 
-# It warns, once a process, that its own timeouts are off; the pool's deadline is on.
+# It warns once per process that its own timeouts are off; the pool's deadline is on.
 for _module in ("math_verify.parser", "math_verify.grader"):
     logging.getLogger(_module).setLevel(logging.ERROR)
 

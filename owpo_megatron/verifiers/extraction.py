@@ -139,7 +139,7 @@ def _answer_in(text: str) -> str | None:
 
 
 def _framed(text: str) -> str | None:
-    """What the last `<answer>...</answer>` claims; "" if nothing, None without a frame, or with an answer behind it."""
+    """Return the answer in the last `<answer>...</answer>`; "" if empty, None without a frame or with text after it."""
     tags = list(_FRAME.finditer(text, max(0, len(text) - WINDOW)))
     if not tags:
         return None

@@ -26,7 +26,7 @@ _MARKED = re.compile(r"(?i)\banswer\b|答案|=>")
 
 @lru_cache(maxsize=4096)
 def gold_text(gold: str) -> str:
-    r"""What of a gold answer is the answer: what its last boxes hold, what follows `####`, or all of it.
+    r"""Extract the answer from a gold answer: the content of its last boxes, the text after `####`, or all of it.
 
     A sentence such as `Therefore, the answer is: 180.` gives its value, a list of one text its text.
 

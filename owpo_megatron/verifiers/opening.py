@@ -1,4 +1,4 @@
-r"""What the end of a prompt has opened of the response: reasoning, a box, an answer's frame or line.
+r"""Detect what the end of a prompt has opened for the response: reasoning, a box, an answer's frame or line.
 
 DeepSeek-R1's and Qwen3-Thinking's templates end with `<think>`, others are prefilled with `\boxed{` or `Answer:`. The
 response goes on from there and never repeats it, so a grader that sees the response alone takes unfinished reasoning
@@ -53,7 +53,7 @@ _ASKED = re.compile(
 
 @dataclass(frozen=True)
 class Opening:
-    """What of the response is in the prompt already.
+    """The part of the response that is already in the prompt.
 
     Example:
         Opening(reasoning=False, text="\\\\boxed{", is_frame=True, label="")
@@ -67,7 +67,7 @@ class Opening:
 
 @lru_cache(maxsize=4096)  # siblings share their prompt
 def opening_of(prompt: str) -> Opening:
-    r"""What the end of this prompt opened; nothing for "".
+    r"""Return what the end of this prompt opened; nothing for "".
 
     Example:
         >>> opening_of("<|Assistant|><think>\n").reasoning, opening_of(r"so it is \boxed{").text
@@ -90,7 +90,7 @@ def opening_of(prompt: str) -> Opening:
 
 
 def conclusion(response: str, opening: Opening = Opening()) -> str:
-    """What follows the reasoning, up to the end of the turn; "" while the reasoning is unfinished."""
+    """Return the text after the reasoning, up to the end of the turn; "" if the reasoning is unfinished."""
     turn = _TURN.search(response)
     if turn:
         response = response[: turn.start()]

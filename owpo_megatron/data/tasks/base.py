@@ -1,4 +1,4 @@
-"""What a generated task supplies, and how its problems are divided into train and test."""
+"""Base of generated tasks, and the split of their problems into train and test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Task(Protocol):
 
     @property
     def max_response_tokens(self) -> int:
-        """Room for the longest right answer and the end-of-sequence token, one character a token."""
+        """Room for the longest right answer and the end-of-sequence token, at one character per token."""
 
     def problems(self, split: Split) -> list[Problem]:
         """All problems of a split, in a fixed order; no train problem is a test problem in other words."""
@@ -32,7 +32,7 @@ class Task(Protocol):
 
 
 def split_of(key: str) -> Split:
-    """Where the problem with this content belongs: one key in ten is test, by a hash that no run changes.
+    """Return the split of the problem with this content: one key in ten is test, by a hash that no run changes.
 
     Give equal problems equal keys (e.g. their numbers sorted), so that a rewording cannot cross the divide.
     """
