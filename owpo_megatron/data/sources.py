@@ -84,7 +84,7 @@ def load_prompts(
     """Prompts of a run: training ones from `data.source(s)`, test ones from `data.eval_source` or the task's own split.
 
     Args:
-        limit: of the test split (`eval.limit`); the train split has `data.limit`.
+        limit: limit of the test split (`eval.limit`); the train split has `data.limit`.
         date: what a chat template prints as today, unless `data.date` is set.
         first: look at these first records only, to find a mistake soon.
 
