@@ -225,6 +225,16 @@ def test_raw_block_with_an_unknown_field(model: Path) -> None:
         config_with(model, {"recompute_granularty": "full"})
 
 
+def test_recomputed_modules_that_need_transformer_engine_are_refused_without_it(model: Path) -> None:
+    """They would fail in the first forward, with a NameError."""
+    raw = {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp", "layernorm"]}
+    with pytest.raises(
+        UserError, match="megatron.recompute_modules = .*: layernorm, mlp needs Transformer Engine; use"
+    ):
+        config_with(model, raw)
+    config_with(model, {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]})
+
+
 def test_raw_block_that_megatron_refuses(model: Path) -> None:
     with pytest.raises(UserError, match="megatron-core refuses this combination: .*recompute_method"):
         config_with(model, {"recompute_granularity": "full"})

@@ -41,3 +41,15 @@ def test_an_update_that_diverged_says_so(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="norm is (nan|inf) at learning rate 1e"):
         for _ in range(3):
             policy.update(random_samples(3), make_method("owpo"))
+
+
+def test_a_minibatch_in_which_no_sample_counts_moves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Adam's momentum of the update before would move the weights without any evidence."""
+    policy = build_policy(make_config(make_hf_model(tmp_path / "model"), optimizer={"warmup_steps": 0}))
+    policy.update(random_samples(1), make_method("grpo"))
+    before = {name: value.clone() for name, value in policy.named_weights()}
+    found = policy.update([replace(one, masked=True) for one in random_samples(2)], make_method("grpo"))
+    assert found["loss_count"] == 0 and found["grad_norm"] == 0 and "no sample of this minibatch counts" in caplog.text
+    assert all(value.equal(before[name]) for name, value in policy.named_weights())
+    policy.update(random_samples(3), make_method("grpo"))
+    assert not all(value.equal(before[name]) for name, value in policy.named_weights())
