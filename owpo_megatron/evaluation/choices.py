@@ -87,6 +87,8 @@ def _mmlu_pro(record: Mapping[str, Any], place: str) -> Choice:
     options = record["options"]
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise UserError(f"{place} options", type(options).__name__, "must be a list of texts")
+    for option in options:
+        _check_encodable(option, f"{place} options")
     kept = [index for index, option in enumerate(options) if option.strip() != _PADDING]
     right = record.get("answer_index")
     if right is None:
@@ -104,5 +106,16 @@ def _text(record: Mapping[str, Any], name: str, place: str) -> str:
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{place} {name}", type(value).__name__, "must be a non-empty text")
+    _check_encodable(value, f"{place} {name}")
     # GPQA's sources leave this mark in place of a title.
     return value.strip().replace(" [title]", ". ").replace("  ", " ")
+
+
+def _check_encodable(text: str, place: str) -> None:
+    """Raise UserError for half of a surrogate pair, which no tokenizer reads; the text itself is not shown."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        remedy = f"character {error.start + 1} is half of a surrogate pair; replace it or remove the row"
+        raise UserError(place, code, remedy) from error

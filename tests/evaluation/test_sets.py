@@ -266,3 +266,11 @@ def test_a_runs_own_sets_with_fewer_samples_and_problems() -> None:
     fewer = narrowed(own, 4, 20)
     assert (fewer.samples, fewer.pass_at, fewer.limit) == (4, (1,), 20)
     assert narrowed(own, None, None) == own
+
+
+@pytest.mark.parametrize("field", ["question", "options"])
+def test_half_a_surrogate_pair_names_its_place_without_the_text(field: str) -> None:
+    record = {"question": "q?", "options": ["1", "2"], "answer_index": 0, "question_id": 7}
+    record[field] = "q \ud83d" if field == "question" else ["1", "2\ud83d"]
+    with pytest.raises(UserError, match=rf"set:3 {field} = U\+D83D: character \d is half of a surrogate pair"):
+        choice_of(record, "set:3")
