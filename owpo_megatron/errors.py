@@ -25,5 +25,13 @@ class EngineError(RuntimeError):
     """A rollout engine did not start, died, or refused a request; the message carries its last log lines."""
 
 
+class RunError(RuntimeError):
+    """A run whose ranks failed; the message has the first reason and the log with more."""
+
+
+class CallbackError(RuntimeError):
+    """A callback that raised: the run was stopped and saved. The cause is the callback's own error."""
+
+
 class ProofError(RuntimeError):
     """A conversion whose two sides are not the same model; the message names the first differences."""

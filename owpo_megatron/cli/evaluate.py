@@ -94,7 +94,8 @@ def evaluate(
     elif not models and not runs:
         raise UserError("--model", "(none)", "name what to evaluate: --model DIR, --run DIR or -c FILE")
     else:
-        from owpo_megatron.cli.evaluating import Wish, evaluate_all
+        from owpo_megatron.api.evaluate import Wish
+        from owpo_megatron.cli.evaluating import evaluate_all
 
         wish = Wish(
             tuple(_wanted_sets(sets, own_sets or [], samples, limit)),

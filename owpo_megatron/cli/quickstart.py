@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from owpo_megatron.api.run_folder import move_aside
 from owpo_megatron.cli.options import Overrides, out, this_command
 from owpo_megatron.cli.report import samples_of
-from owpo_megatron.cli.running import move_aside, run_trainer
+from owpo_megatron.cli.running import run_trainer, say_moved
 from owpo_megatron.config import Config
 from owpo_megatron.engine.command import check_interpreter
 from owpo_megatron.engine.install import project_files
@@ -46,7 +47,7 @@ def quickstart(
     if not settings.engine.urls:
         check_interpreter(settings.engine)  # before a base model is made in vain
     if RunFolder.of(settings).is_finished:
-        move_aside(settings.run_dir)
+        say_moved(move_aside(settings.run_dir))
     base, converted = settings.model.path, settings.run_dir / "base_megatron"
     task = settings.data.source.removeprefix("task:")
     _say(1, f"a base model for the task {task}, warmed up on demonstrations ({base})")

@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from owpo_megatron.launch.rank import end_with_parent
 _MISTAKE = "error: "  # prefix of an error file that reports a user's mistake (trainer/main.py)
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 PORTS = range(12000, 20000)  # engines take 20000 to 32000 (engine/server.py)
+_WATCH_SECONDS = 0.2
 _SHUTDOWN_SECONDS = 20  # from torchrun's SIGTERM to its SIGKILL, once a rank has failed
 
 
@@ -56,10 +58,13 @@ def run_ranks(
     module: str,
     notify: Callable[[str], None] = print,
     lock: int | None = None,
+    watch: Callable[[], bool] | None = None,
+    echo: Callable[[str], object] | None = None,
 ) -> Outcome:
     """Run `module` with these arguments on every rank, until all have ended.
 
-    SIGINT and SIGTERM go to the ranks, which finish their step and save; a second one ends them at once.
+    SIGINT and SIGTERM go to the ranks, which finish their step and save; a second one ends them at once. With `watch`,
+    signals keep their handlers, and a KeyboardInterrupt in this thread does the same.
 
     Args:
         logs: folder for the ranks' logs and error files. Error files of an earlier attempt are removed; its logs are
@@ -67,6 +72,8 @@ def run_ranks(
         notify: called with a message on each signal.
         lock: file descriptor of the run folder's lock. The ranks inherit it, so that the folder stays locked until they
             have ended even if this process is killed.
+        watch: called a few times per second; once it returns True, the ranks finish their step and save.
+        echo: receives what rank 0 prints; None: it prints on this process's own standard output.
     """
     logs.mkdir(parents=True, exist_ok=True)
     for stale in logs.glob("error_rank_*.txt"):
@@ -78,13 +85,18 @@ def run_ranks(
         process = subprocess.Popen(
             command,
             env=rank_environment(world_size),
+            stdout=None if echo is None else subprocess.PIPE,
             stderr=launcher_log,
             start_new_session=True,  # the terminal's Ctrl-C reaches this process only, which forwards it below
             preexec_fn=end_with_parent,  # safe: this process has no threads
             pass_fds=() if lock is None else (lock,),
         )
-        with _forwarded_stops(process, world_size, notify) as stop:
-            code = process.wait()
+        stop = _Stop(process, world_size, notify)
+        with _echoed(process, echo), _forwarded(stop) if watch is None else contextlib.nullcontext():
+            try:
+                code = process.wait() if watch is None else _watched(process, watch, stop)
+            finally:
+                _kill_tree(process)  # leave no process behind, however this ends
     if code == 0:
         return Outcome(0, stopped=stop.asked > 0)
     if stop.asked:
@@ -132,33 +144,72 @@ def _command(world_size: int, logs: Path, module: str, arguments: Sequence[str])
 
 @dataclass
 class _Stop:
-    asked: int = 0  # signals received
+    """Requests to stop, each more urgent than the one before."""
+
+    process: subprocess.Popen[bytes]
+    world_size: int
+    notify: Callable[[str], None]
+    asked: int = 0
+
+    def ask(self, number: int = signal.SIGINT) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            self.notify("stopping: a step under way is finished and saved (again: stop at once)")
+            _signal_ranks(self.process, self.world_size, number)
+        elif self.asked == 2:
+            self.notify("stopping at once (again: kill)")
+            self.process.terminate()
+        else:
+            _kill_tree(self.process)
 
 
 @contextmanager
-def _forwarded_stops(
-    process: subprocess.Popen[bytes], world_size: int, notify: Callable[[str], None]
-) -> Iterator[_Stop]:
-    stop = _Stop()
+def _forwarded(stop: _Stop) -> Iterator[None]:
+    """SIGINT and SIGTERM ask for a stop inside the block."""
 
     def forward(number: int, frame: FrameType | None) -> None:
-        stop.asked += 1
-        if stop.asked == 1:
-            notify("stopping: a step under way is finished and saved (again: stop at once)")
-            _signal_ranks(process, world_size, number)
-        elif stop.asked == 2:
-            notify("stopping at once (again: kill)")
-            process.terminate()
-        else:
-            _kill_tree(process)
+        stop.ask(number)
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _kill_tree(process)  # leave no process behind, however this ends
+
+
+def _watched(process: subprocess.Popen[bytes], watch: Callable[[], bool], stop: _Stop) -> int:
+    """Wait for the end, asking `watch` in between."""
+    while True:
+        try:
+            if not stop.asked and watch():
+                stop.ask()
+            return process.wait(_WATCH_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        except KeyboardInterrupt:
+            stop.ask()
+
+
+@contextmanager
+def _echoed(process: subprocess.Popen[bytes], echo: Callable[[str], object] | None) -> Iterator[None]:
+    """Rank 0's output goes to `echo` line by line; all of it has arrived when the block ends."""
+    if echo is None:
+        yield
+        return
+
+    def read() -> None:
+        assert process.stdout is not None
+        with process.stdout as stream:
+            for line in stream:
+                echo(line.decode(errors="replace"))
+
+    reader = threading.Thread(target=read, name="rank-0-output", daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        reader.join(_SHUTDOWN_SECONDS)
 
 
 def _signal_ranks(process: subprocess.Popen[bytes], world_size: int, number: int) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from owpo_megatron.carried import PREFIX, is_carried
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data import check_source
 from owpo_megatron.data.preview import check_prompts
@@ -77,7 +78,7 @@ def _context(config: Config) -> None:
 def _rules(config: Config) -> None:
     """Import `python:` rules as a rank will, from the working folder; a process of its own keeps this one small."""
     rules = [config.verifier.rule, *(one.rule for one in config.eval.sets if one.rule)]
-    for rule in dict.fromkeys(rule for rule in rules if rule.startswith("python:")):
+    for rule in dict.fromkeys(rule for rule in rules if rule.startswith(PREFIX) and not is_carried(rule)):
         done = subprocess.run([sys.executable, "-c", _FIND_RULE, rule], capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["its import ended the process"]

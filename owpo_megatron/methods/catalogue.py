@@ -17,6 +17,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, TypeVar, get_args
 
+from owpo_megatron.carried import find_object
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods.hyper import hyper_parameters
 from owpo_megatron.methods.method import Coupling, Divisor, Groups, Method, Refresh
@@ -245,7 +246,7 @@ def _from_python(name: str, field: str) -> type[Method]:
     if not module or not attribute:
         raise UserError(field, name, "write it as python:MODULE:CLASS")
     try:
-        method = getattr(importlib.import_module(module), attribute)
+        method = find_object(module, attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(field, name, f"cannot be imported: {error}") from error
     check_declaration(method)

@@ -11,10 +11,15 @@ from pathlib import Path
 from owpo_megatron.config import Config
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.run.layout import RunFolder
+from owpo_megatron.types import Verifier
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return the exit code: 0 done or stopped on request; 2 a user's mistake; 1 a failure (logs/error_rank_N.txt)."""
+def main(argv: list[str] | None = None, verifier: Verifier | None = None) -> int:
+    """Run this rank, with `verifier` in place of the configuration's.
+
+    Returns:
+        Exit code 0: done, or stopped on request; 2: the user's mistake; 1: a failure (logs/error_rank_N.txt).
+    """
     parser = argparse.ArgumentParser(prog="owpo_megatron.trainer.main", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="resolved YAML configuration of the run")
     parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="changes for this attempt alone")
@@ -30,12 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     error_file = logs / f"error_rank_{rank}.txt"
     error_file.unlink(missing_ok=True)
     try:
+        from owpo_megatron.trainer.build import Given
         from owpo_megatron.trainer.train import evaluate_run, train_run
 
         if args.eval_only:
             evaluate_run(config, args.checkpoint)
         else:
-            train_run(config, args.stop_file)
+            train_run(config, args.stop_file, Given(verifier=verifier))
     except UserError as error:
         error_file.write_text(f"error: {error}\n")
         if rank == 0:

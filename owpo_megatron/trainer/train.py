@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,24 @@ from owpo_megatron.trainer.build import NOTHING, Given, parts
 from owpo_megatron.trainer.parts import Parts
 
 
-def train_run(config: Config, stop_file: Path | None = None, given: Given = NOTHING, on_signals: bool = True) -> int:
+def train_run(
+    config: Config,
+    stop_file: Path | None = None,
+    given: Given = NOTHING,
+    on_signals: bool = True,
+    on_stop: Callable[[Callable[[], None]], None] = lambda stop: None,
+) -> int:
     """Train (or go on training) the run that the configuration describes; returns the steps done.
 
     Args:
         stop_file: once it exists, the step under way is finished and saved, and the run stops.
         given: parts that are not made out of the configuration.
         on_signals: SIGTERM and SIGINT ask for a stop as well, while it trains.
+        on_stop: receives the function by which this process asks for a stop.
     """
     with contextlib.ExitStack() as stack:
         made = parts(config, stack, given, stop_file)
+        on_stop(made.stop.request)
         stack.enter_context(made.stop.on_signals() if on_signals else contextlib.nullcontext())
         with made.console.live() if made.console else contextlib.nullcontext():
             steps = made.loop().run()

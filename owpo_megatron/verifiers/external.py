@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import pickle
 import time
 import urllib.error
 import urllib.request
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, get_args
 
+from owpo_megatron.carried import PREFIX, find_object, is_carried
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import GradingItem, VerdictReason
 
@@ -33,6 +34,13 @@ class PythonRule:
     module: str
     function: str
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not is_carried(f"{PREFIX}{self.module}:{self.function}"):
+            return PythonRule, (self.module, self.function)
+        import cloudpickle
+
+        return CarriedRule, (self.module, self.function, cloudpickle.dumps(_load(self.module, self.function)))
+
     def check(self) -> PythonRule:
         _load(self.module, self.function)
         return self
@@ -42,6 +50,33 @@ class PythonRule:
 
     def __call__(self, item: GradingItem) -> VerdictReason:
         return _reason(_load(self.module, self.function)(item.response, item.answer), f"{self.module}:{self.function}")
+
+
+@dataclass(frozen=True)
+class CarriedRule:
+    """A PythonRule in a worker process, where its function is not importable: it comes by value.
+
+    Args:
+        pickled: the function, as cloudpickle writes it.
+    """
+
+    module: str
+    function: str
+    pickled: bytes
+
+    def warm(self) -> None:
+        self._loaded()
+
+    def __call__(self, item: GradingItem) -> VerdictReason:
+        return _reason(self._loaded()(item.response, item.answer), f"{self.module}:{self.function}")
+
+    def _loaded(self) -> Callable[[str, str], Any]:
+        return _unpickled(self.pickled)
+
+
+@lru_cache(maxsize=16)
+def _unpickled(pickled: bytes) -> Callable[[str, str], Any]:
+    return pickle.loads(pickled)
 
 
 @dataclass(frozen=True)
@@ -91,17 +126,16 @@ class HttpRule:
 
 
 def _reason(value: Any, source: str) -> VerdictReason:
-    if value is True or value is False:
+    if isinstance(value, str) and value in _REASONS:
+        return value  # type: ignore[return-value]
+    if not isinstance(value, str) and value is not None and value in (0, 1):  # bools, numbers, numpy's of both
         return "ok" if value else "wrong"
-    if value in _REASONS:
-        return value
-    raise TypeError(f"{source} returned {value!r}; a rule returns True, False or one of {sorted(_REASONS)}")
+    raise TypeError(f"{source} returned {value!r}; a rule returns True, False, 1, 0 or one of {sorted(_REASONS)}")
 
 
-@lru_cache(maxsize=16)
 def _load(module: str, function: str) -> Callable[[str, str], Any]:
     try:
-        found = getattr(importlib.import_module(module), function)
+        found = find_object(module, function)
     except (ImportError, AttributeError) as error:
         raise UserError("verifier.rule", f"python:{module}:{function}", f"make it importable ({error})") from error
     if not callable(found):

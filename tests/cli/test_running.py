@@ -13,8 +13,8 @@ import pytest
 import typer
 import yaml
 
+from owpo_megatron.api.run_folder import changed_fields, claimed, move_aside
 from owpo_megatron.cli import running
-from owpo_megatron.cli.running import _changed_fields, _only_one, move_aside
 from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
 
@@ -101,7 +101,7 @@ def test_resuming_says_what_changed(config: Config, capsys: pytest.CaptureFixtur
     run_trainer(config)
     capsys.readouterr()
     changed = Config.build(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))) | {"seed": 4})
-    assert _changed_fields(changed) == ["seed 1 -> 4"]
+    assert changed_fields(config.model_dump(mode="json"), changed) == ["seed 1 -> 4"]
     run_trainer(changed)
     said = capsys.readouterr().out
     assert "resuming" in said and "seed 1 -> 4" in said
@@ -119,7 +119,7 @@ def test_fresh_moves_the_earlier_run_aside_and_keeps_it(config: Config) -> None:
 
 def test_two_runs_never_share_a_folder(config: Config) -> None:
     config.run_dir.mkdir(parents=True)
-    with _only_one(config.run_dir), pytest.raises(UserError, match="another owpo command"):
+    with claimed(config), pytest.raises(UserError, match="another owpo command"):
         run_trainer(config)
     assert run_trainer(config)
 
