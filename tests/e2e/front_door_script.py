@@ -1,6 +1,6 @@
 """A user's script: a method, a verifier and callbacks of its own, all in `__main__`; prints what it saw as JSON.
 
-python front_door_script.py CONFIG (twice | two_ranks | stop | broken | resume_without)
+python front_door_script.py CONFIG (twice | two_ranks | stop | broken | interrupt | resume_without)
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ def same_text(response: str, answer: str) -> float:
 
 
 class Watch:
-    def __init__(self, stop_after: int = 0, fail_after: int = 0):
+    def __init__(self, stop_after: int = 0, fail_after: int = 0, interrupt_after: int = 0):
         self.steps: list[int] = []
         self.checkpoints: list[int] = []
         self.ended: list[int] = []
-        self._stop_after, self._fail_after = stop_after, fail_after
+        self._stop_after, self._fail_after, self._interrupt_after = stop_after, fail_after, interrupt_after
 
     def on_step(self, line: dict[str, Any]) -> bool | None:
         self.steps.append(line["step"])
         if line["step"] == self._fail_after:
             raise ValueError("no more")
+        if line["step"] == self._interrupt_after:
+            signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
         return line["step"] == self._stop_after
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
@@ -102,10 +104,11 @@ def main(config: str, what: str) -> dict[str, Any]:
     if what == "stop":
         ranks = ["name=stopped_two", "parallel.tp=2"]
         watches = [Watch(stop_after=2), Watch(), Watch(stop_after=2)]
-        first = train(config, ["name=stopped"], callbacks=watches[:1], **given)
-        second = train(config, ["name=stopped"], callbacks=watches[1:2], **given)
-        third = train(config, ranks, callbacks=watches[2:], **given)
-        return {"runs": [(run.steps, run.stopped) for run in (first, second, third)], "went_on": watches[1].steps}
+        runs = []
+        for overrides, watch in zip((["name=stopped"], ["name=stopped"], ranks), watches, strict=True):
+            run = train(config, overrides, callbacks=[watch], **given)
+            runs.append((run.steps, run.stopped))
+        return {"runs": runs, "went_on": watches[1].steps}
     if what == "broken":
         said = []
         for ranks in (1, 2):
@@ -115,6 +118,12 @@ def main(config: str, what: str) -> dict[str, Any]:
             except CallbackError as error:
                 said.append(str(error))
         return {"said": said}
+    if what == "interrupt":
+        watch = Watch(interrupt_after=2)
+        try:
+            train(config, ["name=interrupted", "parallel.tp=2"], callbacks=[watch], **given)
+        except KeyboardInterrupt:
+            return {"steps": watch.steps, "children": surroundings()["children"]}
     assert what == "resume_without"
     said = []
     for parts in ({"method": PlainGradient}, {"verifier": same_text}):

@@ -93,6 +93,13 @@ def test_a_callback_that_fails_is_named_and_the_run_is_saved(config: Path) -> No
         assert "not finished" in repr(run) and run.weights == run.checkpoints[run.steps]
 
 
+def test_ctrl_c_lets_several_ranks_save_and_reaches_the_caller(config: Path) -> None:
+    found = script(config, "interrupt")
+    run = load_run(config.parent / "runs" / "interrupted")
+    assert found["steps"][:2] == [1, 2] and found["children"] == ""
+    assert 2 <= run.steps < 4 and max(run.checkpoints) == run.steps
+
+
 def test_a_run_of_the_command_is_read_and_gone_on_with(config: Path, recorded: dict[str, Any], tmp_path: Path) -> None:
     """Trained by `owpo` with a built-in method, lengthened from Python in one process."""
     Owpo(tmp_path, "train", "-c", str(config), "name=both", "optimizer.steps=2").done()
