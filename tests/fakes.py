@@ -247,11 +247,7 @@ def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) 
 
     def keep(step: int, seen: Sequence[Group], kept: Sequence[Group]) -> None:
         rollouts = [rollout for group in seen for rollout in group.rollouts]
-<<<<<<< HEAD
         counts.append(len(seen))
-=======
-        counts.append(len(rollouts) // config.rollout.group_size)
->>>>>>> 8824663 (Front door: page, tutorial notebook whose cells the tests run, decisions)
         save_rollouts(rollouts_path(folder, step + 1), rollouts)
 
     collector = make_collector(
