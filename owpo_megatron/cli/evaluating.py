@@ -1,4 +1,4 @@
-"""What `owpo eval` shows: bars, tables, a figure; the evaluation itself is in api/evaluate.py."""
+"""Show an evaluation (`owpo eval`): bars, tables, a figure. It is made by api/evaluate.py."""
 
 from __future__ import annotations
 
