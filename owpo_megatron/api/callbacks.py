@@ -61,7 +61,7 @@ class Callbacks:
             raise CallbackError(f"{what}; the run was saved and stopped") from error
 
     def on_stop(self, stop: Callable[[], None]) -> None:
-        """What a stop is from now on."""
+        """Set the function that asks for a stop."""
         self._stop = stop
 
     def _call(self, method: str, *arguments: Any) -> None:

@@ -104,14 +104,14 @@ def evaluate(
         model_or_run: an HF folder, a converted folder, a run's folder or its RunResult.
         sets: names of known sets ("aime24" or ["aime24", "amc"]), or mappings {"name": ..., "source": FILE}; empty: the
             run's own.
-        overrides: of the run's configuration, e.g. ["engine.tp=4"].
-        checkpoints: of a run: "best", "newest" or a step; default: the best, where it is kept, and the newest.
+        overrides: changes of the run's configuration, e.g. ["engine.tp=4"].
+        checkpoints: "best", "newest" or a step of a run; default: the best, where it is kept, and the newest.
         samples: per problem; None: the set's own number.
         limit: the first problems of each set only.
         data: folder with the files of known sets.
         max_tokens: longest response.
         template: chat, completion, raw or a .jinja file; "auto": the run's own, or chat where the tokenizer has it.
-        seed: of the samples and of the order of options.
+        seed: seeds the samples and the order of options.
         out: folder of the results; default RUN/eval/ or runs/eval/MODEL/.
         fresh: draw everything again.
 
@@ -191,11 +191,11 @@ class Job:
     max_tokens: int
 
     def notes(self) -> list[str]:
-        """What is odd about its sets."""
+        """Remarks on sets of an unexpected size."""
         return [one.complaint for one in self.sets if one.complaint]
 
     def row(self, checkpoint: str) -> dict[str, str]:
-        """Where its scores belong in a table."""
+        """Names of its row in a table."""
         return {"model": self.target.model, "method": self.target.method, "checkpoint": checkpoint}
 
     def run(self, wish: Wish, watch: Callable[[PreparedSet], DrawProgress | None]) -> list[dict[str, Any]]:

@@ -34,14 +34,14 @@ GivenVerifier = Callable[[str, str], Any] | Verifier
 
 @dataclass(frozen=True)
 class GivenParts:
-    """What a run was given, beside its configuration."""
+    """Objects given to a run beside its configuration."""
 
     methods: tuple[type[Method], ...] = ()  # to register where the ranks are
     objects: tuple[tuple[str, Any], ...] = ()  # functions by the name that the configuration has for them
     verifier: Verifier | None = None
 
     def write(self, file: Path) -> None:
-        """For ranks in other processes, readable by this user alone.
+        """Write a file for ranks in other processes, readable by this user alone.
 
         Raises:
             UserError: an object cannot be pickled.
@@ -61,7 +61,7 @@ class GivenParts:
 
     @classmethod
     def read(cls, file: Path) -> GivenParts:
-        """With the writer's import path behind this process's own."""
+        """Read what `write` wrote; the writer's import path is added behind this process's own."""
         path, pickled = pickle.loads(file.read_bytes())
         sys.path.extend(entry for entry in path if entry not in sys.path)
         return pickle.loads(pickled)
@@ -128,7 +128,7 @@ def _algorithm(section: dict[str, Any], method: GivenMethod) -> dict[str, Any]:
 
 
 def _method_name(chosen: type[Method]) -> str:
-    """As the catalogue knows it; an importable class need not be registered."""
+    """Name of the class in the catalogue; an importable class need not be registered."""
     if catalogue().get(chosen.name) is chosen:
         return chosen.name
     name, importable = _name_of(chosen)

@@ -41,7 +41,7 @@ def load_run(path: Path | str) -> RunResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run has come to. Everything is read from its folder when it is asked for.
+    """A run so far. Everything is read from its folder when it is asked for.
 
     Args:
         run_dir: the run's folder.
@@ -149,7 +149,7 @@ class RunResult:
         return f"RunResult({self._head()})"
 
     def _repr_html_(self) -> str:
-        """In a notebook: where it stands, and its last steps."""
+        """Show the run's state and last steps in a notebook."""
         head = f"<b>{html.escape(self.name)}</b>: {html.escape(self._head())}"
         if not self._folder.metrics.is_file():
             return head

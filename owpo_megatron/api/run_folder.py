@@ -20,7 +20,7 @@ from owpo_megatron.run.layout import CONFIG, RunFolder
 
 @dataclass(frozen=True)
 class Claim:
-    """What a process that works in a run folder holds."""
+    """A run folder that this process works in."""
 
     config_file: Path  # the resolved configuration
     lock: int  # descriptor to pass on to the ranks
@@ -118,10 +118,9 @@ def _is_given(field: str, name: str) -> bool:
     if field != "algorithm.name" or name.startswith(PREFIX):
         return False
     try:
-        find_method(name)
+        return find_method(name).__module__ == "__main__"
     except UserError:
         return True
-    return False
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

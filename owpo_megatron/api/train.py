@@ -130,7 +130,7 @@ def _run_here(config: Config, given: GivenParts, callbacks: Callbacks, claim: Cl
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """On a CPU compilation takes longer than it saves; ranks in other processes have TORCHDYNAMO_DISABLE for it."""
+    """Run without torch.compile, which takes longer than it saves on a CPU (ranks elsewhere: TORCHDYNAMO_DISABLE)."""
     import torch._dynamo
 
     with torch._dynamo.config.patch(disable=True):
