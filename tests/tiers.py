@@ -29,7 +29,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 STARTERS = ("process", "ranks", "server", "slurm", "nemo", "triton", "image", "gpu")
 LONG = ("server", "ranks", "slurm")
-FIXTURES = {"ranks": "ranks", "engine": "server", "server_url": "server", "lab": "slurm"}
+FIXTURES = {"ranks": "ranks", "engine": "server", "server_url": "server"}
 STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
 PHASES = ("setup", "call", "teardown")
 SLOWEST = 15
@@ -99,8 +99,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     came last would leave the other process idle.
     """
     for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
         for fixture in getattr(item, "fixturenames", ()):
-            if fixture in FIXTURES:
+            if fixture in FIXTURES and fixture not in parameters:
                 item.add_marker(FIXTURES[fixture])
     if "matrix" not in (config.getoption("markexpr") or ""):
         left_out = [item for item in items if item.get_closest_marker("matrix")]

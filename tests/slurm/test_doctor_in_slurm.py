@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from typer.testing import CliRunner
 
 from owpo_megatron.cli.main import app
+
+pytestmark = pytest.mark.slurm
 
 
 def test_two_nodes_are_looked_at(lab: Any, tiny_run: dict[str, Any], tmp_path: Path) -> None:
