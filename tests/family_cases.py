@@ -40,7 +40,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "glm4_moe": [
         _GLM_MOE | {"use_qk_norm": True, "vocab_size": 97},
-        _GLM_MOE | {"attention_bias": True, "n_routed_experts": 4, "first_k_dense_replace": 2, "vocab_size": 95},
+        _GLM_MOE | {"attention_bias": True, "n_routed_experts": 4, "first_k_dense_replace": 2, "vocab_size": 99},
         _GLM_MOE | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "vocab_size": 101},
         _GLM_MOE | {"first_k_dense_replace": 0, "n_shared_experts": 2, "num_key_value_heads": 1, "tied": True},
     ],

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_cases import CASES
 from safetensors.torch import load_file, save_file
 from tiny import make_hf_model
 
 from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf
 from owpo_megatron.errors import UserError
-from owpo_megatron.families import HFReader, read_hf_config
+from owpo_megatron.families import HFReader, float32_tensors, read_hf_config
 
 
 @pytest.fixture
@@ -90,7 +91,9 @@ def e4m3(code: int) -> float:
 
 def fp8_folder(hf: Path, block: int) -> dict[str, torch.Tensor]:
     """Quantise the layers' matrices in place; the bfloat16 weights that the values and scales stand for."""
-    tensors = {name: tensor.bfloat16() for name, tensor in load_file(hf / "model.safetensors").items()}
+    constants = float32_tensors(read_hf_config(hf))
+    tensors = load_file(hf / "model.safetensors")
+    tensors = {name: tensor if name in constants else tensor.bfloat16() for name, tensor in tensors.items()}
     stored, meant = dict(tensors), dict(tensors)
     generator = torch.Generator().manual_seed(5)
     for name, tensor in tensors.items():
@@ -134,15 +137,19 @@ def test_every_code_and_scale_is_read_as_an_independent_reference_does(tmp_path:
     assert torch.equal(reader.slice("x.weight", 1, 40, 100), found[:, 40:100])
 
 
-def test_fp8_blocks_are_dequantised_on_import(hf: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
+def test_fp8_blocks_are_dequantised_on_import(family: str, tmp_path: Path) -> None:
     """The export has the bfloat16 weights that the values stand for, and no quantisation in its config."""
+    hf = make_hf_model(tmp_path / "hf", family, **CASES.get(family, [{}])[0])
+    constants = float32_tensors(read_hf_config(hf))
     meant = fp8_folder(hf, block=16)
     conversion = hf_to_megatron(hf, tmp_path / "megatron")
     assert conversion.proof is not None and conversion.proof.ok
     megatron_to_hf(tmp_path / "megatron", tmp_path / "back")
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert back.keys() == meant.keys()
-    assert all(tensor.dtype == torch.bfloat16 and torch.equal(tensor, meant[name]) for name, tensor in back.items())
+    assert all(tensor.dtype == meant[name].dtype and torch.equal(tensor, meant[name]) for name, tensor in back.items())
+    assert {name for name, tensor in back.items() if tensor.dtype == torch.float32} == constants
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert "quantization_config" not in config and "bfloat16" in (config.get("dtype"), config.get("torch_dtype"))
 

@@ -17,10 +17,12 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing, fusions, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.distributed.finalize_model_grads import _allreduce_non_tensor_model_parallel_grads
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.pipeline_parallel import schedules
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import TransformerConfig, TransformerLayer, multi_latent_attention
+from megatron.core.transformer.moe.router import TopKRouter
 from tiny import build_policy, make_config, make_hf_model, random_samples
 
 from owpo_megatron.config import ParallelConfig
@@ -140,6 +142,18 @@ def test_what_the_model_touches(model: Path, policy: Any) -> None:
         assert hasattr(parts, "input_layernorm") and hasattr(parts, "pre_mlp_layernorm")
         attention = parts.self_attention.submodules
         assert all(hasattr(attention, name) for name in ("core_attention", "q_layernorm", "k_layernorm"))
+
+
+def test_what_the_layers_of_families_touch() -> None:
+    """Attributes that a layer's subclass replaces, and names that megatron-core looks for."""
+    layer = inspect.getsource(TransformerLayer)
+    for name in ("self.self_attn_bda(", "self.mlp_bda(", "with self.bias_dropout_add_exec_handler():"):
+        assert name in layer
+    latent = inspect.getsource(multi_latent_attention.MLASelfAttention)
+    assert "self.linear_q_down_proj(hidden_states)" in latent and "self.linear_kv_down_proj(hidden_states)" in latent
+    assert multi_latent_attention.HAVE_TE == isinstance(multi_latent_attention.TELinear, type)
+    assert "config.qk_layernorm and" in inspect.getsource(_allreduce_non_tensor_model_parallel_grads)
+    assert "expert_bias" in inspect.getsource(TopKRouter.__init__)
 
 
 def test_what_checkpoints_touch() -> None:
