@@ -28,9 +28,9 @@ _LATENT: dict[str, Any] = {name: value for name, value in _GLM_MOE.items() if na
 CASES: dict[str, list[dict[str, Any]]] = {
     "mixtral": [
         {"num_local_experts": 4, "intermediate_size": 32, "vocab_size": 97},
-        {"num_local_experts": 6, "intermediate_size": 40, "num_key_value_heads": 4, "head_dim": 8},
+        {"num_local_experts": 6, "intermediate_size": 64, "num_key_value_heads": 4},
         {"num_local_experts": 3, "intermediate_size": 32, "num_experts_per_tok": 3, "tied": True},
-        {"num_local_experts": 5, "intermediate_size": 24, "num_key_value_heads": 1, "sliding_window": 64},
+        {"num_local_experts": 5, "intermediate_size": 96, "num_key_value_heads": 1, "sliding_window": 64},
     ],
     "qwen2_moe": [
         _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 48, "vocab_size": 97},

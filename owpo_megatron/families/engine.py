@@ -8,20 +8,21 @@ SGLang fuses and cuts what it loads:
     embed_tokens, lm_head                     rows, of a vocabulary padded to a multiple of 64
     experts.N.gate_proj, up_proj -> experts.w13_weight, experts.N.down_proj -> experts.w2_weight, expert by expert
 
-A rank whose share is not full has zeros behind it. This is SGLang's layout on a CPU: on CUDA it pads differently.
+A rank whose share is not full has zeros behind it. This is SGLang's layout on a CPU (on CUDA it pads differently), and
+known for experts whose ffn size is a multiple of 32.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from owpo_megatron.families.family import EngineNames
-from owpo_megatron.families.model import HFModel
-from owpo_megatron.families.rules import HF
+from owpo_megatron.families.model import HFModel, LatentAttention
+from owpo_megatron.families.rules import HF, HF_EMBEDDING, LM_HEAD
 
 VOCABULARY_MULTIPLE = 64
 MLP_MULTIPLE = 32
@@ -40,10 +41,16 @@ class EngineLayout:
     num_kv_heads: int
     names: EngineNames = EngineNames()
     fused: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = ()
+    sends_head: bool = False  # the embedding once more, for an engine that does not tie its head to it
 
     @classmethod
     def of(cls, model: HFModel) -> EngineLayout:
-        return cls(model.attention.num_kv_heads, model.family.engine, tuple(_fused_tensors(model).items()))
+        names = model.family.engine
+        if isinstance(model.attention, LatentAttention) and model.attention.q_rank is None:
+            # nothing to fuse the compressed keys and values with
+            names = replace(names, fused={k: v for k, v in names.fused.items() if k != "kv_a_proj_with_mqa"})
+        fused = tuple(_fused_tensors(model).items())
+        return cls(model.attention.num_kv_heads, names, fused, model.tied and not names.ties)
 
     def sent(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) pairs as engines get them: what a checkpoint fuses comes apart.
@@ -55,6 +62,8 @@ class EngineLayout:
             parts = fused.get(name, ())
             if not parts:
                 yield name, tensor
+            if self.sends_head and name == HF_EMBEDDING:
+                yield LM_HEAD, tensor
             for (part, _), rows in zip(parts, tensor.split([rows for _, rows in parts]) if parts else (), strict=True):
                 yield part, rows
 

@@ -20,13 +20,15 @@ class EngineNames:
     Args:
         fused: module of a dense HF tensor -> SGLang's module, and the tensor's place in it.
         expert: an expert's gate, up and down projection.
+        ties: SGLang ties the head where the config does. False: it keeps a head of its own, which is sent as well.
     """
 
     fused: Mapping[str, tuple[str, int]] = field(default_factory=lambda: _QKV | _GATE_UP)
     expert: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    ties: bool = True
 
     def __hash__(self) -> int:
-        return hash((tuple(self.fused.items()), self.expert))
+        return hash((tuple(self.fused.items()), self.expert, self.ties))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from owpo_megatron.families.family import Family
+from owpo_megatron.families.family import EngineNames, Family
 from owpo_megatron.families.llama import attention_rules
 from owpo_megatron.families.model import MLP, Experts, HFModel, Norms, Router, SharedExpert
 from owpo_megatron.families.reading import HFConfig, attention_of, describe, mlp_of
@@ -77,7 +77,7 @@ GLM4 = Family(
     special="norms after attention and MLP, too; partial, interleaved rotary embedding; fused gate and up",
 )  # fmt: skip
 GLM4_MOE = Family(
-    "glm4_moe", ("glm4_moe",), _read_moe, _moe_rules,
+    "glm4_moe", ("glm4_moe",), _read_moe, _moe_rules, EngineNames(ties=False),
     ignored=(r"model\.layers\.{num_layers}\.",),
     special="sigmoid router with bias and groups, shared expert, dense first layers, partial rotary embedding",
 )  # fmt: skip

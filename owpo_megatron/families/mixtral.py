@@ -14,6 +14,8 @@ _NAMES = ("w1", "w3", "w2")
 def _read(config: HFConfig) -> HFModel:
     raw = config.raw
     config.require("hidden_act", "silu")
+    if raw.head_dim is not None:
+        config.require("head_dim", raw.hidden_size // raw.num_attention_heads)  # as SGLang computes it
     router = Router(raw.num_experts_per_tok)
     mlp = Experts(raw.num_local_experts, raw.intermediate_size, router)
     return describe(config, "mixtral", attention_of(config), mlp)
@@ -24,6 +26,5 @@ def _rules(model: HFModel) -> tuple[Rule, ...]:
     return (*attention_rules(model), *own)
 
 
-MIXTRAL = Family(
-    "mixtral", ("mixtral",), _read, _rules, EngineNames(expert=_NAMES), special="experts in every layer; own names"
-)
+_ENGINE = EngineNames(expert=_NAMES, ties=False)
+MIXTRAL = Family("mixtral", ("mixtral",), _read, _rules, _ENGINE, special="experts in every layer; names of their own")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from owpo_megatron.families.family import Family
+from owpo_megatron.families.family import EngineNames, Family
 from owpo_megatron.families.llama import attention_rules
 from owpo_megatron.families.model import Experts, HFModel, Router, SharedExpert
 from owpo_megatron.families.reading import HFConfig, attention_of, describe
@@ -50,7 +50,6 @@ def _rules(model: HFModel) -> tuple[Rule, ...]:
     return (*attention_rules(model), *experts(), *shared)
 
 
-QWEN3_MOE = Family("qwen3_moe", ("qwen3_moe",), _read_qwen3, _rules, special="experts in every layer")
-QWEN2_MOE = Family(
-    "qwen2_moe", ("qwen2_moe",), _read_qwen2, _rules, special="experts in every layer and a gated shared one"
-)
+_ENGINE = EngineNames(ties=False)
+QWEN3_MOE = Family("qwen3_moe", ("qwen3_moe",), _read_qwen3, _rules, _ENGINE, special="experts in every layer")
+QWEN2_MOE = Family("qwen2_moe", ("qwen2_moe",), _read_qwen2, _rules, _ENGINE, special="experts and a gated shared one")
