@@ -144,12 +144,11 @@ def _framed(text: str) -> str | None:
     if not tags:
         return None
     last = tags[-1]
-    if not last[1]:  # opened and never closed
-        return None if _answer_in(text[: last.start()].rstrip()) is None else ""
     behind = text[last.end() :]
-    box = max(behind.rfind(name) for name in _BOXES)
-    if box >= 0 or _marked(behind, -1) is not None:
+    if any(name in behind for name in _BOXES) or _marked(behind, -1) is not None:
         return None
+    if not last[1]:
+        return ""  # opened and never closed
     if len(tags) < 2 or tags[-2][1]:
         return None  # a closing tag alone frames nothing
     inside = text[tags[-2].end() : last.start()].strip()

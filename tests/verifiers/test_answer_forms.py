@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,25 @@ def test_a_data_set_of_solutions_verifies_against_itself(tmp_path):
     for rule in ("math", "gsm8k"):
         cases = read_golds(tmp_path / "g.jsonl", rule)[: 2 if rule == "gsm8k" else 3]
         assert [find_rule(rule)(case.item) for case in cases] == ["ok"] * len(cases)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<answer>",
+        "</answer>",
+        "<answer></answer>",
+        "<answer>42",
+        "[THINK]",
+        "Question:\n",
+        "answer: ",
+        "\\boxed{",
+        "wait ",
+    ],
+)
+def test_no_response_is_too_deep_for_the_callers_process(unit):
+    """What `quick` does runs beside the trainer: repeated thousands of times, no form recurses or takes long."""
+    for response in (unit * 20_000, r"\boxed{42}. " + unit * 20_000, unit * 20_000 + "42"):
+        started = time.process_time()
+        grade_math.quick(GradingItem(response, "42", "math", prompt="Question: x\nAnswer:"))
+        assert time.process_time() - started < 2
