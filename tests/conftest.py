@@ -48,7 +48,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(engine_python: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """One real SGLang server on the CPU, serving `tiny_model`'s architecture, for the whole session.
 
-    Tests push weights to it (model.state_dict() of a model of the same shape): say which before you compare.
+    Tests push weights to it (model.state_dict() of a model of the same shape): push yours before you compare.
     """
     config = EngineConfig(python=engine_python, device="cpu", max_restarts=10)
     with start_fleet(config, tiny_model, "float32", {}, tmp_path_factory.mktemp("engine")) as fleet:

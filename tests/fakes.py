@@ -182,7 +182,7 @@ def alone() -> MainRank:
 
 
 class NoLog:
-    """A StepLog that keeps what it is told."""
+    """A StepLog that keeps its calls."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}

@@ -143,13 +143,13 @@ def lines_of(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def steps_of(run_dir: Path) -> list[dict[str, Any]]:
-    """Step lines without what the clock says."""
+    """Return step lines without times."""
     lines = [line for line in lines_of(run_dir) if "seconds" in line]
     return [{name: value for name, value in line.items() if name not in ("seconds", "speed")} for line in lines]
 
 
 def newest_step(run_dir: Path) -> int:
-    """Steps done as the last line says; 0 before the first."""
+    """Return the step of the last line; 0 before the first."""
     lines = lines_of(run_dir)
     return max((line["step"] for line in lines), default=0)
 

@@ -1,4 +1,4 @@
-"""What is large and used everywhere: the fork server of rank_pool.py imports it once, for all ranks of a session."""
+"""Large imports used everywhere: the fork server of rank_pool.py imports them once, for all ranks of a session."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Job:
 
     @property
     def output(self) -> str:
-        """What rank 0 has printed so far."""
+        """Return rank 0's output so far."""
         return self.ranks[0].log.read_text() if self.ranks[0].log.exists() else ""
 
     def is_running(self) -> bool:
@@ -118,7 +118,7 @@ class Job:
         self._join()
 
     def results(self, timeout: float = 300) -> list[Any]:
-        """What each rank returned; see `Ranks.run`."""
+        """Return each rank's result; see `Ranks.run`."""
         try:
             answers = self._gather(timeout)
         finally:

@@ -36,7 +36,7 @@ SLOWEST = 15
 
 
 class Watch:
-    """What the running test may start, and the CPU time of this process with all below it."""
+    """Limits of the running test, and the CPU time of this process with all below it."""
 
     def __init__(self) -> None:
         self._item: pytest.Item | None = None
@@ -61,7 +61,7 @@ class Watch:
             )
 
     def cpu_seconds(self) -> float:
-        """Of this process, of those that it waited for, and of those below it that still run."""
+        """CPU seconds of this process, of those that it waited for, and of those below it that still run."""
         seconds = sum(os.times()[:4])
         for process in psutil.Process().children(recursive=True) if self._started else ():
             try:
@@ -212,7 +212,7 @@ class Report:
 
 
 def git(*words: str) -> str:
-    """What git prints, or nothing where there is no git or no checkout."""
+    """Return git's output, or nothing without git or a checkout."""
     try:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     except FileNotFoundError:

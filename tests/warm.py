@@ -55,7 +55,7 @@ class WarmRun:
         self.job.kill()
 
     def done(self, timeout: float = 300) -> str:
-        """What rank 0 printed, after all ranks have ended well."""
+        """Return rank 0's output, after all ranks have ended well."""
         self.job.results(timeout)
         return self.stdout
 

@@ -1,4 +1,4 @@
-"""What `owpo compare` announces, how it shows progress in a file, and how it explains its columns."""
+"""Announcement of `owpo compare`, its progress in a file, and the explanation of its columns."""
 
 from __future__ import annotations
 

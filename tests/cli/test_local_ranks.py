@@ -24,7 +24,7 @@ PROGRAM = """
 
     rank = int(os.environ.get("RANK", "0"))
     here = Path(sys.argv[2])
-    def told(number, frame):
+    def stop(number, frame):
         (here / f"stopped_{rank}").touch()
         sys.exit(0)
 
@@ -38,7 +38,7 @@ PROGRAM = """
     elif sys.argv[1] == "killed" and rank == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
     elif sys.argv[1] == "stop":
-        signal.signal(signal.SIGTERM, told)
+        signal.signal(signal.SIGTERM, stop)
         (here / f"ready_{rank}").touch()
     if sys.argv[1] != "fine":
         time.sleep(120)

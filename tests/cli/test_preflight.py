@@ -1,4 +1,4 @@
-"""What is found before anything starts.
+"""Mistakes found before anything starts.
 
 The engine's own interpreter is looked at in tests/rollout, the model's shape by the trainer.
 """
@@ -72,7 +72,7 @@ def test_a_response_longer_than_the_context_is_refused(raw: dict[str, Any]) -> N
     ],
 )
 def test_the_context_is_the_engines(raw: dict[str, Any], fields: dict[str, Any], context: int | None) -> None:
-    """As SGLang's get_context_length; `sglang.context_length` has the last word."""
+    """The context is SGLang's get_context_length; `sglang.context_length` overrides it."""
     with_context(raw, **fields)
     assert context_length(Path(raw["model"]["path"]), {}) == context
     assert context_length(Path(raw["model"]["path"]), {"context-length": 64}) == 64
@@ -93,7 +93,7 @@ def test_the_longest_prompt_counts(raw: dict[str, Any]) -> None:
 def test_a_rule_that_cannot_be_imported_is_found_here(
     raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the working folder, as a rank would; nothing of it is imported into this process."""
+    """The rule is found from the working folder, as by a rank, without importing it into this process."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_rewards_here.py").write_text("def exact(response, answer):\n    return response == answer\n")
     error = mistake(raw, verifier={"rule": "python:my_rewards_here:exacct"})

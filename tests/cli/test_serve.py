@@ -47,9 +47,9 @@ def serving(model: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.server
 def test_serve_takes_changes_of_weights_survives_its_server_and_ends_on_a_signal(tmp_path: Path) -> None:
-    """In bfloat16: all weights, then one element. SGLang is killed and started again by `owpo serve`, whose mirror
-    lives on: the next update is one element again, and the new server has every weight. Whether what arrived is what
-    was sent, SGLang's checksums say (sync.verify: hash)."""
+    """Updates in bfloat16: all weights, then one element. SGLang is killed and restarted by `owpo serve`, whose mirror
+    lives on: the next update is one element again, and the new server has every weight. SGLang's checksums prove that
+    what arrived is what was sent (sync.verify: hash)."""
     model = make_hf_model(tmp_path / "model")
     copies, rendezvous, shared = tmp_path / "copies", tmp_path / "rendezvous", tmp_path / "shared"
     words = ["--dtype", "bfloat16", "--rendezvous", str(rendezvous), "--mirror", str(copies), "--restarts", "1"]

@@ -149,7 +149,7 @@ def test_words_and_letters() -> None:
 # --------------------------------------------------------------------------------------------- the real set
 @pytest.mark.skipif(not REAL.is_file(), reason=f"no DAPO-Math-17k under {DATA}; set OWPO_TEST_DATA")
 def test_the_known_faults_of_dapo_math_17k_are_found() -> None:
-    """What others found in it with their own scripts: 30 contradictory texts, five answers beyond 15 digits, 3,432
+    """Faults that others found in it with own scripts: 30 contradictory texts, five answers beyond 15 digits, 3,432
     Chinese rows, 14 of the 83 AMC problems (8 of the 40 of 2023) letter for letter, none of AIME 2024."""
     known = json.loads((DATA / "dapo_known_faults.json").read_text())
     problems = list(read_problems(str(REAL)))

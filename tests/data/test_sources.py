@@ -68,7 +68,7 @@ def test_the_original_schema_in_parquet(tmp_path):
 
 
 def test_repeats_and_contradictions_are_left_out_and_reported(tmp_path):
-    """By hand: `a` stands three times alike (two repeats), `b` with two answers (both go), `c` once."""
+    """Worked by hand: `a` appears three times alike (two repeats), `b` with two answers (both go), `c` once."""
     rows = [("a", "1"), ("b", "2"), ("a", "1"), ("c", "3"), ("b", "4"), (" a\n", "1")]
     source = _jsonl(tmp_path / "x.jsonl", *({"id": str(i), "problem": q, "answer": r} for i, (q, r) in enumerate(rows)))
     problems, report = load_problems(source)
@@ -168,7 +168,7 @@ def test_the_test_split(tmp_path, tokenizer):
 
 @pytest.mark.skipif(not (DATA / "dapo_math_17k.jsonl").is_file(), reason=f"no DAPO-Math-17k under {DATA}")
 def test_the_real_dapo_math_17k(tokenizer):
-    """16,900 texts are distinct but for white space, 15 of them stand there with two answers (30 rows): counted apart
+    """16,900 texts are distinct but for white space, 15 of them appear with two answers (30 rows): counted apart
     from this code with one regular expression."""
     problems, report = load_problems(str(DATA / "dapo_math_17k.jsonl"))
     assert report.read == 17_895

@@ -57,7 +57,7 @@ def test_an_order_of_the_numbers_cannot_cross_the_divide():
 
 
 def test_split_of_is_the_crc32_of_the_key():
-    """By hand: crc32(b"123456789") = 0xCBF43926 = 3421780262, the check value of the standard; 2 modulo 10."""
+    """Worked by hand: crc32(b"123456789") = 0xCBF43926 = 3421780262, the check value of the standard; 2 modulo 10."""
     assert split_of("123456789") == "train"
     assert sum(split_of(str(key)) == "test" for key in range(10_000)) == pytest.approx(1000, abs=100)
 

@@ -42,7 +42,7 @@ def chat(template, messages=(), **fields):
 @pytest.mark.parametrize("single", ["<s> $A", "<s> $A </s>", "<s> <s> $A"])
 @pytest.mark.parametrize("template", ["raw", "completion"])
 def test_a_plain_text_begins_with_what_the_tokenizer_puts_there(single, template):
-    """As Hugging Face's own call does, without the eos token that some put behind."""
+    """Encoding equals Hugging Face's own call, without the eos token that some append."""
     backend = with_bos(single)
     prompt = PromptTemplate(template, Tokenizer(backend)).prompt(problem())
     whole = tuple(backend.encode(prompt.text))
@@ -185,7 +185,7 @@ def test_a_language_model_inside_another(tmp_path):
 
 # ------------------------------------------------------------------------------------------------ before a start
 def looked_at(monkeypatch, capsys, files, **data):
-    """What the process of its own reports: the line and the exit code."""
+    """The separate process reports the line and the exit code."""
     config = Config.build({"model": {"path": str(files)}, "data": data})
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(config.model_dump(mode="json"))))
     code = preview.main()
@@ -234,7 +234,7 @@ def test_preflight_says_it_in_one_line(tmp_path):
 # ------------------------------------------------------------------------------------------------ reasoning
 @pytest.mark.parametrize("special", [True, False])
 def test_marks_of_reasoning_stay_in_a_decoded_response(special):
-    """Where a tokenizer calls `[/THINK]` special, dropping it would make a conclusion of the reasoning."""
+    """Dropping `[/THINK]`, special for some tokenizers, would turn the reasoning into a conclusion."""
     marks = tuple(AddedToken(text, special=special) for text in ("[THINK]", "[/THINK]", "<tool>"))
     backend = with_bos(added=marks)
     tokenizer = Tokenizer(backend)
@@ -244,7 +244,7 @@ def test_marks_of_reasoning_stay_in_a_decoded_response(special):
 
 
 def test_a_truncated_response_behind_an_open_think_has_no_answer():
-    """From the template to the verdict, in the way that a run and an evaluation go."""
+    """The path from the template to the verdict, as in a run and in an evaluation."""
     prompt = chat("think")
     scratch = r"hmm, perhaps \boxed{42}. Wait, let me check that again: 6 times 7"
     assert grade_math(GradingItem(scratch, "42", "math", prompt=prompt)) == "no_answer"

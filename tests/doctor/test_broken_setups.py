@@ -103,14 +103,14 @@ def assert_failed(finding: dict[str, str], *words: str) -> None:
 
 # --------------------------------------------------------------------------------------------- environments
 def test_a_wrong_torch(tmp_path: Path) -> None:
-    """An older one that stands before ours on PYTHONPATH; the other checks go on."""
+    """An older torch comes before ours on PYTHONPATH; the other checks go on."""
     found = in_a_process(tmp_path, "--quick", env={"PYTHONPATH": str(older_torch(tmp_path))})
     assert_failed(found["torch"], "2.4.0", "2.13.0 is needed")
     assert found["disk"]["status"] == "ok"
 
 
 def test_a_rank_with_a_wrong_torch(tmp_path: Path) -> None:
-    """It cannot join the others, so it says why itself; a job's script stops by its exit code."""
+    """A rank that cannot join the others reports why itself; a job's script stops by its exit code."""
     place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env = {**os.environ, **place, "PYTHONPATH": str(older_torch(tmp_path))}
     command = [sys.executable, "-m", "owpo_megatron.doctor.probe"]
@@ -233,7 +233,7 @@ def test_engines_that_do_not_answer(raw: dict[str, Any], tmp_path: Path) -> None
 # ------------------------------------------------------------------------------------------ between nodes
 @pytest.mark.ranks
 def test_a_job_whose_run_folder_cannot_be_written(raw: dict[str, Any], tmp_path: Path) -> None:
-    """As a job's script calls it, on one node: a table, and an exit code that stops the script."""
+    """The call of a job's script, on one node: a table, and an exit code that stops the script."""
     place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     config = write(raw | {"runs_dir": "/proc/runs"}, tmp_path)
     done = subprocess.run(

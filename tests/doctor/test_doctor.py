@@ -95,7 +95,7 @@ def test_a_rank_finds_its_place(env: dict[str, str], wanted: probe.Place, monkey
 
 
 def skews() -> tuple[float, float]:
-    """On a rank of two: with clocks that agree, and with one that is 3 s ahead."""
+    """Clocks of two ranks that agree, and one that is 3 s ahead."""
     import torch.distributed as dist
 
     from owpo_megatron.doctor.collectives import clock_skew

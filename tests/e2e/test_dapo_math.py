@@ -46,14 +46,14 @@ def url(model: Path, engine_python: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def train(ranks: Ranks, model: Path, url: str, source: Path, here: Path, *overrides: str) -> tuple[Path, str]:
-    """(run folder, what it said) of the example with this file."""
+    """Run the example with this file; return (run folder, its output)."""
     config = ROOT / "examples" / "dapo_math_cpu" / "config.yaml"
     own = [f"model.path={model}", f"data.source={source}", f"runs_dir={here}", f"engine.urls=['{url}']"]
     return here / "dapo_math_cpu", train_warm(ranks, config, *own, *overrides)
 
 
 def test_six_records_in_parquet(ranks: Ranks, model: Path, url: str, tmp_path: Path) -> None:
-    """Of six, one appears twice and one is too long; a step of four takes the other four, the second all again."""
+    """One of six appears twice and one is too long; a step of four takes the other four, the second all again."""
     texts = [f"What is {number} + {number}?" for number in range(4)]
     records = [
         {

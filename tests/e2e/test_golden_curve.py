@@ -2,8 +2,8 @@
 
 The rollouts are those of the first 13 steps of a real quickstart, replayed on one rank with the committed base model;
 the hard swap after step 12 is in them. On the kind of machine that recorded the curve the numbers are equal bit for
-bit; on another they agree within 1e-5, measured with vector units switched off. A change that only rounds otherwise is
-recorded anew (`tools/compare_curves.py --record`) and says so in its commit. Not covered: the engine, several ranks;
+bit; on another they agree within 1e-5, measured with vector units switched off. A change that only affects rounding is
+recorded again (`tools/compare_curves.py --record`), with a note in its commit. Not covered: the engine, several ranks;
 the quickstart's later steps, which `tools/compare_curves.py` compares by hand.
 """
 

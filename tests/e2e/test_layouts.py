@@ -1,6 +1,6 @@
 """Short runs on recorded rollouts: every method, and the same numbers from every parallel layout.
 
-Recorded by a fake engine, so `mismatch` says nothing here; pipelines with virtual stages are in tests/parallel.
+Recorded by a fake engine, so `mismatch` is meaningless here; pipelines with virtual stages are in tests/mcore.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ THREE: dict[str, Any] = {"optimizer": {"steps": 3, "lr": 1e-3}, "reference": {"e
 def test_a_layout_changes_no_number(
     ranks: Ranks, recorded: dict[str, Any], one_rank: list[dict[str, Any]], tmp_path: Path, parallel: dict[str, Any]
 ) -> None:
-    """To rounding, which two updates of a step and two steps carry on."""
+    """Equality up to rounding, which two updates of a step and two steps carry on."""
     name = "_".join(map(str, parallel))
     ours = run(ranks, recorded, tmp_path, f"layout_{name}", THREE, {"parallel": parallel})
     for our_line, their_line in zip(ours, one_rank, strict=True):
@@ -49,7 +49,7 @@ def test_a_layout_changes_no_number(
             assert our_line[field] == pytest.approx(their_line[field], abs=1e-5, rel=1e-5), field
         for field in ("step", "stage", "n_active", "ref_id", "ref_step", "tokens", "active_tokens", "prompts_seen"):
             assert our_line[field] == their_line[field], field
-    assert ours[1]["abs_delta"] > 1e-3, "the policy did not move; the comparison would say little"
+    assert ours[1]["abs_delta"] > 1e-3, "the policy did not move; the comparison would be meaningless"
 
 
 # name -> what a configuration calls it: the catalogue, and one for each coupling that comes from a module of one's own

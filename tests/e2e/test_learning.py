@@ -264,7 +264,7 @@ def is_server(process: psutil.Process) -> bool:
 def test_metrics_are_the_same_line_by_line_from_recorded_rollouts(
     ranks: Ranks, learned: Path, small: dict[str, Any], tmp_path: Path
 ) -> None:
-    """What `rollout.replay` is for: the run above once more without an engine, three steps, every number the same."""
+    """Purpose of `rollout.replay`: the run above again without an engine, three steps, every number the same."""
     layers = (small, SIZES, {"name": "replayed", "eval": {"before": False, "after": False}})
     config = write_config(
         tmp_path / "run.yaml", *layers, {"rollout": {"replay": str(learned / "rollouts")}, "optimizer": {"steps": 8}}

@@ -48,12 +48,12 @@ class Interrupted:
         return WarmRun(ranks, self.config, *overrides)
 
     def when(self, step: int) -> Callable[[], bool]:
-        """True once a line of this step, or of a later one, is written."""
+        """Return a check for a line of this step, or of a later one."""
         return lambda: newest_step(self.run_dir) >= step
 
 
 def resumed_at(owpo: Owpo | WarmRun) -> tuple[int, int]:
-    """(step, ref id) that the run said it goes on from."""
+    """Return (step, ref id) from which the run reported to resume."""
     found = re.search(r"resumed at step (\d+) .*reference (\d+)", owpo.stdout)
     assert found, owpo.told()
     return int(found.group(1)), int(found.group(2))
@@ -69,7 +69,7 @@ def folder(run_dir: Path, step: int) -> Path:
 
 
 def sharded(run_dir: Path, step: int) -> dict[str, bytes | str]:
-    """Policy, optimizer and reference, every shard's bytes; and what stands beside the shards, by value."""
+    """Policy, optimizer and reference: every shard's bytes, and the values next to the shards."""
     state = folder(run_dir, step) / "state"
     shards: dict[str, bytes | str] = {file.name: file.read_bytes() for file in state.glob("*.distcp")}
     return shards | {"common": str(torch.load(state / "common.pt", weights_only=False))}
@@ -100,7 +100,7 @@ def test_killed_between_checkpoints_and_while_writing_one(
     second.wait_until(writing.exists, "writing of checkpoint 9", every=0.001)
     second.kill()
     assert resumed_at(second) == (6, 1)
-    assert writing.exists() and max(saved_steps(run.run_dir)) == 8, "killed too late to tell"
+    assert writing.exists() and max(saved_steps(run.run_dir)) == 8, "killed too late to be conclusive"
     assert checkpoint(run.run_dir, 8)["reference"]["is_policy"]
     third = run.start_warm(ranks)
     third.done()

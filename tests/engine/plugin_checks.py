@@ -65,7 +65,7 @@ def draws_of_stock() -> dict[str, Any]:
 
 
 def distribution() -> dict[str, Any]:
-    """How often each of 8 tokens is drawn: over 20000 seeds at one position, and over 20000 positions of one seed."""
+    """Count draws of each of 8 tokens: over 20000 seeds at one position, and over 20000 positions of one seed."""
     torch.manual_seed(1)
     logprobs = torch.randn(8).log_softmax(-1)
     many, numbers = logprobs.expand(20000, 8), torch.arange(20000)

@@ -31,7 +31,7 @@ REQUESTS = [SampleRequest(PROMPTS[i // 8], seed=2**40 + 31 * i) for i in range(3
 
 
 def largest_difference(model: PreTrainedModel, rollouts: list[Rollout], temperature: float = 1.0) -> float:
-    """Of the engine's log-probs from transformers', over all response tokens."""
+    """Differences between the engine's log-probs and transformers', over all response tokens."""
     differences = []
     for rollout in rollouts:
         prompt, response = rollout.prompt.token_ids, rollout.response_ids
@@ -58,7 +58,7 @@ def weights_of_tiny_model(engine: Fleet, model: PreTrainedModel, tmp_path: Path)
 
 
 def test_logprobs_are_those_of_transformers(engine: Fleet, model: PreTrainedModel) -> None:
-    """In fp32, over temperatures; of logits / temperature before top-p."""
+    """Log-probs in fp32, over temperatures: those of logits / temperature before top-p."""
     for sampling in (Sampling(16), Sampling(16, temperature=0.6), Sampling(16, temperature=1.4, top_p=0.8)):
         rollouts = engine.generate(REQUESTS, sampling)
         assert largest_difference(model, rollouts, sampling.temperature) < 1e-4
@@ -222,7 +222,7 @@ def test_an_engine_that_is_behind_gets_the_weights_before_it_draws(
 
 
 class Fake:
-    """Stands for a server whose process is not the point; `gone` says what is asked of it in vain."""
+    """Fake of a server whose process does not matter; `gone` lists the calls that it does not answer."""
 
     def __init__(self, name: str, gone: set[str]):
         self.url, self.incarnation = f"http://{name}", 0
@@ -262,7 +262,7 @@ def test_two_engines_that_die_together_come_back_together() -> None:
 
 @pytest.mark.parametrize("question", ["weight_version", "update"])
 def test_an_engine_that_still_answers_while_it_ends_is_restarted(question: str) -> None:
-    """It is found alive, and gone at the next question: what that question says counts."""
+    """The engine is found alive, and gone at the next call, whose error counts."""
     engines = [Fake("a", set()), Fake("b", {question})]
     fleet = Fleet(
         engines,  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A TMPDIR that is too long for sockets: another folder is used, and a server that dies says why in the first line."""
+"""A TMPDIR that is too long for sockets: another folder is used, and a dying server's error begins with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines that announce themselves: for their owner alone; failures are told, restarts are found."""
+"""Engines that announce themselves: for their owner alone; failures are reported, restarts are found."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_an_engine_that_moved_is_found_again(server: str, tmp_path: Path) -> Non
 
 
 def test_a_failure_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without waiting once."""
+    """The failure is raised without waiting."""
     announce_failure(tmp_path, 0, "engine.python = /no/python: no such interpreter")
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waited"))
     with pytest.raises(EngineError, match="engine 0 did not start: engine.python = /no/python"):
@@ -85,7 +85,7 @@ def test_a_failure_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_waiting_ends(tmp_path: Path) -> None:
-    """What an earlier attempt announced is in another folder, and counts for nothing."""
+    """Announcements of an earlier attempt are in another folder and are ignored."""
     announce(tmp_path / "4711.0", 0, Announcement("http://127.0.0.1:9", KEY, "here", 1))
     with pytest.raises(EngineError, match="engine 0 is not there after engine.startup_timeout = 0.6 s"):
         AnnouncedEngine(tmp_path / "4711.1", 0, config(0.6)).connect(time.monotonic() + 0.6)

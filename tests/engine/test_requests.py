@@ -1,4 +1,4 @@
-"""What is sent to an engine and how it is started: no server needed."""
+"""Requests to an engine and its command line; no server needed."""
 
 from __future__ import annotations
 

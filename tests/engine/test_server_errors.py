@@ -56,7 +56,7 @@ def test_url_without_a_server(tiny_model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.server
 def test_server_that_is_not_ready_in_time(engine_python: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """With the log's end, and nothing left running."""
+    """The error has the end of the log, and nothing is left running."""
     config = EngineConfig(python=engine_python, device="cpu", startup_timeout=1.0)
     before = set(psutil.Process().children(recursive=True))
     with pytest.raises(EngineError, match=r"(?s)engine.startup_timeout = 1 s.*engine_0.log:\n.*launch_server"):

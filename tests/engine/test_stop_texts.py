@@ -33,7 +33,7 @@ def test_only_runs_with_such_texts_load_a_tokenizer():
 
 @pytest.mark.server
 def test_a_response_ends_with_the_token_that_completes_the_text(engine_python, tmp_path):
-    """Of a random model's bytes, one in about 250 is an `e`: some responses end so, none goes on behind one."""
+    """About one byte in 250 of a random model is an `e`: some responses end so, none goes on behind one."""
     model = make_hf_model(tmp_path / "model", vocab_size=272, eos_token_id=0)
     make_byte_tokenizer(272).save_pretrained(model)
     tokenizer = load_tokenizer(model)

@@ -29,7 +29,7 @@ TOKENIZER = Tokenizer(make_byte_tokenizer())
 
 
 class BreakingEngine(FakeEngine):
-    """Hands over some samples a call, in posts of three, and then breaks."""
+    """Returns some samples per call, in posts of three, and then breaks."""
 
     def __init__(self, respond: Any, samples_a_call: int):
         super().__init__(respond)

@@ -147,13 +147,13 @@ def test_chat_says_how_to_answer_unless_the_text_does(tmp_path: Path) -> None:
     source = write(
         tmp_path / "a.jsonl",
         {"problem": "2 + 2?", "answer": "4"},
-        {"problem": "Say Answer: and the sum of 2 and 3.", "answer": "5"},
+        {"problem": "Write Answer: and the sum of 2 and 3.", "answer": "5"},
     )
     spec = resolve(SetConfig(name="mine", source=source))
     texts = [
         prompt.text for prompt in prepare(spec, source, PromptTemplate("chat", Tokenizer(backend)), seed=0).prompts
     ]
-    assert texts == [f"<2 + 2?\n\n{INSTRUCTION}>", "<Say Answer: and the sum of 2 and 3.>"]
+    assert texts == [f"<2 + 2?\n\n{INSTRUCTION}>", "<Write Answer: and the sum of 2 and 3.>"]
 
 
 def test_a_set_of_another_size_is_noted(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -261,7 +261,7 @@ def test_the_real_sample_of_mmlu_pro() -> None:
 
 
 def test_a_runs_own_sets_with_fewer_samples_and_problems() -> None:
-    """As `owpo eval --run DIR --samples 4 --limit 20` asks for them."""
+    """The sets of `owpo eval --run DIR --samples 4 --limit 20`."""
     own = EvalSet("held_out", "held out", 8, (1, 8), limit=100)
     fewer = narrowed(own, 4, 20)
     assert (fewer.samples, fewer.pass_at, fewer.limit) == (4, (1,), 20)

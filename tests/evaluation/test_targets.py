@@ -1,4 +1,4 @@
-"""Which weights `owpo eval` takes of a run, and where their results go."""
+"""Selection of a run's weights by `owpo eval`, and the place of their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which runs a comparison makes, and what decides that two of them are the same."""
+"""Runs of a comparison, and when two of them are the same."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_reference_never_sees_the_noise_of_a_regime_and_is_made_once(file: P
     assert noisy.reference.config.verifier.flip == 0.0
     assert noisy.reference.key == clean.reference.key
     runs = with_needs(specs_of(list(cells.values())))
-    # 2 regimes x 2 seeds x (owpo, dapo, longer dapo), and one reference a seed, each before who needs it
+    # 2 settings x 2 seeds x (owpo, dapo, longer dapo), and one reference per seed, each before the runs that need it
     assert len(runs) == 14
     keys = [spec.key for spec in runs]
     assert all(keys.index(needed.key) < keys.index(spec.key) for spec in runs for needed in spec.needs)

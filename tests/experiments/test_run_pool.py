@@ -1,4 +1,4 @@
-"""What the pool does when workers fail; the runs themselves are those of the e2e tests."""
+"""Failing workers of the pool; the runs themselves are tested in tests/e2e."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from owpo_megatron.experiments.spec import RunSpec
 
 pytestmark = pytest.mark.process
 
-# Stands where the worker's module does: it answers as told by the run's seed, and leaves a summary when it is done.
+# In place of the worker's module: answers by the run's seed, and writes a summary when it is done.
 WORKER = """
 import json, sys
 from pathlib import Path

@@ -157,7 +157,7 @@ def test_round_trip_is_bitwise(folders, name, tp_size, engine):
 
 @pytest.mark.parametrize("kind", ["weight", "bias"])
 def test_qkv_goes_group_by_group(folders, kind):
-    """By hand: 4 heads of 8 in 2 groups -> q0 q1 k0 v0 | q2 q3 k1 v1; the second half is rank 1's at tp 2."""
+    """Worked by hand: 4 heads of 8 in 2 groups -> q0 q1 k0 v0 | q2 q3 k1 v1; the second half is rank 1's at tp 2."""
     model, reader = read_hf_config(folders / "qwen2"), HFReader(folders / "qwen2")
     q, k, v = (reader.slice(f"model.layers.1.self_attn.{x}_proj.{kind}", 0, 0, 99) for x in "qkv")
     name = f"decoder.layers.1.self_attention.linear_qkv.{kind}"
@@ -246,7 +246,7 @@ def edited(folders, tmp_path):
 
 
 def test_configs_of_older_transformers(edited):
-    """Before version 5 the rope settings stood in rope_theta and rope_scaling."""
+    """Before version 5 the rope settings were in rope_theta and rope_scaling."""
     qwen = edited("qwen3", rope_parameters=None, rope_theta=1234.0, rope_scaling=None)
     assert read_hf_config(qwen).rope == Rope(1234.0)
     scaling = {field: value for field, value in LLAMA3.items() if field != "rope_theta"}

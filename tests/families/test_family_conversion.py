@@ -93,7 +93,7 @@ WRONG: list[tuple[str, str, Wrong]] = [
 def test_a_wrong_rule_is_found_and_its_layer_named(
     family: str, wrong: Wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is wrong in both directions, so that every bit comes back: only the logits can show it."""
+    """A rule wrong in both directions restores every bit: only the logits can show it."""
     hf = make_hf_model(tmp_path / "hf", family, **CASES[family][0])
     monkeypatch.setattr(HFModel, "rules", property(lambda self: tuple(map(wrong, self.family.rules(self)))))
     weights._rules_by_name.cache_clear()

@@ -67,7 +67,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_the_tutorials_wrong_rule(tmp_path: Path) -> None:
-    """As the page promises: gate and up exchanged."""
+    """The page's example of a wrong rule: gate and up exchanged."""
     done = run(tmp_path, package(tmp_path, ('("fc_gate", "fc_in")', '("fc_in", "fc_gate")')))
     assert done.returncode == 1
     assert "layer 0 is the first that computes something else" in done.stderr

@@ -1,4 +1,4 @@
-"""Shards without an index file, as some uploads are: each file says what it holds."""
+"""Shards without an index file, as in some uploads: each file lists its tensors."""
 
 from __future__ import annotations
 

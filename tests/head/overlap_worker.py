@@ -55,7 +55,7 @@ def gradients(topology: Any, tied: bool, overlap: bool) -> dict[str, Any]:
 
 
 def compare(model: Path) -> list[dict[str, Any]]:
-    """What held with an untied and with a tied head."""
+    """Return the checks that held with an untied and with a tied head."""
     import torch
     from tiny import make_config
 

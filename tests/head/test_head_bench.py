@@ -1,4 +1,4 @@
-"""What `owpo bench head` measures with: errors against float64, peak memory, densities. Not covered: its figures."""
+"""Instruments of `owpo bench head`: errors against float64, peak memory, densities. Not covered: its figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
     with PeakMemory(torch.device("cpu")) as memory:
         torch.ones(16 << 20).sum()
     if memory.extra_bytes is None:
-        pytest.skip("this system does not say the peak of resident memory")
+        pytest.skip("this system does not report the peak of resident memory")
     assert 60 << 20 < memory.extra_bytes < 100 << 20
     with PeakMemory(torch.device("cpu")) as nothing:
         pass
@@ -37,7 +37,7 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
 
 @pytest.mark.slow
 def test_less_memory_than_dense() -> None:
-    """The point of the head, at a size that tells: logits of 128 MB, of which ours holds a quarter at a time."""
+    """The purpose of the head, at a sufficient size: logits of 128 MB, of which ours holds a quarter at a time."""
     problem, objective = HeadProblem.random(2048, 32, 16384), make_method("owpo")
     peaks = []
     for run in (ours, dense):
@@ -45,7 +45,7 @@ def test_less_memory_than_dense() -> None:
         with PeakMemory(torch.device("cpu")) as memory:
             run(problem, objective)
         if memory.extra_bytes is None:
-            pytest.skip("this system does not say the peak of resident memory")
+            pytest.skip("this system does not report the peak of resident memory")
         peaks.append(memory.extra_bytes)
     assert peaks[0] < 0.35 * peaks[1], peaks
 

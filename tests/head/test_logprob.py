@@ -104,7 +104,7 @@ def test_refinement_takes_the_error_of_fp8_away() -> None:
 
 
 def test_all_columns_refined_is_exact() -> None:
-    """With no more columns than candidates nothing is left to FP8."""
+    """Nothing is left to FP8 with no more columns than candidates."""
     h_TH, weight_VH, target_T = make_inputs(vocab=32, dtype=torch.float32)
     found = logprob(h_TH, weight_VH, target_T, mode="fp8_refined", temperature=0.7)
     logp_T, entropy_T = dense_logp(h_TH, weight_VH, target_T, temperature=0.7)
@@ -155,7 +155,7 @@ def test_the_guard_falls_back_loudly(caplog: pytest.LogCaptureFixture) -> None:
     assert "NOT used" in caplog.text
     nothing = fp8_error(Head(weight_VH), h_TH, target_T, torch.zeros_like(mask_T))
     assert settled_mode([nothing]) == "exact", "no token to judge by"
-    assert settled_mode([nothing, good]) == "fp8_refined", "a data-parallel rank without tokens has no say"
+    assert settled_mode([nothing, good]) == "fp8_refined", "a data-parallel rank without tokens does not count"
     assert settled_mode([good, bad]) == "exact", "all ranks or none"
 
 

@@ -33,7 +33,7 @@ def ours(h_TH, weight_VH, target_T, batch, method, upstream=1.0, **options: Any)
 
 
 def make_case(**fields: Any):
-    """(h, weight, target, batch) whose old and reference stand near the policy."""
+    """Return (h, weight, target, batch) whose old and reference are near the policy."""
     h_TH, weight_VH, target_T = make_inputs(**fields)
     return h_TH, weight_VH, target_T, make_batch(dense_logp(h_TH, weight_VH, target_T)[0])
 
@@ -151,7 +151,7 @@ def test_low_precision_inputs_are_computed_in_float32(dtype: torch.dtype, gradie
 
 
 def test_same_bits_as_a_pass_without_gradients() -> None:
-    """What keeps w at exactly 1 after a swap: the reference's pass and the policy's give the same numbers."""
+    """The reference's pass and the policy's give the same numbers, which keeps w at exactly 1 after a swap."""
     h_TH, weight_VH, target_T, batch = make_case(rows=50, dtype=torch.float32)
     for mask_T in (None, batch.mask_T):
         for chunk in (None, 7):
@@ -198,7 +198,7 @@ def test_only_wanted_gradients_are_formed_and_only_once() -> None:
 
 
 def test_main_grad_is_added_to_in_the_forward() -> None:
-    """Twice over one buffer, as microbatches do; the backward hands out a stand-in and reports it as added."""
+    """Two passes over one buffer, as of microbatches; the backward returns a dummy and reports it as added."""
     h_TH, weight_VH, target_T, batch = make_case(dtype=torch.float32)
     expected = dense(h_TH, weight_VH, target_T, batch, OWPO)
     for embedding_too in (False, True):
@@ -239,7 +239,7 @@ def test_another_upstream_gradient_than_one_is_refused_with_main_grad() -> None:
 # ------------------------------------------------------------------------------------------------ two ranks
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "one row a chunk": {"chunk_rows": 1},
+    "one row per chunk": {"chunk_rows": 1},
     "temperature, upstream": {"temperature": 0.6, "upstream": 2.5},
     "padded": {"vocab_size": 33, "entropy_coef": 0.2},
     "a rank of padding only": {"vocab_size": 15, "entropy_coef": 0.2},

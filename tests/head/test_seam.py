@@ -113,7 +113,7 @@ class Minibatch:
 
 
 def in_float64(batch, samples: Sequence[Sample], indices: Sequence[int]):
-    """What packing rounded to fp32, again from the samples."""
+    """Return the values that packing rounded to fp32, again from the samples."""
 
     def column(values: list[torch.Tensor]) -> torch.Tensor:
         out_T = torch.zeros(len(batch.row_mask_T), dtype=torch.float64)

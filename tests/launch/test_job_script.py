@@ -21,7 +21,7 @@ from owpo_megatron.launch.render import render_sbatch
 
 pytestmark = pytest.mark.process
 
-# srun: drop the options, run the command once, as the first node. The others answer or note what they were told.
+# srun: drop the options, run the command once, as the first node. The others answer or record their arguments.
 COMMANDS = {
     "srun": """#!/bin/bash
 trap '' TERM # srun hands the signal on; here the test sends it to the task itself
@@ -87,7 +87,7 @@ class Script:
             time.sleep(0.02)
 
     def fails_once(self, restarts: int) -> str:
-        """An attempt whose ranks fail; what the script said."""
+        """Run an attempt whose ranks fail; return the script's output."""
         (self.fakes / "fail").touch()
         return self.start(restarts).communicate(timeout=60)[0]
 
@@ -176,7 +176,7 @@ def test_the_rendezvous_port_is_a_free_one(tmp_path: Path) -> None:
 
 
 def test_the_submitters_environment_stays_outside(tmp_path: Path) -> None:
-    """sbatch is told so, and srun is told to pass on what the script itself exports."""
+    """The options of sbatch, and those with which srun passes on what the script itself exports."""
     script = Script(tmp_path, env={"NCCL_SOCKET_IFNAME": "ib0"})
     text = (script.folder / "job.sbatch").read_text()
     assert "#SBATCH --export=NONE" in text and "STEP=(srun --export=ALL" in text

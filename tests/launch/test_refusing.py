@@ -1,4 +1,4 @@
-"""What cannot work is refused before sbatch is asked; a wrong answer here costs hours in a queue."""
+"""Jobs that cannot work are refused before sbatch is called; a mistake costs hours in a queue."""
 
 from __future__ import annotations
 

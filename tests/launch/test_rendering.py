@@ -71,7 +71,7 @@ def test_sbatch_scripts_are_the_golden_ones(name: str) -> None:
 
 
 def test_node_script_of_nemo_run_is_the_golden_one() -> None:
-    """Without the configuration that it carries."""
+    """The script without the configuration that it carries."""
     before, _, rest = render_node(JOBS["4_nodes_2_for_engines"]).partition("<<'CONFIG'\n")
     config, _, after = rest.partition("CONFIG\n")
     assert Config.build(yaml.safe_load(config)) == JOBS["4_nodes_2_for_engines"].config
@@ -108,7 +108,7 @@ def test_shellcheck_finds_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_values_pass_the_shell_unharmed() -> None:
-    """What bash makes of the exports is what stands in the configuration."""
+    """Values that bash exports equal those in the configuration."""
     text = render_sbatch(job(1, 1, {"env": {"WORDS": 'it\'s $HOME "and" `more`; #', "NUMBER": 3}}))
     exports = "\n".join(line for line in text.splitlines() if line.startswith(("export WORDS", "export NUMBER")))
     said = subprocess.run(
@@ -156,7 +156,7 @@ def test_kubernetes_gets_an_image_name_that_it_knows(given: str, image: str) -> 
 
 
 def test_the_example_manifest_is_what_is_rendered() -> None:
-    """As the command in examples/kubernetes/README.md writes it, in a folder /lustre/project."""
+    """The manifest is as the command in examples/kubernetes/README.md writes it, in a folder /lustre/project."""
     example = Job(Config.load(EXAMPLES / "slurm" / "cluster.yaml"), Path("/lustre/project"))
     file = EXAMPLES / "kubernetes" / "pytorchjob.yaml"
     if os.environ.get("OWPO_WRITE_GOLDEN"):

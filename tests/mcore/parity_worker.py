@@ -44,7 +44,7 @@ def distance(model: Path, oracle: dict[str, Any], layout: dict[str, Any]) -> tup
 
 
 def distances(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of cases {"model": folder, "oracle": file, "layouts": [{"tp": 2}, ...]}, one after the other."""
+    """Compare cases {"model": folder, "oracle": file, "layouts": [{"tp": 2}, ...]}, one after the other."""
     import torch
 
     found = []

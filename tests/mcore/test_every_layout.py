@@ -21,7 +21,7 @@ pytestmark = pytest.mark.matrix
 
 
 def layouts(experts: bool) -> list[dict[str, Any]]:
-    """With sequence parallelism wherever tensors are split, as experts need it, and, for dense models, without."""
+    """Layouts with sequence parallelism wherever tensors are split, as experts need it; dense ones also without."""
     found: list[dict[str, Any]] = []
     for tp, pp, dp in product((1, 2, 4), repeat=3):
         if tp * pp * dp not in (2, 4) and (tp, pp, dp) != (2, 2, 2):

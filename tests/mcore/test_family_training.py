@@ -38,7 +38,7 @@ def check(found: dict[str, Any]) -> None:
     errors = {name: found[name] for name in ("logp", "loss", "grad_norm", "weights")}
     assert max(errors.values()) < TOLERANCE, (found.get("layout"), errors)
     assert found["names"], "named_weights and the HF checkpoint name different tensors"
-    assert found["moved"] > 100 * TOLERANCE, "the updates changed too little to tell anything"
+    assert found["moved"] > 100 * TOLERANCE, "the updates changed too little for a comparison"
 
 
 def fits(model: Path, layout: dict[str, Any]) -> bool:

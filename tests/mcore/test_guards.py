@@ -1,4 +1,4 @@
-"""What mcore/ relies on inside megatron-core, the traps that its version has, and what a config may not ask for.
+"""Internals of megatron-core that mcore/ relies on, defects of its version, and settings that a config may not use.
 
 A test here that fails after an upgrade of megatron-core names what moved. Not covered: the GPU side (Transformer
 Engine's spec, FusedAdam, NCCL).
@@ -262,7 +262,7 @@ def test_raw_block_that_megatron_refuses(model: Path) -> None:
     ],
 )
 def test_raw_block_takes_recomputation(model: Path, raw: dict[str, Any]) -> None:
-    """On a CPU too, with the same bits."""
+    """Recomputation works on a CPU too, with the same bits."""
     plain, recomputing = (build_policy(make_config(model, megatron=block)) for block in ({}, raw))
     for policy in (plain, recomputing):
         policy.update(random_samples(1), make_method("owpo"))

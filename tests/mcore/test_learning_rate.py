@@ -23,7 +23,7 @@ def config(**optimizer: Any) -> Config:
 
 
 def rates(**optimizer: Any) -> list[float]:
-    """Of updates 1, 2, ..., as the policy steps the scheduler; the group has the keys that megatron gives it."""
+    """Rates of updates 1, 2, ..., as the policy steps the scheduler; the group has the keys that megatron gives it."""
     settings = config(**optimizer).optimizer
     group = {"lr": 0.0, "weight_decay": 0.0, "max_lr": settings.lr, "min_lr": settings.min_lr}
     scheduler = make_scheduler(SimpleNamespace(param_groups=[group]), settings)  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def test_whole_distribution(name: str, tmp_path: Path) -> None:
 
 
 def test_entropy_and_mismatch_sums(tmp_path: Path) -> None:
-    """What an update reports besides the objective, over the tokens that are not masked, at a temperature."""
+    """Metrics of an update besides the method's, over the tokens that are not masked, at a temperature."""
     folder = make_hf_model(tmp_path / "model", vocab_size=101)
     samples = random_samples(3)
     config = make_config(folder, rollout={"temperature": 0.8})

@@ -32,7 +32,7 @@ def test_the_same_as_megatrons_own_save(
     family: str, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys, shapes, dtypes and bits; and megatron's own loading reads ours into a model."""
-    monkeypatch.setattr(sharded_files, "_BLOB_BYTES", 1000)  # several blobs a tensor
+    monkeypatch.setattr(sharded_files, "_BLOB_BYTES", 1000)  # several blobs per tensor
     hf = make_hf_model(tmp_path / "hf", family, **fields)
     model, reader = read_hf_config(hf), HFReader(hf)
     (tmp_path / "ours").mkdir()

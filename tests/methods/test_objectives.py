@@ -269,7 +269,7 @@ def test_w_of_one_equals_dapo_bitwise(name, case, dtype):
 
 
 def test_inactive_tokens_do_not_read_the_reference():
-    """Their reference pass is not spent: whatever stands there changes nothing."""
+    """Their reference pass is not run: the values there change nothing."""
     logp, batch = pack(random_batch(8))
     garbage = torch.where(batch.active_T, batch.ref_logp_T, torch.full_like(logp, float("nan")))
     clean, clean_gradient = loss_and_gradient(METHODS["owpo"], logp, batch)

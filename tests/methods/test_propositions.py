@@ -1,4 +1,4 @@
-"""What the paper proves of OWPO, as properties of the code: Lemma 4.1, Proposition 4.2, Corollary 4.3, Figure 3.
+"""Results that the paper proves, as properties of the code: Lemma 4.1, Proposition 4.2, Corollary 4.3, Figure 3.
 
 Source: One-Way Policy Optimization for Self-Evolving LLMs (arXiv:2605.22156), section 4 and appendix A. The statements
 below are in this project's words. All of them are about the start of an update, where the ratio is 1.

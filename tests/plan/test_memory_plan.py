@@ -125,7 +125,7 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 @pytest.mark.parametrize(("name", "recompute"), [("qwen3", False), ("qwen2 tied", False), ("qwen3", True)])
 def test_activations_of_a_real_forward(models: dict[str, Path], topology: Any, name: str, recompute: bool) -> None:
-    """What autograd really keeps after the forward of one microbatch, parameters apart; the plan is within 10 %."""
+    """Memory that autograd keeps after the forward of one microbatch, without parameters; the plan is within 10 %."""
     config = make_config(
         models[name],
         data={"max_prompt_tokens": 64},
@@ -190,7 +190,7 @@ def test_qwen3_8b_on_a_node_by_hand(qwen3_8b: Path) -> None:
     # chunks: 2.5 GiB / (37,984 columns * 4) = 17,668 rows, a multiple of 128 is 17,664; 22,528 tokens need two
     model = read_hf_config(qwen3_8b)
     assert head_bytes(config, model, cuda=True, weight=2) == 17_664 * 37_984 * (4 * 2 + 2)
-    # engine: 24 GiB less 2 bytes a weight; a token: 2 * 36 * 8 * 128 * 2 bytes
+    # engine: 24 GiB minus 2 bytes per weight; a token: 2 * 36 * 8 * 128 * 2 bytes
     assert plan.engine is not None and plan.engine_place == "trainer's nodes"
     assert plan.engine.cache == int(0.3 * 80 * GIB) - 2 * 8_190_735_360 and plan.engine.token == 147_456
     assert plan.engine.tokens == plan.engine.cache // 147_456

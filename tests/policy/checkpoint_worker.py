@@ -131,7 +131,7 @@ def load(policy: Any, reference: Any, case: dict[str, Any], folder: Path) -> dic
 def run_cases(
     mode: Literal["save", "load"], model: Path, other: Path, root: Path, cases: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What held on every rank, of each case; its checkpoint is root / index."""
+    """Return the checks that held on every rank, by case; a case's checkpoint is root / index."""
     found = []
     for index, case in enumerate(cases):
         policy, reference = start(case, model, other)

@@ -55,7 +55,7 @@ def plan_of(samples: list[Any], dp: int, tokens: int) -> list[list[list[int]]]:
 
 
 def updates(model: Path, parallel: dict[str, int], tokens: int) -> list[dict[str, Any]]:
-    """For each method its metrics, and the sum of squares and first values of every parameter afterwards."""
+    """Return each method's metrics, and the sum of squares and first values of every parameter afterwards."""
     import torch
     from tiny import build_policy, make_config
 

@@ -256,7 +256,7 @@ def logprobs_of(weights: list[Any], policy: Any) -> list[Any]:
 
 
 def refusals(build: Build) -> dict[str, bool]:
-    """What may not happen while the parameters are the reference's."""
+    """Return the refused operations while the parameters are the reference's."""
     from tiny import random_samples
 
     from owpo_megatron.methods import make_method

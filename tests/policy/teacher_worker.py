@@ -33,7 +33,7 @@ def largest(ours: Any, theirs: Any) -> float:
 def learn(
     model: Path, folders: dict[str, Path], oracle_file: Path, cases: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What was found in each case {"parallel": {...}, "dtype": ..., "placement": ...}.
+    """Return the results of each case {"parallel": {...}, "dtype": ..., "placement": ...}.
 
     The oracle's file has each teacher's log-probs of `teacher_samples` and MOPD's update by them, of transformers.
     """

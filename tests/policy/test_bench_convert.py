@@ -10,7 +10,7 @@ from owpo_megatron.bench.convert import measure, timed
 
 
 def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, at a tiny shape; every step really runs, and nothing is left behind."""
+    """Every step runs, in this process and at a tiny shape, and nothing is left behind."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     shape = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
     logged: list[str] = []

@@ -54,7 +54,7 @@ def saved(
 
 @pytest.fixture(scope="module")
 def resumed(ranks: Ranks, models: tuple[Path, Path], saved: tuple[Path, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """In other processes than those that saved."""
+    """Results loaded in other processes than those that saved."""
     return ranks.run(2, run_cases, "load", *models, saved[0], CASES)[0]
 
 

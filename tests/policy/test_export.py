@@ -286,7 +286,7 @@ def test_weights_of_another_dtype_need_a_choice(hf: Path, tmp_path: Path) -> Non
 
 @pytest.mark.process
 def test_script_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
-    """As a user runs it: exit code 2, nothing but the line on stderr."""
+    """The tool as a user runs it: exit code 2, nothing but the line on stderr."""
     command = [sys.executable, str(TOOLS / "convert_hf_to_megatron.py"), "--hf", "nowhere", "--out", "x"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 2 and done.stdout == ""

@@ -39,7 +39,7 @@ def test_two_ranks_equal_one(ranks: Ranks, alone: tuple[Path, list[dict[str, Any
 
 
 def test_the_ranks_have_unequal_numbers_of_microbatches() -> None:
-    """What the case above is about: the planner pads the shorter rank with empty microbatches."""
+    """Condition of the case above: the planner pads the shorter rank with empty microbatches."""
     plan = plan_of(minibatch(), 2, TOKENS)
     assert sorted(sum(bool(one) for one in rank) for rank in plan) == [1, 2]
     assert len(plan_of(minibatch(), 1, 1000)[0]) == 1

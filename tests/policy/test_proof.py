@@ -1,6 +1,6 @@
-"""What the proof of a conversion finds, and what happens then. That right conversions pass: test_export.py.
+"""Faults found by the proof of a conversion, and their consequences. Right conversions pass: test_export.py.
 
-A wrong rule is wrong in both directions, so the round trip is bitwise and only the logits can tell.
+A wrong rule is wrong in both directions, so the round trip is bitwise and only the logits can show it.
 Not covered: models larger than memory, experts that tie so often that three prompts are not enough.
 """
 
@@ -202,7 +202,7 @@ def wrong_config(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def test_a_torn_write_is_found(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was hashed is the source, what is compared is read back from the disk."""
+    """The hashed data is the source, the compared data is read back from the disk."""
     stock = HFSide.store
 
     def torn(self: HFSide, name: str, part: PartFile) -> None:

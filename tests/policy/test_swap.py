@@ -28,7 +28,7 @@ CASES: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def results(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What held in each case, on both ranks; one job for all."""
+    """Checks that held in each case, on both ranks; one job for all."""
     root = tmp_path_factory.mktemp("swap")
     model = make_hf_model(root / "model", vocab_size=97, tied=True)
     other = make_hf_model(root / "other", vocab_size=97, tied=True, seed=1)
@@ -42,7 +42,7 @@ def name_of(case: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[name_of(case) for case in CASES])
 def test_swap(index: int, results: list[dict[str, Any]]) -> None:
-    """Every comparison is bitwise and its name says what is compared; see swap_worker.py."""
+    """Every comparison is bitwise, and its name is the compared thing; see swap_worker.py."""
     found = results[index]
     assert found["case"] == CASES[index]
     assert len(found["held"]) > 10

@@ -226,7 +226,7 @@ def test_teachers_that_contradict(sections: dict[str, Any], message: str) -> Non
 def test_a_teacher_behind_an_engine_says_what_the_same_weights_in_a_slot_say(
     engine: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To 1e-4, in several posts to two URLs; with prompts of one token, and responses longer than their prompts."""
+    """Equality to 1e-4, in several posts to two URLs; prompts of one token, responses longer than their prompts."""
     from owpo_megatron.config import SyncConfig
     from owpo_megatron.engine import Scorer
     from owpo_megatron.sync import make_sync
@@ -244,7 +244,7 @@ def test_a_teacher_behind_an_engine_says_what_the_same_weights_in_a_slot_say(
     ours, theirs = teacher.logprobs(samples), slot.logprobs(samples)
     assert min(len(sample.prompt_ids) for sample in samples) == 1
     assert 0 < largest(ours, theirs) < 1e-4, "two programs never agree to the bit"
-    assert largest(ours, policy.logprobs(samples)) > 1, "the policy says something else"
+    assert largest(ours, policy.logprobs(samples)) > 1, "the policy has other log-probs"
     assert told[-1] == (40, 40) and len(told) > 4
     assert teacher.logp_mode == "engine" and "weights 41" in teacher.identity()
     scorer.close()

@@ -1,4 +1,4 @@
-"""Every file under examples/ loads, and the recipes fit where they say they do; no weights, no data, no GPU."""
+"""Every file under examples/ loads, and the recipes fit the machines they name; no weights, no data, no GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from owpo_megatron.plan import Plan, make_plan
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = sorted(file for file in EXAMPLES.glob("*/*.yaml") if "apiVersion:" not in file.read_text())  # not Kubernetes'
 GIB = 2**30
-# what the README says to add for a method beside algorithm.name
+# what the README adds for a method besides algorithm.name
 ALONE = {"opd": ["rollout.overlong_tokens=0"], "grpo": ["reference.refresh=fixed"]}
 
 

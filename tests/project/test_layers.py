@@ -1,4 +1,4 @@
-"""The layers of the package, held by walking every import with ast. docs/rooms.md says why they are as they are."""
+"""The layers of the package, held by walking every import with ast. docs/rooms.md explains them."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def room_of(dotted: str) -> str | None:
 
 
 def violations(source: str, module: str) -> list[str]:
-    """What this module imports and may not, as `module:line imports name`."""
+    """Yield forbidden imports of this module, as `module:line imports name`."""
     room = room_of(module)
     assert room is not None
     if room not in MAY_IMPORT:

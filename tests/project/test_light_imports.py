@@ -24,7 +24,7 @@ def test_import_leaves_heavy_packages_out(module: str) -> None:
 
 
 def test_the_launchers_checks_leave_torch_out() -> None:
-    """Between `owpo train` and its ranks stands no import of torch: the launcher stays small beside them."""
+    """No import of torch between `owpo train` and its ranks: the launcher stays small next to them."""
     code = (
         "import sys, owpo_megatron.launch.preflight, owpo_megatron.launch.local;"
         "print([name for name in ('torch', 'megatron', 'transformers') if name in sys.modules])"

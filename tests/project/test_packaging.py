@@ -48,7 +48,7 @@ def test_installed_packages_are_the_pinned_ones() -> None:
 
 
 def test_torch_is_a_cpu_build_of_the_pinned_version() -> None:
-    """On a machine with the CUDA build, where the tests run too, only the version counts."""
+    """Only the version counts on a machine with the CUDA build, where the tests run too."""
     import torch
 
     wanted = re.search(r'"torch==([\d.]+)"', (ROOT / "setup.py").read_text())
@@ -78,12 +78,12 @@ def test_make_env_refuses_what_it_does_not_know() -> None:
 
 
 def test_an_image_gets_nothing_that_git_ignores() -> None:
-    """What a working tree holds beside its sources (environments, runs) is large, private, or of another machine."""
+    """Files of a working tree besides its sources (environments, runs) are large, private, or of another machine."""
     words = {
         name: {line.rstrip("/") for line in (ROOT / name).read_text().splitlines()}
         for name in (".gitignore", ".dockerignore")
     }
-    # git looks for a name in every folder, a builder only where it is told to: `**/` where it may be anywhere
+    # git looks for a name in every folder, a builder only where the pattern points: `**/` where it may be anywhere
     missing = {word for word in words[".gitignore"] if not words[".dockerignore"] & {word, f"**/{word}"}}
     assert missing == set()
     assert ".git" in words[".dockerignore"]

@@ -1,4 +1,4 @@
-"""What may not stand in any file: paths of one machine, hosts of package registries, unfinished marks, long files."""
+"""Forbidden content of files: paths of one machine, hosts of package registries, unfinished marks, long files."""
 
 from __future__ import annotations
 

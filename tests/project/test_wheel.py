@@ -103,7 +103,7 @@ def test_the_command_runs(installed: Installed, command: list[str]) -> None:
 
 
 def test_without_an_engine_the_quickstart_names_the_command_that_installs_one(installed: Installed) -> None:
-    """At once: no base model is made in vain."""
+    """The refusal comes at once: no base model is made in vain."""
     said = installed.run("owpo", "quickstart", code=2)
     home = f"{installed.environment}-engine"
     assert f"run `owpo setup-engine`, which makes {home}" in said

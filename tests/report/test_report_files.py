@@ -82,7 +82,7 @@ def test_the_reward_panel_shows_the_reward(tmp_path: Path) -> None:
 
 
 def test_the_histogram_of_deviations_spans_what_the_methods_count() -> None:
-    """The report reads files without torch, so the span stands twice."""
+    """The report reads files without torch, so the span is defined twice."""
     assert plots.DELTA_RANGE == methods.DELTA_RANGE
 
 

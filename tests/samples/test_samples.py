@@ -1,4 +1,4 @@
-"""What is recorded of samples, how it is joined with the rollouts, and how a terminal and the page show it.
+"""Records of samples, joining them with the rollouts, and their display on a terminal and the page.
 
 That a real run records them is tests/e2e/test_learning.py's.
 """
@@ -93,7 +93,7 @@ def test_a_row_per_rollout_in_the_rollouts_order(run: RunFolder) -> None:
 
 
 def test_tokens_carry_the_methods_weight(run: RunFolder) -> None:
-    """As owpo_megatron.methods.token_weights has it: the policy is ahead by 0.4 nats in the first token, w = e^-0.4
+    """Weights equal owpo_megatron.methods.token_weights: the policy is ahead by 0.4 nats in the first token, w = e^-0.4
     clipped to 0.8 for the right response, and to 1.2 for the wrong one."""
     config = Config.load(run.config)
     right, wrong, *rest = view_samples(run, 3, decode, config.algorithm)

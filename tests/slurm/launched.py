@@ -47,7 +47,7 @@ class Launched:
         return [state.state for state in self.states()]
 
     def words(self) -> str:
-        """What the jobs' scripts said."""
+        """Return the output of the jobs' scripts."""
         return "".join(Path(file).read_text() for file in latest(self.run_dir).outputs if Path(file).exists())
 
     def told(self) -> str:

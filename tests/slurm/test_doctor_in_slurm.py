@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slurm
 
 
 def test_two_nodes_are_looked_at(lab: Any, tiny_run: dict[str, Any], tmp_path: Path) -> None:
-    """From outside an allocation."""
+    """The doctor is called outside an allocation."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_run))
     arguments = ["doctor", "-c", str(tmp_path / "run.yaml"), "--nodes", "2", "--only", "ranks"]
     arguments += ["--json", str(tmp_path / "told.json")]

@@ -1,7 +1,7 @@
 """Trains on two tensor-parallel ranks and brings the weights to two engines after every update.
 
-The engines: the one at URL, to which weights travel by value, and a server of two tensor-parallel ranks that this run
-starts, which sees its shared memory. In one of the pushes that server is killed. At the end an sglang-router stands in
+The engines: the one at URL, to which weights are sent inline, and a server of two tensor-parallel ranks that this run
+starts, which sees its shared memory. In one of the pushes that server is killed. At the end an sglang-router is put in
 front of both.
 """
 
@@ -71,7 +71,7 @@ def start_router(python: str, urls: list[str], folder: Path) -> Any:
 
 
 def train_with_two_engines(model: Path, url: str, python: str, folder: Path) -> dict[str, Any] | None:
-    """What held in every round and behind the router; None on other ranks than the main one."""
+    """Return the checks that held in every round and behind the router; None on ranks other than the main one."""
     from tiny import make_config, random_samples
 
     from owpo_megatron.config import EngineConfig, SyncConfig

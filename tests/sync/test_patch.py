@@ -60,7 +60,7 @@ def test_what_is_equal_as_numbers_and_not_as_bits_travels(count: int) -> None:
     ],
 )
 def test_the_smallest_form_is_taken(every: int, form: str, kind: type) -> None:
-    """Of 600,000 bfloat16 elements one in `every` changes. By hand: gaps take 1 or 2 bytes a change, a bitmap
+    """One in `every` of 600,000 bfloat16 elements changes. By hand: gaps take 1 or 2 bytes per change, a bitmap
     600,000 / 8."""
     old = np.zeros(600_000, np.uint16)
     new = old.copy()

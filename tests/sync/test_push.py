@@ -234,7 +234,7 @@ def test_payload_holds_the_values_and_nothing_else(reference: bool) -> None:
 
 @pytest.mark.parametrize("room", [True, False])
 def test_shared_memory_that_is_full_is_not_used(room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writing to more of it than there is would be a SIGBUS: the bytes go by value, with a warning, and arrive."""
+    """Writing to more of it than there is would be a SIGBUS: the bytes are sent inline, with a warning, and arrive."""
     got: list[bytes] = []
 
     class Keeping(RecordingEngine):

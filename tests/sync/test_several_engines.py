@@ -36,7 +36,7 @@ def test_both_engines_agree_with_the_trainer_after_every_update(held: Any) -> No
 
 
 def test_an_engine_killed_in_the_middle_of_a_push_comes_back_with_its_version(held: Any) -> None:
-    """It was restarted at that push, and never else; the other one not at all."""
+    """One engine was restarted, at that push only; the other one not at all."""
     restarts = [found["restarts"] for found in held["rounds"]]
     assert restarts == [[0, 0]] * (KILLED_AT - 1) + [[0, 1]] * (UPDATES - KILLED_AT + 1)
 

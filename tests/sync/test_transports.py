@@ -163,7 +163,7 @@ def test_delta_carries_what_an_optimizer_changed(
 
 
 def test_delta_to_an_engine_of_this_machine(engine: Fleet, models: list[PreTrainedModel], tmp_path: Path) -> None:
-    """It reads the trainer's copy: nothing travels. In float32, as a first try on a laptop would be."""
+    """The engine reads the trainer's copy: nothing is sent. In float32, as a first try on a laptop would be."""
     settings = SyncConfig(transport="disk", delta=True, verify="hash", mirror=tmp_path / "copies")
     layout = EngineLayout(models[0].config.num_key_value_heads)
     with closing(make_sync(settings, engine.clients, tmp_path / "shared", layout)) as sync:

@@ -1,6 +1,6 @@
-"""Which weights are the best, by hand; what stands on disk for them, whatever happens in between.
+"""Choice of the best weights, by hand, and their files on disk, whatever happens in between.
 
-The sharded state is a stand-in file, the reference notes what it is told. With the real ones: tests/policy, tests/e2e.
+The sharded state is a dummy file, the reference records its calls. With the real ones: tests/policy, tests/e2e.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class OneRank:
 
 
 class Stage:
-    """The reference: which weights it was told to keep, and from where it took them up."""
+    """Fake reference that records the weights to keep, and where they were restored from."""
 
     def __init__(self) -> None:
         self.candidate: Candidate | None = None
@@ -42,7 +42,7 @@ class Stage:
 
 
 class Run:
-    """A run folder, the weights of whose step N are a file that says so."""
+    """A run folder in which the weights of step N are a file with that number."""
 
     def __init__(self, folder: Path, of_run: bool = True, of_stage: bool = True):
         self.folder = folder

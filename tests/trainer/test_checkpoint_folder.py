@@ -1,4 +1,4 @@
-"""Checkpoint folders: whole or not there, damage is noticed, old ones go. The sharded state is a stand-in file."""
+"""Checkpoint folders: whole or not there, damage is noticed, old ones go. The sharded state is a dummy file."""
 
 from __future__ import annotations
 

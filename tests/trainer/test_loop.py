@@ -34,7 +34,7 @@ class CheckpointsAfter1And3(Schedule):
 
 
 class Recording:
-    """A loop of three steps with a swap every two, two updates a step, whose parts note what they are asked for."""
+    """A loop of three steps with a swap every two, two updates per step, whose parts record their calls."""
 
     def __init__(self, start: int = 0, groups: int = 2, stop_before: int = 99):
         self.events: list[str] = []
@@ -160,7 +160,7 @@ class Ranks:
     def weights(self, rank: int) -> Callable[[], Iterator[tuple[str, torch.Tensor]]]:
         def walk() -> Iterator[tuple[str, torch.Tensor]]:
             for name in ("a", "b", "c"):
-                self._together.wait()  # as a collective: stands still unless all ranks come
+                self._together.wait()  # as a collective: waits unless all ranks come
                 if rank == 0:
                     yield name, torch.zeros(1)
             self.walked[rank] += 1
@@ -229,7 +229,7 @@ class BreakingSync(FakeSync):
 
 @pytest.mark.parametrize("revived", [True, False])
 def test_an_engine_lost_during_a_push_leaves_no_rank_behind(revived: bool) -> None:
-    """The other ranks stand in the middle of the weights. Revived, the engine got them in `revive`; else push again."""
+    """The other ranks are in the middle of the weights. A revived engine got them in `revive`; else push again."""
     ranks, sync = Ranks(), BreakingSync(times=1)
 
     def revive(error: Exception) -> int:

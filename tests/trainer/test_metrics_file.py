@@ -92,7 +92,7 @@ def test_a_line_that_only_the_checkpoint_has_is_put_back(file: MetricsFile, tmp_
     file.drop_after(1, kept)
     assert [line["step"] for line in written(tmp_path)] == [0, 1] and written(tmp_path)[1]["reward_mean"] == 0.5
     file.drop_after(1, kept)
-    assert len(written(tmp_path)) == 2, "it stands once"
+    assert len(written(tmp_path)) == 2, "it is written once"
 
 
 def test_a_line_is_told_and_written_when_its_step_ends(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_dynamic_sampling_looks_at_the_verifier_alone() -> None:
 
 # --------------------------------------------------------------------------------------------- truncated responses
 def test_truncated_responses_leave_loss_and_statistics() -> None:
-    """Without the cut-off one (the last): rewards 1, 0, 0, mean 1/3, std sqrt((4 + 1 + 1)/9 / 2) = 0.57735."""
+    """Rewards without the last, truncated one are 1, 0, 0: mean 1/3, std sqrt((4 + 1 + 1)/9 / 2) = 0.57735."""
     one = group((True, 3), (False, 4), (False, 5), (False, 10))
     std = (6 / 9 / 2) ** 0.5 + 1e-6
     assert advantages(config_with(mask_truncated=True), one) == [

@@ -1,4 +1,4 @@
-"""Rules that misbehave as the response says; imported by the pool's workers by name."""
+"""Rules that misbehave as the response demands; imported by the pool's workers by name."""
 
 from __future__ import annotations
 

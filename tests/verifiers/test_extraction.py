@@ -1,4 +1,4 @@
-"""Where a response's final answer is found, and where it is not. What the answer means is not tested here."""
+"""Places in which a response's final answer is found or not. The meaning of the answer is not tested here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from owpo_megatron.verifiers.extraction import closing_value, final_answer
     ],
 )
 def test_the_last_box(response, answer):
-    """An empty or unclosed last box is no answer, whatever stands in an earlier one."""
+    """An empty or unclosed last box is no answer, whatever an earlier one contains."""
     assert final_answer(response) == answer
 
 

@@ -136,7 +136,7 @@ def test_reasons(response, gold, reason):
     ],
 )
 def test_an_extracted_answer_may_be_a_sentence(prediction, gold, right):
-    """form "answer": the caller says that this is the answer, so math-verify's own extraction may find it in prose."""
+    """form "answer": the caller declares it the answer, so math-verify's own extraction may find it in prose."""
     assert (RULE(GradingItem(prediction, gold, form="answer")) == "ok") is right
     if prediction.startswith("so the"):
         assert RULE(GradingItem(prediction, gold)) == "no_answer"

@@ -70,7 +70,7 @@ def test_one_misbehaviour_costs_one_item(pool, order, reason):
     """Its neighbours are graded, in the order of submission, and the pool goes on with two workers."""
     assert _reasons(pool, "fine", "wrong", order, "wrong", "fine") == ["ok", "wrong", reason, "wrong", "ok"]
     assert _reasons(pool, "fine", "wrong") == ["ok", "wrong"]
-    assert len(_children()) in (2, 3)  # a spare stands by, or starts
+    assert len(_children()) in (2, 3)  # a spare is ready, or starts
 
 
 def test_many_failures_in_one_call(pool):
@@ -225,7 +225,7 @@ def test_close_ends_the_workers_and_the_pool():
 
 
 def test_workers_that_cannot_start_end_the_call_instead_of_hanging(monkeypatch, capfd):
-    """The rule's module is importable here and not there; the worker's own traceback says so on stderr."""
+    """The rule's module is importable here and not there; the worker's own traceback shows it on stderr."""
     monkeypatch.setattr(hostile_rules.unimportable, "__module__", "only_here")
     module = type(sys)("only_here")
     module.unimportable = hostile_rules.unimportable

@@ -50,7 +50,7 @@ def is_right(case, verdict):
 
 @pytest.mark.process
 def test_suites(pool):
-    """At least 99 % of all, and in no suite less than math-verify 0.9.0 alone."""
+    """Agreement of at least 99 % in all, and in no suite less than math-verify 0.9.0 alone."""
     pairs = [pair for pair in graded(pool, "verifier_cases.jsonl") if not pair[0].rule_specific]
     lines = needed("baseline_math_verify_0.9.0.jsonl").read_text().splitlines()
     alone = {line["id"]: line["verdict"] for line in map(json.loads, lines)}

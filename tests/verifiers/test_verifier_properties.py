@@ -1,4 +1,4 @@
-"""What holds for every input: hypothesis draws responses from unicode, LaTeX fragments and nested structures."""
+"""Properties of every input: hypothesis draws responses from unicode, LaTeX fragments and nested structures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_part_in_the_callers_process_never_raises(response, gold):
 @FAST
 @given(TEXT)
 def test_a_box_behind_anything_is_the_answer(text):
-    """Whatever stands before it, unless it opens a reasoning that does not end or ends the turn."""
+    """The box is found behind any text that neither opens a reasoning without end nor ends the turn."""
     if "<" not in text:
         answer = final_answer(text + " and so, finally, we have the result \\boxed{137}.")
         assert answer == "137" or "boxed{" in text or text.endswith(("$", "\\"))
