@@ -1,4 +1,4 @@
-"""What newcomers stumbled over and no other test holds; docs/newcomers.md lists all of it."""
+"""Obstacles of newcomers that no other test covers; docs/newcomers.md lists all of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_stop_names_what_was_kept(tmp_path: Path) -> None:
 
 
 def test_rank_0s_stderr_stays_out_of_the_rows() -> None:
-    """It goes to rank_0.log: rich would print library warnings between the steps on a terminal."""
+    """Output goes to rank_0.log: rich would print library warnings between the steps on a terminal."""
     console = RunConsole(3)
     assert console._bars.live._redirect_stderr is False
 
