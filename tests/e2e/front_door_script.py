@@ -29,7 +29,7 @@ class PlainGradient(Method):
 
 
 def same_text(response: str, answer: str) -> float:
-    """Not the task's own rule: it says of whom it was called."""
+    """A rule other than the task's own, which records its caller."""
     return float(response.strip() == answer.strip())
 
 
@@ -57,7 +57,7 @@ class Watch:
 
 
 def surroundings() -> dict[str, Any]:
-    """What a call must leave as it found it."""
+    """Return the state that a call must leave unchanged."""
     import torch
 
     return {

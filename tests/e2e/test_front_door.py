@@ -55,7 +55,7 @@ def test_two_ranks_get_method_and_verifier_by_value(config: Path) -> None:
 
 
 def test_a_finished_run_is_read(config: Path) -> None:
-    """Without the method: everything but its configuration, which names it."""
+    """Everything loads without the method but the configuration, which names it."""
     run = load_run(config.parent / "runs" / "a")
     assert run.finished and run.steps == 4 and run.summary["algorithm"] == "plain_gradient"
     assert list(run.metrics.index) == [1, 2, 3, 4] and run.metrics["seconds.total"].gt(0).all()

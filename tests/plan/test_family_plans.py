@@ -54,7 +54,7 @@ def test_parameters_of_a_rank(family: str, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("family", CASES)
 def test_activations_are_within_the_plan(family: str, tmp_path: Any) -> None:
-    """What autograd keeps after a forward pass, parameters apart: the plan is an upper estimate, and no wild one."""
+    """The plan is a close upper estimate of the memory that autograd keeps after a forward pass."""
     hf = make_hf_model(tmp_path / "hf", family, **CASES[family][0])
     config = make_config(hf, data={"max_prompt_tokens": 8}, optimizer={"tokens_per_microbatch": 1})
     policy = build_policy(config)

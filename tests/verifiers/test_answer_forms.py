@@ -172,7 +172,7 @@ def test_a_data_set_of_solutions_verifies_against_itself(tmp_path):
     ],
 )
 def test_no_response_is_too_deep_for_the_callers_process(unit):
-    """What `quick` does runs beside the trainer: repeated thousands of times, no form recurses or takes long."""
+    """`quick` runs in the trainer's process: repeated thousands of times, no form recurses or takes long."""
     for response in (unit * 20_000, r"\boxed{42}. " + unit * 20_000, unit * 20_000 + "42"):
         started = time.process_time()
         grade_math.quick(GradingItem(response, "42", "math", prompt="Question: x\nAnswer:"))
