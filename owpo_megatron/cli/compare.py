@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from owpo_megatron.cli.options import Overrides, err, out, wide
+from owpo_megatron.run.layout import RunFolder
 
 if TYPE_CHECKING:
     from owpo_megatron.experiments.compare import Cell
@@ -191,7 +192,7 @@ def progress(specs: Sequence[RunSpec], root: Path) -> Iterator[OnEvent]:
 
 def _step(spec: RunSpec, root: Path) -> str:
     """Steps done of the steps wanted, from the run's metrics file."""
-    file = spec.folder(root) / "metrics.jsonl"
+    file = RunFolder(spec.folder(root)).metrics
     lines = file.read_text().splitlines() if file.is_file() else []
     done = sum('"seconds"' in line for line in lines)
     return f"{done}/{spec.config.optimizer.steps}"

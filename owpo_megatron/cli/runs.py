@@ -107,9 +107,11 @@ def state_of(folder: Path) -> RunState:
 
 def _run_folders(root: Path) -> list[Path]:
     """Run folders in a folder, and in the folders of comparisons below it."""
-    if (root / "config.yaml").is_file():
+    from owpo_megatron.run.layout import CONFIG, RunFolder
+
+    if RunFolder(root).config.is_file():
         return [root]
-    return sorted({file.parent for pattern in ("*", "*/runs/*") for file in root.glob(f"{pattern}/config.yaml")})
+    return sorted({file.parent for pattern in ("*", "*/runs/*") for file in root.glob(f"{pattern}/{CONFIG}")})
 
 
 def _status(run: Any, has_steps: bool) -> str:

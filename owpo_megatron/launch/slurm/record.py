@@ -8,6 +8,7 @@ from pathlib import Path
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.launch.slurm import cluster
+from owpo_megatron.run.layout import RunFolder
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Submission:
 
 
 def file_of(run_dir: Path) -> Path:
-    return run_dir / "launch" / "jobs.jsonl"
+    return RunFolder(run_dir).launch / "jobs.jsonl"
 
 
 def remember(run_dir: Path, submission: Submission) -> None:
