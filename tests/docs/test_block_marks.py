@@ -17,6 +17,8 @@ def check_configuration(raw: dict[str, Any]) -> None:
     """Raise UserError where a mapping is not a run's configuration; sections that a fragment lacks are filled in."""
     raw = {name: value for name, value in raw.items() if name != "include"}
     minimal: dict[str, dict[str, Any]] = {"model": {"path": "model"}, "data": {"source": "task:cipher"}}
+    if "sources" in raw.get("data", {}):
+        del minimal["data"]
     for name, section in minimal.items():
         raw[name] = section | raw.get(name, {})
     Config.build(raw)
