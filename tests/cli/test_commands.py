@@ -19,7 +19,7 @@ COMMANDS = {
         *("-c", "--config", "--checkpoint", "--data", "--fresh", "--json", "--limit", "--list", "--max-tokens"),
         *("--model", "--out", "--run", "--samples", "--seed", "--set", "--sets", "--template", "FIELD=VALUE"),
     ],
-    "verify": ["--golds", "--json", "--memory-gb", "--rule", "--timeout", "--workers", "CASES.jsonl"],
+    "verify": ["--golds", "--json", "--memory-gb", "--proxy", "--rule", "--timeout", "--workers", "CASES.jsonl"],
     "compare": ["-c", "--config", "--no-run", "FIELD=VALUE"],
     "protocol two-stage": ["-c", "--config", "--no-run", "FIELD=VALUE"],
     "protocol self-evolve": ["-c", "--config", "--no-run", "FIELD=VALUE"],
@@ -74,7 +74,7 @@ COMMANDS = {
     "setup-engine": ["--device", "--dir", "--python"],
     "plan": ["-c", "--config", "--cpu", "--gpu-memory", "--json", "FIELD=VALUE"],
     "methods": ["--figure", "--json"],
-    "data check": ["--against", "--json", "--overlap", "SOURCE"],
+    "data check": ["--against", "--column", "--json", "--overlap", "--rule", "SOURCE"],
     "convert import": [
         *("--dtype", "--ep", "--hf", "--jobs", "--json", "--no-prove", "--out", "--pp", "--prove", "--tp"),
     ],
