@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from owpo_megatron.cli.evaluating import _like_the_run, _set
+from owpo_megatron.api.evaluate import _like_the_run, _set
 from owpo_megatron.cli.running import _kept_by
 from owpo_megatron.config import Config, SetConfig
 from owpo_megatron.data.templates import PromptTemplate
