@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # Files and folders that follow the rules.
-COVERED = ["README.md", "CONTRIBUTING.md", "examples", "owpo_megatron", "tools", "setup.py"]
+COVERED = ["README.md", "CONTRIBUTING.md", "docs", "examples", "owpo_megatron", "tests", "tools", "setup.py"]
 # Wordings that the rules would refuse, as data of the checker and of its test.
 EXEMPT = ["tools/check_english.py", "tests/project/test_english.py"]
 SUFFIXES = {".py", ".md", ".sh", ".yaml", ".yml", ".toml"}

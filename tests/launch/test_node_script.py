@@ -19,7 +19,7 @@ from owpo_megatron.launch.render import render_node
 
 pytestmark = pytest.mark.process
 
-# The engine serves until it gets SIGTERM; the ranks end at the stop file or when they are told to fail.
+# The engine serves until it gets SIGTERM; the ranks end at the stop file or when they are made to fail.
 PYTHON = """#!/bin/bash
 case "$*" in
 -c*) exit 0 ;;
