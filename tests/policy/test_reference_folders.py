@@ -79,5 +79,5 @@ def test_another_model_is_refused_before_anything_starts(tmp_path: Path) -> None
     with pytest.raises(UserError, match="teachers .* no such folder"):
         check_same_model("teachers (t) path", tmp_path / "nowhere", hf)
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match="is a run's folder; give its best/ or one of its checkpoints/step_N"):
+    with pytest.raises(UserError, match="is a run's folder; name its best/ or one of its checkpoints/step_N"):
         check_same_model("reference.path", tmp_path / "run", hf)

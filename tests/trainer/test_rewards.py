@@ -178,7 +178,7 @@ def test_the_mean_penalty_is_logged_where_there_is_one() -> None:
         ),
         (
             {"rollout": {"overlong_tokens": 100, "max_response_tokens": 200, "mask_truncated": True}},
-            "rollout.mask_truncated = True: with overlong_tokens it would reward running into the limit",
+            "rollout.mask_truncated = True: with overlong_tokens it would reward reaching the limit",
         ),
         (
             {"algorithm": {"name": "opd"}, "rollout": {"overlong_tokens": 100}},
