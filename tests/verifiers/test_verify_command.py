@@ -63,8 +63,8 @@ def test_other_rules_and_data_sets(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "cases.jsonl:1 = {: write one JSON object a line"),
-        ("[1]\n", "write one JSON object a line"),
+        ("{", "cases.jsonl:1 = {: write one JSON object per line"),
+        ("[1]\n", "write one JSON object per line"),
         (lines({"gold": "1"}), "cases.jsonl:1 prediction = None"),
         (lines({"gold": 1, "prediction": "1"}), "cases.jsonl:1 gold = 1: give it as a string"),
         (
