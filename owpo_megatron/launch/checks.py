@@ -11,7 +11,7 @@ from pathlib import Path
 from owpo_megatron.config import hf_folder
 from owpo_megatron.engine.command import find_python
 from owpo_megatron.errors import UserError
-from owpo_megatron.launch.job import Job
+from owpo_megatron.launch.job import Job, is_image_file
 from owpo_megatron.launch.preflight import FILE_CHECKS
 
 
@@ -111,26 +111,11 @@ def _python(job: Job) -> None:
             raise UserError(field, python, "no such interpreter; it must exist under this path on every node")
 
 
-def kubernetes_image(image: str) -> str:
-    """The image as Kubernetes writes it: enroot's `REGISTRY#NAME:TAG` is `REGISTRY/NAME:TAG` there.
-
-    Raises:
-        UserError: it is a file, which pods cannot use.
-    """
-    if _is_file(image):
-        raise UserError("launch.container", image, "is a file; pods need an image in a registry: REGISTRY/NAME:TAG")
-    return image.removeprefix("docker://").replace("#", "/", 1)
-
-
-def _is_file(image: str) -> bool:
-    return image.startswith(("/", "./")) or image.endswith((".sif", ".sqsh"))
-
-
 def _container(job: Job) -> None:
     image = job.launch.container
     if image is None:
         return
-    if _is_file(image) and not Path(image).exists():
+    if is_image_file(image) and not Path(image).exists():
         raise UserError("launch.container", image, "no such image file")
     for mount in job.launch.mounts:
         source = Path(mount.split(":")[0])

@@ -11,6 +11,7 @@ from typing import Literal
 
 from owpo_megatron.config import Config
 from owpo_megatron.config.launch import LaunchConfig
+from owpo_megatron.errors import UserError
 from owpo_megatron.run.layout import RunFolder
 
 EnginePlace = Literal["none", "own nodes", "trainer's nodes"]
@@ -155,6 +156,22 @@ def needs_own_engine(config: Config) -> bool:
 def quoted(value: object) -> str:
     """Quoted for a shell."""
     return shlex.quote(str(value))
+
+
+def kubernetes_image(image: str) -> str:
+    """The image as Kubernetes writes it: enroot's `REGISTRY#NAME:TAG` is `REGISTRY/NAME:TAG` there.
+
+    Raises:
+        UserError: it is a file, which pods cannot use.
+    """
+    if is_image_file(image):
+        raise UserError("launch.container", image, "is a file; pods need an image in a registry: REGISTRY/NAME:TAG")
+    return image.removeprefix("docker://").replace("#", "/", 1)
+
+
+def is_image_file(image: str) -> bool:
+    """Whether a container image is a path on the nodes rather than a name in a registry."""
+    return image.startswith(("/", "./")) or image.endswith((".sif", ".sqsh"))
 
 
 def _count(number: int, noun: str) -> str:

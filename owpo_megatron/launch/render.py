@@ -8,8 +8,7 @@ import jinja2
 import yaml
 
 from owpo_megatron import __version__
-from owpo_megatron.launch.checks import kubernetes_image
-from owpo_megatron.launch.job import Job, quoted
+from owpo_megatron.launch.job import Job, kubernetes_image, quoted
 
 
 def render_sbatch(job: Job) -> str:
