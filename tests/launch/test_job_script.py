@@ -132,6 +132,15 @@ def test_failures_in_a_row_are_bounded_and_a_checkpoint_starts_the_count_anew(tm
     assert len((script.fakes / "requeues").read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED"])
+def test_ranks_that_fail_while_slurm_ends_the_job_do_not_bring_it_back(tmp_path: Path, state: str) -> None:
+    """After scancel the ranks may end with an error, since the engines end at the same time."""
+    script = Script(tmp_path)
+    (script.fakes / "state").write_text(f"{state}\n")
+    assert f"not requeued here: Slurm has the job as {state}" in script.fails_once(0)
+    assert not (script.fakes / "requeues").exists()
+
+
 def test_a_node_that_is_not_fit_is_named(tmp_path: Path) -> None:
     script = Script(tmp_path, importable=1)
     said = script.start().communicate(timeout=60)[0]
