@@ -137,7 +137,7 @@ def test_ranks_that_fail_while_slurm_ends_the_job_do_not_bring_it_back(tmp_path:
     """After scancel the ranks may end with an error, since the engines end at the same time."""
     script = Script(tmp_path)
     (script.fakes / "state").write_text(f"{state}\n")
-    assert f"not requeued here: Slurm has the job as {state}" in script.fails_once(0)
+    assert f"left to Slurm, which has the job as {state}" in script.fails_once(0)
     assert not (script.fakes / "requeues").exists()
 
 
