@@ -219,6 +219,7 @@ def test_every_prompt_is_looked_at_where_the_tokenizer_has_more_ids(tmp_path, mo
     assert looked_at(monkeypatch, capsys, files, source=str(tmp_path / "ids.jsonl"))[0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_preflight_says_it_in_one_line(tmp_path):
     from owpo_megatron.launch.preflight import CHECKS

@@ -1,6 +1,6 @@
 """SGLang's CPU plug-in, checked inside SGLang's environment; no server runs here (test_engine.py has one).
 
-Not covered: MLA models and mixture of experts.
+Not covered here: MLA models and mixture of experts; tests/engine/test_family_serving.py has them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 CHECKS = Path(__file__).with_name("plugin_checks.py")
 
@@ -25,7 +25,6 @@ def report(engine_python: Path) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.slow
 def test_every_symbol_of_sglang_is_in_its_place(report: dict[str, Any]) -> None:
     """Fails when another SGLang is installed, or when one of the internals that the plug-in uses has moved."""
     assert report["problems"] == []

@@ -65,6 +65,7 @@ def test_the_reference_never_sees_the_noise_of_a_regime_and_is_made_once(file: P
     assert all(keys.index(needed.key) < keys.index(spec.key) for spec in runs for needed in spec.needs)
 
 
+@pytest.mark.slow
 def test_the_key_holds_what_changes_the_result_and_nothing_else(file: Path) -> None:
     def key(*overrides: str) -> str:
         return cells_of(file, *overrides)["clean", "owpo", 1].run.key

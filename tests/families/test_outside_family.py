@@ -59,12 +59,14 @@ def run(folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_tutorial(tmp_path: Path) -> None:
     done = run(tmp_path, package(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_tutorials_wrong_rule(tmp_path: Path) -> None:
     """The page's example of a wrong rule: gate and up exchanged."""

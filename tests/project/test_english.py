@@ -63,6 +63,7 @@ def test_documents_are_read_without_their_code_blocks(tmp_path: Path) -> None:
     assert rules_broken(tmp_path / "page.md", text) == [(3, "tell"), (11, "per")]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_covered_files_keep_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert all((ROOT / name).exists() for name in check.COVERED)

@@ -62,6 +62,7 @@ def test_fixtures_bring_marks_and_the_matrix_waits_to_be_asked(tmp_path: Path) -
     assert run(tmp_path, "-m", "not ranks", "-k", "plain or exhaustive") == {"test_plain": "PASSED"}
 
 
+@pytest.mark.slow
 def test_cpu_seconds_are_counted_children_included_and_limited(tmp_path: Path) -> None:
     file = tmp_path / "cpu.json"
     outcomes = run(tmp_path, "-k", "plain or busy or may_start", "--cpu-limit=0.05", f"--cpu-json={file}")

@@ -48,6 +48,7 @@ def is_right(case, verdict):
     return verdict.correct == case.expected
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_suites(pool):
     """Agreement of at least 99 % in all, and in no suite less than math-verify 0.9.0 alone."""
