@@ -20,6 +20,7 @@ from owpo_megatron.verifiers.rules import find_rule
 
 DATA = Path(os.environ.get("OWPO_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 CASES = Path(__file__).parents[1] / "data" / "cases"
+pytestmark = pytest.mark.process  # the pool
 DEADLINE, MEMORY = 4.0, 2 * 2**30
 
 
@@ -49,7 +50,6 @@ def is_right(case, verdict):
 
 
 @pytest.mark.slow
-@pytest.mark.process
 def test_suites(pool):
     """Agreement of at least 99 % in all, and in no suite less than math-verify 0.9.0 alone."""
     pairs = [pair for pair in graded(pool, "verifier_cases.jsonl") if not pair[0].rule_specific]
