@@ -31,6 +31,7 @@ from owpo_megatron.evaluation.sets import (
     source_of,
 )
 from owpo_megatron.evaluation.targets import Target, model_target, run_targets
+from owpo_megatron.hub import model_folder
 from owpo_megatron.methods import find_method
 from owpo_megatron.run.checkpoints import began_on
 from owpo_megatron.run.layout import HF, RunFolder
@@ -222,6 +223,7 @@ def prepared_jobs(
     overrides: Sequence[str],
     wish: Wish,
     folder: Path | None,
+    log: Callable[[str], None] = print,
 ) -> list[Job]:
     """Every target with its sets, checked; nothing is started.
 
@@ -230,6 +232,7 @@ def prepared_jobs(
     """
     if wish.template not in TEMPLATES and not wish.template.endswith((".jinja", ".jinja2")):
         raise UserError("--template", wish.template, f"use one of {', '.join(TEMPLATES)}, or the path of a .jinja file")
+    models = [model_folder(one, "--model", log) for one in models]
     targets = [model_target(one, _config_of_model(one, overrides), folder) for one in models]
     for run in runs:
         if not RunFolder(run).config.is_file():

@@ -16,6 +16,7 @@ from owpo_megatron.api.run_folder import Claim, claimed, move_aside
 from owpo_megatron.config import Config
 from owpo_megatron.config.file import apply_override, read_mapping
 from owpo_megatron.errors import RunError, UserError
+from owpo_megatron.hub import with_local_models
 from owpo_megatron.run.layout import RunFolder
 
 
@@ -67,6 +68,7 @@ def train(
     from owpo_megatron.launch.preflight import preflight
 
     settings, given = with_given(_mapping(config, overrides), method, verifier)
+    settings = with_local_models(settings, print)
     folder = RunFolder.of(settings)
     called = Callbacks(callbacks)
     with given.known():

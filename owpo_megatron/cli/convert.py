@@ -14,9 +14,9 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from owpo_megatron.cli.hub import model_folder
-from owpo_megatron.cli.options import JsonFile, err, out
+from owpo_megatron.cli.options import JsonFile, err, note, out
 from owpo_megatron.errors import UserError
+from owpo_megatron.hub import model_folder
 
 if TYPE_CHECKING:
     from owpo_megatron.run.manifest import Conversion
@@ -49,7 +49,7 @@ def import_hf(
 
     Run it again to go on with an interrupted conversion. Example: owpo convert import --hf Qwen3-8B --out Qwen3-8B-mg
     """
-    hf = model_folder(hf, "--hf")
+    hf = model_folder(hf, "--hf", note)
     _check_folders("--hf", hf, out_dir)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everything stays in host memory, wherever this runs
     from owpo_megatron.config import ParallelConfig

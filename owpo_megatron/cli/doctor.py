@@ -15,8 +15,7 @@ from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
 
-from owpo_megatron.cli.hub import load_config
-from owpo_megatron.cli.options import JsonFile, Overrides, out
+from owpo_megatron.cli.options import JsonFile, Overrides, load_config, out
 from owpo_megatron.errors import UserError
 
 _COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from owpo_megatron.cli.options import JsonFile, Overrides, out
+from owpo_megatron.cli.options import JsonFile, Overrides, note, out
 from owpo_megatron.cli.running import run_trainer
 from owpo_megatron.config import Config, SetConfig
 from owpo_megatron.errors import UserError
@@ -94,7 +94,7 @@ def evaluate(
     elif not models and not runs:
         raise UserError("--model", "(none)", "name what to evaluate: --model DIR, --run DIR or -c FILE")
     else:
-        from owpo_megatron.api.evaluate import Wish
+        from owpo_megatron.api.evaluate import Wish, prepared_jobs
         from owpo_megatron.cli.evaluating import evaluate_all
 
         wish = Wish(
@@ -107,7 +107,8 @@ def evaluate(
             seed,
             fresh,
         )
-        evaluate_all(models or [], runs or [], checkpoints or [], overrides or [], wish, folder, json_file)
+        jobs = prepared_jobs(models or [], runs or [], checkpoints or [], overrides or [], wish, folder, note)
+        evaluate_all(jobs, wish, folder, json_file)
 
 
 def _through_the_trainer(file: Path, overrides: list[str], checkpoints: list[str]) -> None:

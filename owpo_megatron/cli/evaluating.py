@@ -10,31 +10,22 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from owpo_megatron.api.evaluate import Job, Wish, prepared_jobs
-from owpo_megatron.cli.hub import model_folder
+from owpo_megatron.api.evaluate import Job, Wish
 from owpo_megatron.cli.options import err, out, wide
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.targets import Target
 from owpo_megatron.report.scores import Scored, details, score_tables, write_tables
 
 
-def evaluate_all(
-    models: Sequence[Path],
-    runs: Sequence[Path],
-    checkpoints: Sequence[str],
-    overrides: Sequence[str],
-    wish: Wish,
-    folder: Path | None,
-    json_file: Path | None,
-) -> None:
-    """Evaluate every target on every set, print the tables, write table.json and a figure.
+def evaluate_all(jobs: Sequence[Job], wish: Wish, folder: Path | None, json_file: Path | None) -> None:
+    """Evaluate every target on its sets, print the tables, write table.json and a figure.
+
+    Args:
+        folder: of these two; None: beside the results.
 
     Raises:
-        UserError: a mistake in any of them; nothing was started.
         EngineError: an engine does not start, or stays dead; what was drawn is kept.
     """
-    models = [model_folder(one, "--model") for one in models]
-    jobs = prepared_jobs(models, runs, checkpoints, overrides, wish, folder)
     for complaint in dict.fromkeys(note for job in jobs for note in job.notes()):
         err.print(f"[yellow]note:[/yellow] {escape(complaint)}")
     scored = []

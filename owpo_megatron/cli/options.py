@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+
+from owpo_megatron.config import Config
+from owpo_megatron.hub import with_local_models
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration of the run.")]
 Overrides = Annotated[
@@ -26,6 +31,20 @@ LINE_IN_A_FILE = 132  # columns without a terminal
 def wide() -> Console:
     """The terminal, or, into a file or a pipe, a console with lines wide enough for tables."""
     return out if out.is_terminal else Console(width=LINE_IN_A_FILE)
+
+
+def note(text: str) -> None:
+    """A line for a person, apart from a command's output."""
+    err.print(escape(text))
+
+
+def load_config(file: Path, overrides: Sequence[str], weights: bool = True) -> Config:
+    """`Config.load`, with the models that it names by hub downloaded (only their small files without `weights`).
+
+    Raises:
+        UserError: as Config.load, or a model is neither here nor on the hub.
+    """
+    return with_local_models(Config.load(file, overrides), note, weights)
 
 
 def this_command() -> str:

@@ -9,8 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from owpo_megatron.cli.hub import load_config
-from owpo_megatron.cli.options import ConfigFile, JsonFile, Overrides, out
+from owpo_megatron.cli.options import ConfigFile, JsonFile, Overrides, load_config, out
 
 if TYPE_CHECKING:
     from owpo_megatron.plan import Plan

@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from owpo_megatron.cli.hub import load_config
-from owpo_megatron.cli.options import ConfigFile, Overrides, out, this_command
+from owpo_megatron.cli.options import ConfigFile, Overrides, load_config, out, this_command
 from owpo_megatron.cli.running import run_trainer
 
 

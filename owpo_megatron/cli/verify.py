@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from owpo_megatron.cli.options import err, out
+from owpo_megatron.verifiers.rules import RULE_NAMES
 
 if TYPE_CHECKING:
     from owpo_megatron.types import Verdict
@@ -26,7 +27,7 @@ def verify(
     cases: Annotated[Path, typer.Argument(metavar="CASES.jsonl", help="Lines of {id, gold, prediction, form}.")],
     rule: Annotated[
         str,
-        typer.Option(help="math, dapo, gsm8k, multiple_choice, countdown, cipher, python:module:function, or a URL."),
+        typer.Option(help=f"{', '.join(RULE_NAMES)}, python:module:function, or a URL."),
     ] = "math",
     json_file: Annotated[
         Path | None,

@@ -7,12 +7,12 @@ like local ones. Without a network a set that is in the cache is found there.
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from owpo_megatron.errors import UserError
+from owpo_megatron.hub import endpoint, snapshot
 
 PREFIX = "hub:"
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^:]+))?(:(?P<files>.+))?")
@@ -62,38 +62,17 @@ def hub_files(source: str, field: str = "data.source") -> list[Path]:
 
 
 def _download(name: HubName, revision: str | None, source: str, field: str) -> list[Path]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     patterns = [name.files] if name.files else [f"*{kind}" for kind in _KINDS]
-    try:
-        folder = Path(
-            snapshot_download(
-                name.repo, repo_type="dataset", revision=revision, allow_patterns=patterns, endpoint=endpoint
-            )
-        )
-    except GatedRepoError as error:
-        raise UserError(field, source, f"needs access: accept its terms at {endpoint}, then set HF_TOKEN") from error
-    except RevisionNotFoundError as error:
+    folder = snapshot(
+        "dataset", name.repo, revision, patterns, field, source,
+        f"no such data set at {endpoint()}",
+        f"{endpoint()} cannot be reached and the cache has no copy; download the file on another machine and give "
+        "its path",
+    )  # fmt: skip
+    if folder is None:
         if revision == _CONVERTED:
             return []
-        raise UserError(field, source, f"has no revision {revision}") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(field, source, f"no such data set at {endpoint} (or a private one: set HF_TOKEN)") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            field,
-            source,
-            f"{endpoint} cannot be reached and the cache has no copy; download the file on another machine and give "
-            "its path, or set HF_ENDPOINT to a mirror or HF_HOME to a filled cache",
-        ) from error
+        raise UserError(field, source, f"has no revision {revision}")
     files = sorted(path for path in folder.rglob("*") if path.suffix in _KINDS and path.is_file())
     if name.files:
         return [path for path in files if fnmatch.fnmatch(str(path.relative_to(folder)), name.files)]

@@ -27,6 +27,7 @@ TRIVIAL_RULES: dict[str, Rule] = {
     "multiple_choice": grade_multiple_choice,
 }
 HEAVY_RULES: dict[str, Rule] = {"math": MathRule(), "math_any_symbols": MathRule(strict=False)}
+RULE_NAMES = (*HEAVY_RULES, *TRIVIAL_RULES)
 TASK_RULES = ("cipher", "countdown")  # a domain of this name is the generated task
 
 
@@ -49,7 +50,7 @@ def find_rule(name: str, proxy: bool = False) -> Rule:
     module, _, function = target.rpartition(":")
     if kind == "python" and module and function:
         return PythonRule(module, function).check()
-    known = ", ".join(["auto", *HEAVY_RULES, *TRIVIAL_RULES])
+    known = ", ".join(("auto", *RULE_NAMES))
     raise UserError("verifier.rule", name, f"use one of {known}, python:module:function, or an http(s) URL")
 
 

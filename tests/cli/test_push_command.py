@@ -14,10 +14,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from owpo_megatron.cli.hub import load_config, model_folder
 from owpo_megatron.cli.main import app
+from owpo_megatron.cli.options import load_config
 from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
+from owpo_megatron.hub import model_folder
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -186,15 +187,16 @@ def test_what_cannot_be_pushed(run: Path) -> None:
 def test_a_hub_name_becomes_a_local_folder(hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     hub.models["team/tiny"] = {"config.json": b'{"hidden_size": 8}', "model.safetensors": b"w" * 10, "logo.png": b"no"}
-    found = model_folder(Path("team/tiny"), "model.path")
+    found = model_folder(Path("team/tiny"), "model.path", print)
     assert (found / "config.json").read_bytes() == b'{"hidden_size": 8}'
     assert (found / "model.safetensors").is_file() and not (found / "logo.png").exists()
     Path("run.yaml").write_text("model: {path: 'team/tiny'}\ndata: {source: 'task:cipher'}\n")
     assert load_config(Path("run.yaml"), []).model.path == found
     with pytest.raises(UserError, match="neither a folder here nor a model at"):
-        model_folder(Path("team/other"), "model.path")
+        model_folder(Path("team/other"), "model.path", print)
     Path("team/tiny").mkdir(parents=True)
-    assert model_folder(Path("team/tiny"), "model.path") == Path("team/tiny"), "a folder of that name comes first"
+    # a folder of that name comes first
+    assert model_folder(Path("team/tiny"), "model.path", print) == Path("team/tiny")
 
 
 def test_without_a_hub_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,5 +204,5 @@ def test_without_a_hub_the_command_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "*")
     with pytest.raises(UserError, match="hf download team/tiny --local-dir models/tiny"):
-        model_folder(Path("team/tiny"), "model.path")
-    assert model_folder(Path("no/such/folder"), "model.path") == Path("no/such/folder")
+        model_folder(Path("team/tiny"), "model.path", print)
+    assert model_folder(Path("no/such/folder"), "model.path", print) == Path("no/such/folder")

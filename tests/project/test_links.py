@@ -109,4 +109,5 @@ def test_the_rooms_page_has_every_room() -> None:
         "types",
         "errors",
         "carried",
+        "hub",
     }
