@@ -17,6 +17,7 @@ from tiny import build_policy, make_config, make_hf_model, random_samples
 from owpo_megatron.config import EngineConfig, SyncConfig
 from owpo_megatron.engine import start_fleet
 from owpo_megatron.families import EngineLayout
+from owpo_megatron.families.catalogue import MODEL_TYPES
 from owpo_megatron.methods import make_method
 from owpo_megatron.sync import make_sync
 from owpo_megatron.types import Prompt, Sample, SampleRequest, Sampling
@@ -24,7 +25,25 @@ from owpo_megatron.types import Prompt, Sample, SampleRequest, Sampling
 pytestmark = pytest.mark.server
 
 REQUESTS = [SampleRequest(Prompt(f"p/{i}", (5, 9, 40 + i, 17), "", ""), seed=900 + i) for i in range(4)]
-ALL = [pytest.param(*case.values, id=case.id, marks=case.marks or pytest.mark.extra) for case in every_case()]
+LLAMA_SHAPED: dict[str, list[dict[str, Any]]] = {
+    "qwen3": [{"tied": True}, {"vocab_size": 97}],
+    "qwen2": [{"vocab_size": 97}, {"tied": True}],
+    "llama": [{"tied": True, "vocab_size": 101}, {"num_key_value_heads": 4}],
+    "mistral": [{"vocab_size": 101}, {"num_key_value_heads": 1}],
+    "qwen3_moe": [{"norm_topk_prob": True}, {"num_experts": 6, "vocab_size": 97}],
+}
+ALL = [
+    *(pytest.param(*case.values, id=case.id, marks=case.marks or pytest.mark.extra) for case in every_case()),
+    *(
+        pytest.param(family, shape, id=f"{family}-{number}", marks=pytest.mark.matrix if number else pytest.mark.extra)
+        for family, shapes in LLAMA_SHAPED.items()
+        for number, shape in enumerate(shapes)
+    ),
+]
+
+
+def test_every_family_is_served() -> None:
+    assert {case.values[0] for case in ALL} == set(MODEL_TYPES)
 
 
 @pytest.mark.parametrize(("family", "shape"), ALL)

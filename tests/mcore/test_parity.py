@@ -26,6 +26,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"tied": False},
     "qwen2": {"tied": True, "vocab_size": 97},
     "llama": {"tied": True, "vocab_size": 101},
+    "mistral": {"tied": False},
     "qwen3_moe": {"norm_topk_prob": True},
 }
 TWO_RANKS: list[dict[str, Any]] = [

@@ -24,7 +24,7 @@ def alone(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("parallel", [{"dp": 2}, {"tp": 2}, {"pp": 2}], ids=str)
+@pytest.mark.parametrize("parallel", [{"dp": 2}, {"tp": 2}, {"pp": 2}, {"pp": 2, "vpp": 2}], ids=str)
 def test_two_ranks_equal_one(ranks: Ranks, alone: tuple[Path, list[dict[str, Any]]], parallel: dict[str, int]) -> None:
     model, expected = alone
     found = ranks.run(2, updates, model, parallel, TOKENS)[0]

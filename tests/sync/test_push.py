@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from owpo_megatron.sync import EngineSync, make_sync
 from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, in_buckets, on_device, on_host
 from owpo_megatron.sync.distributed import address_seen_from
 from owpo_megatron.sync.payload import by_reference, by_value, shared_memory
+from owpo_megatron.sync.registry import TRANSPORTS
 from owpo_megatron.sync.tensor import TensorTransport
 
 
@@ -275,6 +277,11 @@ def test_precisions_that_do_not_fit_are_refused() -> None:
     for fp8 in (False, True):
         with pytest.raises(UserError, match="sync.fp8"):
             make_sync(SyncConfig(fp8=fp8), [engine], Path("unused"))  # type: ignore[list-item]
+
+
+def test_the_configuration_names_every_transport() -> None:
+    """ipc and deltas have their own files; the others run in tests/sync/test_transports.py."""
+    assert set(get_args(SyncConfig.model_fields["transport"].annotation)) == set(TRANSPORTS)
 
 
 def test_contradictions_are_refused() -> None:
