@@ -20,12 +20,14 @@ from typing import Any, Protocol, TypeVar, get_args
 from owpo_megatron.carried import find_object
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods.hyper import hyper_parameters
-from owpo_megatron.methods.method import Coupling, Divisor, Groups, Method, Refresh
+from owpo_megatron.methods.method import Coupling, Divisor, Groups, Kind, Method, Refresh
 
 GROUP = "owpo.methods"
 """Entry-point group: a package's `name = "module:Class"` there makes that method known wherever it is installed."""
 COMMON = ("name", "curriculum", "advantage_std", "tis_cap", "entropy_coef")
 """Fields of the section `algorithm:` that every method has; a hyper-parameter cannot take their names."""
+
+_CHOICES = {"kind": Kind, "coupling": Coupling, "divisor": Divisor, "groups": Groups, "refresh": Refresh}
 
 MethodClass = TypeVar("MethodClass", bound=type[Method])
 
@@ -176,7 +178,7 @@ def _problems(method: type[Method]) -> list[str]:
         found.append("give it a `name` of lower-case letters, digits and underscores")
     if not method.summary or "\n" in method.summary:
         found.append("give it a `summary` of one line")
-    for attribute, allowed in (("coupling", Coupling), ("divisor", Divisor), ("groups", Groups), ("refresh", Refresh)):
+    for attribute, allowed in _CHOICES.items():
         if getattr(method, attribute) not in get_args(allowed):
             found.append(f"`{attribute}` must be one of {', '.join(get_args(allowed))}")
     if method.terms is Method.terms:
@@ -200,11 +202,11 @@ def _problems(method: type[Method]) -> list[str]:
 
 @cache
 def _built_in() -> dict[str, type[Method]]:
-    """The method classes of this room's files."""
+    """The method classes of this room's files, those in its folders included."""
     found: dict[str, type[Method]] = {}
     package = importlib.import_module("owpo_megatron.methods")
-    for file in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{file.name}")
+    for file in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        module = importlib.import_module(file.name)
         for value in vars(module).values():
             if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__:
                 if "name" in vars(value) and value.name:

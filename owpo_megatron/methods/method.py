@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from owpo_megatron.methods.advantages import group_advantages
+from owpo_megatron.methods.normalise import group_advantages
 from owpo_megatron.types import ReferenceNeed
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ Divisor = Literal["tokens", "samples", "sample_sums"]
 `sample_sums`: sum over a sample's tokens, then mean over samples. All numbers are those of the whole minibatch."""
 Groups = Literal["mixed", "all"]
 """Groups that are trained on: those with both right and wrong answers (dynamic sampling), or all."""
+Kind = Literal["objective", "advantage", "sampling"]
+"""What is the method's own: its value per token, how rewards become advantages, or which responses are drawn."""
 Refresh = Literal["interval", "best_of_stage", "fixed"]
 
 
@@ -101,6 +103,7 @@ class Method:
     """One line: what is maximised, per token."""
     paper: ClassVar[str] = ""
     """Where it comes from, e.g. "arXiv:2402.03300"."""
+    kind: ClassVar[Kind] = "objective"
     coupling: ClassVar[Coupling] = "token"
     divisor: ClassVar[Divisor] = "tokens"
     groups: ClassVar[Groups] = "all"

@@ -134,7 +134,7 @@ def test_a_registered_method_is_one_of_the_catalogue() -> None:
 
 
 def test_a_name_that_is_taken_is_refused() -> None:
-    with pytest.raises(UserError, match="method = dapo: owpo_megatron.methods.dapo.Dapo has this name; give"):
+    with pytest.raises(UserError, match="method = dapo: owpo_megatron.methods.token.dapo.Dapo has this name; give"):
         register(reinforce("dapo"))
 
 

@@ -149,8 +149,8 @@ def test_every_room_is_walked() -> None:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("owpo_megatron.methods.owpo", "import megatron.core"),
-        ("owpo_megatron.methods.owpo", "import torch.distributed as dist"),
+        ("owpo_megatron.methods.paper.owpo", "import megatron.core"),
+        ("owpo_megatron.methods.paper.owpo", "import torch.distributed as dist"),
         ("owpo_megatron.trainer.loop", "from owpo_megatron.mcore import cpu"),
         ("owpo_megatron.engine.client", "from owpo_megatron.families.rules import x"),
         ("owpo_megatron.families.rules", "from ..engine import client"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from owpo_megatron.methods.hyper import hyper
 from owpo_megatron.methods.method import ChunkBatch, Method, Terms
-from owpo_megatron.methods.opd import distillation
+from owpo_megatron.methods.paper.opd import distillation
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from owpo_megatron.methods.owpo import Owpo
+from owpo_megatron.methods.paper.owpo import Owpo
 
 if TYPE_CHECKING:
     import torch

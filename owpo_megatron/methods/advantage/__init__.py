@@ -1,0 +1,1 @@
+"""Advantages: how rewards become the numbers that a clipped surrogate, or the plain policy gradient, is given."""

@@ -1,0 +1,1 @@
+"""Objectives whose value of a token depends on that token's log-probs alone."""
