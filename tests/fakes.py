@@ -258,7 +258,7 @@ def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) 
         ShuffledStream(prompts, config.seed),
         tokenizer.decode,
         tokenizer.eos_ids,
-        make_method(config.algorithm.name).dynamic_sampling,
+        config.rollout.keeps_mixed_groups(make_method(config.algorithm.name)),
         keep,
     )
     for step in range(steps):

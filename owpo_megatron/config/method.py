@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from owpo_megatron.config.file import Section
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods.catalogue import check_hyper_parameters, find_method, is_hyper_parameter
+from owpo_megatron.methods.method import Method
 
 
 def _known_method(name: str) -> str:
@@ -66,6 +67,9 @@ class RolloutConfig(Section):
     """Sampling temperature, also of the log-probs that the loss uses."""
     max_response_tokens: int = Field(8192, gt=0)
     """Maximum response length in tokens; longer responses are truncated."""
+    dynamic_sampling: bool | None = None
+    """Replace groups whose verdicts are all equal. null: as the method declares (`owpo methods`); true also for opd,
+    mopd and grpo, which keep every group by themselves; false: keep every group."""
     max_rounds: int = Field(4, ge=1)
     """Maximum generation rounds per step to find groups whose verdicts differ."""
     oversampling: float = Field(1.0, ge=1)
@@ -85,6 +89,10 @@ class RolloutConfig(Section):
     """Texts that end a response, besides the end-of-sequence tokens, e.g. ["Question:"]. The text stays in it."""
     replay: Path | None = None
     """Folder of rollouts, saved by a run with `save`, to use instead of an engine; null: generate."""
+
+    def keeps_mixed_groups(self, method: Method | type[Method]) -> bool:
+        """Whether groups whose verdicts are all equal are dropped and replaced with this method."""
+        return method.groups == "mixed" if self.dynamic_sampling is None else self.dynamic_sampling
 
     @model_validator(mode="after")
     def _long_answers_one_way(self) -> RolloutConfig:

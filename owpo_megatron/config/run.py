@@ -314,8 +314,9 @@ class Config(Section):
         check_teachers(self.teachers, method, self.reference, roll.temperature)
         if max(self.eval.pass_at) > self.eval.samples:
             raise UserError("eval.pass_at", self.eval.pass_at, f"cannot exceed eval.samples = {self.eval.samples}")
-        if roll.oversampling > 1 and method.groups == "all":
-            remedy = f"{method.name} keeps every group, none is replaced; leave it out"
+        if roll.oversampling > 1 and not roll.keeps_mixed_groups(method):
+            who = method.name if roll.dynamic_sampling is None else "rollout.dynamic_sampling: false"
+            remedy = f"{who} keeps every group, none is replaced; leave it out, or set rollout.dynamic_sampling true"
             raise UserError("rollout.oversampling", roll.oversampling, remedy)
         if roll.overlong_tokens and not method.uses_rewards:
             remedy = f"{method.name} does not use rewards; leave it out, or use another method (owpo methods)"

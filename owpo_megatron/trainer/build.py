@@ -332,7 +332,7 @@ class _Builder:
             stream,
             decode=self.tokenizer.decode if self.tokenizer else _nothing_to_decode,
             stop_token_ids=self.tokenizer.eos_ids if self.tokenizer else (),
-            dynamic_sampling=method.dynamic_sampling,
+            dynamic_sampling=config.rollout.keeps_mixed_groups(method),
             record=self._keep_rollouts,
             progress=self.progress,
             date=self.date,

@@ -12,7 +12,7 @@ from tiny import make_config
 from owpo_megatron.config import Config
 from owpo_megatron.data import ShuffledStream
 from owpo_megatron.errors import UserError
-from owpo_megatron.methods import make_method
+from owpo_megatron.methods import catalogue, find_method, make_method
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.schedule import StagePlan
 from owpo_megatron.types import Group, Prompt, Rollout, Verdict
@@ -197,6 +197,23 @@ def test_the_mean_penalty_is_logged_where_there_is_one() -> None:
 def test_combinations_without_meaning_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Config.build({"model": {"path": "m"}, "data": {"source": "task:cipher"}} | fields)
+
+
+@pytest.mark.parametrize("name", sorted(catalogue()))
+def test_dynamic_sampling_is_the_methods_own_unless_it_is_set(name: str) -> None:
+    raw = {"model": {"path": "m"}, "data": {"source": "task:cipher"}, "algorithm": {"name": name}}
+    method = find_method(name)
+    for value, expected in ((None, method.groups == "mixed"), (True, True), (False, False)):
+        rollout = Config.build(raw | {"rollout": {"dynamic_sampling": value}}).rollout
+        assert rollout.keeps_mixed_groups(method) is expected
+
+
+def test_oversampling_goes_with_dynamic_sampling() -> None:
+    raw = {"model": {"path": "m"}, "data": {"source": "task:cipher"}}
+    mopd = raw | {"algorithm": {"name": "mopd"}, "rollout": {"oversampling": 2, "dynamic_sampling": True}}
+    assert Config.build(mopd).rollout.oversampling == 2
+    with pytest.raises(UserError, match=r"oversampling = 2.0: rollout.dynamic_sampling: false keeps every group"):
+        Config.build(raw | {"rollout": {"oversampling": 2, "dynamic_sampling": False}})
 
 
 def test_the_correction_reaches_the_objective() -> None:
