@@ -16,7 +16,7 @@ TRITON := .venv/.triton
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test-fast test test-extra test-all matrix check docs nemo sinks slurm image image-gpu image-test clean
+.PHONY: help setup quickstart test-fast test test-extra test-all matrix faults check docs nemo sinks slurm image image-gpu image-test clean
 
 help:  ## this list
 	@echo "usage: make TARGET"
@@ -63,6 +63,11 @@ test-all:  ## test, then test-extra
 
 matrix: setup  ## hours: every layout with every family, curves of many seeds, fuzzing; writes docs/matrix.md
 	$(PYTEST) -m matrix --matrix-result=docs/matrix.md $(PYTEST_ARGS)
+
+# N faults of kinds drawn uniformly: make faults N=200 SEED=1; KIND="rank" for those whose name has it.
+N ?= 20
+faults: $(TRAINER)  ## inject N faults into real runs (docs/reliability.md); SEED=... repeats a draw
+	$(BIN)/python tests/faults/suite.py --count $(N) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind "$(KIND)")
 
 nemo: $(NEMO)  ## make .venv-nemo, the environment of NeMo-Run, for `owpo launch --with nemo-run`
 

@@ -35,3 +35,15 @@ class CallbackError(RuntimeError):
 
 class ProofError(RuntimeError):
     """A conversion whose two sides are not the same model; the message names the first differences."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error: errors of this module speak for themselves, others carry the name of their type.
+
+    Example:
+        >>> one_line(EngineError("engine 0 is gone\nits last lines")), one_line(KeyError("x"))
+        ('engine 0 is gone', "KeyError: 'x'")
+    """
+    reason = (str(error).splitlines() or [""])[0]
+    ours = (UserError, EngineError, RunError, CallbackError, ProofError)
+    return reason if isinstance(error, ours) and reason else f"{type(error).__name__}: {reason}"

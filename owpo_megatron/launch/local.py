@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -29,26 +28,12 @@ import psutil
 
 from owpo_megatron.launch.machine import LAUNCHER_VARIABLES, gpu_names
 from owpo_megatron.launch.rank import end_with_parent
+from owpo_megatron.launch.reason import Outcome, why
 
-_MISTAKE = "error: "  # prefix of an error file that reports a user's mistake (trainer/main.py)
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 PORTS = range(12000, 20000)  # engines take 20000 to 32000 (engine/server.py)
 _WATCH_SECONDS = 0.2
 _SHUTDOWN_SECONDS = 20  # from torchrun's SIGTERM to its SIGKILL, once a rank has failed
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """End of the ranks.
-
-    Example:
-        Outcome(code=2, reason="parallel.tp = 3: use a divisor of ...", log=Path("runs/run/logs/error_rank_1.txt"))
-    """
-
-    code: int  # 0 done, 1 failure, 2 the user's mistake
-    reason: str = ""
-    log: Path | None = None  # file with the details
-    stopped: bool = False  # on request
 
 
 def run_ranks(
@@ -101,7 +86,7 @@ def run_ranks(
         return Outcome(0, stopped=stop.asked > 0)
     if stop.asked:
         return Outcome(1, "stopped before the step was saved", stopped=True)
-    return _why(code, world_size, logs)
+    return why(code, world_size, logs)
 
 
 def rank_environment(world_size: int) -> dict[str, str]:
@@ -232,48 +217,3 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
     for child in tree:
         if child.is_running():
             child.kill()
-
-
-def _why(code: int, world_size: int, logs: Path) -> Outcome:
-    """The reason from the ranks' error files: a user's mistake if there is one, else the first failure."""
-    files = sorted(logs.glob("error_rank_*.txt"), key=lambda file: file.stat().st_mtime_ns)
-    texts = {file: file.read_text() for file in files}
-    for file, text in texts.items():
-        if text.startswith(_MISTAKE):
-            return Outcome(2, text.removeprefix(_MISTAKE).strip(), file)
-    killed = _killed_rank(code, world_size, logs)
-    if killed is not None:
-        rank, number = killed
-        hint = "; the machine may have run out of memory" if number == signal.SIGKILL else ""
-        return Outcome(1, f"rank {rank} was ended by {signal.Signals(number).name}{hint}", _log_of(rank, logs))
-    for file, text in texts.items():
-        lines = [line for line in text.splitlines() if line.strip()]
-        return Outcome(1, f"rank {_rank_of(file)}: {lines[-1] if lines else 'no reason given'}", file)
-    return Outcome(1, f"the ranks ended with exit code {code}", _log_of(0, logs))
-
-
-def _killed_rank(code: int, world_size: int, logs: Path) -> tuple[int, int] | None:
-    """(rank, signal) when a signal ended a rank: it leaves no error file, and the others fail because of it.
-
-    torchrun ends the rest with SIGTERM once one has failed, so that one counts only as the first failure.
-    """
-    if world_size == 1:
-        return (0, -code) if code < 0 else None
-    text = (logs / "torchrun.log").read_text(errors="replace")
-    others, _, root = text.partition("Root Cause")
-    # at the start of a line: the log above the table has "local_rank: 0", too
-    entry = re.compile(r"^\s*rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL | re.MULTILINE)
-    ended = [(int(rank), -int(exit_code)) for rank, exit_code in entry.findall(root) + entry.findall(others)]
-    first, rest = ended[:1], [found for found in ended[1:] if found[1] != signal.SIGTERM]
-    return next((found for found in first + rest if found[1] > 0), None)
-
-
-def _log_of(rank: int, logs: Path) -> Path | None:
-    for name in (f"rank_{rank}.log", "torchrun.log"):
-        if (logs / name).is_file() and (logs / name).stat().st_size:
-            return logs / name
-    return None
-
-
-def _rank_of(file: Path) -> int:
-    return int(file.stem.rpartition("_")[2])

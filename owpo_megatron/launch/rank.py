@@ -48,7 +48,9 @@ def _run(module: str, arguments: list[str], error_file: Path) -> int:
     except UserError as error:
         error_file.write_text(f"error: {error}\n")
         return 2
-    except Exception:
+    except SystemExit:
+        raise
+    except BaseException:  # torch's CheckpointException is no Exception
         error_file.write_text(traceback.format_exc())
         traceback.print_exc()
         return 1

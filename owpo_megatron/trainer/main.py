@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from owpo_megatron.config import Config
-from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.errors import EngineError, UserError, one_line
 from owpo_megatron.run.layout import RunFolder
 from owpo_megatron.types import Verifier
 
@@ -42,20 +42,29 @@ def main(argv: list[str] | None = None, verifier: Verifier | None = None) -> int
             evaluate_run(config, args.checkpoint)
         else:
             train_run(config, args.stop_file, Given(verifier=verifier))
-    except UserError as error:
-        error_file.write_text(f"error: {error}\n")
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        return report(error, error_file, rank)
+    return 0
+
+
+def report(error: BaseException, error_file: Path, rank: int) -> int:
+    """Write why this rank failed, where launch/reason.py reads it; returns the exit code."""
+    is_mistake = isinstance(error, UserError)
+    # The launcher shows the last line: the reason, not the last line of an engine's log that comes with it.
+    content = f"error: {error}\n" if is_mistake else f"{traceback.format_exc()}\n{one_line(error)}\n"
+    try:
+        error_file.write_text(content)
+    except OSError as no_room:  # a full disk is a reason to fail, and takes no error file
+        print(f"{one_line(error)} ({error_file} could not be written: {no_room.strerror})", flush=True)
+    if is_mistake:
         if rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    except Exception as error:
-        reason, *details = str(error).splitlines() or [""]
-        # The launcher shows the last line: the reason, not the last line of an engine's log that comes with it.
-        error_file.write_text(f"{traceback.format_exc()}\n{type(error).__name__}: {reason}\n")
-        traceback.print_exc()
-        if isinstance(error, EngineError) and details:
-            print("\n".join(details), flush=True)
-        return 1
-    return 0
+    traceback.print_exc()
+    details = str(error).partition("\n")[2]
+    if isinstance(error, EngineError) and details:
+        print(details, flush=True)
+    return 1
 
 
 if __name__ == "__main__":

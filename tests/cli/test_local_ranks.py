@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from owpo_megatron.launch.local import Outcome, run_ranks
+from owpo_megatron.launch.local import run_ranks
+from owpo_megatron.launch.reason import Outcome
 
 pytestmark = pytest.mark.process
 
