@@ -38,7 +38,7 @@ class ProofError(RuntimeError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error: errors of this module speak for themselves, others carry the name of their type.
+    """The first line of an error: errors of this module as they are, others with the name of their type.
 
     Example:
         >>> one_line(EngineError("engine 0 is gone\nits last lines")), one_line(KeyError("x"))

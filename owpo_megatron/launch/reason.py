@@ -31,7 +31,7 @@ def why(code: int, world_size: int, logs: Path) -> Outcome:
 
 
 def first_reason(logs: Path, killed: tuple[int, int] | None = None) -> Outcome | None:
-    """What the ranks' error files say; None where there is none.
+    """Return what the ranks' error files report; None where there is none.
 
     Args:
         killed: (rank, signal) where a signal ended one. Errors of other ranks are its consequence.

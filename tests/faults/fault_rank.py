@@ -1,4 +1,4 @@
-"""What a forked rank of the suite does: the trainer's entry point, with its streams and exit code as the command's."""
+"""Work of a forked rank of the suite: the trainer's entry point, with its streams and exit code as the command's."""
 
 from __future__ import annotations
 

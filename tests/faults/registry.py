@@ -5,7 +5,7 @@
         run = trial.start(tp=2)
         ...                                     # raises Wrong, Hang, Lost or TracebackShown
 
-A module of kinds is a file `kinds_*.py` in this folder; `kinds()` finds it. `by` says how the fault can be injected:
+A module of kinds is a file `kinds_*.py` in this folder; `kinds()` finds it. `by` is how the fault can be injected:
 
     command   the `owpo` command, as a user starts it
     ranks     ranks that are forked with everything imported and enter where the command starts them

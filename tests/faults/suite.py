@@ -45,7 +45,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of it."""
+    """The effect of one fault."""
 
     kind: str
     promise: str

@@ -62,7 +62,7 @@ _BARE = re.compile(r"Traceback \(most recent call last\)|(?:failed|error): (?:ra
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended, and everything that its user saw."""
+    """The end of a run, and everything that its user saw."""
 
     code: int
     text: str
@@ -87,7 +87,7 @@ class Ended:
 
     def told(self, pattern: str) -> Ended:
         if not re.search(pattern, self.text):
-            raise Wrong(f"nothing was said like /{pattern}/:\n{self.text[-2000:]}")
+            raise Wrong(f"nothing was printed like /{pattern}/:\n{self.text[-2000:]}")
         return self
 
 
@@ -159,7 +159,7 @@ class Running:
         return next((code if code > 0 else 1 for code in codes if code), 0)
 
     def _told(self) -> str:
-        """What was printed, and on forked ranks the line that the command makes of their error files."""
+        """Return what was printed, and on forked ranks the line that the command makes of their error files."""
         if isinstance(self._process, Owpo):
             return self.text
         printed = re.sub(r"(?ms)^Traceback .*", "", self.text)  # stderr, which the command sends to logs/rank_N.log
@@ -181,7 +181,7 @@ class Running:
 
 @dataclass
 class Ground:
-    """What all trials share: forked ranks, recorded rollouts, and the run without a fault."""
+    """The shared part of all trials: forked ranks, recorded rollouts, and the run without a fault."""
 
     folder: Path
     ranks: Ranks
