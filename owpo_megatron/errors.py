@@ -41,7 +41,7 @@ def one_line(error: BaseException) -> str:
     """The first line of an error: errors of this module as they are, others with the name of their type.
 
     Example:
-        >>> one_line(EngineError("engine 0 is gone\nits last lines")), one_line(KeyError("x"))
+        >>> one_line(EngineError("engine 0 is gone")), one_line(KeyError("x"))
         ('engine 0 is gone', "KeyError: 'x'")
     """
     reason = (str(error).splitlines() or [""])[0]
