@@ -65,8 +65,8 @@ def test_make_alone_lists_its_targets() -> None:
     ).stdout
     listed = re.findall(r"^  ([\w-]+) +\S", shown, re.MULTILINE)
     assert listed == [
-        *("help", "setup", "quickstart", "test-fast", "test", "test-extra", "test-all", "matrix", "nemo", "sinks"),
-        *("slurm", "check", "docs", "image", "image-gpu", "image-test", "clean"),
+        *("help", "setup", "quickstart", "test-fast", "test", "test-extra", "test-all", "matrix", "faults", "nemo"),
+        *("sinks", "slurm", "check", "docs", "image", "image-gpu", "image-test", "clean"),
     ]
 
 
