@@ -176,9 +176,9 @@ class TokenBatch:
     reward_S: torch.Tensor | None = None  # of each sample, for methods that prepare; None: zeros
     group_S: torch.Tensor | None = None  # int64, equal for siblings; None: each alone
     given: Mapping[str, torch.Tensor] | None = None  # what the method prepared for its tokens; None: nothing yet
-    old_mode: LogpMode = "exact"
-    ref_mode: LogpMode = "exact"
-    now_mode: LogpMode = "exact"  # of the log-probs that `given` was worked out of
+    old_mode: LogpMode | None = "exact"  # None: no sample here has such log-probs
+    ref_mode: LogpMode | None = "exact"
+    now_mode: LogpMode | None = "exact"  # of the log-probs that `given` was worked out of
 
 
 class Verdicts(Protocol):

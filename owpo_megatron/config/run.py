@@ -6,6 +6,7 @@ names the field, the value and the remedy. The resolved configuration is saved i
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig, check
 from owpo_megatron.config.sinks import ProfileConfig, SinksConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods.catalogue import find_method
+
+log = logging.getLogger(__name__)
 
 HF_FILES = "hf"  # folder inside a converted megatron folder, with the HF folder's config.json, tokenizer and the like
 
@@ -52,10 +55,19 @@ class ModelConfig(Section):
     """HF checkpoint folder, or a megatron folder made by tools/convert_hf_to_megatron.py."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the policy's weights and activations; master weights and gradients are float32."""
-    logprob: Literal["exact", "fp8_refined"] = "exact"
-    """Vocabulary head of the passes without gradients (old, reference). `fp8_refined`: FP8 over the vocabulary, with
-    the target and the best candidates recomputed exactly; checked against `exact` at the start, with a fallback to
-    it."""
+    head: Literal["exact", "fp8_refined"] = "exact"
+    """Vocabulary head of every pass: policy, old and reference alike. `fp8_refined`: FP8 over the vocabulary, with the
+    target and the best candidates recomputed exactly, and the loss formed from that; log-probs and gradients are
+    checked against `exact` at the start, with a fallback to it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "logprob" in given:
+            log.warning("model.logprob is now model.head, and holds for the training pass too; rename it")
+            given = given | {"head": given["logprob"]}
+            del given["logprob"]
+        return given
 
 
 class ParallelConfig(Section):

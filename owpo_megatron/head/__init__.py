@@ -1,7 +1,7 @@
 """The LM head: log-probs, entropies, losses and their gradients, without ever holding the logits of all tokens."""
 
 from owpo_megatron.head.fp8 import Fp8Weight
-from owpo_megatron.head.fp8_check import Fp8Error, fp8_error, settled_mode
+from owpo_megatron.head.fp8_check import HeadError, head_error, settled_mode
 from owpo_megatron.head.head import Head, HeadLoss, HeadRows
 from owpo_megatron.head.logprobs import (
     ComparableLogProbs,
@@ -9,23 +9,21 @@ from owpo_megatron.head.logprobs import (
     LogProbs,
     RawLogProbs,
     RefinedLogProbs,
-    check_comparable,
 )
 from owpo_megatron.head.shard import VocabShard
 
 __all__ = [
     "ComparableLogProbs",
     "ExactLogProbs",
-    "Fp8Error",
     "Fp8Weight",
     "Head",
+    "HeadError",
     "HeadLoss",
     "HeadRows",
     "LogProbs",
     "RawLogProbs",
     "RefinedLogProbs",
     "VocabShard",
-    "check_comparable",
-    "fp8_error",
+    "head_error",
     "settled_mode",
 ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BackendName = Literal["auto", "torch", "triton"]
 """auto: triton for CUDA tensors below float64 where Triton is installed, torch for all others."""
 TORCH_BYTES = 24 << 20  # of float32 logits on a CPU. Larger chunks are hardly faster from about 100 rows on
-CUDA_BYTES = 5 << 29  # 2.5 GB: 4,096 rows of 152 k columns. Fewer rows read and write dW too often
+CUDA_BYTES = 2 << 30  # 3,456 rows of 152 k columns. Fewer rows read and write dW too often
 
 
 def torch_rows(vocab: int) -> int:
@@ -54,8 +54,8 @@ class ChunkLogits(Protocol):
         """
 
 
-class ForwardBackend(Protocol):
-    """Logits of one weight on one kind of device."""
+class Backend(Protocol):
+    """Logits of one weight on one kind of device, and what their gradient does to h and the weight."""
 
     def chunk_rows(self, columns: int) -> int:
         """Rows whose logits exist at the same time for a weight of `columns` rows, unless the caller sets it.
@@ -71,10 +71,6 @@ class ForwardBackend(Protocol):
 
         `column_R` is the target's column on this rank, -1 where another rank has it.
         """
-
-
-class Backend(ForwardBackend, Protocol):
-    """Logits and their gradients."""
 
     def dgrad(self, dlogits_KV: torch.Tensor) -> torch.Tensor:
         """dlogits W, [K, H] in the hidden states' dtype."""
@@ -96,8 +92,8 @@ def exact_backend(weight_VH: torch.Tensor, inverse_temperature: float, name: Bac
 
 def fp8_backend(
     weight_VH: torch.Tensor, fp8_weight: Fp8Weight, inverse_temperature: float, refine: bool, name: BackendName
-) -> ForwardBackend:
-    """Choose the backend for log-probs in FP8; `fp8_weight` is `weight_VH` quantised."""
+) -> Backend:
+    """Choose the backend whose logits are in FP8, refined or raw; `fp8_weight` is `weight_VH` quantised."""
     if _use_triton(weight_VH, name):
         from owpo_megatron.head.triton_fp8 import TritonFp8Backend
 

@@ -10,21 +10,27 @@ Shapes: C rows of a chunk, H hidden, V columns on this rank, N refined columns o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import torch
 
-from owpo_megatron.head.backend import torch_rows, wide
-from owpo_megatron.head.torch_backend import TorchLogits
+from owpo_megatron.head.backend import wide
+from owpo_megatron.head.torch_backend import TorchBackend
 
 E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
+_ROWS_AT_ONCE = 8192  # of a tensor that is quantised
 CANDIDATES = 32  # 16 already give a mean error of 2e-4; flat distributions need more
 
 
 def quantise(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (e4m3 values, fp32 scale) with values * scale ~ tensor: one scale per tensor, by its largest value."""
-    scale = tensor.abs().amax().float().clamp(min=1e-12) / E4M3_MAX
-    return (tensor.float() / scale).to(torch.float8_e4m3fn), scale
+    """Return (e4m3 values, fp32 scale) with values * scale ~ tensor: one scale per tensor, by its largest value.
+
+    By blocks of rows: no copy of the whole tensor in float32 (2.3 GiB for a vocabulary of 152 k).
+    """
+    low, high = torch.aminmax(tensor)
+    scale = torch.maximum(-low, high).float().clamp(min=1e-12) / E4M3_MAX
+    values = torch.empty_like(tensor, dtype=torch.float8_e4m3fn)
+    for part, source in zip(values.split(_ROWS_AT_ONCE), tensor.split(_ROWS_AT_ONCE), strict=True):
+        part.copy_(source.float() / scale)
+    return values, scale
 
 
 class Fp8Weight:
@@ -42,33 +48,20 @@ class Fp8Weight:
         return self._product(h_CH)
 
 
-class Fp8Backend:
-    """The forward half of a Backend: FP8 logits, refined or raw.
+class Fp8Backend(TorchBackend):
+    """TorchBackend whose logits are in FP8, refined or raw; its backward products are those of the exact weight.
 
     Args:
-        weight_VH: the same weight unquantised, for the refinement.
+        weight_VH: the same weight unquantised, for the refinement and the backward.
     """
 
     def __init__(self, weight_VH: torch.Tensor, fp8_weight: Fp8Weight, inverse_temperature: float, refine: bool):
-        self._weight_VH = weight_VH
+        super().__init__(weight_VH, inverse_temperature)
         self._fp8_weight = fp8_weight
-        self._inverse_temperature = inverse_temperature
         self._refine = refine
 
-    def chunk_rows(self, columns: int) -> int:
-        return torch_rows(columns)
-
-    def chunks(
-        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
-    ) -> Iterator[TorchLogits]:
-        assert not for_entropy_gradient, "no gradient goes through FP8 log-probs"
-        for chunk in slices:
-            yield TorchLogits(
-                self._logits(h_RH[chunk], column_R[chunk]), column_R[chunk], self._inverse_temperature, False
-            )
-
     def _logits(self, h_CH: torch.Tensor, column_C: torch.Tensor) -> torch.Tensor:
-        logits_CV = self._fp8_weight.logits(h_CH)
+        logits_CV = self._fp8_weight.logits(h_CH).to(wide(h_CH))
         if self._refine and logits_CV.shape[1]:
             best_CN = logits_CV.topk(min(CANDIDATES, logits_CV.shape[1]), dim=1).indices
             column_CN = torch.cat([best_CN, column_C.clamp(min=0)[:, None]], dim=1)
@@ -101,10 +94,11 @@ class _Simulated:
 
 
 class _ScaledMm:
-    """cuBLASLt's FP8 GEMM through torch. Not run on a GPU yet."""
+    """cuBLASLt's FP8 GEMM through torch, of any shape: it wants multiples of 16, so the FP8 copies are padded."""
 
     def __init__(self, weight_VH: torch.Tensor):
-        self._weight_VH, self._scale = quantise(weight_VH)
+        self._columns = len(weight_VH)
+        self._weight_VH, self._scale = quantise(_with_whole_tiles(weight_VH))
 
     def __call__(self, h_CH: torch.Tensor) -> torch.Tensor:
         values_CH, scale = quantise(_with_whole_tiles(h_CH))
@@ -112,7 +106,7 @@ class _ScaledMm:
             values_CH, self._weight_VH.t(), scale_a=scale, scale_b=self._scale, out_dtype=torch.float32,
             use_fast_accum=False,
         )  # fmt: skip
-        return out[: len(h_CH)]
+        return out[: len(h_CH), : self._columns]
 
 
 class _TransformerEngine:
@@ -127,26 +121,27 @@ class _TransformerEngine:
             tex.DType.kFloat8E4M3, device=weight_VH.device, rowwise=True, columnwise=False
         )
         self._gemm = general_gemm
-        self._weight_VH = self._quantise(weight_VH)
+        self._columns = len(weight_VH)
+        self._weight_VH = self._quantise(_with_whole_tiles(weight_VH))
 
     def __call__(self, h_CH: torch.Tensor) -> torch.Tensor:
         values_CH = self._quantise(_with_whole_tiles(h_CH))
         out, *_ = self._gemm(
             self._weight_VH, values_CH, out_dtype=torch.float32, layout="TN", use_split_accumulator=True
         )
-        return out[: len(h_CH)]
+        return out[: len(h_CH), : self._columns]
 
 
-def _with_whole_tiles(h_CH: torch.Tensor) -> torch.Tensor:
-    """Rows of zeros up to the next multiple of 16, which cuBLAS's FP8 GEMM wants of every dimension."""
-    return torch.nn.functional.pad(h_CH, (0, 0, 0, -len(h_CH) % 16))
+def _with_whole_tiles(matrix: torch.Tensor) -> torch.Tensor:
+    """Rows and columns of zeros up to the next multiples of 16, which cuBLAS's FP8 GEMM wants of every dimension."""
+    rows, columns = matrix.shape
+    padding = (0, -columns % 16, 0, -rows % 16)
+    return torch.nn.functional.pad(matrix, padding) if any(padding) else matrix
 
 
 def _best_product(weight_VH: torch.Tensor) -> _Simulated | _ScaledMm | _TransformerEngine:
-    # a GEMM in FP8 needs Ada or later, and multiples of 16 everywhere (rows of h are added where they are missing)
-    hardware = weight_VH.is_cuda and torch.cuda.get_device_capability(weight_VH.device) >= (8, 9)
-    if not hardware or any(size % 16 for size in weight_VH.shape):
-        return _Simulated(weight_VH)
+    if not weight_VH.is_cuda or torch.cuda.get_device_capability(weight_VH.device) < (8, 9):
+        return _Simulated(weight_VH)  # a GEMM in FP8 needs Ada or later
     try:
         return _TransformerEngine(weight_VH)
     except ImportError:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from owpo_megatron.head.backend import Backend, BackendName, ForwardBackend, exact_backend, fp8_backend, wide
+from owpo_megatron.head.backend import Backend, BackendName, exact_backend, fp8_backend, wide
 from owpo_megatron.head.fp8 import Fp8Weight
 from owpo_megatron.head.gradients import FormedGradients, attach
 from owpo_megatron.head.logprobs import ExactLogProbs, LogProbs, RawLogProbs, RefinedLogProbs, check_batch
@@ -48,6 +48,10 @@ class HeadLoss:
 class Head:
     """softmax(h W^T / temperature). Build one per pass: its weight is converted and quantised at most once.
 
+    Every call names its mode. `exact`: products of the inputs' dtype, summed in float32. `fp8_refined`: FP8 over the
+    whole vocabulary, then the target and the best columns of each row again exactly; the softmax, the loss and the
+    gradient of the logits are formed from these logits, and the two backward products are those of `exact`.
+
     Args:
         weight_VH: this rank's rows of the output embedding, padding included.
         temperature: divides the logits, for log-probs and entropies alike.
@@ -65,12 +69,12 @@ class Head:
         chunk_rows: int | None = None,
     ):
         self.weight_VH = weight_VH
-        self._shard = shard or VocabShard(weight_VH.shape[0])
-        self._valid_VH = weight_VH.detach()[: self._shard.valid_rows]
+        self.shard = shard or VocabShard(weight_VH.shape[0])
+        self._valid_VH = weight_VH.detach()[: self.shard.valid_rows]
         self._inverse_temperature = 1.0 / temperature
         self._backend_name = backend
         self._chunk_rows = chunk_rows
-        self._exact: Backend | None = None
+        self._backends: dict[LogpMode, Backend] = {}
         self._fp8_weight: Fp8Weight | None = None
 
     @torch.no_grad()
@@ -93,16 +97,23 @@ class Head:
             float32 results, or float64 for float64 inputs: the same on every rank of the group, and the same bits as
             `loss` gives for the same rows, chunks and mode. One collective, of four floats per row and rank.
         """
-        backend = self._exact_backend() if mode == "exact" else self._fp8_backend(refine=mode == "fp8_refined")
+        backend = self._backend(mode)
         rows = self._rows(backend, h_TH, target_T, row_mask_T)
         local_4R = torch.empty(4, len(rows.h_RH), dtype=wide(h_TH), device=h_TH.device)
         for chunk, logits in zip(rows.slices, backend.chunks(rows.h_RH, rows.column_R, rows.slices), strict=True):
             local_4R[:, chunk] = logits.stats()
-        stats = self._shard.combine(local_4R)
+        stats = self.shard.combine(local_4R)
         found = (rows.spread(value_R) for value_R in (stats.logp_C, stats.entropy_C, stats.lse_C))
         return _TYPE[mode](*found)
 
-    def loss(self, h_TH: torch.Tensor, target_T: torch.Tensor, batch: TokenBatch, method: Method) -> HeadLoss:
+    def loss(
+        self,
+        h_TH: torch.Tensor,
+        target_T: torch.Tensor,
+        batch: TokenBatch,
+        method: Method,
+        mode: LogpMode = "exact",
+    ) -> HeadLoss:
         """The method's loss, with the gradients of h and the weight formed on the way: 6 T V H, or less.
 
         Rows whose gradient is exactly zero (advantage 0, clipped, masked) skip the backward GEMMs. The weight's
@@ -113,33 +124,54 @@ class Head:
             h_TH, target_T: as for `logprobs`, on the rows of `batch.row_mask_T`.
             batch: its values must be the same on every tensor-parallel rank: they decide which rows leave.
             method: with coupling `sample` its `prepare` runs here, after a first pass over the same hidden states.
+            mode: "exact" or "fp8_refined", the mode of the batch's log-probs.
 
         Raises:
-            TypeError: the batch's log-probs are of a mode that no ratio may be formed of, or a method whose coupling is
+            TypeError: a ratio would be formed of log-probs of two modes, or of raw FP8; or a method whose coupling is
                 `group` or `minibatch` was not prepared.
 
         The gradient of h is this rank's PARTIAL sum (over its part of the vocabulary): the caller reduces it, as
         megatron's copy-to / gather-from regions in front of the output layer do. The weight's is complete.
         """
-        check_batch(method.needs_reference, batch.old_mode, batch.ref_mode, batch.now_mode)
-        batch = self._prepared(h_TH, target_T, batch, method)
+        check_batch(batch, method.needs_reference, mode)
+        batch = self._prepared(h_TH, target_T, batch, method, mode)
         formed = FormedGradients(h_TH, self.weight_VH)
         with torch.no_grad():
-            out = self._form(h_TH, target_T, batch, method, formed)
+            out = self._form(h_TH, target_T, batch, method, formed, self._backend(mode))
         return replace(out, loss_sum=attach(h_TH, self.weight_VH, out.loss_sum, formed)) if formed.wanted else out
+
+    @torch.no_grad()
+    def slopes(
+        self, h_CH: torch.Tensor, target_C: torch.Tensor, dlogp_C: torch.Tensor, mode: LogpMode
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probs [C] of a few rows, and the gradients of sum(dlogp_C * logp_C): of the logits and of h. For checks.
+
+        Returns:
+            (logp_C, dlogits_CV of this rank's columns, dh_CH summed over the ranks).
+        """
+        backend = self._backend(mode)
+        (logits,) = backend.chunks(h_CH, self.shard.column(target_C), [slice(0, len(h_CH))])
+        stats = self.shard.combine(logits.stats())
+        dlogits_CV = logits.dlogits(None, stats, dlogp_C, None)
+        return stats.logp_C, dlogits_CV, self.shard.sum(backend.dgrad(dlogits_CV))
 
     # ------------------------------------------------------------------------------------------ inside
     def _form(
-        self, h_TH: torch.Tensor, target_T: torch.Tensor, batch: TokenBatch, method: Method, formed: FormedGradients
+        self,
+        h_TH: torch.Tensor,
+        target_T: torch.Tensor,
+        batch: TokenBatch,
+        method: Method,
+        formed: FormedGradients,
+        backend: Backend,
     ) -> HeadLoss:
-        backend = self._exact_backend()
         rows = self._rows(backend, h_TH, target_T, batch.row_mask_T)
         logp_T = torch.zeros(h_TH.shape[0], dtype=wide(h_TH), device=h_TH.device)
         entropy_T = torch.zeros_like(logp_T)
         loss, kept = MethodLoss(method, batch), 0
         all_logits = backend.chunks(rows.h_RH, rows.column_R, rows.slices, method.entropy_coef != 0)
         for chunk, logits in zip(rows.slices, all_logits, strict=True):
-            stats = self._shard.combine(logits.stats())
+            stats = self.shard.combine(logits.stats())
             rows_C = rows.places(chunk)
             logp_T[rows_C], entropy_T[rows_C] = stats.logp_C, stats.entropy_C
             slope = loss.add(rows_C, stats.logp_C, stats.entropy_C, gradient=formed.wanted)
@@ -162,33 +194,38 @@ class Head:
         counts = HeadRows(h_TH.shape[0], len(rows.h_RH), kept)
         return HeadLoss(total.loss_sum, total.count, total.metrics, logp_T, entropy_T, counts)
 
-    def _prepared(self, h_TH: torch.Tensor, target_T: torch.Tensor, batch: TokenBatch, method: Method) -> TokenBatch:
+    def _prepared(
+        self, h_TH: torch.Tensor, target_T: torch.Tensor, batch: TokenBatch, method: Method, mode: LogpMode
+    ) -> TokenBatch:
         if method.coupling == "token" or batch.given is not None:
             return batch
         if method.coupling != "sample":
             what = f"{method.name} couples the tokens of a {method.coupling}"
             raise TypeError(f"{what}: the trainer calls its `prepare` before the update (methods/prepare.py)")
-        now = self.logprobs(h_TH.detach(), target_T, batch.row_mask_T)
+        now = self.logprobs(h_TH.detach(), target_T, batch.row_mask_T, mode)
         return prepared_in_microbatch(method, batch, now.logp_T, now.entropy_T)
 
-    def _exact_backend(self) -> Backend:
-        if self._exact is None:
-            self._exact = exact_backend(self._valid_VH, self._inverse_temperature, self._backend_name)
-        return self._exact
+    def _backend(self, mode: LogpMode) -> Backend:
+        if mode not in self._backends:
+            self._backends[mode] = self._made(mode)
+        return self._backends[mode]
 
-    def _fp8_backend(self, refine: bool) -> ForwardBackend:
+    def _made(self, mode: LogpMode) -> Backend:
+        weight_VH, factor, name = self._valid_VH, self._inverse_temperature, self._backend_name
+        if mode == "exact":
+            return exact_backend(weight_VH, factor, name)
         if self._fp8_weight is None:
-            self._fp8_weight = Fp8Weight(self._valid_VH)
-        return fp8_backend(self._valid_VH, self._fp8_weight, self._inverse_temperature, refine, self._backend_name)
+            self._fp8_weight = Fp8Weight(weight_VH)
+        return fp8_backend(weight_VH, self._fp8_weight, factor, mode == "fp8_refined", name)
 
     def _rows(
-        self, backend: ForwardBackend, h_TH: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor | None
+        self, backend: Backend, h_TH: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor | None
     ) -> _Rows:
-        size = self._chunk_rows or backend.chunk_rows(self._shard.local_rows)
+        size = self._chunk_rows or backend.chunk_rows(self.shard.local_rows)
         if row_mask_T is None:
-            return _Rows(len(h_TH), None, h_TH.detach(), self._shard.column(target_T), size)
+            return _Rows(len(h_TH), None, h_TH.detach(), self.shard.column(target_T), size)
         index_R = row_mask_T.nonzero()[:, 0]
-        return _Rows(len(h_TH), index_R, h_TH.detach()[index_R], self._shard.column(target_T[index_R]), size)
+        return _Rows(len(h_TH), index_R, h_TH.detach()[index_R], self.shard.column(target_T[index_R]), size)
 
 
 class _Rows:

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from owpo_megatron.types import LogpMode, ReferenceNeed
+from owpo_megatron.types import LogpMode, ReferenceNeed, TokenBatch
 
 COMPARABLE: frozenset[LogpMode] = frozenset({"exact", "fp8_refined"})
-"""Modes whose log-probs may be used in a ratio, also with each other."""
+"""Modes whose log-probs may be used in a ratio."""
 LEARNABLE: frozenset[LogpMode] = COMPARABLE | {"engine"}
 """Modes of what a policy may be drawn towards: an engine's error is small next to the distance to another model."""
 
@@ -66,26 +66,25 @@ class RawLogProbs(LogProbs):
     mode: ClassVar[LogpMode] = "fp8_raw"
 
 
-def check_batch(need: ReferenceNeed, old: LogpMode, reference: LogpMode, now: LogpMode = "exact") -> None:
-    """Refuse a batch whose log-probs are not good enough for what the method makes of them.
+def check_batch(batch: TokenBatch, need: ReferenceNeed, mode: LogpMode) -> None:
+    """Refuse a batch whose log-probs may not meet those of a pass in this mode: one mode per ratio.
+
+    A teacher's may be of any mode but raw FP8: no ratio is formed with them.
 
     Raises:
-        TypeError: log-probs of the old or current policy, or of a reference that a ratio is formed with, are not
-            comparable; or a teacher's are raw FP8.
+        TypeError: old, prepared or reference log-probs are of another mode, or the mode itself is raw FP8.
     """
-    check_comparable(old=old, now=now)
+    if mode not in COMPARABLE:
+        raise TypeError(f"no ratio may be formed of {mode} log-probs: use exact or fp8_refined")
+    given: dict[str, LogpMode | None] = {}
+    if batch.old_logp_T is not None:
+        given["old"] = batch.old_mode
+    if batch.given is not None:
+        given["prepared"] = batch.now_mode
     if need != "teacher":
-        check_comparable(reference=reference)
-    elif reference not in LEARNABLE:
-        raise TypeError(f"teacher log-probs are {reference}: nothing can be learnt from them; use exact or fp8_refined")
-
-
-def check_comparable(**modes: LogpMode) -> None:
-    """Refuse log-probs that may not be used in a ratio; for numbers that have lost their type.
-
-    Raises:
-        TypeError: one of the modes is not comparable.
-    """
-    for name, mode in modes.items():
-        if mode not in COMPARABLE:
-            raise TypeError(f"{name} log-probs are {mode}: no ratio may be formed of them; use exact or fp8_refined")
+        given["reference"] = batch.ref_mode
+    elif batch.ref_mode is not None and batch.ref_mode not in LEARNABLE:
+        raise TypeError(f"teacher log-probs are {batch.ref_mode}: nothing can be learnt from them")
+    for name, its_mode in given.items():
+        if its_mode is not None and its_mode != mode:
+            raise TypeError(f"{name} log-probs are {its_mode}, the policy's {mode}: no ratio is formed of two modes")

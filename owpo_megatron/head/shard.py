@@ -75,6 +75,12 @@ class VocabShard:
         logp_C = (target_KC.sum(dim=0) - max_C) - log_sum_C
         return RowStats(max_C + log_sum_C, logp_C, log_sum_C - moment_C / sum_C)
 
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum of every rank's `value`, on every rank."""
+        if self.group is not None:
+            dist.all_reduce(value, group=self.group)
+        return value
+
     def _gather(self, local_4C: torch.Tensor) -> torch.Tensor:
         """[K, 4, C]. Every rank then does the same arithmetic, hence gets the same bits."""
         if self.group is None:

@@ -36,10 +36,14 @@ class TorchBackend:
         for chunk in slices:
             # no name for the logits here: it would keep them alive beyond TorchLogits.stats
             yield TorchLogits(
-                self._logits(h_RH[chunk]), column_R[chunk], self._inverse_temperature, for_entropy_gradient
+                self._logits(h_RH[chunk], column_R[chunk]),
+                column_R[chunk],
+                self._inverse_temperature,
+                for_entropy_gradient,
             )
 
-    def _logits(self, h_CH: torch.Tensor) -> torch.Tensor:
+    def _logits(self, h_CH: torch.Tensor, column_C: torch.Tensor) -> torch.Tensor:
+        """[C, V] over the temperature; what a subclass computes in another way."""
         logits_CV = torch.mm(h_CH.to(self._weight_VH.dtype), self._weight_VH.t())
         return logits_CV if self._inverse_temperature == 1 else logits_CV.mul_(self._inverse_temperature)
 

@@ -1,13 +1,13 @@
-"""The head on a GPU: cuBLAS GEMMs with float32 results, Triton epilogues, and the next chunk's GEMM under this one's.
+"""The head on a GPU: cuBLAS GEMMs with float32 results and Triton epilogues, one chunk of logits at a time.
 
-Under TRITON_INTERPRET=1 the same classes run on a CPU, with float32 GEMMs and without a second stream. Not run on a GPU
-yet.
+A GEMM of this size fills every SM, so a second chunk under way would hide little and cost its memory.
+Under TRITON_INTERPRET=1 the same classes run on a CPU, with float32 GEMMs. Not run on a GPU yet.
 Shapes: R rows that take part, C rows of a chunk, K kept rows, H hidden, V columns on this rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -35,11 +35,11 @@ class TritonBackend:
         self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
     ) -> Iterator[TritonLogits]:
         h_RH = h_RH.to(self._weight_VH.dtype)
-
-        def product(chunk: slice, out_CV: torch.Tensor) -> None:
-            _mm_float32(h_RH[chunk], self._weight_VH.t(), out_CV)
-
-        for chunk, logits_CV in one_ahead(product, slices, self._weight_VH):
+        longest = max((chunk.stop - chunk.start for chunk in slices), default=0)
+        buffer_CV = triton_ops.rows_of(longest, len(self._weight_VH), torch.float32, self._weight_VH.device)
+        for chunk in slices:
+            logits_CV = buffer_CV[: chunk.stop - chunk.start]
+            _mm_float32(h_RH[chunk], self._weight_VH.t(), logits_CV)
             yield TritonLogits(logits_CV, column_R[chunk], self._inverse_temperature, self._weight_VH.dtype)
 
     def dgrad(self, dlogits_KV: torch.Tensor) -> torch.Tensor:
@@ -76,47 +76,6 @@ class TritonLogits:
             self._logits_CV, keep_K, self._column_C, stats.lse_C, stats.entropy_C, dlogp_C, dentropy_C,
             self._inverse_temperature, self._operand,
         )  # fmt: skip
-
-
-def one_ahead(
-    product: Callable[[slice, torch.Tensor], None], slices: Sequence[slice], weight_VH: torch.Tensor
-) -> Generator[tuple[slice, torch.Tensor], None, None]:
-    """(chunk, its logits [C, V] fp32) in turn, the next chunk's GEMM running on a second stream meanwhile.
-
-    Two buffers: chunk i + 1 goes where chunk i - 1 was, once all that was enqueued for chunk i - 1 is done.
-    """
-    if not slices:
-        return
-    longest = max(chunk.stop - chunk.start for chunk in slices)
-    buffers = [
-        torch.empty(longest, len(weight_VH), dtype=torch.float32, device=weight_VH.device)
-        for _ in range(min(2, len(slices)))
-    ]
-    views = [buffers[i % 2][: chunk.stop - chunk.start] for i, chunk in enumerate(slices)]
-    if not weight_VH.is_cuda:
-        for chunk, out_CV in zip(slices, views, strict=True):
-            product(chunk, out_CV)
-            yield chunk, out_CV
-        return
-    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    done = [torch.cuda.Event() for _ in slices]
-
-    def launch(index: int) -> None:
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
-            product(slices[index], views[index])
-            done[index].record()
-
-    try:
-        launch(0)
-        for index, chunk in enumerate(slices):
-            if index + 1 < len(slices):
-                launch(index + 1)
-            main.wait_event(done[index])
-            yield chunk, views[index]
-    finally:
-        # also where the caller leaves early: the buffers return to the main stream's pool
-        main.wait_stream(side)
 
 
 def _mm_float32(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:

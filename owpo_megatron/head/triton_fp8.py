@@ -12,51 +12,49 @@ from functools import partial
 import torch
 
 from owpo_megatron.head import triton_ops
-from owpo_megatron.head.backend import ChunkLogits, cuda_rows
 from owpo_megatron.head.fp8 import CANDIDATES, Fp8Weight
-from owpo_megatron.head.triton_backend import TritonLogits
+from owpo_megatron.head.triton_backend import TritonBackend, TritonLogits
 
 
-class TritonFp8Backend:
-    """Implements ForwardBackend; see Fp8Backend."""
+class TritonFp8Backend(TritonBackend):
+    """TritonBackend whose logits are in FP8, refined or raw; see Fp8Backend."""
 
     def __init__(self, weight_VH: torch.Tensor, fp8_weight: Fp8Weight, inverse_temperature: float, refine: bool):
-        self._weight_VH = weight_VH if weight_VH.is_cuda else weight_VH.float()
+        super().__init__(weight_VH, inverse_temperature)
         self._fp8_weight = fp8_weight
-        self._inverse_temperature = inverse_temperature
         self._refine = refine
-
-    def chunk_rows(self, columns: int) -> int:
-        return cuda_rows(columns)
 
     def chunks(
         self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
-    ) -> Iterator[ChunkLogits]:
-        assert not for_entropy_gradient, "no gradient goes through FP8 log-probs"
+    ) -> Iterator[TritonLogits]:
+        h_RH = h_RH.to(self._weight_VH.dtype)
         for chunk in slices:
-            logits_CV, column_C = self._fp8_weight.logits(h_RH[chunk]), column_R[chunk]
+            # no name for the logits here: it would keep them alive beside the next chunk's
             if self._refine:
-                exact = partial(triton_ops.gather_dot, h_RH[chunk].to(self._weight_VH.dtype), self._weight_VH)
-                yield RefinedLogits(logits_CV, column_C, self._inverse_temperature, exact, CANDIDATES)
+                exact = partial(triton_ops.gather_dot, h_RH[chunk], self._weight_VH)
+                yield RefinedLogits(
+                    self._fp8_weight.logits(h_RH[chunk]), column_R[chunk], self._inverse_temperature,
+                    self._weight_VH.dtype, exact,
+                )  # fmt: skip
             else:
-                yield TritonLogits(logits_CV, column_C, self._inverse_temperature, self._weight_VH.dtype)
-            del logits_CV
+                yield TritonLogits(
+                    self._fp8_weight.logits(h_RH[chunk]), column_R[chunk], self._inverse_temperature,
+                    self._weight_VH.dtype,
+                )  # fmt: skip
 
 
-class RefinedLogits:
-    """FP8 logits in memory whose best columns and target are replaced by exact ones, in the statistics alone.
+class RefinedLogits(TritonLogits):
+    """FP8 logits in memory whose best columns and target are replaced by exact ones.
 
     The candidates are the best column of each 128-wide tile of the best tiles: found while the softmax is summed, so
-    that the logits are read once.
+    that the logits are read once. The statistics are corrected by what was exchanged, not summed again.
     """
 
     def __init__(
-        self, logits_CV: torch.Tensor, column_C: torch.Tensor, inverse_temperature: float,
-        exact: Callable[[torch.Tensor], torch.Tensor], candidates: int,
+        self, logits_CV: torch.Tensor, column_C: torch.Tensor, inverse_temperature: float, operand: torch.dtype,
+        exact: Callable[[torch.Tensor], torch.Tensor], candidates: int = CANDIDATES,
     ):  # fmt: skip
-        self._logits_CV = logits_CV
-        self._column_C = column_C
-        self._inverse_temperature = inverse_temperature
+        super().__init__(logits_CV, column_C, inverse_temperature, operand)
         self._exact = exact
         self._candidates = candidates
 
@@ -71,11 +69,13 @@ class RefinedLogits:
         here_C = self._column_C >= 0
         target_C1 = self._column_C.clamp(min=0)[:, None]
         column_CN = torch.cat([tile_column_CN.gather(1, chosen_CN).long(), target_C1], dim=1)
-        exact_CN = self._exact(column_CN) * self._inverse_temperature
+        exact_CN = self._exact(column_CN)
         screened_CN = self._logits_CV.gather(1, column_CN) * self._inverse_temperature
+        self._logits_CV.scatter_(1, column_CN, exact_CN)  # of which `dlogits` is formed
+        exact_CN = exact_CN * self._inverse_temperature
         counts_CN = torch.ones_like(column_CN, dtype=torch.bool)
-        # a target that is a candidate too is exchanged once; a target of another rank not at all
-        counts_CN[:, -1] = here_C & (column_CN[:, :-1] != target_C1).all(dim=1)
+        # A target that is a candidate too is exchanged once; for that of another rank it is column 0.
+        counts_CN[:, -1] = (column_CN[:, :-1] != target_C1).all(dim=1)
         old_max_C, old_sum_C, _, old_moment_C = out_4C.unbind(0)
         max_C = torch.maximum(old_max_C, exact_CN.masked_fill(~counts_CN, -torch.inf).amax(dim=1))
         shift_C = old_max_C - max_C
@@ -90,6 +90,3 @@ class RefinedLogits:
             moment_C = moment_C + sign * (weight_CN * away_CN).sum(dim=1)
         target_C = exact_CN[:, -1].masked_fill(~here_C, 0)
         return torch.stack([max_C, sum_C, target_C, moment_C])
-
-    def dlogits(self, *_: object) -> torch.Tensor:
-        raise TypeError("no gradient goes through FP8 log-probs")

@@ -96,6 +96,11 @@ def _gather_dot_kernel(
     tl.store(out + row * columns_per_row + which, tl.sum(total, 0))
 
 
+def rows_of(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[rows, columns] without values whose rows begin at multiples of 16 elements: 128-bit loads for any vocabulary."""
+    return torch.empty(rows, -(-columns // 16) * 16, dtype=dtype, device=device)[:, :columns]
+
+
 def row_stats(
     logits_CV: torch.Tensor, column_C: torch.Tensor, inverse_temperature: float, candidates: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -131,7 +136,7 @@ def dlogits(
 ) -> torch.Tensor:
     """[K, V] in `dtype`; see ChunkLogits.dlogits."""
     kept, columns = len(keep_K), logits_CV.shape[1]
-    out_KV = torch.empty(kept, columns, dtype=dtype, device=logits_CV.device)
+    out_KV = rows_of(kept, columns, dtype, logits_CV.device)
     if kept and columns:
         _dlogits_kernel[(kept, triton.cdiv(columns, BLOCK))](
             logits_CV, out_KV, keep_K, column_C, lse_C, entropy_C, dlogp_C,

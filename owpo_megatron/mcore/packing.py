@@ -145,9 +145,9 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
         ]
         return scatter(torch.cat(known) if known else torch.zeros(0))
 
-    def one_mode(modes: list[LogpMode]) -> LogpMode:
+    def one_mode(modes: list[LogpMode]) -> LogpMode | None:
         assert len(set(modes)) <= 1, f"one pass returns log-probs of one mode, not {sorted(set(modes))}"
-        return modes[0] if modes else "exact"
+        return modes[0] if modes else None
 
     spent_old = all(sample.old_logp is not None for sample in chosen)
     assert spent_old or all(sample.old_logp is None for sample in chosen), "an old pass covers all samples or none"

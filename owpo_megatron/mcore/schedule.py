@@ -10,7 +10,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from owpo_megatron.head import Fp8Error, Head, HeadLoss, LogProbs, fp8_error
+from owpo_megatron.head import Head, HeadError, HeadLoss, LogProbs, head_error
 from owpo_megatron.mcore.packing import Microbatch
 from owpo_megatron.methods import Method
 from owpo_megatron.types import LogpMode, TokenBatch
@@ -24,6 +24,7 @@ def forward_backward(
     method: Method,
     batch_of: Callable[[Microbatch], TokenBatch],
     collect: Callable[[TokenBatch, HeadLoss], Collected],
+    mode: LogpMode = "exact",
 ) -> list[Collected]:
     """Accumulate gradients of sum(loss) / sum(count over all ranks) in main_grad.
 
@@ -32,7 +33,7 @@ def forward_backward(
 
     def loss(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
         batch = batch_of(microbatch)
-        out = head.loss(h_TH, microbatch.target_T[0], batch, method)
+        out = head.loss(h_TH, microbatch.target_T[0], batch, method, mode)
         return out.loss_sum, out.count.int(), collect(batch, out)
 
     return _run(chunks, microbatches, loss, forward_only=False)
@@ -51,11 +52,11 @@ def forward_logprobs(
 
 
 @torch.no_grad()
-def forward_fp8_errors(chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch]) -> list[Fp8Error]:
-    """Return the FP8 error of each microbatch, on the last pipeline stage (empty elsewhere)."""
+def forward_head_errors(chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch]) -> list[HeadError]:
+    """Return the FP8 head's error on each microbatch, on the last pipeline stage (empty elsewhere)."""
 
-    def collect(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> Fp8Error:
-        return fp8_error(head, h_TH, microbatch.target_T[0], microbatch.mask_T[0])
+    def collect(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> HeadError:
+        return head_error(head, h_TH, microbatch.target_T[0], microbatch.mask_T[0])
 
     return _run(chunks, microbatches, collect, forward_only=True)
 

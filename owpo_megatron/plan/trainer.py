@@ -159,12 +159,13 @@ def _statistics(model: HFModel, tp: int) -> int:
 
 
 def head_bytes(config: Config, model: HFModel, cuda: bool, weight: int) -> int:
-    """Logits of the head at a time: two float32 chunks and the gradient of one on a GPU, logits and their exponents on
-    a CPU; never more rows than a microbatch has tokens."""
+    """Logits of the head at a time: a float32 chunk and its gradient on a GPU, logits and their exponents on a CPU;
+    never more rows than a microbatch has tokens. With an FP8 head also the weight in FP8."""
     vocab = padded_vocab_size(model.vocab_size, config.parallel.tp) // config.parallel.tp
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     tokens = max(config.optimizer.tokens_per_microbatch, longest)
     if not cuda:
         return min(torch_rows(vocab), tokens) * vocab * 8
     rows = min(cuda_rows(vocab), tokens)
-    return rows * vocab * (4 * min(2, -(-tokens // rows)) + weight)
+    quantised = vocab * model.hidden_size if config.model.head == "fp8_refined" else 0
+    return rows * vocab * (4 + weight) + quantised

@@ -24,7 +24,7 @@ from owpo_megatron.mcore.packing import (
     plan_microbatches,
     token_batch,
 )
-from owpo_megatron.mcore.schedule import forward_backward, forward_fp8_errors, forward_logprobs
+from owpo_megatron.mcore.schedule import forward_backward, forward_head_errors, forward_logprobs
 from owpo_megatron.mcore.slots import ParameterSlots
 from owpo_megatron.mcore.spec import transformer_config
 from owpo_megatron.mcore.topology import Topology
@@ -61,8 +61,8 @@ class MegatronPolicy:
         self.hf = hf
         self.topology = topology
         self._tokens_per_microbatch = optimizer.tokens_per_microbatch
-        self.logp_mode: LogpMode = model.logprob
-        self._logp_mode_settled = model.logprob == "exact"
+        self.logp_mode: LogpMode = model.head
+        self._head_settled = model.head == "exact"
         dtype = getattr(torch, model.dtype)
         megatron_config = transformer_config(hf, parallel, dtype, dict(raw or {}))
         chunks = build_chunks(hf, megatron_config, temperature)
@@ -100,12 +100,14 @@ class MegatronPolicy:
         Raises:
             FloatingPointError: on every rank, where the gradient is not finite; the weights are lost with it.
         """
+        microbatches = self._microbatches(samples)
+        self._settle_head(microbatches)
         for chunk in self._chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
         collected = forward_backward(
-            self._chunks, self._microbatches(samples), method, partial(token_batch, samples), _sums
+            self._chunks, microbatches, method, partial(token_batch, samples), _sums, self.logp_mode
         )
         metrics = self._summed(collected)
         if not metrics["loss_count"]:
@@ -161,10 +163,10 @@ class MegatronPolicy:
     # ------------------------------------------------------------------------------------------ inside
     def _of_tokens(self, samples: Sequence[Sample], *names: str) -> list[list[torch.Tensor]]:
         """These fields of LogProbs, for each the response tokens' values [L] per sample."""
+        microbatches = self._microbatches(samples)
+        self._settle_head(microbatches)
         for chunk in self._chunks:
             chunk.eval()
-        microbatches = self._microbatches(samples)
-        self._settle_logp_mode(microbatches)
         lengths = [len(sample.response_ids) for sample in samples]
         starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
         flat_K = torch.zeros(len(names), starts[-1], device=cpu.device())
@@ -177,13 +179,15 @@ class MegatronPolicy:
         self.topology.sum_over_data_and_stages(flat_K)
         return [list(flat.split(lengths)) for flat in flat_K.cpu()]
 
-    def _settle_logp_mode(self, microbatches: list[Microbatch]) -> None:
+    def _settle_head(self, microbatches: list[Microbatch]) -> None:
         """Before the first pass in FP8: one look at its error on these tokens, and all ranks go on alike."""
-        if self._logp_mode_settled:
+        if self._head_settled:
             return
-        found = self.topology.all_gather(forward_fp8_errors(self._chunks, microbatches))
+        for chunk in self._chunks:
+            chunk.eval()
+        found = self.topology.all_gather(forward_head_errors(self._chunks, microbatches))
         self.logp_mode = settled_mode([error for errors in found for error in errors], loud=self.topology.is_main)
-        self._logp_mode_settled = True
+        self._head_settled = True
 
     def _microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
         topology = self.topology

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from owpo_megatron.config import Config
+from owpo_megatron.config import Config, ModelConfig
 from owpo_megatron.config.file import read_mapping
 from owpo_megatron.errors import UserError
 from owpo_megatron.experiments.lab import Lab
@@ -66,3 +66,8 @@ def test_an_unknown_field_behind_a_name_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "lab.yaml").write_text("run: {}\nmethods: [owpo]\nregimes: {noisy: {sett: {}}}\n")
     with pytest.raises(UserError, match="regimes.noisy.sett = {}: unknown field; did you mean set"):
         Lab.load(tmp_path / "lab.yaml")
+
+
+def test_the_former_name_of_the_head_is_read_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert ModelConfig(path=Path("x"), logprob="fp8_refined").head == "fp8_refined"  # type: ignore[call-arg]
+    assert "model.logprob is now model.head" in caplog.text

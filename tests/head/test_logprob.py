@@ -5,6 +5,7 @@ FP8 products are simulated here (operands rounded to e4m3, float32 GEMM); the GE
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from owpo_megatron.head import (
     LogProbs,
     RawLogProbs,
     RefinedLogProbs,
-    fp8_error,
+    head_error,
     settled_mode,
 )
 from owpo_megatron.head.fp8 import _ScaledMm, _Simulated
+from owpo_megatron.head.fp8_check import Overlap
 
 
 def logprob(h_TH, weight_VH, target_T, row_mask_T=None, mode="exact", **options) -> LogProbs:
@@ -128,6 +130,13 @@ def test_torchs_fp8_gemm_is_what_is_simulated(rows: int) -> None:
     torch.testing.assert_close(_ScaledMm(weight_VH)(h_TH), _Simulated(weight_VH)(h_TH), rtol=1e-5, atol=1e-5)
 
 
+def test_an_odd_vocabulary_and_hidden_size_are_padded_inside() -> None:
+    h_TH, weight_VH, _ = peaked_inputs(rows=5, hidden=90, vocab=47)
+    found_TV = _ScaledMm(weight_VH)(h_TH)
+    assert found_TV.shape == (5, 47)
+    torch.testing.assert_close(found_TV, _Simulated(weight_VH)(h_TH), rtol=1e-5, atol=1e-5)
+
+
 def test_ratios_between_incompatible_modes_are_refused() -> None:
     h_TH, weight_VH, target_T = peaked_inputs(rows=32)
     exact = logprob(h_TH, weight_VH, target_T)
@@ -144,16 +153,19 @@ def test_ratios_between_incompatible_modes_are_refused() -> None:
 def test_the_guard_falls_back_loudly(caplog: pytest.LogCaptureFixture) -> None:
     """A vocabulary of a few candidates passes; a flat distribution over many columns does not."""
     h_TH, weight_VH, target_T = make_inputs(rows=300, vocab=32, dtype=torch.float32)
-    good = fp8_error(Head(weight_VH, chunk_rows=100), h_TH, target_T)
+    good = head_error(Head(weight_VH, chunk_rows=100), h_TH, target_T)
     assert settled_mode([good]) == "fp8_refined" and good.acceptable and good.rows == 256
+    assert good.dh.cosine > 0.999999 and good.dweight.norm_gap < 1e-6 and good.dh.exact > 1
     assert not caplog.records
+    turned = replace(good, dweight=Overlap(1.0, 1.0, 0.999))
+    assert settled_mode([turned], loud=False) == "exact", "log-probs are right, the gradient is not"
     h_TH, weight_VH, target_T = make_inputs(rows=64, hidden=64, vocab=3000, dtype=torch.float32)
     mask_T = torch.arange(64) < 40
-    bad = fp8_error(Head(weight_VH), h_TH * 0.2, target_T, mask_T)
+    bad = head_error(Head(weight_VH), h_TH * 0.2, target_T, mask_T)
     assert settled_mode([bad], loud=False) == "exact" and not caplog.records, "one rank logs, not all"
     assert settled_mode([bad]) == "exact" and bad.rows == 40 and bad.mean > 5e-4
     assert "NOT used" in caplog.text
-    nothing = fp8_error(Head(weight_VH), h_TH, target_T, torch.zeros_like(mask_T))
+    nothing = head_error(Head(weight_VH), h_TH, target_T, torch.zeros_like(mask_T))
     assert settled_mode([nothing]) == "exact", "no token to judge by"
     assert settled_mode([nothing, good]) == "fp8_refined", "a data-parallel rank without tokens does not count"
     assert settled_mode([good, bad]) == "exact", "all ranks or none"

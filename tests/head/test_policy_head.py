@@ -175,10 +175,12 @@ def test_old_is_the_policy_where_no_pass_was_spent() -> None:
 
 def test_log_probs_that_may_not_stand_in_a_ratio_are_refused() -> None:
     h_TH, weight_VH, target_T, batch = make_case()
+    batch = replace(batch, given={"drift": torch.zeros_like(batch.advantage_T)})
+    ours(h_TH, weight_VH, target_T, batch, OWPO)
     for field in ("old_mode", "ref_mode", "now_mode"):
-        with pytest.raises(TypeError, match="fp8_raw"):
-            ours(h_TH, weight_VH, target_T, replace(batch, **{field: "fp8_raw"}), OWPO)
-        ours(h_TH, weight_VH, target_T, replace(batch, **{field: "fp8_refined"}), OWPO)
+        for mode in ("fp8_raw", "fp8_refined"):
+            with pytest.raises(TypeError, match=f"log-probs are {mode}, the policy's exact"):
+                ours(h_TH, weight_VH, target_T, replace(batch, **{field: mode}), OWPO)
 
 
 # ------------------------------------------------------------------------------------------- autograd's side

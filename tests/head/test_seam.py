@@ -231,7 +231,7 @@ def test_log_probs_of_now_may_not_be_raw_fp8() -> None:
     minibatch, method = Minibatch(), UncertainTokens()
     samples = prepared_in_minibatch(method, minibatch.samples, *minibatch.now(), now_mode="fp8_raw")
     microbatch = build_microbatch(samples, range(7), 1, CPU)
-    with pytest.raises(TypeError, match="now log-probs are fp8_raw"):
+    with pytest.raises(TypeError, match="prepared log-probs are fp8_raw"):
         batch = token_batch(samples, microbatch)
         Head(minibatch.weight_VH).loss(torch.cat(minibatch.hidden), microbatch.target_T[0], batch, method)
 

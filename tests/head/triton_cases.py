@@ -131,7 +131,9 @@ def test_refining_every_tile_of_one_column_is_exact(device: str) -> None:
 
     exact_CV = torch.randn(6, 1, generator=torch.Generator().manual_seed(0)).to(device)
     column_C = torch.tensor([0, -1, 0, 0, -1, 0], device=device)
-    logits = RefinedLogits(exact_CV + 0.1, column_C, 0.5, lambda column_CN: exact_CV.expand_as(column_CN), 32)
+    logits = RefinedLogits(
+        exact_CV + 0.1, column_C, 0.5, torch.float32, lambda column_CN: exact_CV.expand_as(column_CN)
+    )
     out_4C = logits.stats()
     torch.testing.assert_close(out_4C[0] + out_4C[1].log(), 0.5 * exact_CV[:, 0], rtol=0, atol=1e-6)
     torch.testing.assert_close(out_4C[2], 0.5 * exact_CV[:, 0] * (column_C >= 0), rtol=0, atol=1e-6)

@@ -16,25 +16,27 @@ def gaps(model: Path, layout: dict[str, Any], vocab_size: int) -> tuple[Any, dic
 
     from owpo_megatron.methods import make_method
 
-    def policy_with(logprob: str, topology: Any = None) -> Any:
-        config = make_config(model, parallel=layout, model={"path": str(model), "logprob": logprob})
+    def policy_with(head: str, topology: Any = None) -> Any:
+        config = make_config(model, parallel=layout, model={"path": str(model), "head": head})
         return build_policy(config, topology)
 
     exact = policy_with("exact")
     refined = policy_with("fp8_refined", exact.topology)
     samples = random_samples(0, count=40, vocab_size=vocab_size, logps=False)
-    found: dict[str, Any] = {"gap": [], "rows": sum(len(sample.response_ids) for sample in samples)}
+    found: dict[str, Any] = {"gap": [], "norm_gap": [], "rows": sum(len(sample.response_ids) for sample in samples)}
     for _ in range(2):
-        wanted, got = torch.cat(exact.logprobs(samples)), torch.cat(refined.logprobs(samples))
+        logps = {policy: policy.logprobs(samples) for policy in (exact, refined)}
+        wanted, got = (torch.cat(logps[policy]) for policy in (exact, refined))
         found["gap"].append(float((got - wanted).abs().mean()))
-        mode = refined.logp_mode
-        logps = got.split([len(sample.response_ids) for sample in samples])
-        old = [
-            replace(sample, old_logp=logp, ref_logp=logp, old_mode=mode, ref_mode=mode)
-            for sample, logp in zip(samples, logps, strict=True)
-        ]
-        for policy in (exact, refined):
-            policy.update(old, make_method("owpo"))
+        norms = []
+        for policy, known in logps.items():
+            mode = policy.logp_mode
+            old = [
+                replace(sample, old_logp=logp, ref_logp=logp, old_mode=mode, ref_mode=mode)
+                for sample, logp in zip(samples, known, strict=True)
+            ]
+            norms.append(policy.update(old, make_method("owpo"))["grad_norm"])
+        found["norm_gap"].append(abs(norms[1] / norms[0] - 1))
     return exact.topology, found | {"mode": refined.topology.all_gather(refined.logp_mode)}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import alone
+from head.head_oracle import make_batch
 from rank_pool import Ranks
 from teacher_worker import DOMAINS, learn, routing, teacher_samples
 from tiny import build_policy, make_config, make_hf_model, random_samples
@@ -174,14 +175,15 @@ def test_a_resumed_run_has_the_same_teachers() -> None:
 
 # ---------------------------------------------------------------------------------------------- modes
 def test_engine_log_probs_may_teach_and_may_not_stand_in_a_ratio() -> None:
-    check_batch("teacher", old="exact", reference="engine")
+    batch = replace(make_batch(torch.zeros(4)), ref_mode="engine")
+    check_batch(batch, "teacher", "exact")
     for need in ("active", "all"):
         with pytest.raises(TypeError, match="reference log-probs are engine"):
-            check_batch(need, old="exact", reference="engine")  # type: ignore[arg-type]
+            check_batch(batch, need, "exact")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="old log-probs are engine"):
-        check_batch("teacher", old="engine", reference="exact")
+        check_batch(replace(batch, old_mode="engine"), "teacher", "exact")
     with pytest.raises(TypeError, match="teacher log-probs are fp8_raw"):
-        check_batch("teacher", old="exact", reference="fp8_raw")
+        check_batch(replace(batch, ref_mode="fp8_raw"), "teacher", "exact")
 
 
 def test_an_update_of_owpo_refuses_what_one_of_mopd_takes(models: dict[str, Path]) -> None:
