@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from owpo_megatron.config import Config
+from owpo_megatron.config import Config, TeacherConfig
 from owpo_megatron.errors import UserError
 
 _MODEL = re.compile(r"(?:hub:)?(?P<repo>[\w][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -35,7 +35,17 @@ def with_local_models(config: Config, log: Callable[[str], None], weights: bool 
         changes["model"] = config.model.model_copy(update={"path": found})
     if reference is not None and (found := model_folder(reference, "reference.path", log, weights)) != reference:
         changes["reference"] = config.reference.model_copy(update={"path": found})
+    teachers = [_with_local_teacher(teacher, log, weights) for teacher in config.teachers]
+    if teachers != config.teachers:
+        changes["teachers"] = teachers
     return config.model_copy(update=changes) if changes else config
+
+
+def _with_local_teacher(teacher: TeacherConfig, log: Callable[[str], None], weights: bool) -> TeacherConfig:
+    if teacher.path is None:
+        return teacher
+    found = model_folder(teacher.path, f"teachers ({teacher.name}) path", log, weights)
+    return teacher if found == teacher.path else teacher.model_copy(update={"path": found})
 
 
 def model_folder(path: Path, field: str, log: Callable[[str], None], weights: bool = True) -> Path:
@@ -51,7 +61,7 @@ def model_folder(path: Path, field: str, log: Callable[[str], None], weights: bo
         return path
     repo, revision = match["repo"], match["revision"]
     log(f"{field}: no folder {repo} here; looking at {endpoint()} ...")
-    command = f"hf download {repo} --local-dir models/{repo.rpartition('/')[2]}"
+    command = download_command(path)
     patterns = [*SMALL_FILES, *(WEIGHTS if weights else ())]
     found = snapshot(
         "model", repo, revision, patterns, field, repo,
@@ -60,7 +70,24 @@ def model_folder(path: Path, field: str, log: Callable[[str], None], weights: bo
     )  # fmt: skip
     if found is None:
         raise UserError(field, repo, f"has no revision {revision} at {endpoint()}")
+    if weights and not any(next(found.glob(pattern), None) for pattern in WEIGHTS):
+        remedy = f"{found} has no weights ({', '.join(WEIGHTS)}); where the hub can be reached, run `{command}`"
+        raise UserError(field, repo, f"{remedy}, and give that folder")
     return found
+
+
+def download_command(name: Path | str) -> str:
+    """The command that copies a model of the hub into models/; "" for what is no name of the hub.
+
+    Example:
+        >>> download_command("Qwen/Qwen3-0.6B@main"), download_command("/models/a")
+        ('hf download Qwen/Qwen3-0.6B --revision main --local-dir models/Qwen3-0.6B', '')
+    """
+    match = _MODEL.fullmatch(str(name))
+    if match is None:
+        return ""
+    revision = f" --revision {match['revision']}" if match["revision"] else ""
+    return f"hf download {match['repo']}{revision} --local-dir models/{match['repo'].rpartition('/')[2]}"
 
 
 def snapshot(

@@ -8,21 +8,25 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from owpo_megatron.cli.options import Overrides, err, out, wide
+from owpo_megatron.cli.options import Overrides, err, note, out, wide
+from owpo_megatron.config import Config
+from owpo_megatron.hub import with_local_models
 from owpo_megatron.run.layout import RunFolder
 
 if TYPE_CHECKING:
     from owpo_megatron.experiments.compare import Cell
     from owpo_megatron.experiments.lab import Lab
     from owpo_megatron.experiments.pool import Failure, OnEvent
+    from owpo_megatron.experiments.protocols import SelfEvolution, TwoStage
     from owpo_megatron.experiments.spec import RunSpec
 
+Experiment = TypeVar("Experiment", "Lab", "TwoStage", "SelfEvolution")
 
 LabFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="YAML file of the comparison.")]
 NoRun = Annotated[bool, typer.Option("--no-run", help="Start no run; show the tables of the finished ones.")]
@@ -44,10 +48,24 @@ def compare(config: LabFile, overrides: Overrides = None, no_run: NoRun = False)
     """
     from owpo_megatron.experiments.lab import Lab
 
-    lab = Lab.load(config, overrides or ())
+    lab = with_local_run(Lab.load(config, overrides or ()), weights=not no_run)
     table, failures = make(lab, no_run)
     show(lab.folder, table)
     end(failures)
+
+
+def with_local_run(section: Experiment, weights: bool) -> Experiment:
+    """The settings of many runs with the models that their `run` names by hub downloaded.
+
+    Raises:
+        UserError: a model is neither here nor on the hub, or `run` is no configuration of a run.
+    """
+    named = Config.build(section.run)
+    local = with_local_models(named, note, weights)
+    if local is named:
+        return section
+    fields = local.model_dump(mode="json", exclude_unset=True, include={"model", "reference", "teachers"})
+    return section.model_copy(update={"run": section.run | fields})
 
 
 def make(lab: Lab, no_run: bool) -> tuple[dict[str, Any], list[Failure]]:

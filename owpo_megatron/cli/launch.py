@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from owpo_megatron.cli.options import ConfigFile, Overrides, err, out, this_command
+from owpo_megatron.cli.options import ConfigFile, Overrides, err, note, out, this_command
 from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
+from owpo_megatron.hub import with_local_models
 from owpo_megatron.run.layout import RunFolder
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def submit(
 
     Example: owpo launch -c run.yaml --nodes 4 --engine-nodes 2 --time 04:00:00 --account lab
     """
-    from owpo_megatron.launch.checks import check_job, check_model
+    from owpo_megatron.launch.checks import check_downloads, check_job, check_model
     from owpo_megatron.launch.job import Job
 
     flags = {
@@ -89,10 +90,14 @@ def submit(
         "container": container,
     }
     given = [f"launch.{name}={_yaml(value)}" for name, value in flags.items() if value is not None]
-    settings = Config.load(config, [*(overrides or []), *given])
+    named = Config.load(config, [*(overrides or []), *given])
+    settings = with_local_models(named, note, weights=False)
     job = Job(settings, Path.cwd(), _seeds(seeds), chain)
+    check_downloads(job, named)
     check_job(job)
     check_model(job)
+    if not dry_run:
+        with_local_models(named, lambda line: None)  # the weights, into the folders that the checks have seen
     if launcher == "kubernetes":
         _kubernetes(job, dry_run)
     elif launcher == "nemo-run":

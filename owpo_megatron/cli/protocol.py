@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from owpo_megatron.cli.compare import NoRun, end, make, show
+from owpo_megatron.cli.compare import NoRun, end, make, show, with_local_run
 from owpo_megatron.cli.options import Overrides, out, wide
 
 ProtocolFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="YAML file of the protocol.")]
@@ -34,7 +34,7 @@ def two_stage(config: ProtocolFile, overrides: Overrides = None, no_run: NoRun =
     from owpo_megatron.experiments.protocols import TwoStage
     from owpo_megatron.report.protocols import two_stage_table
 
-    lab = load_section(TwoStage, config, overrides or ()).lab()
+    lab = with_local_run(load_section(TwoStage, config, overrides or ()), weights=not no_run).lab()
     table, failures = make(lab, no_run)
     show(lab.folder, table)
     wide().print(two_stage_table(table))
@@ -53,7 +53,7 @@ def self_evolve(config: ProtocolFile, overrides: Overrides = None, no_run: NoRun
     from owpo_megatron.experiments.protocols import SelfEvolution, best_of_stages
     from owpo_megatron.report.protocols import draw_self_evolution, self_evolution_table
 
-    settings = load_section(SelfEvolution, config, overrides or ())
+    settings = with_local_run(load_section(SelfEvolution, config, overrides or ()), weights=not no_run)
     lab = settings.lab()
     table, failures = make(lab, no_run)
     show(lab.folder, table)

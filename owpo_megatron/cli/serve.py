@@ -15,9 +15,10 @@ import typer
 import yaml
 from rich.markup import escape
 
-from owpo_megatron.cli.options import err, out
+from owpo_megatron.cli.options import err, load_config, note, out
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.hub import model_folder
 
 if TYPE_CHECKING:
     from owpo_megatron.engine import Server
@@ -29,7 +30,8 @@ def serve(
         list[str] | None,
         typer.Argument(
             metavar="MODEL_DIR | NAME=VALUE",
-            help="HF checkpoint folder, unless -c names it; then arguments of SGLang, e.g. max_total_tokens=8192.",
+            help="HF checkpoint folder, or OWNER/NAME on the hub, unless -c names it; then arguments of SGLang, "
+            "e.g. max_total_tokens=8192.",
             show_default=False,
         ),
     ] = None,
@@ -81,14 +83,14 @@ def serve(
     if config is None:
         if not words or "=" in words[0] and not Path(words[0]).is_dir():
             raise UserError("MODEL_DIR", " ".join(words[:1]) or "(missing)", "give an HF checkpoint folder, or -c FILE")
-        model = {"path": words.pop(0), "dtype": dtype}
+        model = {"path": model_folder(Path(words.pop(0)), "MODEL_DIR", note), "dtype": dtype}
         engine = {"device": device, "tp": tp, "python": python}
         settings = Config.build({"model": model, "data": {"source": "-"}, "engine": engine})
     else:
-        settings = Config.load(config)
+        settings = load_config(config, [])
     engine_settings = settings.engine.model_copy(update={"host": host, "port": port})
     arguments = settings.sglang | dict(_argument(word) for word in words)
-    key = secrets.token_urlsafe(32) if rendezvous is not None else None
+    key = secrets.token_hex(32) if rendezvous is not None else None
     model_files = hf_folder(settings.model.path, "MODEL_DIR" if config is None else "model.path")
     try:
         server = Server(engine_settings, model_files, settings.model.dtype, arguments, log, key)

@@ -52,7 +52,8 @@ def hf_folder(path: Path, field: str = "model.path") -> Path:
 
 class ModelConfig(Section):
     path: Path
-    """HF checkpoint folder, or a megatron folder made by tools/convert_hf_to_megatron.py."""
+    """HF checkpoint folder, a megatron folder made by `owpo convert import`, or OWNER/NAME[@REVISION] on the hub, which
+    is downloaded before anything starts."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the policy's weights and activations; master weights and gradients are float32."""
     head: Literal["exact", "fp8_refined"] = "exact"

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from owpo_megatron.config import hf_folder
+from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.engine.command import find_python
 from owpo_megatron.errors import UserError
+from owpo_megatron.hub import download_command
 from owpo_megatron.launch.job import Job, is_image_file
 from owpo_megatron.launch.preflight import FILE_CHECKS
 
@@ -23,6 +24,33 @@ def check_job(job: Job) -> None:
     """
     for check in CHECKS:
         check(job)
+
+
+def check_downloads(job: Job, named: Config) -> None:
+    """Check that the nodes see the models that the configuration names by hub, which this machine downloads.
+
+    Args:
+        named: the configuration before the names became folders of this machine.
+
+    Raises:
+        UserError: the container does not mount the folder.
+    """
+    pairs = [
+        ("model.path", named.model.path, job.config.model.path),
+        ("reference.path", named.reference.path, job.config.reference.path),
+        *(
+            (f"teachers ({one.name}) path", one.path, two.path)
+            for one, two in zip(named.teachers, job.config.teachers, strict=True)
+        ),
+    ]
+    for field, name, folder in pairs:
+        if name is None or folder is None or name == folder or job.host_path(folder) is not None:
+            continue
+        copy = download_command(name)
+        remedy = (
+            f"the container does not see this machine's {folder}: run `{copy}` here, and set {field} to that folder"
+        )
+        raise UserError(field, name, remedy)
 
 
 def check_model(job: Job) -> None:

@@ -16,9 +16,11 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 
 from owpo_megatron.types import VerdictReason
 from owpo_megatron.verifiers.golds import gold_text
+from owpo_megatron.verifiers.integer_families import same_parameter, same_residue
 from owpo_megatron.verifiers.limits import refuse_expression, refuse_text
+from owpo_megatron.verifiers.piecewise import same_branches
 from owpo_megatron.verifiers.real_sets import same_set
-from owpo_megatron.verifiers.spelling import respelled, same_parameter
+from owpo_megatron.verifiers.spelling import respelled
 from owpo_megatron.verifiers.surface import clean
 
 # It warns once per process that its own timeouts are off; the pool's deadline is on.
@@ -37,6 +39,7 @@ _ARITHMETIC = re.compile(r"[-+0-9.,/*^() ]*[0-9)][-+0-9.,/*^() %]*")
 _ARROW = re.compile(r"\\(?:to|mapsto|gets|implies|iff|(?:long|Long)?(?:left)?(?:right|Right)arrow)(?![A-Za-z])|[-=]>")
 _EQUALS = re.compile(r"(?<![\\<>!:=])=(?!=)")
 _LISTED = re.compile(r"[,;&]|\\\\|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
+_ROWS = re.compile(r"[^\s\\]\s*\\\\\s*[^\s\\]")
 _SET = re.compile(r"\[|\]|\\infty|\\cup")
 _APPROX = re.compile(r"\\approx(?:eq)?(?![A-Za-z])|\\simeq(?![A-Za-z])")
 _BASE = re.compile(r"([0-9A-F]+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{)?\s*([0-9]+|[a-z]+)\s*\}?\s*\}|([0-9]))")
@@ -46,7 +49,7 @@ _BASE_NAMES = {
         ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], start=2)
 } | {"sixteen": "16", "hex": "16"}  # fmt: skip
 _MIXED = re.compile(
-    r"([-+]?)\s*([0-9]+)(?:[ \t]|\\ |~)+(?:([0-9]+)\s*/\s*([0-9]+)|\\frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\})"
+    r"([-+]?)\s*([0-9]+)(?:[ \t]|\\[ ,]|~)+(?:([0-9]+)\s*/\s*([0-9]+)|\\frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\})"
     r"\s*(\\?%|percent(?:age)?|pct)?"
 )
 _SPACED_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?: |\\,|\\ |~|,\s?\\!|\{,\}|,)[0-9]{3})+(?![0-9])")
@@ -98,9 +101,13 @@ def equivalent(answer: str, gold: str, derived: bool = False, strict: bool = Tru
     if (plain, plain_gold) != (answer, gold):
         again = _verdict(plain, plain_gold, derived, strict)
         verdict = again if again != "parse_failed" else verdict
-    if verdict != "ok" and same_set(plain, plain_gold, _number, strict):
+    if verdict == "ok" or same_set(plain, plain_gold, _number, strict) or same_residue(plain, plain_gold):
         return "ok"
-    return verdict
+
+    def same(one: str, other: str) -> bool:
+        return equivalent(one, other, strict=strict) == "ok"
+
+    return "ok" if same_branches(plain, plain_gold, same) else verdict
 
 
 def _verdict(answer: str, gold: str, derived: bool, strict: bool) -> VerdictReason:
@@ -121,6 +128,8 @@ def _equal(answer: str, gold: str, derived: bool, strict: bool) -> bool:
             return False
     if any(re.search("[0-9]", text) for text in _TEXT.findall(answer)) and not _TEXT.search(gold):
         return False
+    if _ROWS.search(answer) and r"\begin" not in answer and not _ROWS.search(gold):
+        return False  # several lines are no single value: math-verify takes the last one
     answer = _without_choice(answer, gold)
     answer, gold = _unit_words(_scaled(answer)), _unit_words(_scaled(gold))
     answer, gold = _mixed(answer), _mixed(gold)

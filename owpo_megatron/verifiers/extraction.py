@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from owpo_megatron.verifiers.opening import conclusion, opening_of
+from owpo_megatron.verifiers.opening import Opening, conclusion, opening_of
 from owpo_megatron.verifiers.surface import visible
 
 MAX_SEGMENT = 600  # characters after an answer marker that are looked at
@@ -30,7 +30,8 @@ _SETTLED = re.compile(
     r"|fine|checks? out|the same|i'm sure|final)\b|✓|✔",
     re.IGNORECASE,
 )
-_FRAME = re.compile(r"<\s*(/?)\s*(?:final[_ ]?)?answer\s*>", re.IGNORECASE)
+_FRAME = re.compile(r"<\s*(/?)\s*(?:(?:final[_ ]?)?answer|solution)\s*>", re.IGNORECASE)
+_SOLUTION_MARK = re.compile(r"<\|(?:begin|(end))_of_solution\|>")
 _TAG_AT_END = re.compile(r"(?:\s*</?[A-Za-z_]{1,20}>)+\s*$")
 
 # Separators between boxes that together are one answer: `\boxed{1}, \boxed{2} and \boxed{3}`.
@@ -95,7 +96,7 @@ def final_answer(response: str, prompt: str = "") -> str | None:
         '34'
     """
     opening = opening_of(prompt)
-    text = visible(conclusion(response, opening)).rstrip()
+    text = _concluded(response, opening)
     if opening.is_frame and not opening.reasoning:
         return _answer_in(opening.text + text)
     found = _answer_in(text)
@@ -106,7 +107,7 @@ def final_answer(response: str, prompt: str = "") -> str | None:
 
 def bare_response(response: str) -> str | None:
     """The response if it is nothing but one mathematical expression, else None."""
-    return _bare(visible(conclusion(response)).rstrip())
+    return _bare(_concluded(response, Opening()))
 
 
 def closing_value(response: str, prompt: str = "") -> str | None:
@@ -114,12 +115,20 @@ def closing_value(response: str, prompt: str = "") -> str | None:
 
     For answers that cannot be read: `The answer is $garbled$. I hope. $42$` still claims 42.
     """
-    text = visible(conclusion(response, opening_of(prompt))).rstrip()
+    text = _concluded(response, opening_of(prompt))
     markers = [match for match in _MARKER.finditer(text, max(0, len(text) - MAX_SEGMENT))]
     if not markers:
         return None
     sentences = _SENTENCE_BREAK.split(text[markers[-1].end() :].strip())
     return _bare(sentences[-1]) if len(sentences) > 1 else None
+
+
+def _concluded(response: str, opening: Opening) -> str:
+    """Return what a reader sees of the response after its reasoning."""
+    text = visible(conclusion(response, opening)).rstrip()
+    if "_of_solution|>" in text:
+        text = _SOLUTION_MARK.sub(lambda mark: "</solution>" if mark[1] else "<solution>", text)
+    return text
 
 
 def _answer_in(text: str) -> str | None:

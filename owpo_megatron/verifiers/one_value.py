@@ -16,10 +16,14 @@ from owpo_megatron.verifiers.surface import clean
 
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
 _NUMBER = re.compile(r"[-+]?(?:[0-9]{1,40}(?:\.[0-9]{1,40})?|\.[0-9]{1,40})(?:/[0-9]{1,40})?", re.ASCII)
-_WORDS = re.compile(r"\\text\s*\{[^{}0-9]*\}|\\[,!; ]|[$€£%*,]|\\|(?<=[0-9 ])[A-Za-z. ]+$")
+_WORDS = re.compile(r"\\text\s*\{[^{}0-9]*\}|\\[,!; ]|[$€£%*,]|\\|(?<=[0-9 ])(?![xyz]$)[A-Za-z. ]+$")
 _WRAPPER = re.compile(r"\\(?:text[a-z]*|math[a-z]+|mbox)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"(?:option|choice)?\s*[(\[{]?\s*([A-Za-z])\s*[)\]}]?(?=\s*$|\s*[.:,)]|\s+[^\s])", re.IGNORECASE)
-_OTHERS = re.compile(r"(?:\bor\b|\band\b|[,/;&])\s*(?:option|choice)?\s*[(\[]?\s*([A-J])\b(?!')")
+_OTHERS = re.compile(
+    r"(?:\b(?:or|and)\b(?:\s+(?:maybe|perhaps|possibly))?|[,/;&|])\s*(?:option|choice)?\s*[(\[]?\s*([A-J])\b(?!')"
+    r"|^\s*[)\]}]?\s+[(\[]?[A-J][)\]]?\s*$"
+)
+_CHOSEN = re.compile(r"\b(?:correct|right|best)\s+(?:option|choice)\s*(?:is|:)\s*([^\n]{1,60})", re.IGNORECASE)
 _DENIAL = re.compile(r"\b(?:not|isn't|neither|none)\b", re.IGNORECASE)
 
 
@@ -52,6 +56,8 @@ def grade_multiple_choice(item: GradingItem) -> VerdictReason:
     concluded = conclusion(item.response, opening_of(item.prompt)).strip()
     if answer is None and 0 < len(concluded) <= 4:
         answer = concluded
+    if answer is None and (chosen := _CHOSEN.findall(concluded)):
+        answer = chosen[-1]
     if answer is None:
         return "no_answer"
     given, gold = letter_of(answer), letter_of(item.answer)
@@ -64,7 +70,7 @@ def letter_of(text: str) -> str | None:
     """The one option that an answer names, None if it names none or several."""
     text = _WRAPPER.sub(r"\1", clean(text[:500])).replace("\\ ", " ").strip().strip("*$ ")
     match = _LETTER.match(text)
-    if match is None or _DENIAL.search(text) or _OTHERS.search(text, match.end()):
+    if match is None or _DENIAL.search(text) or _OTHERS.search(text[match.end() :]):
         return None
     bare = match.end() == len(text)
     if not bare and text[0] not in "([{" and not text[match.end(1) : match.end(1) + 1].strip(" "):

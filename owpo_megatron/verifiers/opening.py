@@ -14,13 +14,16 @@ from functools import lru_cache
 MAX_OPENING = 300  # characters of a prompt's last line that can belong to the answer
 _NAMES = "think|thinking|thought|thoughts|reasoning|reason|scratchpad|seed:think"
 _REASONING = re.compile(
-    rf"(?P<open><(?:{_NAMES})>|\[THINK\]|<\|begin_of_thought\|>|<\|START_THINKING\|>|◁think▷)"
-    rf"|(?P<close></(?:{_NAMES})>|\[/THINK\]|<\|end_of_thought\|>|<\|END_THINKING\|>|◁/think▷)",
+    rf"(?P<open><(?:{_NAMES})>|\[THINK\]|<\|begin_of_thought\|>|<\|START_THINKING\|>|◁think▷|<start_working_out>"
+    r"|<\|channel\|>(?:analysis|commentary)[^<]{0,60}<\|message\|>)"
+    rf"|(?P<close></(?:{_NAMES})>|\[/THINK\]|<\|end_of_thought\|>|<\|END_THINKING\|>|◁/think▷|<end_working_out>"
+    r"|<\|channel\|>final[^<]{0,60}<\|message\|>)",
     re.IGNORECASE,
 )
 REASONING_MARKS = ("[THINK]", "[/THINK]", "<|begin_of_thought|>", "<|end_of_thought|>", "<|START_THINKING|>",
     "<|END_THINKING|>", "◁think▷", "◁/think▷", "<think>", "</think>", "<thinking>", "</thinking>", "<thought>",
-    "</thought>", "<reasoning>", "</reasoning>", "<seed:think>", "</seed:think>")  # fmt: skip
+    "</thought>", "<reasoning>", "</reasoning>", "<seed:think>", "</seed:think>", "<start_working_out>",
+    "<end_working_out>", "<|channel|>", "<|message|>")  # fmt: skip
 """Texts of tokens that a decoded response must keep, even where a tokenizer calls them special."""
 # Where an assistant's turn begins, so that a <think> behind it is the response's own and not one that a user mentions.
 _ASSISTANT = re.compile(
@@ -29,9 +32,10 @@ _ASSISTANT = re.compile(
     re.IGNORECASE,
 )
 _TURN = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end|user|eom_id)\|>|<(?:start|end)_of_turn>|<｜User｜>"
+    r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end|return|user|eom_id)\|>|<(?:start|end)_of_turn>|<｜User｜>"
     r"|<｜end▁of▁sentence｜>"
 )
+_CHANNEL = re.compile(r"<\|channel\|>[^<]{0,80}<\|message\|>")
 _BOX = re.compile(r"\\f?boxed\s*\{")
 _FRAME = re.compile(r"<\s*(?:final[_ ]?)?answer\s*>\s*$", re.IGNORECASE)
 _LINE = re.compile(
@@ -91,7 +95,8 @@ def opening_of(prompt: str) -> Opening:
 
 def conclusion(response: str, opening: Opening = Opening()) -> str:
     """Return the text after the reasoning, up to the end of the turn; "" if the reasoning is unfinished."""
-    turn = _TURN.search(response)
+    channels = list(_CHANNEL.finditer(response))  # each of its messages ends a turn; the last one counts
+    turn = _TURN.search(response, channels[-1].end() if channels else 0)
     if turn:
         response = response[: turn.start()]
     if opening.label:

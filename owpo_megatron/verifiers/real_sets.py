@@ -19,12 +19,16 @@ _AND = re.compile(
 )
 _MEMBER = re.compile(r"\s*([A-Za-z])\s*\\in(?![a-z])\s*")
 _BUILDER = re.compile(
-    r"\\?\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:\\mid|\\vert|\||:|\\colon)\s*(.+?)\s*\\?\}\s*$"
+    r"\\?\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:\\mid|\\vert|\||:|\\colon)\s*((?:(?!\\\}).)+?)\s*\\?\}\s*$"
 )
 _INTERVAL = re.compile(r"\s*([(\[])\s*([^,()\[\]]+|[^,]+?)\s*,\s*([^,]+?)\s*([)\]])\s*")
 _RELATION = re.compile(r"\\leq?(?:slant)?(?![a-z])|\\geq?(?:slant)?(?![a-z])|\\lt(?![a-z])|\\gt(?![a-z])|<=|>=|<|>")
-_SIZING = re.compile(r"\\left|\\right|\\[Bb]igg?[lr]?(?![a-z])|\\displaystyle|\\[,;!]")
+_SIZING = re.compile(r"\\left|\\right|\\[Bb]igg?[lr]?(?![a-z])|\\displaystyle|\\q?quad(?![a-z])|\\[,;! ]")
 _EVIDENT = re.compile(r"\\infty|\\cup(?![a-z])|\[|\]|\\[lg]e|\\[lg]t(?![a-z])|[<>]|\\mathbb")
+_BARS = re.compile(r"\\[lr]?vert(?![a-z])")
+_DISTANCE = re.compile(
+    r"\|\s*([A-Za-z])\s*(?:([-+])\s*([^|<>=]+?))?\s*\|\s*(<=|>=|<|>|\\[lg](?:eq?|eqslant|t)(?![a-z]))\s*([^|<>=,]+)$"
+)
 _INFINITE = {r"\infty": 1, r"+\infty": 1, r"-\infty": -1, "inf": 1, "-inf": -1}
 
 
@@ -55,7 +59,7 @@ def same_set(answer: str, gold: str, number: Callable[[str], Any], strict: bool 
 
 def read_set(text: str, number: Callable[[str], Any]) -> tuple[list[Piece], str] | None:
     """(pieces in order, name of the variable or "") of a union or an intersection, None for anything else."""
-    text = _SIZING.sub("", text).strip()
+    text = _without_distance(_SIZING.sub("", text).strip())
     builder = _BUILDER.fullmatch(text)
     if builder:
         inner = read_set(builder[2], number)
@@ -67,6 +71,8 @@ def read_set(text: str, number: Callable[[str], Any]) -> tuple[list[Piece], str]
         text = text[member.end() :]
     union: list[Piece] = []
     parts = _OR.split(text)
+    if len(parts) == 1 and "," in text and _RELATION.search(text):
+        return _listed(text, number, names)
     if len(parts) > MAX_PIECES:
         return None
     for part in parts:
@@ -80,11 +86,41 @@ def read_set(text: str, number: Callable[[str], Any]) -> tuple[list[Piece], str]
     return (_merged(union), "".join(names)) if len(names) <= 1 and union else None
 
 
+def _without_distance(text: str) -> str:
+    r"""`|x-1|<2` as `-(2)+(1)<x<(2)+(1)`, `|x|\ge 2` as two inequalities."""
+    match = _DISTANCE.fullmatch(_BARS.sub("|", text))
+    if match is None:
+        return text
+    name, bound = match[1], f"({match[5].strip()})"
+    centre = f"({'' if match[2] == '-' else '-'}({match[3]}))" if match[3] else "0"
+    sign, closed = _sign(match[4])
+    low, high = f"{centre}-{bound}", f"{centre}+{bound}"
+    equal = "=" if closed else ""
+    if sign == "<":
+        return f"{low}<{equal}{name}<{equal}{high}"
+    return rf"{name}<{equal}{low}\lor {name}>{equal}{high}"
+
+
+def _listed(text: str, number: Callable[[str], Any], names: set[str]) -> tuple[list[Piece], str] | None:
+    """Two inequalities with a comma between them: both hold where they can, else one of them."""
+    pieces = [_piece(part, number, names) for part in text.split(",")]
+    first, second = pieces if len(pieces) == 2 else (None, None)
+    if first is None or second is None or len(names) != 1:
+        return None
+    if first.low.is_infinite == second.low.is_infinite or first.high.is_infinite == second.high.is_infinite:
+        return None
+    return _crossed(first, second) or _merged([first, second]), "".join(names)
+
+
 def _piece(text: str, number: Callable[[str], Any], names: set[str]) -> Piece | None:
     member = _MEMBER.match(text)
     if member:
         names.add(member[1])
         text = text[member.end() :]
+    builder = _BUILDER.fullmatch(text.strip())
+    if builder:
+        names.add(builder[1])
+        text = builder[2]
     interval = _INTERVAL.fullmatch(text)
     if interval:
         low, high = _end(interval[2], number), _end(interval[3], number)

@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import re
 
+from owpo_megatron.verifiers.piecewise import as_list
+
 MAX_PERIOD = 30  # digits of a repeating decimal
 _UPRIGHT = re.compile(
     r"\\(?:mathrm|text|textrm|mathit|operatorname|mathop|mathbf)\s*(?:\{\s*([eijd])\s*\}|\s([eijd])(?![A-Za-z]))"
 )
 _NAMES = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|gcd|lcm|min|max|sqrt"
 _UPRIGHT_NAME = re.compile(rf"\\(?:mathrm|text|textrm|operatorname)\s*\{{\s*({_NAMES})\s*\}}")
+_SHORT_INVERSE = re.compile(r"(?<![A-Za-z\\])a(sin|cos|tan)(?=\s*\()")
 _NATURAL_LOG = re.compile(r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![A-Za-z]))")
 _GREEK = "alpha beta gamma delta epsilon theta lambda mu phi psi omega sigma rho tau".split()
+_UPRIGHT_GREEK = re.compile(rf"\\up(pi|{'|'.join(_GREEK)})(?![a-z])")
 _PLAIN_NAME = re.compile(
-    rf"(?<![\\A-Za-z{{])(?:(?P<pi>pi)|(?P<inf>inf|infty|infinity|oo)|(?P<greek>{'|'.join(_GREEK)})|(?P<name>{_NAMES})"
+    rf"(?<![\\A-Za-z{{])(?:(?P<pi>pi)|(?P<inf>[Ii]nf|infty|[Ii]nfinity|oo)|(?P<greek>{'|'.join(_GREEK)})|(?P<name>{_NAMES})"
     r"|(?:(?<=[0-9)} *])|^)(?P<log>log)(?=_?[0-9]))(?![A-Za-z])"
+)
+_SHORT_INVERSE = re.compile(r"(?<![A-Za-z\\])a(sin|cos|tan)(?=\s*\()")
+_FRACTION_OF_PI = re.compile(r"(?<![0-9./^{_])([0-9]{1,9})\s*/\s*([0-9]{1,9})\s+\\pi(?![A-Za-z])")
+_CALLS = {"abs": ("|", "|"), "floor": (r"\lfloor ", r"\rfloor "), "ceil": (r"\lceil ", r"\rceil "),
+    "ceiling": (r"\lceil ", r"\rceil "), "cbrt": (r"\sqrt[3]{", "}"), r"\sqrt": (r"\sqrt{", "}")}  # fmt: skip
+_CALL = re.compile(r"((?<![A-Za-z\\])(?:abs|floor|ceil|ceiling|cbrt)|\\sqrt)\s*\(")
+_UNION_LETTER = re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])")
+_BACKSLASH = re.compile(r"\\backslash\s*(?=\\\{)")
+_ANGLES = re.compile(r"(?:\\left)?\s*\\langle(?![a-z])([^<>]*,[^<>]*?)(?:\\right)?\s*\\rangle")
+_ALL_REALS = re.compile(r"(?:\\text\s*\{)?\s*(?:the set of\s+)?all\s+reals?(?:\s+numbers?)?\s*\}?", re.IGNORECASE)
+_UNIT_QUOTIENT = re.compile(
+    r"(?<=[0-9}])(?:\s|\\[,; ])*\\[dt]?frac\s*"
+    r"(?:\{\s*\\(?:text|mathrm)\s*\{[A-Za-z ]{1,12}\}(?:\^\{?[0-9]\}?)?\s*\}\s*){2}$"
 )
 _LOG_BASE = re.compile(r"(?<![\\A-Za-z])\\?log_?\{?([0-9]{1,3})\}?\s*\(")
 _POWER = re.compile(r"\*\*")
@@ -31,26 +48,15 @@ _UNIT_FACTOR = re.compile(r"(?<![0-9.A-Za-z^_{])1(?:\.0{1,6})?\s*\*?\s*(?=[ij](?
 _IMAGINARY_FACTOR = re.compile(r"(?<=[0-9)])\s*\*\s*(?=[ij](?![A-Za-z]))")
 _PLAIN_INDEX = re.compile(r"(?<![A-Za-z\\_])([A-Za-z])([0-9]{1,3})(?![A-Za-z0-9.])")
 _COMBINING = re.compile(r"(?:[0-9][\u0305\u0304\u0307])+")
+_DOTS = r"\s*(?:\\[lcd]?dots(?![A-Za-z])|\.\.\.|…)"
+_DECIMAL_COMMA = re.compile(r"(?<![0-9.,])([0-9]{1,9})\{,\}(?=[0-9]{1,2}(?![0-9,{])|[0-9]{0,9}\\(?:overline|bar|dot))")
+_REPEATING_COMMA = re.compile(r"(-?[0-9]{1,9}),([0-9]{0,9}\\(?:overline|bar|dot)\s*\{?[0-9]{1,30}\}?)")
 _REPEATING = re.compile(
     r"(?<![0-9.,])(?P<whole>[0-9]{0,30}|[0-9]{1,3}(?:,[0-9]{3}){1,9})\.(?P<fixed>[0-9]{0,30})(?:"
     r"\\(?:overline|bar|overbar|widebar)\s*(?:\{\s*(?P<bar>[0-9]{1,30})\s*\}|(?P<digit>[0-9]))"
     r"|\\dot\s*\{?(?P<first>[0-9])\}?(?P<between>[0-9]{0,30})(?:\\dot\s*\{?(?P<last>[0-9])\}?)?"
     r"|(?P<paren>\([0-9]{1,30}\))"
-    r"|(?P<dots>\s*(?:\\[lcd]?dots(?![A-Za-z])|\.\.\.|…)))(?![0-9])"
-)
-_BLOCK = re.compile(
-    r"(?:\\left)?\s*(?:\\?\{|\.)?\s*\\begin\s*\{(cases|aligned|array|gathered|matrix|align\*?|split)\}(?:\{[lcr| ]*\})?"
-    r"(.*?)\\end\s*\{\1\}\s*(?:\\right\s*\.?|\\?\}(?=\s*$))?",
-    re.DOTALL,
-)
-_ASSIGNMENT = re.compile(r"\s*[A-Za-z](?:_\{?\w{1,4}\}?)?\s*&?\s*=\s*[^=&<>]+")
-_INTEGERS = re.compile(
-    r"(?P<value>.*?[^\s,;])\s*(?:\\q?quad|\\[,;: ]|[,;(\s]"
-    r"|\\text\s*\{[\s,(]*(?:where|for|with|and|for all|for any)?\s*\}"
-    r"|\bwhere\b|\bfor\b|\bwith\b|\\forall|\\mid|\\colon)+\s*(?P<name>[a-zA-Z])\s*"
-    r"(?:\\in\s*(?:\\mathbb|\\mathbf|\\Bbb)?\s*\{?\s*\\?(?P<set>[ZNQR])\s*\}?(?P<sign>(?:\^|_)\{?[+*0]\}?)?"
-    r"|(?:\\text\s*\{\s*)?\s*(?:is\s+)?(?:an?\s+|any\s+)?(?P<word>integer)s?\s*\}?)\s*\)?",
-    re.DOTALL,
+    r"|(?P<dots>" + _DOTS + r"))(?:" + _DOTS + r")?(?![0-9])"
 )
 
 
@@ -68,19 +74,54 @@ def respelled(text: str, other: str) -> str:
         text = _SCIENTIFIC.sub(lambda match: rf"{match[1]}\times 10^{{{int(match[2])}}}", text)
     text = _UPRIGHT.sub(lambda match: match[1] or match[2], text)
     text = _UPRIGHT_NAME.sub(r"\\\1 ", text)
-    text = _NATURAL_LOG.sub(r"\\ln ", text)
-    text = _listed(text)
-    text = repeating_as_fractions(text, other)
+    text = _NATURAL_LOG.sub(r"\\ln ", _UPRIGHT_GREEK.sub(r"\\\1", text))
+    text = as_list(text)
+    text = _DECIMAL_COMMA.sub(r"\1.", text)
+    text = repeating_as_fractions(
+        _REPEATING_COMMA.sub(r"\1.\2", text) if _REPEATING_COMMA.fullmatch(text) else text, other
+    )
     text = _POWER.sub("^", text)
+    text = _SHORT_INVERSE.sub(r"\\arc\1", _with_delimiters(text))
     if not re.search(r"(?<![\\A-Za-z])[xX](?![A-Za-z])", other):
         text = _TIMES_TEN.sub(r"\\times 10", text)
     text = _LOG_BASE.sub(r"\\log_{\1}(", text)
-    text = _PLAIN_NAME.sub(_named, text)
+    text = _called(_PLAIN_NAME.sub(_named, text))
+    text = _FRACTION_OF_PI.sub(r"\\frac{\1}{\2}\\pi", text)
     text = _PLAIN_POWER.sub(lambda match: "^{" + (match[1] or match[2]) + "}", text)
     text = _UNIT_FACTOR.sub("", _IMAGINARY_FACTOR.sub("", text))
     if "_" in other:
         text = _PLAIN_INDEX.sub(lambda match: _with_index(match, other), text)
     return text
+
+
+def _with_delimiters(text: str) -> str:
+    """Plain-text unions, differences, vectors and the words for all real numbers in their LaTeX spelling."""
+    if _ALL_REALS.fullmatch(text):
+        return r"\mathbb{R}"
+    text = _ANGLES.sub(r"(\1)", _BACKSLASH.sub(r"\\setminus ", _UNION_LETTER.sub(r"\\cup ", text)))
+    return _UNIT_QUOTIENT.sub("", text)
+
+
+def _called(text: str) -> str:
+    """`abs(x)` as `|x|`, `√(x+1)` as a root of all of it; a call that is not closed stays."""
+    start = 0
+    while match := _CALL.search(text, start):
+        end = _closing(text, match.end() - 1)
+        if end < 0:
+            return text
+        before, after = _CALLS[match[1]]
+        text = text[: match.start()] + before + text[match.end() : end] + after + text[end + 1 :]
+        start = match.start() + len(before)
+    return text
+
+
+def _closing(text: str, opening: int) -> int:
+    depth = 0
+    for place in range(opening, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+    return -1
 
 
 def _named(match: re.Match[str]) -> str:
@@ -128,35 +169,3 @@ def _fraction(match: re.Match[str], other: str) -> str:
         return match[0]
     over = int(whole + fixed + period) - int(whole + fixed)
     return rf"\frac{{{over}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"
-
-
-def _listed(text: str) -> str:
-    r"""`\begin{cases}x=1\\y=2\end{cases}` as `x=1,y=2`; a function defined by cases stays."""
-    block = _BLOCK.fullmatch(text.strip())
-    if block is None:
-        return text
-    rows = [row.strip().rstrip(",;.").replace("&=", "=").strip() for row in re.split(r"\\\\(?:\[[^\]]*\])?", block[2])]
-    rows = [row for row in rows if row]
-    return ", ".join(rows) if rows and all(map(_ASSIGNMENT.fullmatch, rows)) else text
-
-
-def same_parameter(answer: str, gold: str) -> tuple[str, str]:
-    r"""The values of two families with one name for their parameter: `k\pi, k\in\mathbb{Z}` is `n\pi, n\in\mathbb{Z}`.
-
-    Unchanged where they are no families, or run over different sets.
-    """
-    ours, theirs = _INTEGERS.fullmatch(answer.strip()), _INTEGERS.fullmatch(gold.strip())
-    if ours is None or theirs is None or _range(ours) != _range(theirs):
-        return answer, gold
-    name, wanted = ours["name"], theirs["name"]
-    value = ours["value"]
-    if name != wanted:
-        letter = r"(?<![\\A-Za-z]){}(?![A-Za-z])"
-        if re.search(letter.format(wanted), value):
-            return answer, gold
-        value = re.sub(letter.format(name), wanted, value)
-    return value, theirs["value"]
-
-
-def _range(match: re.Match[str]) -> tuple[str, str]:
-    return match["set"] or "Z", (match["sign"] or "").strip("{}")
