@@ -14,7 +14,7 @@ from owpo_megatron.verifiers.extraction import final_answer
 from owpo_megatron.verifiers.golds import gold_text, unreadable
 from owpo_megatron.verifiers.math_answer import grade_math
 from owpo_megatron.verifiers.opening import opening_of
-from owpo_megatron.verifiers.rules import find_rule
+from owpo_megatron.verifiers.rules import RULE_NAMES, find_rule
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
 THINK = "<|User|>q<|Assistant|><think>\n"
@@ -67,13 +67,33 @@ def test_whether_reasoning_is_open(prompt, reasoning):
     assert grade_math(boxed) == ("no_answer" if reasoning else "ok")
 
 
-@pytest.mark.parametrize("rule", ["math", "gsm8k", "multiple_choice"])
-def test_no_rule_takes_unfinished_reasoning_for_an_answer(rule):
-    gold, answer = ("B", "B") if rule == "multiple_choice" else ("42", "42")
-    for form in (rf"\boxed{{{answer}}}", f"#### {answer}", f"Answer: {answer}", answer, f"<answer>{answer}</answer>"):
-        assert find_rule(rule)(GradingItem(form, gold, rule, prompt=THINK)) == "no_answer", form
-    done = GradingItem(rf"a</think>\boxed{{{answer}}}", gold, rule, prompt=THINK)
-    assert find_rule(rule)(done) == "ok"
+ANSWERS = {"math": "42", "math_any_symbols": "42", "gsm8k": "42", "multiple_choice": "B"}
+"""Rules that look for an answer behind the reasoning, and one that they know."""
+NOT_ASKED = {
+    "dapo": "the published rule, which looks at the last 300 characters whatever they are",
+    "dapo_strict_box": "the same for boxes",
+    "cipher": "a generated task without reasoning: the whole response is the answer",
+    "countdown": "a generated task without reasoning: the whole response is the answer",
+}
+
+
+def test_every_rule_is_asked_about_unfinished_reasoning_or_has_its_reason():
+    assert ANSWERS.keys() | NOT_ASKED.keys() == set(RULE_NAMES) and not ANSWERS.keys() & NOT_ASKED.keys()
+
+
+@pytest.mark.parametrize("rule", ANSWERS)
+@pytest.mark.parametrize("prompt", [THINK, "q<start_working_out>", "<|start|>assistant<|channel|>analysis<|message|>"])
+def test_no_rule_takes_unfinished_reasoning_for_an_answer(rule, prompt):
+    answer = ANSWERS[rule]
+    forms = (rf"\boxed{{{answer}}}", f"#### {answer}", f"Answer: {answer}", answer, f"<answer>{answer}</answer>",
+        f"The correct option is {answer}.", f"<solution>{answer}</solution>")  # fmt: skip
+    judge = find_rule(rule)
+    for form in forms:
+        assert judge(GradingItem(form, answer, rule, prompt=prompt)) == "no_answer", form
+        assert judge(GradingItem(f"<think>{form}", answer, rule)) == "no_answer", form
+        assert judge(GradingItem(f"{form}</think>", answer, rule, prompt=prompt)) == "no_answer", form
+    for done in (rf"a</think>\boxed{{{answer}}}", f"a</think>Answer: {answer}"):
+        assert judge(GradingItem(done, answer, rule, prompt=prompt)) == "ok"
 
 
 @pytest.mark.parametrize(
