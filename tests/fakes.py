@@ -219,13 +219,17 @@ def make_batches(config: Any, stages: Any, method: Any = None, policy: Any = Non
 
 def make_collector(config: Any, *parts: Any, **more: Any) -> Any:
     """A RolloutCollector of a whole configuration; `parts` are those from `main` on."""
+    from owpo_megatron.methods import make_method
     from owpo_megatron.trainer.noise import RewardNoise
     from owpo_megatron.trainer.rewards import RewardRules
-    from owpo_megatron.trainer.rollouts import RolloutCollector
+    from owpo_megatron.trainer.rollouts import Planning, RolloutCollector
 
     rules = RewardRules.of(config.rollout, config.verifier)
     noise = RewardNoise(config.seed, config.verifier.flip)
-    return RolloutCollector(config.rollout, config.seed, rules, noise, *parts, **more)
+    method = more.pop("method", None) or make_method(config.algorithm)
+    planning = Planning(method, config.rollout.keeps_mixed_groups(method), *more.pop("memory", ()))
+    steps = config.optimizer.steps
+    return RolloutCollector(config.rollout, config.seed, steps, rules, noise, planning, *parts, **more)
 
 
 def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) -> list[int]:
@@ -236,7 +240,6 @@ def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) 
     from owpo_megatron.data import ShuffledStream, load_prompts, load_tokenizer
     from owpo_megatron.data.tasks import get_task
     from owpo_megatron.engine import rollouts_path, save_rollouts
-    from owpo_megatron.methods import make_method
     from owpo_megatron.verifiers import make_verifier
 
     tokenizer = load_tokenizer(config.model.path)
@@ -258,7 +261,6 @@ def record_rollouts(config: Any, folder: Path, steps: int, chance: float = 0.5) 
         ShuffledStream(prompts, config.seed),
         tokenizer.decode,
         tokenizer.eos_ids,
-        config.rollout.keeps_mixed_groups(make_method(config.algorithm.name)),
         keep,
     )
     for step in range(steps):

@@ -11,7 +11,7 @@ from owpo_megatron.config.file import Section, written_as
 from owpo_megatron.errors import UserError
 
 TEMPLATES = ("raw", "completion", "chat")
-COLUMNS = ("id", "problem", "messages", "prompt", "token_ids", "answer", "domain")
+COLUMNS = ("id", "problem", "messages", "prompt", "token_ids", "answer", "domain", "solution", "hints")
 """Fields of a record that `columns` can take from a column of another name."""
 Template = Annotated[
     str,

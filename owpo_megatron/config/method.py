@@ -70,6 +70,10 @@ class RolloutConfig(Section):
     dynamic_sampling: bool | None = None
     """Replace groups whose verdicts are all equal. null: as the method declares (`owpo methods`); true also for opd,
     mopd and grpo, which keep every group by themselves; false: keep every group."""
+    plan: MethodName | None = None
+    """Method whose way of asking for responses is used, e.g. `dars` with algorithm.name owpo; null: the algorithm's."""
+    plan_settings: dict[str, Any] = {}
+    """Hyper-parameters of `plan`, e.g. {most: 64}."""
     max_rounds: int = Field(4, ge=1)
     """Maximum generation rounds per step to find groups whose verdicts differ."""
     oversampling: float = Field(1.0, ge=1)
@@ -93,6 +97,19 @@ class RolloutConfig(Section):
     def keeps_mixed_groups(self, method: Method | type[Method]) -> bool:
         """Whether groups whose verdicts are all equal are dropped and replaced with this method."""
         return method.groups == "mixed" if self.dynamic_sampling is None else self.dynamic_sampling
+
+    @model_validator(mode="after")
+    def _plan_has_its_settings(self) -> RolloutConfig:
+        if self.plan_settings and self.plan is None:
+            raise UserError(
+                "rollout.plan_settings", self.plan_settings, "name the method in rollout.plan, or leave out"
+            )
+        if self.plan is not None:
+            try:
+                self.plan_settings.update(check_hyper_parameters(find_method(self.plan), self.plan_settings))
+            except UserError as error:
+                raise UserError("rollout.plan_settings", self.plan_settings, error.remedy) from error
+        return self
 
     @model_validator(mode="after")
     def _long_answers_one_way(self) -> RolloutConfig:

@@ -39,6 +39,8 @@ class Problem:
     domain: str  # routes to a verifier rule, and to a teacher
     messages: tuple[Message, ...] = ()  # a conversation that is more than one user's turn
     token_ids: tuple[int, ...] = ()  # a prompt that was tokenized before
+    solutions: tuple[str, ...] = ()  # whole responses of experts; read only where a method asks for them
+    hints: tuple[str, ...] = ()  # texts that help, the least helpful first; the same
 
 
 # ------------------------------------------------------------------------------- readings of a text, strict to loose

@@ -4,7 +4,7 @@ A record has a prompt and an answer (docs/data.md):
 
     prompt   `problem`: a text; `messages` or ShareGPT's `conversations`: turns; `token_ids`; or `prompt`: any of these
     answer   `answer`: a text or a number; or `reward_model: {ground_truth}`, as DAPO-Math-17k and verl have it
-    more     `id` or `extra_info: {index}`, and `domain`
+    more     `id` or `extra_info: {index}`, and `domain`; for some methods `solution` and `hints`, a text or several
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import decimal
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from owpo_megatron.data.files import short
@@ -21,7 +22,8 @@ from owpo_megatron.verifiers.golds import number_text
 
 DEFAULT_DOMAIN = "math"  # of a record without one
 _PROMPTS = ("problem", "messages", "conversations", "token_ids", "prompt")
-READ = {*_PROMPTS, "id", "answer", "domain", "reward_model", "extra_info"}
+HELP = ("solution", "hints")
+READ = {*_PROMPTS, "id", "answer", "domain", "reward_model", "extra_info", *HELP}
 """Columns that are read unless `data.columns` names others."""
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"} | {
     role: role for role in ("system", "developer", "user", "assistant", "tool")
@@ -67,6 +69,21 @@ def problem_of(record: Any, place: str, index: int, columns: Mapping[str, str] |
         messages=messages,
         token_ids=token_ids,
     )
+
+
+def with_help(problem: Problem, record: Any, place: str, columns: Mapping[str, str] | None = None) -> Problem:
+    """The problem with its record's solutions and hints, where it has any.
+
+    Raises:
+        UserError: one of them is no text.
+    """
+    fields = _Fields(record, columns or {}, place)
+    found: dict[str, tuple[str, ...]] = {}
+    for name in HELP:
+        value = fields[name] if name in fields else []
+        texts = value if isinstance(value, list) else [value]
+        found[name] = tuple(_text(one, place, name) for one in texts)
+    return replace(problem, solutions=found["solution"], hints=found["hints"])
 
 
 class _Fields:

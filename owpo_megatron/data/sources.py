@@ -17,7 +17,7 @@ from owpo_megatron.data.contamination import Contamination
 from owpo_megatron.data.faults import fold, leave_out, with_unique_ids
 from owpo_megatron.data.files import SUFFIXES, records_of
 from owpo_megatron.data.problem import Problem, Split
-from owpo_megatron.data.records import READ, problem_of
+from owpo_megatron.data.records import HELP, READ, problem_of, with_help
 from owpo_megatron.data.tasks import get_task
 from owpo_megatron.data.templates import PromptTemplate
 from owpo_megatron.data.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def load_prompts(
     """
     template = PromptTemplate.of(config, tokenizer, date)
     if split == "train":
-        problems, report = _training_problems(config, first)
+        problems, report = training_problems(config, first)
         limit = config.limit
     else:
         problems, report = _test_problems(config)
@@ -150,8 +150,15 @@ def load_problems(
     return kept[:limit], replace(report, used=len(kept[:limit]))
 
 
-def _training_problems(config: DataConfig, first: int | None) -> tuple[list[tuple[int, Problem]], SourceReport]:
-    """(which source, problem) of every training problem; faults are looked for in all sources together."""
+def training_problems(
+    config: DataConfig, first: int | None = None, helped: bool = False
+) -> tuple[list[tuple[int, Problem]], SourceReport]:
+    """(which source, problem) of every training problem; faults are looked for in all sources together.
+
+    Args:
+        first: look at these first records only.
+        helped: with solutions and hints.
+    """
     parts = config.parts
     if len(parts) == 1 and parts[0].source.startswith("task:"):
         problems = get_task(parts[0].source.removeprefix("task:")).problems("train")[: parts[0].limit]
@@ -162,7 +169,7 @@ def _training_problems(config: DataConfig, first: int | None) -> tuple[list[tupl
 
     def read() -> Iterator[Problem]:
         for number, part in enumerate(parts):
-            for problem in islice(_part_problems(part, config), first):
+            for problem in islice(_part_problems(part, config, helped), first):
                 owners.append(number)
                 yield replace(problem, id=f"{len(owners) - 1}\0{problem.id}")  # found again when some are left out
 
@@ -184,9 +191,9 @@ def _training_problems(config: DataConfig, first: int | None) -> tuple[list[tupl
     return [(owner, problem) for (owner, _), problem in zip(found, problems, strict=True)], report
 
 
-def _part_problems(part: SourceConfig, config: DataConfig) -> Iterator[Problem]:
+def _part_problems(part: SourceConfig, config: DataConfig, helped: bool) -> Iterator[Problem]:
     columns = config.columns if part.columns is None else part.columns
-    for problem in read_problems(part.source, columns=columns):
+    for problem in read_problems(part.source, columns=columns, helped=helped):
         yield problem if part.domain is None else replace(problem, domain=part.domain)
 
 
@@ -233,9 +240,9 @@ def _without_faults(
 
 
 def read_problems(
-    source: str, field: str = "data.source", columns: Mapping[str, str] | None = None
+    source: str, field: str = "data.source", columns: Mapping[str, str] | None = None, helped: bool = False
 ) -> Iterator[Problem]:
-    """Every problem of a source, faulty ones included, one at a time.
+    """Every problem of a source, faulty ones included, one at a time; `helped`: with solutions and hints.
 
     Raises:
         UserError: as for `load_problems`; `field` is named where the source itself is at fault.
@@ -243,11 +250,16 @@ def read_problems(
     if source.startswith("task:"):
         yield from get_task(source.removeprefix("task:")).problems("train")
         return
-    names = READ | {name.partition(".")[0] for name in (columns or {}).values()} | set((columns or {}).values())
+    names = (
+        (READ if helped else READ - set(HELP))
+        | {name.partition(".")[0] for name in (columns or {}).values()}
+        | set((columns or {}).values())
+    )
     index = 0
     for path in source_files(source, field):
         for place, record in records_of(path, names, field):
-            yield problem_of(record, place, index, columns)
+            problem = problem_of(record, place, index, columns)
+            yield with_help(problem, record, place, columns) if helped else problem
             index += 1
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.run.files import whole_file
 from owpo_megatron.run.layout import files_by_step, step_name
-from owpo_megatron.types import Finished, Progress, Prompt, Rollout, SampleRequest, Sampling
+from owpo_megatron.run.rollouts import parse_rollout, plain_rollout
+from owpo_megatron.types import Finished, Progress, Rollout, SampleRequest, Sampling
 
 
 def rollouts_path(folder: Path, step: int) -> Path:
@@ -27,8 +27,7 @@ def save_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
     """Write a file atomically; log-probs keep every bit."""
     with whole_file(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
         for rollout in rollouts:
-            line = vars(rollout) | {"prompt": vars(rollout.prompt)}  # asdict would copy every token
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps(plain_rollout(rollout), ensure_ascii=False) + "\n")
 
 
 def load_rollouts(path: Path) -> list[Rollout]:
@@ -43,12 +42,7 @@ def load_rollouts(path: Path) -> list[Rollout]:
 
 def _parse(line: bytes, where: str) -> Rollout:
     try:
-        fields: dict[str, Any] = json.loads(line)
-        prompt = fields.pop("prompt")
-        prompt["token_ids"] = tuple(prompt["token_ids"])
-        fields["response_ids"] = tuple(fields["response_ids"])
-        fields["behaviour_logp"] = tuple(fields["behaviour_logp"])
-        return Rollout(prompt=Prompt(**prompt), **fields)
+        return parse_rollout(json.loads(line))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(where, line[:60].decode(errors="replace"), f"not a saved rollout ({error})") from error
 

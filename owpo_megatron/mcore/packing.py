@@ -153,6 +153,8 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
     assert spent_old or all(sample.old_logp is None for sample in chosen), "an old pass covers all samples or none"
     prepared = all(sample.given is not None for sample in chosen)
     names = sorted({name for sample in chosen for name in sample.given or ()})
+    external = [sample.origin == "expert" for sample in chosen]
+    behaviour = [sample.behaviour_logp or (0.0,) * len(sample.response_ids) for sample in chosen]
     return TokenBatch(
         old_logp_T=per_token([sample.old_logp for sample in chosen]) if spent_old else None,
         ref_logp_T=per_token([sample.ref_logp for sample in chosen]),
@@ -163,12 +165,13 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
         row_mask_T=mask_T,
         sample_T=per_sample(list(range(len(chosen))), torch.int64),
         num_samples=len(chosen),
-        behaviour_logp_T=scatter(torch.tensor([logp for sample in chosen for logp in sample.behaviour_logp])),
+        behaviour_logp_T=scatter(torch.tensor([logp for logp_L in behaviour for logp in logp_L])),
         reward_S=torch.tensor([sample.reward for sample in chosen]),
         group_S=torch.tensor([sample.group for sample in chosen], dtype=torch.int64),
         given={name: per_token([(sample.given or {}).get(name) for sample in chosen]) for name in names}
         if prepared
         else None,
+        external_T=per_sample(external, torch.bool) if any(external) else None,
         old_mode=one_mode([sample.old_mode for sample in chosen if sample.old_logp is not None]),
         ref_mode=one_mode([sample.ref_mode for sample in chosen if sample.ref_logp is not None]),
         now_mode=one_mode([sample.now_mode for sample in chosen if sample.given is not None]),

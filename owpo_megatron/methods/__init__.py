@@ -14,6 +14,7 @@ from owpo_megatron.methods.paper.mopd import Mopd
 from owpo_megatron.methods.paper.opd import Opd
 from owpo_megatron.methods.paper.owpo import Owpo, token_weights
 from owpo_megatron.methods.paper.sym_dapo import SymDapo
+from owpo_megatron.methods.plan import Ask, PlanView, Solutions, TokenStatistics
 from owpo_megatron.methods.prepare import linear_terms, slopes
 from owpo_megatron.methods.surrogate import clipped_ratio, clipped_surrogate, k3
 from owpo_megatron.methods.token.dapo import Dapo
@@ -22,6 +23,7 @@ from owpo_megatron.methods.token.grpo import Grpo
 __all__ = [
     "DELTA_BINS",
     "DELTA_RANGE",
+    "Ask",
     "ChunkBatch",
     "Dapo",
     "Grpo",
@@ -35,10 +37,13 @@ __all__ = [
     "OwpoNoAccel",
     "OwpoNoAsym",
     "OwpoNoLocking",
+    "PlanView",
     "SampleView",
+    "Solutions",
     "StepView",
     "SymDapo",
     "Terms",
+    "TokenStatistics",
     "catalogue",
     "check_coupling",
     "clipped_ratio",

@@ -183,6 +183,7 @@ def chunk_batch(
         behaviour_logp_C=None if batch.behaviour_logp_T is None else batch.behaviour_logp_T[rows_C],
         entropy_C=entropy_C,
         given={name: value_T[rows_C] for name, value_T in (batch.given or {}).items()},
+        external_C=None if batch.external_T is None else batch.external_T[rows_C],
     )
 
 
@@ -199,6 +200,8 @@ def truncated_importance(batch: ChunkBatch, cap: float) -> tuple[torch.Tensor, t
     """
     assert batch.behaviour_logp_C is not None, "the engine's log-probs are needed"
     ratio_C = (batch.old_logp_C.detach() - batch.behaviour_logp_C).exp()
+    if batch.external_C is not None:
+        ratio_C = ratio_C.masked_fill(batch.external_C, 1)  # no engine sampled these
     return ratio_C.clamp(max=cap), ratio_C > cap
 
 

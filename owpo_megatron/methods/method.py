@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from owpo_megatron.methods.normalise import group_advantages
-from owpo_megatron.types import ReferenceNeed
+from owpo_megatron.methods.plan import Ask, PlanView, drawn_groups, first_groups
+from owpo_megatron.types import Group, Origin, PromptRecord, ReferenceNeed
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ class ChunkBatch:
     behaviour_logp_C: torch.Tensor | None = None  # sampling policy, as the engine reported it
     entropy_C: torch.Tensor | None = None  # of the current policy, detached; for methods with needs_entropy
     given: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what `prepare` returned, broadcast to tokens
+    external_C: torch.Tensor | None = None  # bool, written by an expert; None: no token of the microbatch is
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class SampleView:
     reward: float
     group: int  # samples of one prompt have the same number
     active: bool
+    external: bool = False  # an expert wrote it
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class StepView:
     counts_N: Sequence[bool]
     group_N: Sequence[int]
     length_N: Sequence[int]  # response tokens
+    origin_N: Sequence[Origin] = ()  # who wrote the response
+    past_N: Sequence[PromptRecord | None] = ()  # of its prompt, before this step; for methods with keeps_ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +121,14 @@ class Method:
     """Teachers that a method with `reference = "teacher"` can learn from at a time; None: any number."""
     refresh: ClassVar[Refresh] = "interval"
     """Default of `reference.refresh`."""
+    keeps_ledger: ClassVar[bool] = False
+    """Reads what the run remembers of a prompt: `past_N` in `advantages`, `view.record` in `plan`."""
+    needs_solutions: ClassVar[bool] = False
+    """Reads the data's hints or solutions: `view.solutions` in `plan`."""
+    stores_responses: ClassVar[int] = 0
+    """Right responses per prompt that the run's pool keeps for `view.stored`."""
+    keeps_old: ClassVar[bool] = False
+    """Some of its responses keep the engine's log-probs as their old ones (stored, or drawn from another prompt)."""
 
     tis_cap: float | None = field(default=None, repr=False)
     """Truncated importance sampling: each token's value times min(pi_old(trainer) / pi(engine), cap); None: off."""
@@ -133,6 +146,27 @@ class Method:
     def dynamic_sampling(self) -> bool:
         """Groups whose rewards are all equal are dropped and replaced."""
         return self.groups == "mixed"
+
+    @property
+    def forgetting(self) -> float:
+        """Discount of the Beta counts in a prompt's record at each visit; 1: none."""
+        return 1.0
+
+    @property
+    def first_counts(self) -> tuple[float, float]:
+        """Beta counts (right, wrong) of a prompt before its first visit."""
+        return 0.0, 0.0
+
+    def plan(self, view: PlanView) -> Sequence[Ask]:
+        """Asks for what to draw next in this step; nothing: the step's rollouts are complete. On global rank 0.
+
+        Default: one group of `rollout.group_size` for each prompt, with dynamic sampling where `view.dynamic`.
+        """
+        return drawn_groups(view)
+
+    def keep(self, view: PlanView) -> Sequence[Group]:
+        """The groups to train on, out of `view.groups`; a group may lose siblings, not gain any."""
+        return first_groups(view)
 
     def advantages(self, step: StepView) -> Sequence[float | torch.Tensor]:
         """One number, or one value per token [L], for each sample; only those that count are read.

@@ -99,6 +99,7 @@ def sample_views(
             reward=0.0 if batch.reward_S is None else float(batch.reward_S[sample]),
             group=sample if batch.group_S is None else int(batch.group_S[sample]),
             active=active,
+            external=chunk.external_C is not None and bool(chunk.external_C[rows_L].any()),
         )
     return found
 
@@ -116,6 +117,7 @@ def _view_of(method: Method, sample: Sample, now_L: torch.Tensor, entropy_L: tor
         reward=sample.reward,
         group=sample.group,
         active=sample.active,
+        external=sample.origin == "expert",
     )
 
 

@@ -221,6 +221,8 @@ def _sums(batch: TokenBatch, out: HeadLoss) -> dict[str, torch.Tensor]:
     assert batch.behaviour_logp_T is not None
     old_logp_T = out.logp_T if batch.old_logp_T is None else batch.old_logp_T
     gap_T = (old_logp_T - batch.behaviour_logp_T).abs()
+    if batch.external_T is not None:
+        gap_T = gap_T.masked_fill(batch.external_T, 0)  # no engine sampled these
     sums = out.metrics | {
         "loss_sum": out.loss_sum,
         "loss_count": out.count,

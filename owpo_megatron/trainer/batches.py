@@ -65,7 +65,9 @@ class BatchBuilder:
         log.add(stage=self._stages.stage(step), n_active=self.num_active(step))
         log.add(ref_id=version.ref_id, ref_step=version.source_step)
         minibatches = self._split(self.samples(groups, step))
-        if (method.needs_old or method.tis_cap is not None) and len(minibatches) > 1:
+        reads_old = method.needs_old or method.tis_cap is not None
+        some_keep = any(sample.keeps_old for minibatch in minibatches for sample in minibatch)
+        if reads_old and (len(minibatches) > 1 or some_keep):
             with log.timed("logp_old"):
                 minibatches = [_with_old(samples, self._policy) for samples in minibatches]
         if method.needs_reference != "none":
@@ -101,15 +103,17 @@ class BatchBuilder:
             active_1G = top_active(sizes_1G, min(n_active, len(advantages)))
             samples += [
                 Sample(
-                    prompt_ids=rollout.prompt.token_ids,
+                    prompt_ids=rollout.trained_ids or rollout.prompt.token_ids,
                     response_ids=rollout.response_ids,
                     advantage=advantages[place],
                     active=bool(active_1G[0, place]) and counts[place],
                     behaviour_logp=rollout.behaviour_logp,
-                    masked=not counts[place],
+                    keeps_old=rollout.keeps_old,
+                    masked=not counts[place] or rollout.origin == "baseline",
                     domain=rollout.prompt.domain,
                     reward=shaped[place],
                     group=index,
+                    origin=rollout.origin,
                 )
                 for place, rollout in enumerate(group.rollouts)
             ]
@@ -126,6 +130,8 @@ class BatchBuilder:
             counts_N=[inside for group in groups for inside in self._rules.counts(group)],
             group_N=[index for index, group in enumerate(groups) for _ in group.rollouts],
             length_N=[len(rollout.response_ids) for group in groups for rollout in group.rollouts],
+            origin_N=[rollout.origin for group in groups for rollout in group.rollouts],
+            past_N=[group.past for group in groups for _ in group.rollouts],
         )
         found = list(self._method.advantages(step))
         if len(found) != len(step.group_N):
@@ -152,7 +158,7 @@ class BatchBuilder:
             logps, entropies = policy.logprobs_and_entropies(samples)
             return prepared_in_minibatch(method, samples, logps, entropies, policy.logp_mode)
         known = [sample.old_logp for sample in samples if sample.old_logp is not None]
-        if is_first and len(known) == len(samples):
+        if is_first and len(known) == len(samples) and not any(sample.keeps_old for sample in samples):
             return prepared_in_minibatch(method, samples, known, None, samples[0].old_mode)
         return prepared_in_minibatch(method, samples, policy.logprobs(samples), None, policy.logp_mode)
 
@@ -170,9 +176,15 @@ def _checked(method: Method, advantage: float | torch.Tensor, length: int) -> fl
 
 
 def _with_old(samples: list[Sample], policy: Policy) -> list[Sample]:
+    """The samples with the policy's log-probs as old ones; those that have their own (stored responses) keep them."""
     logps = policy.logprobs(samples)
     return [
-        replace(sample, old_logp=logp, old_mode=policy.logp_mode) for sample, logp in zip(samples, logps, strict=True)
+        replace(
+            sample,
+            old_logp=torch.tensor(sample.behaviour_logp) if sample.keeps_old else logp,
+            old_mode=policy.logp_mode,
+        )
+        for sample, logp in zip(samples, logps, strict=True)
     ]
 
 

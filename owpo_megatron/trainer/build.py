@@ -35,6 +35,7 @@ from owpo_megatron.samples import SampleRecorder
 from owpo_megatron.sinks import make_sinks
 from owpo_megatron.sync import fp8_engine_arguments, make_sync
 from owpo_megatron.trainer.batches import BatchBuilder
+from owpo_megatron.trainer.build_plan import build_planning
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
 from owpo_megatron.trainer.console import RunConsole, headline
 from owpo_megatron.trainer.evaluate import Evaluator, prepare_sets
@@ -149,7 +150,7 @@ class _Builder:
         engine = engine_start.result() if engine_start else None
         fleet = engine if isinstance(engine, Fleet) else None
         revive = fleet.revive if fleet else _nothing_to_revive
-        main = MainRank(topology.broadcast, policy.named_weights, self._sync(fleet), revive)
+        main = MainRank(topology.broadcast, policy.named_weights, self._sync(fleet), revive, policy)
         if fleet:
             fleet.on_restart = main.push_again
         check = self._sync_check(main, policy, fleet)
@@ -324,15 +325,16 @@ class _Builder:
         return RolloutCollector(
             config.rollout,
             config.seed,
+            config.optimizer.steps,
             rules,
             RewardNoise(config.seed, config.verifier.flip),
+            build_planning(config, method, self.tokenizer, self.date),
             main,
             engine,
             verifier,
             stream,
             decode=self.tokenizer.decode if self.tokenizer else _nothing_to_decode,
             stop_token_ids=self.tokenizer.eos_ids if self.tokenizer else (),
-            dynamic_sampling=config.rollout.keeps_mixed_groups(method),
             record=self._keep_rollouts,
             progress=self.progress,
             date=self.date,

@@ -4,19 +4,20 @@ rank 0                            other ranks
 run(work): work()                 run(work): wait for a message
   needs weights in the engines,     "weights" -> walk through their share of the weights, wait on
   as often as it takes
+  needs the policy's log-probs        "statistics" -> take part in the pass
 send "done", return                 "done"    -> return the same result as rank 0
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from owpo_megatron.errors import EngineError
-from owpo_megatron.types import WeightSync
+from owpo_megatron.types import Policy, Sample, WeightSync
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ class MainRank:
         sync: rank 0's way to its engines; None on the other ranks.
         revive: restarts engines that do not answer or that the error names, calling `push_again` for them; returns how
             many there were.
+        policy: for `statistics`; None: nobody asks for them.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class MainRank:
         weights: Callable[[], Iterable[tuple[str, torch.Tensor]]],
         sync: WeightSync | None,
         revive: Callable[[EngineError], int],
+        policy: Policy | None = None,
     ):
         self._broadcast = broadcast
         self._weights = weights
         self._sync = sync
         self._revive = revive
+        self._policy = policy
         self._version = -1
 
     def run(self, work: Callable[[], T]) -> T:
@@ -52,10 +56,22 @@ class MainRank:
             self._broadcast(("done", result))
             return result
         while True:
-            message, result = self._broadcast(None)
+            message, content = self._broadcast(None)
             if message == "done":
-                return result
-            _walk_through(self._weights())
+                return content
+            if message == "statistics":
+                self._pass_over(content)
+            else:
+                _walk_through(self._weights())
+
+    def statistics(self, samples: Sequence[Sample]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The policy's log-probs and entropies [L] of each sample, on rank 0 inside `run`; every rank takes part."""
+        self._broadcast(("statistics", list(samples)))
+        return self._pass_over(samples)
+
+    def _pass_over(self, samples: Sequence[Sample]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        assert self._policy is not None, "a plan that looks at log-probs needs a policy"
+        return self._policy.logprobs_and_entropies(samples)
 
     def push(self, version: int) -> None:
         """Carry the policy's weights to every engine; one that is lost on the way is restarted and gets them, once."""

@@ -55,8 +55,11 @@ class RewardRules:
 
     def is_mixed(self, group: Group) -> bool:
         """True where siblings that count differ in the verifier's reward: dynamic sampling keeps such groups."""
-        counted = [reward for reward, counts in zip(group.rewards, self.counts(group), strict=True) if counts]
-        return len(set(counted)) > 1
+        return len(set(self.counted(group))) > 1
+
+    def counted(self, group: Group) -> list[float]:
+        """The verifier's rewards of the siblings that count."""
+        return [reward for reward, counts in zip(group.rewards, self.counts(group), strict=True) if counts]
 
     def penalty(self, length: int) -> float:
         """Reward taken from a response of this many tokens.

@@ -1,37 +1,48 @@
-"""Collects a step's groups: prompts, responses, verdicts; dynamic sampling with a bounded number of rounds."""
+"""Collects a step's groups: the method's plan asks, responses are drawn and graded, the method keeps some groups."""
 
 from __future__ import annotations
 
 import datetime
-import hashlib
-import math
+import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from owpo_megatron.config import RolloutConfig
+from owpo_megatron.methods import Ask, Method, PlanView, Solutions, TokenStatistics
+from owpo_megatron.trainer.drawing import Drawing, OpenGroup
+from owpo_megatron.trainer.ledger import PromptLedger, SamplePool
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.noise import RewardNoise
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.types import (
-    GradingItem,
     Group,
     Progress,
+    Prompt,
+    PromptRecord,
     PromptStream,
     Rollout,
     RolloutEngine,
-    SampleRequest,
+    Sample,
     Sampling,
     StepLog,
     Verdict,
-    Verdicts,
     Verifier,
 )
 
+OWN = ("policy", "baseline")  # origins of responses that this step drew
+MOST_ROUNDS = 1000  # of one step: a plan that never ends is a mistake
 
-def sample_seed(run_seed: int, draw: int, sibling: int) -> int:
-    """31 bits that depend on the run, the prompt's place in the stream and the sibling, and on nothing else."""
-    digest = hashlib.blake2b(f"{run_seed}/{draw}/{sibling}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1
+
+@dataclass(frozen=True)
+class Planning:
+    """Part of a run that decides what is drawn. The last three are of global rank 0, where the plan needs them."""
+
+    method: Method  # whose plan it is
+    dynamic: bool = False  # groups whose verdicts are all equal are dropped and replaced
+    ledger: PromptLedger | None = None
+    pool: SamplePool | None = None
+    solutions: Solutions | None = None
 
 
 class RolloutCollector:
@@ -40,7 +51,9 @@ class RolloutCollector:
     Args:
         config: the section `rollout`.
         seed: the run's seed.
+        steps: steps of the run, for plans that follow a schedule.
         noise: rewards that are wrong on purpose (`verifier.flip`).
+        planning: who asks for responses and keeps groups, and what it may look at.
         engine, verifier, stream: of rank 0; None elsewhere.
         decode: token ids to text.
         check_verdicts: raises where not one of a round's answers could be graded.
@@ -52,15 +65,16 @@ class RolloutCollector:
         self,
         config: RolloutConfig,
         seed: int,
+        steps: int,
         rules: RewardRules,
         noise: RewardNoise,
+        planning: Planning,
         main: MainRank,
         engine: RolloutEngine | None,
         verifier: Verifier | None,
         stream: PromptStream | None,
         decode: Callable[[Sequence[int]], str],
         stop_token_ids: tuple[int, ...],
-        dynamic_sampling: bool,
         record: Callable[[int, Sequence[Group], Sequence[Group]], None],
         progress: Progress | None = None,
         date: datetime.date | None = None,
@@ -68,19 +82,21 @@ class RolloutCollector:
     ):
         self._config = config
         self._seed = seed
+        self._steps = steps
         self._check_verdicts = check_verdicts
         self._rules = rules
         self._noise = noise
+        self._plan, self._dynamic = planning.method, planning.dynamic
+        self._ledger, self._pool, self._solutions = planning.ledger, planning.pool, planning.solutions
         self._main = main
         self._engine = engine
         self._verifier = verifier
         self._stream = stream
         self._decode = decode
-        self._dynamic = dynamic_sampling
         self._record = record
         self._progress = progress
         self._date = date
-        self._drawn = 0  # prompts taken from the stream since the run began
+        self._drawn = 0  # groups opened since the run began
         self._sampling = Sampling(
             config.max_response_tokens,
             config.temperature,
@@ -95,84 +111,110 @@ class RolloutCollector:
 
     def state_dict(self) -> dict[str, Any]:
         assert self._stream is not None
-        date = {} if self._date is None else {"date": self._date.isoformat()}
-        return {"drawn": self._drawn, "stream": self._stream.state_dict()} | date
+        state = {"drawn": self._drawn, "stream": self._stream.state_dict()}
+        kept = {"ledger": self._ledger, "pool": self._pool}
+        state |= {name: part.state_dict() for name, part in kept.items() if part is not None}
+        return state if self._date is None else state | {"date": self._date.isoformat()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken. A part that the checkpoint lacks begins empty."""
         assert self._stream is not None
         self._drawn = state["drawn"]
         self._stream.load_state_dict(state["stream"])
+        if self._ledger is not None:
+            self._ledger.load_state_dict(state.get("ledger", {}))
+        if self._pool is not None:
+            self._pool.load_state_dict(state.get("pool", {}))
 
     def _collect_on_main(self, step: int, log: StepLog) -> tuple[list[Group], dict[str, Any]]:
-        wanted = self._config.prompts_per_step
-        kept: list[Group] = []
+        assert self._engine is not None and self._verifier is not None
+        drawing = Drawing(
+            self._seed,
+            self._sampling,
+            self._engine,
+            self._verifier,
+            self._decode,
+            self._check_verdicts,
+            self._progress,
+        )
+        open_groups: list[OpenGroup] = []
         seen: list[Group] = []
         rounds = 0
-        while len(kept) < wanted and rounds < (self._config.max_rounds if self._dynamic else 1):
+        while asks := self._plan.plan(self._view(step, rounds, seen)):
+            assert rounds < MOST_ROUNDS, f"{self._plan.name}.plan asks without end"
+            drawing.draw(self._opened(asks, open_groups), open_groups, log)
+            seen = [group.closed(self._noise) for group in open_groups]
             rounds += 1
-            fresh = self._generate(self._how_many(wanted, len(kept), len(seen)), log)
-            seen.extend(fresh)
-            kept.extend(group for group in fresh if not self._dynamic or self._rules.is_mixed(group))
-        kept = kept[:wanted]
+        kept = list(self._plan.keep(self._view(step, rounds, seen)))
+        if self._ledger is not None:
+            for group in seen:
+                self._ledger.visit(group.rollouts[0].prompt.id, self._rules.counted(group), step)
+        if self._pool is not None:
+            self._pool.add(seen)
         self._record(step, seen, kept)
         return kept, self._facts(seen, kept, rounds=rounds)
 
-    def _how_many(self, wanted: int, kept: int, seen: int) -> int:
-        """Prompts of the next round: what is missing, scaled by the share of groups kept so far, times oversampling."""
-        most = math.ceil(wanted * self._config.oversampling)
-        if seen == 0:
-            return most
-        expected = -(-(wanted - kept) * seen // max(kept, 1))
-        return min(most, math.ceil(expected * self._config.oversampling))
+    def _opened(self, asks: Sequence[Ask], groups: list[OpenGroup]) -> list[Ask]:
+        """The asks with the numbers of their groups, of which new ones are opened."""
+        numbered = []
+        for ask in asks:
+            if ask.group is None:
+                groups.append(OpenGroup(self._drawn, self._past(ask.prompt)))
+                self._drawn += 1
+                ask = replace(ask, group=len(groups) - 1)
+            numbered.append(ask)
+        return numbered
 
-    def _generate(self, count: int, log: StepLog) -> list[Group]:
-        """Groups of the next prompts. Responses are graded as they come, while others are still being generated."""
-        assert self._engine is not None and self._stream is not None and self._verifier is not None
-        verifier = self._verifier
-        size = self._config.group_size
-        first_draw = self._drawn
-        requests: list[SampleRequest] = []
-        for prompt in self._stream.take(count):
-            seeds = (sample_seed(self._seed, self._drawn, sibling) for sibling in range(size))
-            requests.extend(SampleRequest(prompt, seed) for seed in seeds)
-            self._drawn += 1
-        gradings: dict[int, Verdicts] = {}  # by their first request
-
-        def finished(first: int, rollouts: Sequence[Rollout]) -> None:
-            gradings[first] = verifier.submit([self._item(rollout) for rollout in rollouts])
-
-        with log.timed("rollout"):
-            rollouts = self._engine.generate(requests, self._sampling, self._progress, finished)
-        with log.timed("verify"):
-            verdicts = [verdict for first in sorted(gradings) for verdict in gradings[first].result()]
-        self._check_verdicts(verdicts)
-        return [
-            self._group(rollouts[start : start + size], verdicts[start : start + size], first_draw + start // size)
-            for start in range(0, len(rollouts), size)
-        ]
-
-    def _item(self, rollout: Rollout) -> GradingItem:
-        return GradingItem(
-            response=self._decode(rollout.response_ids),
-            answer=rollout.prompt.answer,
-            domain=rollout.prompt.domain,
-            truncated=rollout.finish_reason == "length",
-            prompt=rollout.prompt.text,
+    def _view(self, step: int, rounds: int, seen: list[Group]) -> PlanView:
+        assert self._stream is not None
+        config = self._config
+        return PlanView(
+            step=step,
+            steps=self._steps,
+            round=rounds,
+            max_rounds=config.max_rounds,
+            prompts_per_step=config.prompts_per_step,
+            group_size=config.group_size,
+            oversampling=config.oversampling,
+            temperature=config.temperature,
+            max_tokens=config.max_response_tokens,
+            groups=seen,
+            dynamic=self._dynamic,
+            take=self._stream.take,
+            is_mixed=self._rules.is_mixed,
+            rewards=self._rules.counted,
+            record=self._past,
+            stored=self._stored,
+            statistics=self._statistics,
+            solutions=self._solutions,
+            random=random.Random(f"plan/{self._seed}/{step}/{rounds}"),
         )
 
-    def _group(self, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict], draw: int) -> Group:
-        rewards = (self._noise.reward(verdict.correct, draw, index) for index, verdict in enumerate(verdicts))
-        return Group(tuple(rollouts), tuple(verdicts), tuple(rewards))
+    def _past(self, prompt: Prompt) -> PromptRecord | None:
+        return None if self._ledger is None else self._ledger.record(prompt.id)
+
+    def _stored(self, prompt: Prompt) -> Sequence[Rollout]:
+        return () if self._pool is None else self._pool.stored(prompt.id)
+
+    def _statistics(self, rollouts: Sequence[Rollout]) -> list[TokenStatistics]:
+        samples = [
+            Sample(one.prompt.token_ids, one.response_ids, 0.0, True, one.behaviour_logp, origin=one.origin)
+            for one in rollouts
+        ]
+        if not samples:
+            return []
+        logps, entropies = self._main.statistics(samples)
+        return [TokenStatistics(one.tolist(), other.tolist()) for one, other in zip(logps, entropies, strict=True)]
 
     def _facts(self, seen: list[Group], kept: list[Group], rounds: int) -> dict[str, Any]:
-        rollouts = [rollout for group in seen for rollout in group.rollouts]
+        rollouts = [rollout for group in seen for rollout in group.rollouts if rollout.origin in OWN]
         verdicts = [verdict for group in seen for verdict in group.verdicts]
         reasons: dict[str, int] = {}
         for verdict in verdicts:
             reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
         return (
             {
-                "reward_mean": sum(reward for group in seen for reward in group.rewards) / len(rollouts),
+                "reward_mean": sum(_own_rewards(seen)) / len(rollouts),
                 "groups": len(kept),
                 "groups_dropped": len(seen) - len(kept),
                 "rounds": rounds,
@@ -199,3 +241,9 @@ class RolloutCollector:
             return {}
         told = [pair for group in seen for pair in zip(group.rewards, group.verdicts, strict=True)]
         return {"rewards_flipped": sum(reward != verdict.correct for reward, verdict in told) / len(told)}
+
+
+def _own_rewards(groups: Sequence[Group]) -> list[float]:
+    """Rewards of the responses that this step drew."""
+    told = [pair for group in groups for pair in zip(group.rollouts, group.rewards, strict=True)]
+    return [reward for rollout, reward in told if rollout.origin in OWN]

@@ -53,6 +53,7 @@ MAY_IMPORT = {
 # Modules with rules of their own.
 MAY_IMPORT_MODULE = {
     "trainer.build": EVERY_ROOM - {"api", "cli", "report", "launch", "experiments", "bench"},  # the composition root
+    "trainer.build_plan": BASE | {"data", "methods"},
     "trainer.build_reference": BASE | {"policy", "families", "engine"},
     "trainer.evaluate": BASE | {"data", "evaluation"},
     "trainer.loop": {"types", "methods"},  # Algorithm 1, and nothing else

@@ -15,7 +15,8 @@ from tiny import make_config
 
 from owpo_megatron.data import ShuffledStream
 from owpo_megatron.errors import UserError
-from owpo_megatron.trainer.rollouts import sample_seed
+from owpo_megatron.methods import make_method
+from owpo_megatron.trainer.drawing import sample_seed
 from owpo_megatron.types import Group, Prompt, Rollout
 from owpo_megatron.verifiers import refuse_failed_grading
 
@@ -41,7 +42,7 @@ class Run:
             ShuffledStream(PROMPTS, seed=1),
             decode=lambda ids: "".join(map(str, ids)),
             stop_token_ids=(2,),
-            dynamic_sampling=dynamic,
+            method=make_method("dapo" if dynamic else "grpo"),
             record=self.record,
         )
 

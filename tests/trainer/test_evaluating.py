@@ -73,7 +73,7 @@ def test_several_sets_of_which_the_first_decides(tmp_path: Path) -> None:
 
 
 def test_two_evaluations_ask_for_the_same_and_training_for_other_seeds(tmp_path: Path) -> None:
-    from owpo_megatron.trainer.rollouts import sample_seed
+    from owpo_megatron.trainer.drawing import sample_seed
 
     engine = FakeEngine(lambda prompt, rng: [1, 2])
     one = evaluator(engine, tmp_path)

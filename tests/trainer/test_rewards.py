@@ -130,7 +130,7 @@ def collect(config: Config, kinds: str, wanted_lengths: tuple[int, ...] = (1,)) 
         ShuffledStream(prompts, seed=1),
         decode=lambda ids: "".join(map(str, ids)),
         stop_token_ids=(2,),
-        dynamic_sampling=True,
+        method=make_method("dapo"),
         record=lambda step, groups, kept: None,
     )
     log = NoLog()

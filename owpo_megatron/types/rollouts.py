@@ -1,0 +1,125 @@
+"""Nouns of a rollout: prompts, responses, verdicts, groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+Origin = Literal["policy", "baseline", "expert", "replay"]
+"""Who wrote a response: the policy in this step (for a `baseline`: its reward is wanted, it is not trained on), someone
+else, or the policy in an earlier step."""
+VerdictReason = Literal["ok", "wrong", "no_answer", "parse_failed", "timeout", "crashed", "too_long"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem, ready to be sent to an engine.
+
+    Example:
+        Prompt(id="cipher/17", token_ids=(4, 9, 2), text="a7q=", answer="x0k", domain="cipher")
+    """
+
+    id: str
+    token_ids: tuple[int, ...]  # template applied
+    text: str  # the same, readable
+    answer: str  # what the verifier compares with
+    domain: str = "default"  # routes to a verifier rule or a teacher
+    source: int = 0  # which of data.sources it is from
+    prefix: int = 0  # last tokens of token_ids that begin the response already: given, graded, not trained on
+
+    def begun(self, tokens: Sequence[int]) -> Prompt:
+        """The prompt with a response that these tokens begin."""
+        if not tokens:
+            return self
+        return replace(self, token_ids=(*self.token_ids, *tokens), prefix=self.prefix + len(tokens))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling parameters. Log-probs are always those of logits / temperature, before top-p."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()  # texts that end a response and are part of it
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One sample to draw; equal requests to an engine with equal weights draw from the same random stream."""
+
+    prompt: Prompt
+    seed: int
+    sampling: Sampling | None = None  # of this sample; None: that of the call
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response, with the engine's own token ids and log-probs (never re-tokenised).
+
+    Example:
+        Rollout(prompt, response_ids=(11, 3, 1), behaviour_logp=(-0.1, -2.3, -0.0), policy_version=4,
+                finish_reason="stop", seed=77)
+    """
+
+    prompt: Prompt
+    response_ids: tuple[int, ...]  # [L], the stop token included when finish_reason is "stop"
+    behaviour_logp: tuple[float, ...]  # [L], of the engine, at the sampling temperature; () of an expert
+    policy_version: int  # weight version that sampled the last token
+    finish_reason: FinishReason
+    seed: int
+    origin: Origin = "policy"
+    keeps_old: bool = False  # behaviour_logp are the old log-probs: the policy at the step's start did not write it so
+    trained_ids: tuple[int, ...] | None = None  # prompt tokens to train with; None: those of `prompt`
+
+
+@dataclass(frozen=True)
+class GradingItem:
+    """Input of a verifier for one response."""
+
+    response: str  # detokenised, special tokens dropped
+    answer: str
+    domain: str = "default"
+    truncated: bool = False  # the response hit the token limit
+    form: Literal["response", "answer"] = "response"  # "answer": already extracted by the caller
+    prompt: str = ""  # what the response continues; its end may have opened reasoning, a box or an answer line
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Result of a verifier for one response; `reason` is "ok" exactly when `correct`."""
+
+    correct: bool
+    reason: VerdictReason
+    seconds: float = 0.0
+    detail: str = ""  # of a crash: what the rule raised
+
+
+@dataclass(frozen=True)
+class Group:
+    """The G siblings of one prompt in submission order, with the verifier's rewards (shaped in trainer/rewards.py)."""
+
+    rollouts: tuple[Rollout, ...]  # [G]
+    verdicts: tuple[Verdict, ...]  # [G]
+    rewards: tuple[float, ...]  # [G]
+    past: PromptRecord | None = None  # of the prompt, before this step; None: its first visit, or no ledger is kept
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """Memory of a prompt from the steps that drew it (trainer/ledger.py).
+
+    Example:
+        PromptRecord(visits=2, responses=16, mean=0.25, squares=3.0, last_step=40, right=4.0, wrong=12.0)
+    """
+
+    visits: int  # steps
+    responses: int  # that counted
+    mean: float  # of their rewards by the verifier
+    squares: float  # sum of squared deviations from that mean
+    last_step: int
+    right: float  # Beta counts: rewards, and 1 - rewards, each visit's discounted by the later ones
+    wrong: float

@@ -1,0 +1,90 @@
+"""Nouns of an update: samples, packed tokens, and whose log-probs they carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from owpo_megatron.types.rollouts import Origin
+
+if TYPE_CHECKING:
+    import torch
+
+ReferenceReason = Literal["init", "interval", "best_of_stage", "loaded"]
+LogpMode = Literal["exact", "fp8_refined", "engine", "fp8_raw"]
+"""How log-probs were computed, best first: by the trainer's head, or by a teacher's engine. See head/logprobs.py."""
+ReferenceNeed = Literal["none", "active", "all", "teacher"]
+"""Samples that need ref_logp: none; active ones; all; all, and a teacher's will do, which may come from an engine."""
+
+
+@dataclass(frozen=True)
+class ReferenceVersion:
+    """Identity of the reference: saved in every checkpoint, recorded in every batch and metrics line.
+
+    Example:
+        ReferenceVersion(ref_id=2, source_step=160, reason="interval", hash="9f2c...")
+    """
+
+    ref_id: int
+    source_step: int
+    reason: ReferenceReason
+    hash: str  # of the reference's weights; "" until it is first asked for
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights that did best so far: the policy as it was after `step` steps, and its score."""
+
+    step: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response with everything that a method needs; lists of L floats, or None where a pass was not spent."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]  # [L]
+    advantage: float | torch.Tensor  # shared by all tokens, or one per token [L]
+    active: bool  # takes part in the reweighting (top n_act of its group)
+    behaviour_logp: tuple[float, ...]  # [L]; () of an expert, whose log-probs nobody knows
+    old_logp: torch.Tensor | None = None  # [L] fp32; None: the policy's own, detached (one update per step)
+    ref_logp: torch.Tensor | None = None  # [L] fp32; None: not needed, or equal to old (see `ref_is_old`)
+    ref_is_old: bool = False  # the reference has the weights of the old policy: the ratio is exactly 1
+    masked: bool = False  # out of the loss (its verification failed): its tokens count nowhere
+    old_mode: LogpMode = "exact"  # how the trainer computed old_logp and ref_logp
+    ref_mode: LogpMode = "exact"
+    domain: str = "default"  # of its prompt: whose teacher it has
+    reward: float = 0.0  # after shaping
+    group: int = 0  # equal for siblings, within a step
+    given: Mapping[str, float | torch.Tensor] | None = None  # what the method prepared: numbers, or [L]; None: nothing
+    now_mode: LogpMode = "exact"  # of the current policy's log-probs that `given` was worked out of
+    origin: Origin = "policy"
+    keeps_old: bool = False  # behaviour_logp are its old log-probs: a pass of the policy does not replace them
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Per-token inputs of the loss for one packed microbatch: all [T], fp32 unless noted.
+
+    Only response tokens have `mask_T` True; the values elsewhere are zeros and carry no meaning.
+    """
+
+    old_logp_T: torch.Tensor | None  # sampling policy, through the trainer; None: the policy's own (one update)
+    ref_logp_T: torch.Tensor  # reference policy, through the trainer; zeros where the method needs none
+    advantage_T: torch.Tensor
+    active_T: torch.Tensor  # bool
+    mask_T: torch.Tensor  # bool
+    sample_T: torch.Tensor  # int64, index of the token's sample inside this microbatch, 0..S-1
+    num_samples: int  # S, samples in this microbatch
+    ref_is_old_T: torch.Tensor | None = None  # bool: the reference has the old policy's weights; None: nowhere
+    behaviour_logp_T: torch.Tensor | None = None  # sampling policy, as the engine reported it
+    row_mask_T: torch.Tensor | None = None  # bool, rows that the head computes (mask_T and more); None: all
+    reward_S: torch.Tensor | None = None  # of each sample, for methods that prepare; None: zeros
+    group_S: torch.Tensor | None = None  # int64, equal for siblings; None: each alone
+    given: Mapping[str, torch.Tensor] | None = None  # what the method prepared for its tokens; None: nothing yet
+    external_T: torch.Tensor | None = None  # bool, tokens that an expert wrote; None: none
+    old_mode: LogpMode | None = "exact"  # None: no sample here has such log-probs
+    ref_mode: LogpMode | None = "exact"
+    now_mode: LogpMode | None = "exact"  # of the log-probs that `given` was worked out of
