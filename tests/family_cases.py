@@ -24,13 +24,22 @@ _LATENT: dict[str, Any] = {name: value for name, value in _GLM_MOE.items() if na
     },
 }  # fmt: skip
 
+_OSS: dict[str, Any] = {
+    "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32, "head_dim": 16, "sliding_window": 4,
+    "swiglu_limit": 7.0,  # SGLang reads it
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 150000.0, "factor": 8.0, "original_max_position_embeddings": 32,
+        "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    },
+}  # fmt: skip
+
 # family -> shapes; the keys "tied" and "vocab_size" are arguments of make_hf_model
 CASES: dict[str, list[dict[str, Any]]] = {
     "mixtral": [
         {"num_local_experts": 4, "intermediate_size": 32, "vocab_size": 97},
         {"num_local_experts": 6, "intermediate_size": 64, "num_key_value_heads": 4},
         {"num_local_experts": 3, "intermediate_size": 32, "num_experts_per_tok": 3, "tied": True},
-        {"num_local_experts": 5, "intermediate_size": 96, "num_key_value_heads": 1, "sliding_window": 64},
+        {"num_local_experts": 5, "intermediate_size": 96, "num_key_value_heads": 1, "sliding_window": 5},
     ],
     "qwen2_moe": [
         _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 48, "vocab_size": 97},
@@ -50,11 +59,18 @@ CASES: dict[str, list[dict[str, Any]]] = {
         _LATENT | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "vocab_size": 101},
         _LATENT | {"num_attention_heads": 6, "num_key_value_heads": 6, "kv_lora_rank": 32, "tied": True},
     ],
+    "gpt_oss": [
+        _OSS | {"vocab_size": 97},
+        _OSS | {"num_local_experts": 5, "num_key_value_heads": 4, "sliding_window": 3},
+        _OSS | {"num_local_experts": 6, "num_experts_per_tok": 3, "num_attention_heads": 8, "tied": True},
+        _OSS | {"num_local_experts": 3, "num_key_value_heads": 1, "head_dim": 12, "intermediate_size": 64,
+                "layer_types": ["full_attention", "full_attention", "sliding_attention", "full_attention"]},
+    ],
     "phi3": [
         {"vocab_size": 97},
         {"num_key_value_heads": 1, "tied": True},
         {"num_key_value_heads": 4, "intermediate_size": 72, "partial_rotary_factor": 0.5, "hidden_size": 64},
-        {"num_attention_heads": 6, "num_key_value_heads": 2, "sliding_window": 64, "vocab_size": 101},
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "sliding_window": 4, "vocab_size": 101},
     ],
     "glm4": [
         {"head_dim": 16, "vocab_size": 97},
@@ -75,6 +91,12 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"embedding_multiplier": 3.0, "attention_multiplier": 0.1, "num_attention_heads": 6, "vocab_size": 101},
     ],
 }  # fmt: skip
+
+# Windows of families whose other shapes test_proof.py and test_parity.py have
+WINDOWED: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 5, "vocab_size": 97},
+    "qwen2": {"sliding_window": 3, "use_sliding_window": True, "max_window_layers": 1},
+}
 
 
 def every_case() -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.families import HFModel, hf_shapes, read_hf_config
+from owpo_megatron.families import HFModel, hf_shapes, read_hf_config, stacked_shapes
 
 HEAD_DIM, SMALLEST, STEP = 64, 64, 8  # of the width
 LAYERS, LAYERS_OF_WIDE = 12, 36
@@ -52,7 +52,7 @@ def random_weights(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (HF name, tensor) of every weight, one tensor in memory at a time; norms are near 1, the rest near 0."""
     generator = torch.Generator(device).manual_seed(seed)
-    for name, shape in hf_shapes(model).items():
+    for name, shape in stacked_shapes(hf_shapes(model)).items():
         tensor = torch.randn(shape, generator=generator, device=device, dtype=dtype).mul_(SCALE)
         yield name, tensor + 1 if "norm" in name else tensor
 

@@ -38,6 +38,8 @@ from owpo_megatron.families import (
     hf_shapes,
     megatron_names,
     read_hf_config,
+    stack_of,
+    stacked_shapes,
 )
 from owpo_megatron.families.rules import EMBEDDING
 from owpo_megatron.mcore.sharded_files import PartFile, StoredState, finish_state, part_is_whole
@@ -138,7 +140,8 @@ def megatron_to_hf(
     }
     side = StoredSide(model, stored)
     with Unfinished(out, plan) as work:
-        files = ShardFiles(work.path, hf_shapes(model), dtype, _SHARD_BYTES, float32_tensors(model))
+        shapes = stacked_shapes(hf_shapes(model))
+        files = ShardFiles(work.path, shapes, dtype, _SHARD_BYTES, float32_tensors(model))
 
         def write(_: int, names: list[str]) -> dict[str, str]:
             return {
@@ -298,9 +301,13 @@ def _merged(hashes: Iterable[dict[str, str]]) -> dict[str, str]:
 
 
 def _writing(files: ShardFiles, hf_name: str, pieces: Rows) -> Iterator[torch.Tensor]:
-    """The pieces, each written on its way."""
+    """The pieces, each written on its way; an expert's tensor is an entry of its stack."""
+    stack = stack_of(hf_name)
     for first, rows in pieces:
-        files.write(hf_name, rows, first)
+        if stack:
+            files.write(stack[0], rows[None], stack[1])
+        else:
+            files.write(hf_name, rows, first)
         yield rows
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from owpo_megatron.families import HFModel
+from owpo_megatron.families import HFModel, stacked
 
 _FEW_TOKENS = 8  # the embedding of the one-layer models, which nothing uses
 # Fields that decide something for one layer, or outside the layers -> their value for the model of that layer alone.
@@ -43,10 +43,11 @@ class HFLayers:
         """[T, H] -> [T, H] through one layer.
 
         Args:
-            tensors: the layer's, by the checkpoint's names.
+            tensors: the layer's, experts one by one.
             norm: the final norm's weight, applied behind the layer; None: it is not the last one.
         """
-        whole = {_LAYER.sub("0", name): tensor for name, tensor in tensors.items()}
+        in_checkpoint = stacked(self._model.num_experts, tensors.items())
+        whole = {_LAYER.sub("0", name): tensor for name, tensor in in_checkpoint}
         size = (_FEW_TOKENS, self._model.hidden_size)
         whole |= {"model.embed_tokens.weight": torch.zeros(size), "lm_head.weight": torch.zeros(size)}
         whole["model.norm.weight"] = torch.ones(self._model.hidden_size) if norm is None else norm

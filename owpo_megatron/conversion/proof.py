@@ -20,6 +20,7 @@ from owpo_megatron.run.manifest import Proof
 
 TOLERANCE = 1e-5  # of a logit, relative to the largest one where that exceeds 1
 _TOKENS = 32
+_BEYOND, _MOST_TOKENS = 8, 1024  # so many more than an attention window has, unless that would be too long
 _PROMPTS = 3  # tried for a model with experts: two that tie within rounding may be chosen differently
 _LAYER_TOLERANCE = 1e-3  # beyond it, a layer is named as the first that differs
 _SHOWN = 4  # tensors in a complaint
@@ -81,7 +82,8 @@ def _compare_logits(
     seed: int,
     layer_done: Callable[[int], None],
 ) -> Proof:
-    tokens = min(_TOKENS, model.attention.window or _TOKENS)  # beyond its window a model is none that we compute
+    window = model.attention.window or 0
+    tokens = window + _BEYOND if _TOKENS < window + _BEYOND <= _MOST_TOKENS else _TOKENS
     prompt_T = torch.randint(0, model.vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
     ours = _embed(prompt_T, _stored_rows(state, model, EMBEDDING)) * model.multipliers.embedding
     theirs = _embed(prompt_T, source.rows(HF_EMBEDDING)) * model.multipliers.embedding

@@ -18,6 +18,7 @@ from owpo_megatron.families import (
     hf_parts,
     is_float32,
     megatron_names,
+    megatron_shape,
     padded_vocab_size,
     place_of,
     to_hf,
@@ -132,7 +133,7 @@ def stored_shapes(model: HFModel) -> dict[str, tuple[int, ...]]:
     """Every tensor of a sharded checkpoint of this model, by its key."""
     shapes = {}
     for name in megatron_names(model):
-        place, parts = place_of(model, name), list(hf_parts(model, name).values())
-        rows = padded_vocab_size(model.vocab_size, 1) if place.is_vocabulary else sum(part[0] for part in parts)
-        shapes[f"model.{place.name}"] = (*place.leading, rows, *parts[0][1:])
+        place, (rows, *columns) = place_of(model, name), megatron_shape(model, name)
+        rows = padded_vocab_size(model.vocab_size, 1) if place.is_vocabulary else rows
+        shapes[f"model.{place.name}"] = (*place.leading, rows, *columns)
     return shapes

@@ -15,7 +15,7 @@ import torch
 
 from owpo_megatron.conversion.unfinished import Unfinished
 from owpo_megatron.errors import UserError
-from owpo_megatron.families import HFModel, float32_tensors, hf_shapes
+from owpo_megatron.families import HFModel, float32_tensors, hf_shapes, stacked_shapes
 
 # What is not carried: weights in any form, and what a conversion writes anew.
 _LEFT_OUT = (
@@ -163,7 +163,7 @@ class HFWriter:
     ):
         self._template = Path(template)
         self._max_shard_bytes = max_shard_bytes
-        self._expected, self._float32 = hf_shapes(model), float32_tensors(model)
+        self._expected, self._float32 = stacked_shapes(hf_shapes(model)), float32_tensors(model)
         self._came: set[str] = set()
         self._files: ShardFiles | None = None
         self._dtype = torch.float32

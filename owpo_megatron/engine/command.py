@@ -118,6 +118,8 @@ def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Ma
             "attention_backend": "torch_native",
             "sampling_backend": "pytorch",
             "disable_overlap_schedule": True,
+            # One cache for layers with and without a window: plain PyTorch attention knows no other.
+            "disable_hybrid_swa_memory": True,
             # An idle scheduler would otherwise keep a core busy that the trainer needs.
             "sleep_on_idle": True,
             "skip_server_warmup": True,

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 from owpo_megatron.families.catalogue import MODEL_TYPES, known_types
 from owpo_megatron.families.family import EngineNames, Family
 from owpo_megatron.families.fits import check_context, check_parallel, padded_vocab_size
-from owpo_megatron.families.model import MLP, Attention, Experts, HFModel, LatentAttention, Norms, Router, SharedExpert
+from owpo_megatron.families.model import (
+    MLP,
+    Activation,
+    Attention,
+    Experts,
+    HFModel,
+    LatentAttention,
+    Norms,
+    Router,
+    SharedExpert,
+)
 from owpo_megatron.families.reading import HFConfig, read_hf_config
 from owpo_megatron.families.rope import Rope, Yarn
 from owpo_megatron.families.rules import Part, Rule
@@ -19,6 +29,7 @@ from owpo_megatron.families.rules import Part, Rule
 if TYPE_CHECKING:
     from owpo_megatron.families.engine import EngineLayout
     from owpo_megatron.families.reader import HFReader
+    from owpo_megatron.families.stacks import stack_of, stacked, stacked_shapes
     from owpo_megatron.families.weights import (
         Place,
         check_weights,
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
         hf_shapes,
         is_float32,
         megatron_names,
+        megatron_shape,
         place_of,
         to_hf,
         to_megatron,
@@ -44,7 +56,11 @@ _WITH_TORCH = {
     "hf_shapes": "weights",
     "is_float32": "weights",
     "megatron_names": "weights",
+    "megatron_shape": "weights",
     "place_of": "weights",
+    "stack_of": "stacks",
+    "stacked": "stacks",
+    "stacked_shapes": "stacks",
     "to_hf": "weights",
     "to_megatron": "weights",
 }
@@ -59,6 +75,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "MLP",
     "MODEL_TYPES",
+    "Activation",
     "Attention",
     "EngineLayout",
     "EngineNames",
@@ -86,9 +103,13 @@ __all__ = [
     "is_float32",
     "known_types",
     "megatron_names",
+    "megatron_shape",
     "padded_vocab_size",
     "place_of",
     "read_hf_config",
+    "stack_of",
+    "stacked",
+    "stacked_shapes",
     "to_hf",
     "to_megatron",
 ]

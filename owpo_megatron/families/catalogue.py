@@ -31,6 +31,7 @@ MODEL_TYPES: dict[str, tuple[str, str]] = {
     "glm4": ("glm", "GLM4"),
     "glm4_moe": ("glm", "GLM4_MOE"),
     "deepseek_v3": ("deepseek", "DEEPSEEK_V3"),
+    "gpt_oss": ("gpt_oss", "GPT_OSS"),
     "phi3": ("phi3", "PHI3"),
     "olmo2": ("olmo2", "OLMO2"),
     "granite": ("granite", "GRANITE"),

@@ -79,8 +79,8 @@ def _read(config: HFConfig) -> HFModel:
     )
     model = describe(config, "deepseek_v3", attention, sigmoid_experts(config))
     yarn = model.rope.yarn
-    if model.rope.llama3_factor or (yarn and yarn.mscale is None):
-        remedy = "latent attention takes the default and yarn with mscale and mscale_all_dim"
+    if model.rope.llama3_factor or (yarn and (yarn.mscale is None or not yarn.truncate)):
+        remedy = "latent attention takes the default and yarn with mscale and mscale_all_dim, truncated"
         raise config.refusal("rope_parameters", raw.rope_parameters, remedy)
     return model
 

@@ -7,6 +7,7 @@ SGLang fuses and cuts what it loads:
     o_proj, down_proj                         columns, by the same
     embed_tokens, lm_head                     rows, of a vocabulary padded to a multiple of 64
     experts.N.gate_proj, up_proj -> experts.w13_weight, experts.N.down_proj -> experts.w2_weight, expert by expert
+    experts.gate_up_proj, down_proj -> the same, where they hold all experts transposed, and their biases
 
 A rank whose share is not full has zeros behind it. This is SGLang's layout on a CPU (on CUDA it pads differently), and
 known for experts whose ffn size is a multiple of 32.
@@ -23,7 +24,9 @@ import torch
 from owpo_megatron.families.family import EngineNames
 from owpo_megatron.families.model import HFModel, LatentAttention
 from owpo_megatron.families.rules import HF, HF_EMBEDDING, LM_HEAD
+from owpo_megatron.families.stacks import is_stack
 
+_BY_HEADS = ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj")
 VOCABULARY_MULTIPLE = 64
 MLP_MULTIPLE = 32
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
@@ -74,6 +77,9 @@ class EngineLayout:
             part = self.names.expert.index(expert[3])
             stem, number = expert[1], int(expert[2])
             return (f"{stem}.w13_weight", 2 * number + part) if part < 2 else (f"{stem}.w2_weight", number)
+        if is_stack(name):
+            stem, _, stack = name.rpartition(".")
+            return f"{stem}.{_STACKS[stack]}", 0
         *path, module, kind = name.split(".")
         if module in self.names.fused:
             fused, place = self.names.fused[module]
@@ -82,6 +88,8 @@ class EngineLayout:
 
     def shard(self, name: str, tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
         """Return a tensor-parallel rank's shard of an HF tensor."""
+        if is_stack(name):
+            return _shard_of_stack(name.rpartition(".")[2], tensor, rank, ranks)
         module = name.split(".")[-2]
         gate, up, down = self.names.expert
         is_down = module in ("down_proj", down)
@@ -89,17 +97,41 @@ class EngineLayout:
         size = tensor.shape[dim]
         if module in ("embed_tokens", "lm_head"):
             share = -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // ranks
-        elif module in ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj") or (module == "o_proj" and dim):
+        elif module in _BY_HEADS or (module == "o_proj" and dim) or name.endswith(".sinks"):
             share = -(-self.num_kv_heads // ranks) * (size // self.num_kv_heads)
         elif module in ("gate_proj", "up_proj", gate, up) or (is_down and dim):
             share = -(-size // (MLP_MULTIPLE * ranks)) * MLP_MULTIPLE
         else:
             return tensor
-        first = min(rank * share, size)
-        mine = tensor.narrow(dim, first, min(share, size - first))
-        missing = share - mine.shape[dim]
-        padding = [0, 0] * (tensor.dim() - 1 - dim) + [0, missing]
-        return torch.nn.functional.pad(mine, padding) if missing else mine
+        return _share_of(tensor, dim, rank, share)
+
+
+def _share_of(tensor: torch.Tensor, dim: int, rank: int, share: int) -> torch.Tensor:
+    size = tensor.shape[dim]
+    first = min(rank * share, size)
+    mine = tensor.narrow(dim, first, min(share, size - first))
+    missing = share - mine.shape[dim]
+    padding = [0, 0] * (tensor.dim() - 1 - dim) + [0, missing]
+    return torch.nn.functional.pad(mine, padding) if missing else mine
+
+
+_STACKS = {
+    "gate_up_proj": "w13_weight",
+    "gate_up_proj_bias": "w13_weight_bias",
+    "down_proj": "w2_weight",
+    "down_proj_bias": "w2_weight_bias",
+}
+
+
+def _shard_of_stack(stack: str, tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
+    """The shard of all experts' tensors [experts, ...], in which gate and up projection alternate (gpt-oss)."""
+    if stack == "down_proj_bias":  # added once
+        return tensor if rank == 0 else torch.zeros_like(tensor)
+    rows = 1 if stack == "down_proj" else 2  # for each dimension between the projections
+    tensor = tensor.transpose(1, 2) if tensor.dim() == 3 else tensor
+    dim = 2 if stack == "down_proj" else 1
+    share = -(-tensor.shape[dim] // (rows * MLP_MULTIPLE * ranks)) * MLP_MULTIPLE * rows
+    return _share_of(tensor, dim, rank, share)
 
 
 _APART = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}

@@ -21,14 +21,16 @@ class EngineNames:
         fused: module of a dense HF tensor -> SGLang's module, and the tensor's place in it.
         expert: an expert's gate, up and down projection.
         ties: SGLang ties the head where the config does. False: it keeps a head of its own, which is sent as well.
+        windows: SGLang computes this family's attention window. False: it attends to all tokens.
     """
 
     fused: Mapping[str, tuple[str, int]] = field(default_factory=lambda: _QKV | _GATE_UP)
     expert: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     ties: bool = True
+    windows: bool = False
 
     def __hash__(self) -> int:
-        return hash((tuple(self.fused.items()), self.expert, self.ties))
+        return hash((tuple(self.fused.items()), self.expert, self.ties, self.windows))
 
 
 @dataclass(frozen=True)

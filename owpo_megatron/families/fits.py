@@ -44,21 +44,21 @@ def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:
 
 
 def check_context(model: HFModel, tokens: int) -> None:
-    """Refuse sequences longer than an attention window.
+    """Refuse sequences longer than an attention window that the engine does not compute.
 
-    Up to the window a windowed model is a plain causal one, on the trainer's side and on the engine's; beyond it the
-    trainer has no windowed attention.
+    Up to the window a windowed model is a plain causal one. Beyond it the trainer computes the window, but SGLang
+    serves Mistral, Mixtral, Phi-3 and Qwen2 without, so that the two would be different models.
 
     Raises:
         UserError: the longest possible sequence (prompt and response) exceeds the model's window.
     """
     window = model.attention.window
-    if window is not None and tokens > window:
+    if window is not None and tokens > window and not model.family.engine.windows:
         raise UserError(
             "data.max_prompt_tokens + rollout.max_response_tokens",
             tokens,
-            f"the model attends to {window} tokens only (sliding_window); sequences up to that length are "
-            "supported: lower one of the two",
+            f"the model attends to {window} tokens only (sliding_window), but SGLang serves {model.family_name} "
+            "without a window; sequences up to that length are supported: lower one of the two",
         )
 
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from owpo_megatron.families.rules import Rule
 
 
+# silu; gelu in its tanh approximation; gpt-oss's: gate and up clamped, gate * sigmoid(1.702 gate) * (up + 1)
+Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
+_CLAMPED: dict[str, Any] = dict(activation_func_clamp_value=7.0, glu_linear_offset=1.0)
+
+
 @dataclass(frozen=True)
 class Attention:
     """Grouped-query attention: queries, keys and values of one projection, causal."""
@@ -28,19 +33,25 @@ class Attention:
     qkv_bias: bool = False
     qk_norm: Literal["head", "all"] | None = None  # RMSNorm of each head's queries and keys, or of all heads together
     window: int | None = None  # tokens that attention sees back, itself included; None: all. See `check_context`
+    full_layers: tuple[int, ...] = ()  # layers that see all tokens although there is a window
+    sinks: bool = False  # a trained score per head that takes its share of the softmax and gives nothing
     scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
 
     @property
     def sizes(self) -> dict[str, int]:
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return {"head": self.head_dim, "q": q, "kv": kv}
+        return {"head": self.head_dim, "heads": self.num_heads, "q": q, "kv": kv}
+
+    def window_of(self, layer: int) -> int | None:
+        """The window of one layer, counted from 0."""
+        return None if layer in self.full_layers else self.window
 
     def cache_elements(self, tp: int) -> int:
         """Elements that an engine's rank caches per token and layer; it has one key-value head at least."""
         return 2 * max(self.num_kv_heads // tp, 1) * self.head_dim
 
     def megatron_fields(self) -> dict[str, Any]:
-        return dict(
+        fields: dict[str, Any] = dict(
             num_attention_heads=self.num_heads,
             num_query_groups=self.num_kv_heads,
             kv_channels=self.head_dim,
@@ -50,6 +61,7 @@ class Attention:
             qk_layernorm=self.qk_norm == "head",
             softmax_scale=self.scale,
         )
+        return fields | (dict(softmax_type="learnable") if self.sinks else {})
 
 
 @dataclass(frozen=True)
@@ -68,10 +80,14 @@ class LatentAttention:
     v_dim: int
     qk_norm: None = None
     window: None = None
+    sinks: bool = False
 
     @property
     def num_kv_heads(self) -> int:
         return self.num_heads
+
+    def window_of(self, layer: int) -> None:
+        """No layer has a window."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -103,9 +119,10 @@ class LatentAttention:
 
 @dataclass(frozen=True)
 class MLP:
-    """Gated linear unit: down(silu(gate(x)) * up(x))."""
+    """Gated linear unit: down(silu(gate(x)) * up(x)), or with another activation."""
 
     ffn_size: int
+    activation: Activation = "silu"
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -167,12 +184,13 @@ class Experts:
     ffn_size: int  # of one expert
     router: Router
     shared: SharedExpert | None = None
+    activation: Activation = "silu"
     dense: MLP | None = None  # of the layers without experts
     dense_layers: tuple[int, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
-        sizes = {"experts": self.number, "expert_ffn": self.ffn_size, "one": 1}
+        sizes = {"experts": self.number, "expert_ffn": self.ffn_size, "expert_ffns": 2 * self.ffn_size, "one": 1}
         if self.shared:
             sizes["shared_ffn"] = self.shared.ffn_size
         return sizes | (self.dense.sizes if self.dense else {})
@@ -233,6 +251,7 @@ class HFModel:
     norms: Norms
     rope: Rope
     multipliers: Multipliers = Multipliers()
+    biases: bool = False  # on every linear layer but the output layer: attention's, experts' and router's
 
     @property
     def family(self) -> Family:
@@ -279,9 +298,15 @@ class HFModel:
             normalization="RMSNorm",
             layernorm_epsilon=self.norms.eps,
             gated_linear_unit=True,
-            add_bias_linear=False,
+            add_bias_linear=self.biases,
             rotary_interleaved=self.rope.interleaved,
         )
+        if self.mlp.activation == "clamped_swiglu":
+            fields |= _CLAMPED
+        if self.attention.window is not None:
+            windowed = [int(self.attention.window_of(layer) is not None) for layer in range(self.num_layers)]
+            # megatron counts the tokens before the own one
+            fields |= dict(window_size=(self.attention.window - 1, 0), window_attn_skip_freq=windowed)
         if self.is_mixed:
             fields |= dict(moe_layer_freq=[int(self.has_experts(layer)) for layer in range(self.num_layers)])
         if isinstance(self.attention, LatentAttention):

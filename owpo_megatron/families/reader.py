@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.families.forms import SCALE_SUFFIX, BinFile, BlockFp8View
+from owpo_megatron.families.forms import BLOCKS, SCALE_SUFFIX, SCALES, BinFile, BlockFp8View, ExpertView, Mxfp4View
+from owpo_megatron.families.stacks import is_stack, member, stack_of
 
 _MAX_MAPPED = 256 * 2**20
 
@@ -19,7 +20,8 @@ _MAX_MAPPED = 256 * 2**20
 class HFReader:
     """The tensors of an HF folder: one `model.safetensors`, or shards with or without an index file; or .bin files.
 
-    Weights in FP8 with a scale per block are read as bfloat16 (see `forms`).
+    Weights in FP8 with a scale per block, and in MXFP4, are read as bfloat16 (see `forms`); tensors of all experts
+    together expert by expert (see `stacks`).
 
     Files are memory-mapped and opened when first needed. What was read stays mapped, and counts as this process's
     memory, until the files are closed: they are after every 256 MB, and opened again when needed.
@@ -39,7 +41,17 @@ class HFReader:
         self._scales = {name for name in self._file_of if name.endswith(SCALE_SUFFIX)}
 
     def names(self) -> list[str]:
-        return [name for name in self._file_of if name not in self._scales]
+        names: list[str] = []
+        for name in self._file_of:
+            stack = name.removesuffix(BLOCKS)
+            if name in self._scales or (name.endswith(SCALES) and name.removesuffix(SCALES) + BLOCKS in self._file_of):
+                continue
+            if is_stack(stack):
+                number = self._open(self._file_of[name]).get_slice(name).get_shape()[0]
+                names += [member(stack, expert) for expert in range(number)]
+            else:
+                names.append(name)
+        return names
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._view(name).get_shape())
@@ -68,13 +80,20 @@ class HFReader:
         return tensor
 
     def _view(self, name: str) -> Any:
+        stack = None if name in self._file_of else stack_of(name)
+        if stack and stack[0] in self._file_of:
+            return ExpertView(self._stored(stack[0]), stack[1])
+        if stack and {stack[0] + BLOCKS, stack[0] + SCALES} <= self._file_of.keys():
+            return Mxfp4View(self._stored(stack[0] + BLOCKS), self._stored(stack[0] + SCALES), stack[1])
         if name not in self._file_of:
             raise UserError("model.path", self.folder, f"its weights lack {name}")
-        view = self._open(self._file_of[name]).get_slice(name)
         if name + SCALE_SUFFIX not in self._scales:
-            return view
-        scale = name + SCALE_SUFFIX
-        return BlockFp8View(view, self._open(self._file_of[scale]).get_slice(scale)[:], self._block)
+            return self._stored(name)
+        return BlockFp8View(self._stored(name), self._stored(name + SCALE_SUFFIX)[:], self._block)
+
+    def _stored(self, name: str) -> Any:
+        """A view of a tensor as the file has it."""
+        return self._open(self._file_of[name]).get_slice(name)
 
     @cached_property
     def _block(self) -> tuple[int, int]:

@@ -87,7 +87,7 @@ def attention_of(config: HFConfig, **parts: Any) -> Attention:
         num_heads=num_heads,
         num_kv_heads=config.get("num_key_value_heads") or num_heads,
         head_dim=config.get("head_dim") or raw.hidden_size // num_heads,
-        window=_window(raw),
+        **_window(raw),
         **parts,
     )
 
@@ -100,20 +100,24 @@ def mlp_of(config: HFConfig) -> MLP:
 
 
 def _check_quantization(config: HFConfig) -> None:
-    """Weights in FP8 with a scale per block are dequantised when they are read; other forms are refused."""
+    """Weights in FP8 with a scale per block, or in MXFP4, are dequantised when they are read; others are refused."""
     quantization = config.get("quantization_config")
     if not quantization:
         return
     method = quantization.get("quant_method")
-    if method != "fp8" or not quantization.get("weight_block_size"):
-        remedy = "only fp8 with weight_block_size is dequantised; give the unquantised model"
+    if method != "mxfp4" and (method != "fp8" or not quantization.get("weight_block_size")):
+        remedy = "only mxfp4, and fp8 with weight_block_size, are dequantised; give the unquantised model"
         raise config.refusal("quantization_config.quant_method", method, remedy)
 
 
-def _window(raw: Any) -> int | None:
-    """transformers leaves it None, or 0, where `use_sliding_window` is false, as in Qwen2.5's configs."""
+def _window(raw: Any) -> dict[str, Any]:
+    """The window and the layers without; transformers leaves it None or 0 where `use_sliding_window` is false."""
     window = getattr(raw, "sliding_window", None)
-    return window if window and window < raw.max_position_embeddings else None
+    if not window or window >= raw.max_position_embeddings:
+        return {}
+    kinds = getattr(raw, "layer_types", None) or []
+    full = tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention")
+    return {} if kinds and len(full) == len(kinds) else dict(window=window, full_layers=full)
 
 
 def _model_type(path: Path) -> str:

@@ -20,6 +20,7 @@ class Yarn:
     original_positions: int
     beta_fast: float
     beta_slow: float
+    truncate: bool  # round the bounds of the ramp between scaled and plain frequencies
     mscale: float | None  # both None: the concentration factor comes from `factor` alone
     mscale_all_dim: float | None
 
@@ -87,8 +88,6 @@ def _yarn(where: str, rope: dict[str, Any]) -> Yarn:
         raise UserError(
             f"{where}.attention_factor", rope["attention_factor"], "megatron-core derives it from factor; leave it out"
         )
-    if not rope.get("truncate", True):
-        raise UserError(f"{where}.truncate", False, "not supported; only true is")
     if rope.get("factor") is None:
         raise UserError(f"{where}.factor", None, "yarn needs a factor")
     both = rope.get("mscale") and rope.get("mscale_all_dim")  # as transformers: one alone counts for nothing
@@ -97,6 +96,7 @@ def _yarn(where: str, rope: dict[str, Any]) -> Yarn:
         original_positions=int(rope["original_max_position_embeddings"]),
         beta_fast=float(rope.get("beta_fast") or 32.0),
         beta_slow=float(rope.get("beta_slow") or 1.0),
+        truncate=bool(rope.get("truncate", True)),
         mscale=rope["mscale"] if both else None,
         mscale_all_dim=rope["mscale_all_dim"] if both else None,
     )

@@ -2,7 +2,7 @@
 
 Sizes are named, so that one rule serves every model: hidden, vocab, and the names that the parts of a model define
 (`model.Attention.sizes` and so on): head (of one head), q (heads * head), kv (key-value heads * head), ffn, experts
-(how many), expert_ffn, shared_ffn.
+(how many), expert_ffn, expert_ffns (gate and up together), shared_ffn, heads (how many).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Fuse = Literal["plain", "qkv", "gate_up"]
+Fuse = Literal["plain", "qkv", "gate_up", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,17 @@ class Part:
         shape: names of the sizes.
         behind: sizes of what the HF tensor holds before these rows, where it holds several parts one after another
             (Phi-3's qkv_proj: queries, keys, values). Parts of one tensor are in its order.
+        transposed: the HF matrix is multiplied from the right: its columns are megatron's rows.
     """
 
     name: str
     shape: tuple[str, ...]
     behind: tuple[str, ...] = ()
+    transposed: bool = False
+
+    def dim(self, megatron_dim: int) -> int:
+        """The HF tensor's dimension that is megatron's `megatron_dim`."""
+        return 1 - megatron_dim if self.transposed else megatron_dim
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class Rule:
             qkv: for each query group its query heads, its key head, its value head.
             gate_up: a TP rank holds its rows of the gate, then its rows of the up projection (chunking the
                 concatenation of the full tensors would give the first rank gates only).
-        tp_dim: the dimension that is split over tensor-parallel ranks, of every part alike; None: replicated.
+            pairs: the same from one HF tensor in which rows (or columns) of gate and up projection alternate.
+        tp_dim: megatron's dimension that is split over tensor-parallel ranks, of every part alike; None: replicated.
         stored: the name in a sharded checkpoint, where layers (and experts) are leading dimensions of one tensor;
             None: the last megatron name without its indices.
         layers: which layers have the parameter, in a model where some have experts and others have none.

@@ -21,7 +21,7 @@ from owpo_megatron.families.reader import HFReader
 from owpo_megatron.families.rules import EMBEDDING, LM_HEAD, OUTPUT_LAYER, Part, Rule
 
 _LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
-_EXPERT = re.compile(r"(?<=\.local_experts\.)\d+(?=\.)|(?<=linear_fc[12]\.weight)\d+$")
+_EXPERT = re.compile(r"(?<=\.local_experts\.)\d+(?=\.)|(?<=linear_fc[12]\.weight)\d+$|(?<=linear_fc[12]\.bias)\d+$")
 _SHOWN = 8  # names of each kind in an error
 
 
@@ -59,14 +59,16 @@ def to_megatron(model: HFModel, name: str, reader: HFReader, *, tp_rank: int = 0
         shape, first = _shape(model, part), _first_row(model, part)
         hf_name = part.name.format(**index)
         if rule.tp_dim is None:
-            pieces.append(reader.slice(hf_name, 0, first, first + shape[0]))
+            piece = reader.slice(hf_name, 0, first, first + shape[0])
         elif part.shape[0] == "vocab":
-            pieces.append(_vocab_rows(reader, hf_name, model.vocab_size, tp_rank, tp_size))
+            piece = _vocab_rows(reader, hf_name, model.vocab_size, tp_rank, tp_size)
         else:
-            assert shape[rule.tp_dim] % tp_size == 0, f"{hf_name} {shape} does not divide over {tp_size} ranks"
-            length = shape[rule.tp_dim] // tp_size
+            dim = part.dim(rule.tp_dim)
+            assert shape[dim] % tp_size == 0, f"{hf_name} {shape} does not divide over {tp_size} ranks"
+            length = shape[dim] // tp_size
             start = first + tp_rank * length
-            pieces.append(reader.slice(hf_name, rule.tp_dim, start, start + length))
+            piece = reader.slice(hf_name, dim, start, start + length)
+        pieces.append(piece.t().contiguous() if part.transposed else piece)
     return _fuse(model, rule, pieces)
 
 
@@ -90,6 +92,7 @@ def to_hf(model: HFModel, name: str, shards: Sequence[torch.Tensor]) -> list[tup
     tensors: dict[str, dict[int, torch.Tensor]] = {}  # HF name -> its parts by their first row
     for part, pieces in zip(rule.hf, zip(*split_shards, strict=True), strict=True):
         tensor = pieces[0] if rule.tp_dim is None or len(pieces) == 1 else torch.cat(pieces, dim=rule.tp_dim)
+        tensor = tensor.t() if part.transposed else tensor
         if part.shape[0] == "vocab":
             tensor = tensor[: model.vocab_size]
         assert tuple(tensor.shape) == _shape(model, part), f"{name}: {tuple(tensor.shape)} for {part.name}"
@@ -127,6 +130,13 @@ def hf_parts(model: HFModel, name: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def megatron_shape(model: HFModel, name: str) -> tuple[int, ...]:
+    """The whole shape of the megatron parameter `name`, without padding. Raises UserError as `to_hf`."""
+    rule, _ = _find(model, name)
+    shapes = [_shape(model, part)[:: -1 if part.transposed else 1] for part in rule.hf]
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
 def is_float32(model: HFModel, name: str) -> bool:
     """True of a megatron parameter that is float32 whatever the model's dtype. Raises UserError as `to_hf`."""
     return _find(model, name)[0].float32
@@ -153,13 +163,13 @@ def place_of(model: HFModel, name: str) -> Place:
         stored_name,
         tuple(index[axis] for axis in sizes),
         tuple(sizes.values()),
-        blocks=2 if rule.fuse == "gate_up" else 1,
+        blocks=2 if rule.fuse in ("gate_up", "pairs") else 1,
         is_vocabulary=rule.hf[0].shape[0] == "vocab",
     )
 
 
 def hf_shapes(model: HFModel) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a checkpoint of this model holds, with its shape."""
+    """Every tensor of this model with its shape, experts one by one (see `stacks`)."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name in megatron_names(model):
         shapes |= hf_parts(model, name)
@@ -269,6 +279,8 @@ def _fuse(model: HFModel, rule: Rule, pieces: list[torch.Tensor]) -> torch.Tenso
         return pieces[0]
     if rule.fuse == "gate_up":
         return torch.cat(pieces)
+    if rule.fuse == "pairs":
+        return torch.cat([pieces[0][0::2], pieces[0][1::2]])
     assert isinstance(model.attention, Attention)
     groups = pieces[1].shape[0] // model.attention.head_dim
     grouped = [piece.reshape(groups, -1, *piece.shape[1:]) for piece in pieces]
@@ -281,6 +293,8 @@ def _unfuse(model: HFModel, rule: Rule, shard: torch.Tensor, tp_size: int) -> Se
         return [shard]
     if rule.fuse == "gate_up":
         return shard.chunk(2)
+    if rule.fuse == "pairs":
+        return [torch.stack(shard.chunk(2), dim=1).flatten(0, 1)]
     attention = model.attention
     assert isinstance(attention, Attention)
     query_rows = attention.num_heads // attention.num_kv_heads * attention.head_dim

@@ -1,4 +1,7 @@
-"""Core attention of the local layer spec: torch SDPA over packed thd sequences (grouped queries, causal)."""
+"""Core attention of the local layer spec: torch SDPA over packed thd sequences.
+
+Grouped queries, causal; with a window or attention sinks where the model has them.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention, make_sharded_tensors_for_checkpoint
 
 # Padding all sequences to the longest allows a single SDPA call; beyond this waste, one call per sequence is cheaper.
 _MAX_PADDING_WASTE = 4
@@ -20,6 +26,9 @@ class PackedCoreAttention(MegatronModule):
 
     The stock DotProductAttention of the local spec refuses packed sequences; TEDotProductAttention accepts them but
     needs CUDA. Right-padding needs no mask: with causal attention no real query sees a padded key.
+
+    A sink is a trained score of a head that takes part in every softmax of it and adds nothing to the result. Its
+    parameter is named as Transformer Engine names it.
     """
 
     def __init__(
@@ -39,6 +48,25 @@ class PackedCoreAttention(MegatronModule):
         assert config.context_parallel_size == 1, "context parallelism needs Transformer Engine's attention"
         assert attn_mask_type in (AttnMaskType.causal, AttnMaskType.padding_causal)
         self.softmax_scale = softmax_scale
+        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        self.window = config.window_size[0] + 1 if windowed else None  # tokens, the own one included
+        self.softmax_offset = None
+        if config.softmax_type == "learnable":
+            heads = config.num_attention_heads // config.tensor_model_parallel_size
+            self.softmax_offset = torch.nn.Parameter(torch.zeros(heads, dtype=config.params_dtype))
+            set_tensor_model_parallel_attributes(self.softmax_offset, is_parallel=True, dim=0, stride=1)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None
+    ) -> Any:
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"softmax_offset": 0},
+            sharded_offsets,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+            dp_cp_group=(metadata or {}).get("dp_cp_group"),
+        )
 
     def forward(
         self,
@@ -78,12 +106,30 @@ class PackedCoreAttention(MegatronModule):
 
     def _dense(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attend within S sequences padded to L tokens; arguments and result are [S, L, heads, head_dim]."""
+        mask = self._mask(query)
+        if self.softmax_offset is not None:  # one more key, whose value is zero
+            key, value = (F.pad(tensor, (0, 0, 0, 0, 0, 1)) for tensor in (key, value))
         out = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
-            is_causal=True,
+            attn_mask=mask,
+            is_causal=mask is None,
             scale=self.softmax_scale,
             enable_gqa=query.shape[2] != key.shape[2],
         )
         return out.transpose(1, 2)
+
+    def _mask(self, query: torch.Tensor) -> torch.Tensor | None:
+        """Return what is added to scores, [heads, L, L + 1] with sinks last, or the seen ones, [L, L]; None: causal."""
+        length, heads = query.shape[1], query.shape[2]
+        if self.softmax_offset is None and (self.window is None or self.window >= length):
+            return None
+        seen = query.new_ones(length, length, dtype=torch.bool).tril()
+        if self.window is not None:
+            seen = seen.triu(1 - self.window)
+        if self.softmax_offset is None:
+            return seen
+        unseen = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, -torch.inf)
+        sinks = self.softmax_offset.to(query.dtype)[:, None, None]
+        return torch.cat([unseen.expand(heads, -1, -1), sinks.expand(-1, length, 1)], dim=-1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.layers import RowParallelLinear, set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
@@ -90,6 +90,19 @@ class ReplicatedLinear(torch.nn.Module):
         return F.linear(x, self.weight), None
 
 
+class ExpertDownProjection(RowParallelLinear):
+    """An expert's second projection whose bias tensor-parallel ranks add in equal parts.
+
+    The token dispatcher sums the ranks' results, so that a whole bias from each of them would count several times.
+    """
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out, bias = super().forward(x)
+        assert bias is not None
+        # a copy, since megatron-core adds to it in place, which autograd refuses on one rank, where out is a view
+        return out.clone(), bias / self.tp_group.size()
+
+
 class LatentSelfAttention(MLASelfAttention):
     """megatron-core's latent attention with whole down projections, as Transformer Engine's layers have them.
 
@@ -105,7 +118,18 @@ class LatentSelfAttention(MLASelfAttention):
         self.linear_kv_down_proj = ReplicatedLinear(config, config.hidden_size, down)
 
 
-class ResultNormLayer(TransformerLayer):
+class AddingLayer(TransformerLayer):
+    """A layer whose additions to the residual have parameters: biases, or norms of what is added.
+
+    megatron-core adds under enable_grad, which would keep the parameters' graph in passes without gradients.
+    """
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        self.bias_dropout_add_exec_handler = contextlib.nullcontext
+
+
+class ResultNormLayer(AddingLayer):
     """A layer that normalises what attention and MLP give before it is added to the residual."""
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any):
@@ -114,8 +138,6 @@ class ResultNormLayer(TransformerLayer):
         self.post_mlp_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
         self.self_attn_bda = _adding(self.post_attention_layernorm)
         self.mlp_bda = _adding(self.post_mlp_layernorm)
-        # megatron-core's handler, enable_grad, would keep the norms' graph in passes without gradients
-        self.bias_dropout_add_exec_handler = contextlib.nullcontext
 
 
 def scaled_residual(multiplier: float) -> Callable[[bool, bool], Add]:

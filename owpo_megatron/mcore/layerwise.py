@@ -16,7 +16,7 @@ from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from owpo_megatron.config import ParallelConfig
-from owpo_megatron.families import Experts, HFModel
+from owpo_megatron.families import Attention, Experts, HFModel
 from owpo_megatron.mcore import checkpoint, cpu
 from owpo_megatron.mcore.sharded_files import StoredState
 from owpo_megatron.mcore.spec import transformer_config
@@ -27,18 +27,23 @@ _FEW_TOKENS = 8  # vocabulary of the one-layer model, whose embedding is unused
 
 
 class StoredLayers:
-    """A one-layer model per kind of layer, which loads the stored layers one after another. Use inside `one_rank`."""
+    """A one-layer model per kind of layer, which loads the stored layers one after another. Use inside `one_rank`.
+
+    Kinds differ in having experts, and in having a window.
+    """
 
     def __init__(self, state: StoredState, model: HFModel):
         self._state, self._model = state, model
         self._chunk_of = cache(self._make_chunk)
 
-    def _make_chunk(self, experts: bool) -> tuple[Any, Any]:
-        """Return (a one-layer model with or without experts, its final norm)."""
-        mlp = self._model.mlp
+    def _make_chunk(self, experts: bool, windowed: bool) -> tuple[Any, Any]:
+        """Return (a one-layer model with or without experts and window, its final norm)."""
+        mlp, attention = self._model.mlp, self._model.attention
+        if isinstance(attention, Attention):
+            attention = replace(attention, full_layers=() if windowed else (0,))
         if isinstance(mlp, Experts):
             mlp = replace(mlp, dense_layers=() if experts else (0,))
-        few = replace(self._model, num_layers=1, vocab_size=_FEW_TOKENS, tied=True, mlp=mlp)
+        few = replace(self._model, num_layers=1, vocab_size=_FEW_TOKENS, tied=True, mlp=mlp, attention=attention)
         config = transformer_config(few, ParallelConfig(), torch.float32, {"perform_initialization": False})
         (chunk,) = build_chunks(few, config, temperature=1.0)
         whole = self._model.megatron_fields()
@@ -49,7 +54,8 @@ class StoredLayers:
     @torch.no_grad()
     def layer(self, number: int, hidden_TH: torch.Tensor) -> torch.Tensor:
         """Apply one layer, and after the last one the final norm: [T, H] -> [T, H]."""
-        chunk, norm = self._chunk_of(self._model.has_experts(number))
+        windowed = self._model.attention.window_of(number) is not None
+        chunk, norm = self._chunk_of(self._model.has_experts(number), windowed)
         self._load(chunk.decoder, norm, number)
         chunk.decoder.final_layernorm = norm if number == self._model.num_layers - 1 else None
         length = hidden_TH.shape[0]

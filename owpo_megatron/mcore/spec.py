@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +19,18 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 
 from owpo_megatron.config import ParallelConfig
 from owpo_megatron.errors import UserError
-from owpo_megatron.families import HFModel, LatentAttention, Yarn
+from owpo_megatron.families import Activation, HFModel, LatentAttention, Yarn
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.attention import PackedCoreAttention
-from owpo_megatron.mcore.layers import AllHeadsRMSNorm, LatentSelfAttention, ResultNormLayer, RMSNorm, scaled_residual
+from owpo_megatron.mcore.layers import (
+    AddingLayer,
+    AllHeadsRMSNorm,
+    ExpertDownProjection,
+    LatentSelfAttention,
+    ResultNormLayer,
+    RMSNorm,
+    scaled_residual,
+)
 
 try:
     import transformer_engine  # noqa: F401
@@ -29,6 +39,17 @@ try:
 except ImportError:
     HAVE_TRANSFORMER_ENGINE = False
 
+
+def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """Compute what megatron-core's does, which is compiled when it is first called."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "clamped_swiglu": _quick_gelu,
+}
 # Fields of TransformerConfig that the trainer relies on.
 _SETTLED: dict[str, Any] = dict(
     hidden_dropout=0.0,  # a token's log-prob must not depend on a dropout mask
@@ -52,7 +73,7 @@ def transformer_config(
     """
     kind = MLATransformerConfig if isinstance(hf.attention, LatentAttention) else TransformerConfig
     fields: dict[str, Any] = hf.megatron_fields() | dict(
-        activation_func=F.silu,
+        activation_func=_ACTIVATIONS[hf.mlp.activation],
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -82,9 +103,12 @@ def transformer_config(
             raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
     _refuse_recomputation_without_te(raw)
     try:
-        config = kind(**fields, **raw)
+        # megatron-core refuses biases of experts that tensor-parallel ranks share; our local layers have them
+        biases = hf.biases and _uses_transformer_engine()
+        config = kind(**(fields | {"add_bias_linear": biases}), **raw)
     except (ValueError, AssertionError) as error:
         raise UserError("megatron", raw, f"megatron-core refuses this combination: {error}") from error
+    config.add_bias_linear = hf.biases
     if hf.rope.yarn and kind is TransformerConfig:
         _set_yarn(config, hf.rope.yarn)
     return config
@@ -123,7 +147,7 @@ def _set_yarn(config: TransformerConfig, yarn: Yarn) -> None:
         yarn_beta_slow=yarn.beta_slow,
         yarn_mscale=yarn.mscale,
         yarn_mscale_all_dim=yarn.mscale_all_dim,
-        yarn_correction_range_round_to_int=True,
+        yarn_correction_range_round_to_int=yarn.truncate,
     ).items():
         setattr(config, name, value)
 
@@ -158,6 +182,8 @@ def _use_local_modules(layer: ModuleSpec, hf: HFModel) -> None:
         # Saved under its own name, as Transformer Engine's layers do when the norm is not fused into a linear layer.
         names = parts.sharded_state_dict_keys_map
         parts.sharded_state_dict_keys_map = {own: saved for own, saved in names.items() if own != "pre_mlp_layernorm."}
+        if hf.biases:
+            parts.mlp.submodules.experts.submodules.linear_fc2 = ExpertDownProjection
     if isinstance(hf.attention, LatentAttention):
         parts.self_attention.module = LatentSelfAttention
         attention.q_layernorm = attention.kv_layernorm = RMSNorm
@@ -182,6 +208,8 @@ def _use_own_modules(layer: ModuleSpec, hf: HFModel) -> None:
             attention.linear_qkv = linear
             if parts.mlp.module is not MoELayer:
                 parts.mlp.submodules.linear_fc1 = linear
+    if hf.biases:
+        layer.module = AddingLayer
     if norms.after:
         layer.module = ResultNormLayer
     if hf.multipliers.residual != 1.0:

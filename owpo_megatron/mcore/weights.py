@@ -77,9 +77,9 @@ def is_expert(name: str) -> bool:
 def gathered_weights(chunks: list[Any], topology: Topology) -> Iterator[tuple[str, list[torch.Tensor]]]:
     """Yield (megatron name, its shards in TP order) of every parameter on global rank 0; nothing on other ranks.
 
-    Iterates over pipeline stages, and in each over its own parameters before the other expert-parallel ranks' experts;
-    holds one parameter at a time. Collective: every rank must exhaust it. A weight that several stages hold (tied
-    embeddings) is yielded once for each.
+    Iterates over pipeline stages, and in each over its parameters, an expert's followed by those that the other
+    expert-parallel ranks have in its place; holds one parameter at a time. Collective: every rank must exhaust it. A
+    weight that several stages hold (tied embeddings) is yielded once for each.
     """
     mine = [(name, tuple(param.shape), param.dtype) for name, param in named_shards(chunks)]
     params = dict(named_shards(chunks))
@@ -87,9 +87,11 @@ def gathered_weights(chunks: list[Any], topology: Topology) -> Iterator[tuple[st
     everywhere = enumerate(topology.all_gather((place, mine)))
     catalogue = {at: (rank, names) for rank, (at, names) in reversed(list(everywhere))}  # lowest rank at each place
     for stage in range(topology.pp_size):
-        for ep_rank in range(topology.ep_size):
-            owner, names = catalogue[stage, ep_rank]  # its tensor-parallel rank 0; dp rank i < ep_size has ep rank i
-            for name, shape, dtype in names:
+        # dp rank i < ep_size has ep rank i; the owner is its tensor-parallel rank 0
+        for number in range(len(catalogue[stage, 0][1])):
+            for ep_rank in range(topology.ep_size):
+                owner, names = catalogue[stage, ep_rank]
+                name, shape, dtype = names[number]
                 if ep_rank and not is_expert(name):
                     continue
                 shards = None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from owpo_megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, ReferenceConfig
-from owpo_megatron.families import HFModel, to_hf
+from owpo_megatron.families import HFModel, stacked, to_hf
 from owpo_megatron.head import HeadLoss, settled_mode
 from owpo_megatron.mcore import checkpoint, cpu
 from owpo_megatron.mcore.optimizer import make_optimizer, make_scheduler, restart_optimizer, wrap_ddp
@@ -132,6 +132,10 @@ class MegatronPolicy:
 
     def shown_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The same of whichever slot is shown."""
+        yield from stacked(self.hf.num_experts, self._single_weights())
+
+    def _single_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same with every expert's tensors for themselves."""
         seen: set[str] = set()
         for name, shards in gathered_weights(self._chunks, self.topology):
             for hf_name, tensor in to_hf(self.hf, name, shards):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,40 @@ def attention_differences() -> dict[str, float]:
         expected = loop_extend(backend, query, torch.empty_like(query), *arguments, **options)
         got = backend._run_sdpa_forward_extend(None, query, torch.empty_like(query), *arguments, **options)
         result[f"extend/{gathered}/{budget}"] = (got - expected).abs().max().item()
-    return result
+    attention.MAX_GATHERED_TOKENS, attention.MAX_MASK_ELEMENTS = 1 << 16, 1 << 22
+    for window in (0, 5, 100):  # tokens before the own one
+        options["sliding_window_size"] = window
+        expected = loop_extend(backend, query, torch.empty_like(query), *arguments, **options)
+        got = backend._run_sdpa_forward_extend(None, query, torch.empty_like(query), *arguments, **options)
+        result[f"window/{window}"] = (got - expected).abs().max().item()
+        one = torch.randn(5, heads, size)
+        of_decode = {"scaling": 0.3, "enable_gqa": True, "sliding_window_size": window}
+        expected = loop_decode(backend, one, torch.empty_like(one), *cache, **of_decode)
+        got = backend._run_sdpa_forward_decode(None, one, torch.empty_like(one), *cache, **of_decode)
+        result[f"window/decode/{window}"] = (got - expected).abs().max().item()
+    return result | {"sinks": sink_difference(query, cache, prefix)}
+
+
+def sink_difference(query: torch.Tensor, cache: tuple[torch.Tensor, ...], prefix: torch.Tensor) -> float:
+    """Largest difference between attention with sinks and a window, and the definition token by token."""
+    k_cache, v_cache, req_to_token, requests, all_lens = cache
+    heads, groups = query.shape[1], k_cache.shape[1]
+    sinks, window = torch.randn(heads), 7
+    options = {"scaling": 0.3, "enable_gqa": True, "causal": True, "sliding_window_size": window}
+    backend = SimpleNamespace(owpo_sinks=sinks)
+    extend = TorchNativeAttnBackend._run_sdpa_forward_extend
+    got = extend(backend, query, torch.empty_like(query), *cache, prefix, all_lens - prefix, **options)
+    rows = []
+    for request, before, length in zip(requests.tolist(), prefix.tolist(), all_lens.tolist(), strict=True):
+        slots = req_to_token[request].long()
+        for token in range(before, length):
+            seen = slots[max(0, token - window) : token + 1]
+            for head in range(heads):
+                group = head * groups // heads
+                scores = 0.3 * k_cache[seen, group] @ query[len(rows) // heads, head]
+                shares = torch.cat([scores, sinks[head : head + 1]]).softmax(0)[:-1]
+                rows.append(shares @ v_cache[seen, group])
+    return (got - torch.stack(rows).view_as(got)).abs().max().item()
 
 
 def invariance_failures() -> list[str]:

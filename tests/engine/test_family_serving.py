@@ -17,7 +17,7 @@ from tiny import build_policy, make_config, make_hf_model, random_samples
 from owpo_megatron.config import EngineConfig, SyncConfig
 from owpo_megatron.engine import start_fleet
 from owpo_megatron.families import EngineLayout
-from owpo_megatron.families.catalogue import MODEL_TYPES
+from owpo_megatron.families.catalogue import MODEL_TYPES, family_of
 from owpo_megatron.methods import make_method
 from owpo_megatron.sync import make_sync
 from owpo_megatron.types import Prompt, Sample, SampleRequest, Sampling
@@ -49,6 +49,8 @@ def test_every_family_is_served() -> None:
 @pytest.mark.parametrize(("family", "shape"), ALL)
 def test_trainer_and_engine_agree(family: str, shape: dict[str, Any], engine_python: Path, tmp_path: Path) -> None:
     """The server starts with weights of its own; what it computes with came by the push of an updated policy."""
+    if not family_of(family, "").engine.windows and "sliding_window" in shape:
+        shape = shape | {"sliding_window": 64}  # SGLang has none: longer sequences are refused
     hf = make_hf_model(tmp_path / "hf", family, **(shape | {"eos_token_id": 2}))
     policy = build_policy(make_config(hf))
     policy.update(random_samples(3, vocab_size=90, logps=False), make_method("grpo"))

@@ -278,7 +278,6 @@ def test_configs_of_older_transformers(edited):
             {"rope_parameters": YARN | {"attention_factor": 1.5}},
             "attention_factor = 1.5: megatron-core derives it from factor; leave it out",
         ),
-        ("llama", {"rope_parameters": YARN | {"truncate": False}}, "truncate = False: not supported; only true is"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, r"= \(\[0\], 1\): not supported; only experts in every layer"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, r"= \(\[\], 2\): not supported; only experts in every layer"),
         (

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from family_cases import CASES, every_case
+from family_cases import CASES, WINDOWED, every_case
 from safetensors.torch import load_file, save_file
 from tiny import make_hf_model
 
 from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf
 from owpo_megatron.errors import ProofError, UserError
-from owpo_megatron.families import HFModel, Rule, float32_tensors, known_types, read_hf_config, weights
+from owpo_megatron.families import Attention, HFModel, Rule, float32_tensors, known_types, read_hf_config, weights
 from owpo_megatron.plan.parameters import whole_model
 
 Wrong = Callable[[Rule], Rule]
@@ -47,6 +47,17 @@ def test_round_trip_and_logits(family: str, shape: dict[str, Any], dtype: torch.
     assert there.proof is not None and there.proof.ok and there.proof.largest_difference < 1e-5
 
 
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_window_is_proved(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt of the proof is longer than the window; a model read without one is found in the first such layer."""
+    hf = make_hf_model(tmp_path / "hf", family, **WINDOWED[family])
+    proof = hf_to_megatron(hf, tmp_path / "megatron").proof
+    assert proof is not None and proof.ok and proof.tokens > WINDOWED[family]["sliding_window"]
+    monkeypatch.setattr(Attention, "window_of", lambda *_: None)
+    with pytest.raises(ProofError, match=f"layer {WINDOWED[family].get('max_window_layers', 0)} is the first"):
+        hf_to_megatron(hf, tmp_path / "again")
+
+
 class Shifted(str):
     """An HF name of the next expert's tensor."""
 
@@ -56,9 +67,15 @@ class Shifted(str):
 
 def parts_of(suffix: str, order: tuple[int, ...]) -> Wrong:
     """The HF tensors (or their rows) of a megatron parameter in another order."""
-    return lambda rule: (
-        replace(rule, hf=tuple(rule.hf[i] for i in order)) if rule.megatron[0].endswith(suffix) else rule
-    )
+
+    def wrong(rule: Rule) -> Rule:
+        if not rule.megatron[0].endswith(suffix):
+            return rule
+        if rule.fuse == "pairs":  # taken for one behind the other
+            return replace(rule, fuse="plain")
+        return replace(rule, hf=tuple(rule.hf[i] for i in order))
+
+    return wrong
 
 
 def shifted_expert(rule: Rule) -> Rule:
@@ -79,11 +96,12 @@ def renamed(one: str, other: str) -> Wrong:
 
 
 GATE_UP, KEYS_VALUES = parts_of("linear_fc1.weight", (1, 0)), parts_of("linear_qkv.weight", (0, 2, 1))
+MIXTURES = ("mixtral", "qwen2_moe", "glm4_moe", "deepseek_v3", "gpt_oss")
 WRONG: list[tuple[str, str, Wrong]] = [
     *[(family, "gate and up", GATE_UP) for family in CASES],
     *[(family, "keys and values", KEYS_VALUES) for family in CASES if family != "deepseek_v3"],
     ("deepseek_v3", "norms", renamed("input_layernorm.weight", "post_attention_layernorm.weight")),
-    *[(family, "shifted expert", shifted_expert) for family in ("mixtral", "qwen2_moe", "glm4_moe", "deepseek_v3")],
+    *[(family, "shifted expert", shifted_expert) for family in MIXTURES],
     ("glm4", "norms after", renamed("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight")),
     ("olmo2", "norms after", renamed("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")),
 ]

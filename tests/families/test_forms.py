@@ -1,4 +1,4 @@
-"""Forms of weights besides safetensors: .bin files, GGUF, FP8 with a scale per block.
+"""Forms of weights besides safetensors: .bin files, GGUF, FP8 with a scale per block, MXFP4.
 
 Not covered: files larger than memory, and the published checkpoints that come in these forms.
 """
@@ -18,6 +18,7 @@ from tiny import make_hf_model
 from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf
 from owpo_megatron.errors import UserError
 from owpo_megatron.families import HFReader, float32_tensors, read_hf_config
+from owpo_megatron.families.forms import Mxfp4View, TensorView, dequantised
 
 
 @pytest.fixture
@@ -154,9 +155,84 @@ def test_fp8_blocks_are_dequantised_on_import(family: str, tmp_path: Path) -> No
     assert "quantization_config" not in config and "bfloat16" in (config.get("dtype"), config.get("torch_dtype"))
 
 
+# ----------------------------------------------------------------------------------------------------- MXFP4
+def e2m1(code: int) -> float:
+    """The value of a code by the format's definition (OCP Microscaling Formats 1.0): 2 exponent bits with bias 1."""
+    sign, exponent, mantissa = -1.0 if code >> 3 else 1.0, code >> 1 & 3, code & 1
+    return sign * (mantissa / 2 if exponent == 0 else (1 + mantissa / 2) * 2.0 ** (exponent - 1))
+
+
+def test_every_mxfp4_code_and_scale_is_read_as_an_independent_reference_does() -> None:
+    """All 16 codes in both halves of a byte under all 256 scales; 255 is the NaN of E8M0."""
+    scales = torch.arange(256, dtype=torch.uint8)[:, None]
+    codes = torch.arange(32) % 16
+    blocks = (codes[0::2] | codes[1::2].flip(0) << 4).to(torch.uint8).expand(256, 1, 16)
+    found = dequantised(blocks, scales)
+    assert found.shape == (256, 32) and found.dtype == torch.bfloat16
+    for scale in range(256):
+        for place in range(32):
+            byte = int(blocks[scale, 0, place // 2])
+            code = byte & 15 if place % 2 == 0 else byte >> 4
+            if scale == 255:
+                assert found[scale, place].isnan()
+                continue
+            exact = torch.tensor(e2m1(code) * 2.0 ** (scale - 127), dtype=torch.float64)
+            assert found[scale, place] == exact.bfloat16() and found[scale, place].signbit() == exact.signbit()
+
+
+def test_mxfp4_as_transformers_reads_it() -> None:
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    generator = torch.Generator().manual_seed(1)
+    blocks = torch.randint(0, 256, (3, 8, 2, 16), generator=generator, dtype=torch.uint8)
+    scales = torch.randint(100, 140, (3, 8, 2), generator=generator, dtype=torch.uint8)
+    theirs = convert_moe_packed_tensors(blocks, scales)  # [3, 64, 8]
+    for expert in range(3):
+        view = Mxfp4View(TensorView(blocks), TensorView(scales), expert)
+        assert view.get_shape() == [64, 8]
+        assert torch.equal(view[:], theirs[expert])
+        assert torch.equal(view[5:40], theirs[expert, 5:40]) and torch.equal(view[:, 2:5], theirs[expert, :, 2:5])
+
+
+def mxfp4_folder(hf: Path) -> dict[str, torch.Tensor]:
+    """Replace the experts' matrices by MXFP4 ones; the bfloat16 tensors that these stand for."""
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(hf / "model.safetensors").items()}
+    stored, meant = dict(tensors), dict(tensors)
+    generator = torch.Generator().manual_seed(6)
+    for name, tensor in tensors.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            continue
+        experts, inner, outer = tensor.shape
+        codes = torch.randint(0, 16, (experts, outer, inner), generator=generator)
+        scales = torch.randint(120, 124, (experts, outer, inner // 32), generator=generator)
+        packed = (codes[..., 0::2] | codes[..., 1::2] << 4).view(experts, outer, inner // 32, 16)
+        stored[name + "_blocks"], stored[name + "_scales"] = packed.to(torch.uint8), scales.to(torch.uint8)
+        del stored[name]
+        values = torch.tensor([e2m1(code) for code in range(16)])[codes]
+        meant[name] = (values * 2.0 ** (scales - 127).repeat_interleave(32, -1)).bfloat16().transpose(1, 2).contiguous()
+    save_file(stored, hf / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((hf / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (hf / "config.json").write_text(json.dumps(config))
+    return meant
+
+
+def test_mxfp4_is_dequantised_on_import(tmp_path: Path) -> None:
+    """The export has, bit for bit, the bfloat16 weights that the codes and scales stand for."""
+    hf = make_hf_model(tmp_path / "hf", "gpt_oss", **(CASES["gpt_oss"][0] | {"hidden_size": 64}))
+    meant = mxfp4_folder(hf)
+    conversion = hf_to_megatron(hf, tmp_path / "megatron")
+    assert conversion.proof is not None and conversion.proof.ok and conversion.dtype == "bfloat16"
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "back")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == meant.keys()
+    assert all(tensor.dtype == torch.bfloat16 and torch.equal(tensor, meant[name]) for name, tensor in back.items())
+    assert "quantization_config" not in json.loads((tmp_path / "back" / "config.json").read_text())
+
+
 def test_other_quantisations_are_refused(hf: Path) -> None:
     config = json.loads((hf / "config.json").read_text())
     for quantization in ({"quant_method": "awq"}, {"quant_method": "fp8"}):
         (hf / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
-        with pytest.raises(UserError, match="only fp8 with weight_block_size is dequantised"):
+        with pytest.raises(UserError, match="only mxfp4, and fp8 with weight_block_size, are dequantised"):
             read_hf_config(hf)

@@ -50,8 +50,10 @@ def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup:
     """{"losses", "grad_norms", "logp" of the first batch before training, "names" that a checkpoint holds,
     "start" and "weights" (HF name -> tensor, before and after)}."""
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
-    decayed = [param for param in model.parameters() if param.dim() > 1]
-    plain = [param for param in model.parameters() if param.dim() <= 1]
+    # a bias is a vector, also where a checkpoint has those of all experts together
+    matrices = {name for name, param in model.named_parameters() if param.dim() > 1 and not name.endswith("bias")}
+    decayed = [param for name, param in model.named_parameters() if name in matrices]
+    plain = [param for name, param in model.named_parameters() if name not in matrices]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-5)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from dense import train_dense
-from family_cases import CASES, every_case
+from family_cases import CASES, WINDOWED, every_case
 from parity_worker import batches, distance, distances
 from rank_pool import Ranks
 from tiny import make_hf_model
@@ -49,7 +49,10 @@ def fits(model: Path, layout: dict[str, Any]) -> bool:
     return True
 
 
-FIRST = [pytest.param((family, shapes[0]), id=family) for family, shapes in CASES.items()]
+FIRST = [
+    *(pytest.param((family, shapes[0]), id=family) for family, shapes in CASES.items()),
+    *(pytest.param((family, shape), id=f"{family}-window") for family, shape in WINDOWED.items()),
+]
 ALL = [pytest.param(tuple(case.values), id=case.id, marks=case.marks or pytest.mark.extra) for case in every_case()]
 
 

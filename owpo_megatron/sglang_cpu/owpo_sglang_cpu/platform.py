@@ -61,16 +61,19 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         import sglang.srt.batch_invariant_ops as batch_invariant_ops
         import sglang.srt.layers.sampler as sampler
         import sglang.srt.mem_cache.pool_host.common as pool_host
+        import sglang.srt.model_loader.loader as loader
         import torch
         from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
         from owpo_sglang_cpu import attention, invariance
+        from owpo_sglang_cpu.gpt_oss import with_exact_sinks
         from owpo_sglang_cpu.sampling import multinomial_with_seed
         from owpo_sglang_cpu.shared_expert import gate_shared_output
 
         attention.install(TorchNativeAttnBackend)
         batch_invariant_ops.enable_batch_invariant_mode = invariance.enable
         sampler.multinomial_with_seed = multinomial_with_seed
+        loader._initialize_model = with_exact_sinks(loader._initialize_model)
         elementwise._launch_fused_gate_sigmoid_mul = gate_shared_output
         # --enable-return-routed-experts pins its host buffer with cudaHostRegister
         pool_host._cuda_host_register = _nothing

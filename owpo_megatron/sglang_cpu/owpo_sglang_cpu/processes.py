@@ -11,11 +11,16 @@ from typing import Any
 
 
 def register() -> None:
-    """Entry point of `sglang.srt.plugins`: runs before the server starts its processes."""
+    """Entry point of `sglang.srt.plugins`: runs before the server reads its arguments and starts its processes."""
     import torch
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     if not torch.cuda.is_available():
+        import sglang.srt.arg_groups.model_hook as model_hook
+
+        from owpo_sglang_cpu.gpt_oss import accept_torch_native
+
+        accept_torch_native(model_hook)
         HookRegistry.register("sglang.srt.entrypoints.engine._set_envs_and_config", _fork, HookType.AFTER)
 
 

@@ -42,9 +42,13 @@ REPLACED = {
     "sglang.srt.layers.attention.torch_native_backend": [
         "TorchNativeAttnBackend._run_sdpa_forward_decode",
         "TorchNativeAttnBackend._run_sdpa_forward_extend",
+        "TorchNativeAttnBackend.forward_decode",
+        "TorchNativeAttnBackend.forward_extend",
     ],
     "sglang.srt.layers.sampler": ["multinomial_with_seed"],
+    "sglang.srt.arg_groups.model_hook": ["attention_backends_of"],
     "sglang.srt.mem_cache.pool_host.common": ["_cuda_host_register"],
+    "sglang.srt.model_loader.loader": ["_initialize_model"],
 }
 # (module, name) -> parameters that the plug-in passes or receives by position
 CACHE = "k_cache v_cache req_to_token req_pool_indices seq_lens"
