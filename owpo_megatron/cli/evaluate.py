@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -14,6 +15,9 @@ from owpo_megatron.cli.options import JsonFile, Overrides, note, out
 from owpo_megatron.cli.running import run_trainer
 from owpo_megatron.config import Config, SetConfig
 from owpo_megatron.errors import UserError
+
+if TYPE_CHECKING:
+    from owpo_megatron.api.evaluate import Job
 
 OneSet = Annotated[
     list[str] | None,
@@ -60,6 +64,12 @@ def evaluate(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Draw everything again instead of going on.")] = False,
     json_file: JsonFile = None,
+    beside: Annotated[
+        Literal["paper"] | None, typer.Option("--beside", help="Show the paper's numbers below the rows: paper.")
+    ] = None,
+    paper_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The paper's model, where a folder's name does not tell it.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -80,6 +90,8 @@ def evaluate(
     owpo eval --model models/Qwen3-8B --sets aime24,aime25,amc --data sets/
 
     owpo eval --run runs/owpo --run runs/dapo --sets aime24,amc
+
+    owpo eval --run runs/owpo --sets aime24,aime25,amc --beside paper
 
     owpo eval --run runs/mine --set held=heldout.jsonl --samples 16
 
@@ -108,7 +120,13 @@ def evaluate(
             fresh,
         )
         jobs = prepared_jobs(models or [], runs or [], checkpoints or [], overrides or [], wish, folder, note)
-        evaluate_all(jobs, wish, folder, json_file)
+        evaluate_all(jobs, wish, folder, json_file, _papers(jobs, paper_model) if beside else None)
+
+
+def _papers(jobs: Sequence[Job], chosen: str | None) -> dict[str, str]:
+    from owpo_megatron.report.published import paper_model
+
+    return {job.target.model: paper_model(job.target.model, chosen) for job in jobs}
 
 
 def _through_the_trainer(file: Path, overrides: list[str], checkpoints: list[str]) -> None:

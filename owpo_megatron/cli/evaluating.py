@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,21 @@ from owpo_megatron.api.evaluate import Job, Wish
 from owpo_megatron.cli.options import err, out, wide
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.targets import Target
-from owpo_megatron.report.scores import Scored, details, score_tables, write_tables
+from owpo_megatron.report.scores import Scored, beside_paper, details, score_tables, write_tables
 
 
-def evaluate_all(jobs: Sequence[Job], wish: Wish, folder: Path | None, json_file: Path | None) -> None:
+def evaluate_all(
+    jobs: Sequence[Job],
+    wish: Wish,
+    folder: Path | None,
+    json_file: Path | None,
+    papers: Mapping[str, str] | None = None,
+) -> None:
     """Evaluate every target on its sets, print the tables, write table.json and a figure.
 
     Args:
         folder: of these two; None: beside the results.
+        papers: the paper's model for each model, to show its numbers below the rows; None: do not.
 
     Raises:
         EngineError: an engine does not start, or stays dead; what was drawn is kept.
@@ -35,7 +42,7 @@ def evaluate_all(jobs: Sequence[Job], wish: Wish, folder: Path | None, json_file
         scored += [
             Scored(job.target.model, job.target.method, place, by_set) for place in job.target.checkpoints or ("",)
         ]
-    _show(scored, _table_folder([job.target for job in jobs], folder), json_file)
+    _show(scored, _table_folder([job.target for job in jobs], folder), json_file, papers)
 
 
 def _evaluate(job: Job, wish: Wish) -> list[dict[str, Any]]:
@@ -77,8 +84,10 @@ def _table_folder(targets: Sequence[Target], folder: Path | None) -> Path:
     return targets[0].out if len(targets) == 1 else targets[0].config.runs_dir / "eval"
 
 
-def _show(scored: Sequence[Scored], folder: Path, json_file: Path | None) -> None:
+def _show(scored: Sequence[Scored], folder: Path, json_file: Path | None, papers: Mapping[str, str] | None) -> None:
     tables = score_tables(scored)
+    if papers is not None:
+        tables = [beside_paper(table, papers) for table in tables]
     console = wide()
     for table in (*(one.rich() for one in tables), details(scored)):
         console.print()

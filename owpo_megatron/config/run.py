@@ -256,6 +256,9 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept on disk."""
     keep_best: bool = False
     """Keep the weights with the best Pass@1 of the run's evaluations in best/."""
+    keep_at_score: float | None = Field(None, gt=0, le=1)
+    """Keep the first weights whose evaluation has at least this Pass@1 in reached/: a suboptimal reference for other
+    runs (paper, section 5.3); null: do not."""
     export_hf: bool = True
     """Also write the final policy as an HF folder, hf/."""
     push_to_hub: str | None = None
@@ -339,9 +342,11 @@ class Config(Section):
     def _has_a_best(self) -> None:
         """Check that there are evaluations with a Pass@1 if the best weights are kept."""
         wants = self.eval
-        if self.checkpoint.keep_best and not (wants.every or wants.after):
-            raise UserError("checkpoint.keep_best", True, "nothing is evaluated; set eval.every, or leave it out")
-        chooses = self.checkpoint.keep_best or self.reference.refresh == "best_of_stage"
+        keeps = {name: getattr(self.checkpoint, name) for name in ("keep_best", "keep_at_score")}
+        for name, value in keeps.items():
+            if value and not (wants.every or wants.after):
+                raise UserError(f"checkpoint.{name}", value, "nothing is evaluated; set eval.every, or leave it out")
+        chooses = any(keeps.values()) or self.reference.refresh == "best_of_stage"
         if chooses and not wants.sets and 1 not in wants.pass_at:
             raise UserError("eval.pass_at", wants.pass_at, "the best weights are chosen by Pass@1; add 1")
 

@@ -64,13 +64,15 @@ def _cell(lab: Lab, name: str, setting: Setting, arm: Arm, seed: int) -> Cell:
     reference = _reference(lab, setting, seed)
     if lab.reference is None or reference is None:
         return Cell(name, arm, seed, RunSpec(label, config), None)
-    weights = lab.reference.weights
+    weights = lab.reference.used
     start = reference if arm.start == "reference" else None
     if arm.reference == "trained" and make_method(arm.method).needs_reference != "none":
         fixed = with_fields(config, {"reference.refresh": "fixed"} | arm.set)
         return Cell(name, arm, seed, RunSpec(label, fixed, reference, start, weights), None)
     if start:
         return Cell(name, arm, seed, RunSpec(label, config, None, start, weights), None)
+    if not lab.equal_compute:
+        return Cell(name, arm, seed, RunSpec(label, config), None)
     steps = config.optimizer.steps + reference.config.optimizer.steps
     longer = RunSpec(f"{label}-{steps}", with_fields(config, {"optimizer.steps": steps}))
     return Cell(name, arm, seed, RunSpec(label, config), longer)
@@ -86,8 +88,10 @@ def _reference(lab: Lab, setting: Setting, seed: int) -> RunSpec | None:
         "optimizer.steps": wanted.steps,
         "checkpoint.export_hf": wanted.weights == "final",
     }
-    if wanted.weights == "best":
+    if wanted.used == "best":
         own["checkpoint.keep_best"] = True
+    if wanted.used == "reached":
+        own |= {"checkpoint.keep_at_score": wanted.at_score, "checkpoint.export_hf": False}
     config = with_fields(lab.base_run(), own | wanted.set | setting.reference_set)
     return RunSpec(f"reference-{wanted.method}-s{config.seed}", config)
 
@@ -108,6 +112,7 @@ def write_table(lab: Lab, cells: list[Cell]) -> dict[str, Any]:
         "against": lab.main_label,
         "seeds": lab.seeds,
         "steps": lab.base_run().optimizer.steps,
+        "equal_compute": lab.equal_compute,
         "reference": lab.reference.model_dump(mode="json") if lab.reference else None,
         "regimes": settings,
     }
@@ -125,8 +130,17 @@ def _setting_table(lab: Lab, cells: list[Cell], outcomes: dict[str, Outcome]) ->
         "base": sum(bases) / len(bases) if bases else None,
         "reference": _spread({seed: outcome.final for seed, outcome in references.items()}),
         "reference_best": _spread({seed: outcome.best for seed, outcome in references.items()}),
+        "reference_used": _spread({seed: _used(lab, outcome) for seed, outcome in references.items()}),
         "entries": [column.row(main) for column in columns if column.runs],
     }
+
+
+def _used(lab: Lab, outcome: Outcome) -> float:
+    """Score of the weights that are the reference."""
+    assert lab.reference is not None
+    if lab.reference.at_score is not None:
+        return outcome.reached(lab.reference.at_score)
+    return outcome.best if lab.reference.weights == "best" else outcome.final
 
 
 class _Column:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,8 +12,11 @@ from owpo_megatron.config import Config, Section
 from owpo_megatron.config.file import first_mistake, read_mapping
 from owpo_megatron.config.method import MethodName
 from owpo_megatron.errors import UserError
+from owpo_megatron.evaluation.sets import sets_of_run
 
 Kind = TypeVar("Kind", bound=Section)
+Weights = Literal["final", "best", "reached"]
+"""Policy of a finished run: the last one, the best one, or the first with the score of checkpoint.keep_at_score."""
 Fields = dict[str, Any]
 """Dotted fields of a run and their values, e.g. {"verifier.flip": 0.15}."""
 
@@ -45,10 +48,18 @@ class ReferenceRun(Section):
     steps: int = Field(10, gt=0)
     weights: Literal["final", "best"] = "final"
     """Weights to use; `best` has the best Pass@1 of its evaluations, as in the paper's two-stage protocol."""
+    at_score: float | None = Field(None, gt=0, le=1)
+    """Use its first weights whose evaluation has at least this Pass@1, instead of `weights`: the paper's suboptimal
+    reference (0.30 on AIME24, section 5.3)."""
     seed_offset: int = 1000
     """Added to the seed, so that the reference has not seen the run's prompts and samples in the same order."""
     set: Fields = {}
     """Fields to override, in every setting."""
+
+    @property
+    def used(self) -> Weights:
+        """Which of its weights are the reference."""
+        return self.weights if self.at_score is None else "reached"
 
 
 class Setting(Section):
@@ -76,7 +87,9 @@ class Lab(Section):
     """Label of the arm that the others are compared with, seed by seed; default: the first."""
     seeds: list[int] = Field([1, 2, 3, 4, 5], min_length=1)
     metric: str = "pass@1"
-    """Score to compare: pass@k, with k in eval.pass_at."""
+    """Score to compare: pass@k, with k among those of the primary evaluation set (`eval.pass_at` without sets)."""
+    equal_compute: bool = True
+    """Also run methods without the trained reference longer, by its steps: the column "equal compute"."""
     reference: ReferenceRun | None = ReferenceRun()
     """Run that trains the reference; null: none."""
     regimes: dict[str, Setting] = {"plain": Setting()}
@@ -103,9 +116,10 @@ class Lab(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError("seeds", self.seeds, "a seed appears twice")
         run = self.base_run()
-        k = self.metric.removeprefix("pass@")
-        if not k.isdigit() or int(k) not in run.eval.pass_at:
-            raise UserError("metric", self.metric, f"use pass@k with k in eval.pass_at = {run.eval.pass_at}")
+        primary = sets_of_run(run.eval, run.verifier.rule)[0]
+        if self.metric not in primary.metrics():
+            measured = ", ".join(primary.metrics())
+            raise UserError("metric", self.metric, f"the primary evaluation set ({primary.title}) has {measured}")
         if not run.eval.every or not run.eval.before or not run.eval.after:
             raise UserError(
                 "run.eval.every", run.eval.every, "curves need evaluations: set every > 0, before and after to true"
@@ -147,8 +161,13 @@ def load_section(kind: type[Kind], path: Path, overrides: Sequence[str] = ()) ->
     Raises:
         UserError: the file is missing or not YAML, or a field is unknown, ill-typed or contradictory.
     """
+    return built(kind, read_mapping(path, overrides))
+
+
+def built(kind: type[Kind], raw: Mapping[str, Any]) -> Kind:
+    """Validate a mapping; the first mistake raises a UserError."""
     try:
-        return kind.model_validate(read_mapping(path, overrides))
+        return kind.model_validate(raw)
     except ValidationError as error:
         raise first_mistake(error, kind) from error
 

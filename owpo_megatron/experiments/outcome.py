@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from owpo_megatron.methods import make_method
+from owpo_megatron.run.best import SCORE
 from owpo_megatron.run.metrics_reader import RunMetrics, read_run
 
 TRAINING_COLUMNS = ("reward_mean", "entropy", "grad_norm", "response_length", "w_mean", "kl_ref")
@@ -17,10 +19,11 @@ class Outcome:
     """Metrics of a finished run.
 
     Example:
-        Outcome(curve=((0, 0.16), (15, 0.6), (30, 0.97)), auc=0.5825, token_passes=812_345, seconds=19.1, ...)
+        Outcome(curve=((0, 0.16), (15, 0.6), (30, 0.97)), chosen_by=(...), auc=0.5825, token_passes=812_345, ...)
     """
 
     curve: tuple[tuple[int, float], ...]  # (step, score on held-out problems)
+    chosen_by: tuple[tuple[int, float], ...]  # (step, Pass@1), by which checkpoints are chosen
     auc: float  # mean height of the curve: trapezoidal rule over the evaluations
     token_passes: int  # forward passes of response tokens, see `token_passes`
     seconds: float  # duration of the training steps
@@ -35,8 +38,17 @@ class Outcome:
         return self.curve[-1][1]
 
     @property
+    def best_step(self) -> int:
+        return chosen_step(self.chosen_by)
+
+    @property
     def best(self) -> float:
-        return max(score for _, score in self.curve)
+        """Score of the best checkpoint, which was chosen by Pass@1: not the highest of another metric."""
+        return dict(self.curve)[self.best_step]
+
+    def reached(self, score: float) -> float:
+        """Score of the first trained checkpoint with at least this Pass@1 (checkpoint.keep_at_score)."""
+        return next(value for step, value in self.curve if step > 0 and dict(self.chosen_by)[step] >= score)
 
 
 def read_outcome(folder: Path, metric: str) -> Outcome:
@@ -45,7 +57,20 @@ def read_outcome(folder: Path, metric: str) -> Outcome:
     curve = tuple((step, float(score)) for step, score in run.eval_column(metric))
     training = {name: [float(value) for value in run.column(name).values] for name in TRAINING_COLUMNS}
     seconds = sum(run.column("seconds.total").values)
-    return Outcome(curve, area(curve), token_passes(run), seconds, {name: v for name, v in training.items() if v})
+    chosen_by = tuple((step, float(score)) for step, score in run.eval_column(SCORE)) or curve
+    measured = {name: values for name, values in training.items() if values}
+    return Outcome(curve, chosen_by, area(curve), token_passes(run), seconds, measured)
+
+
+def chosen_step(curve: Sequence[tuple[int, float]]) -> int:
+    """Return the step whose weights are the run's best (run/best.py): trained, the highest score, ties to the earlier.
+
+    Example:
+        >>> chosen_step(((0, 0.5), (20, 0.3), (40, 0.4), (60, 0.4)))
+        40
+    """
+    trained = [(step, score) for step, score in curve if step > 0] or list(curve)
+    return max(trained, key=lambda point: (point[1], -point[0]))[0]
 
 
 def area(curve: tuple[tuple[int, float], ...]) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from owpo_megatron.config import Config
+from owpo_megatron.errors import UserError
 from owpo_megatron.experiments.spec import RunSpec
 from owpo_megatron.launch.machine import gpu_names
 
@@ -121,10 +122,15 @@ class _Queue:
 def _feed(process: subprocess.Popen[str], queue: _Queue) -> None:
     """Send runs to one worker until nothing is left or it is gone."""
     while (spec := queue.take()) is not None:
+        try:
+            placed = spec.placed(queue.root)
+        except UserError as mistake:
+            queue.done(spec, Failure(spec, str(mistake), True))
+            continue
         answer = None
         try:
             queue.on_event("started", spec)
-            answer = _ask(process, spec.placed(queue.root))
+            answer = _ask(process, placed)
         finally:
             found: dict[str, Any] = answer or _LOST
             queue.done(spec, None if found["ok"] else Failure(spec, found["reason"], found["mistake"]))

@@ -9,13 +9,14 @@ stage becomes the reference, and the number of active samples is reset to the gr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from owpo_megatron.config.file import Section
-from owpo_megatron.experiments.lab import Arm, Fields, Lab, ReferenceRun, Setting, with_fields
+from owpo_megatron.experiments.lab import Arm, Fields, Lab, ReferenceRun, Setting, built, with_fields
 
 
 class Protocol(Section):
@@ -31,21 +32,25 @@ class Protocol(Section):
     seeds: list[int] = Field([1], min_length=1)
     metric: str = "pass@1"
     """Score to report; checkpoints are chosen by Pass@1."""
+    equal_compute: bool = True
+    """Also run methods without the trained reference longer, by its steps, for the column "equal compute"."""
     workers: int | None = Field(None, gt=0)
     """Concurrent runs; default: one per core on a CPU, one on CUDA."""
 
-    def _lab(self, setting: str, run: dict[str, Any], methods: list[Arm], reference: ReferenceRun) -> Lab:
-        return Lab(
-            name=self.name,
-            out_dir=self.out_dir,
-            run=run,
-            methods=methods,
-            seeds=self.seeds,
-            metric=self.metric,
-            reference=reference,
-            regimes={setting: Setting()},
-            workers=self.workers,
-        )
+    def _lab(self, setting: str, run: dict[str, Any], methods: Sequence[Arm], reference: ReferenceRun) -> Lab:
+        fields = {
+            "name": self.name,
+            "out_dir": self.out_dir,
+            "run": run,
+            "methods": [Arm(**arm.model_dump(include=set(Arm.model_fields))) for arm in methods],
+            "seeds": self.seeds,
+            "metric": self.metric,
+            "equal_compute": self.equal_compute,
+            "reference": reference,
+            "regimes": {setting: Setting()},
+            "workers": self.workers,
+        }
+        return built(Lab, fields)
 
 
 class FirstStage(ReferenceRun):
@@ -67,11 +72,18 @@ class TwoStage(Protocol):
         return self._lab("two-stage", self.run, self.methods, self.first)
 
 
+class EvolvingArm(Arm):
+    """A method with a number of iterations of its own."""
+
+    iterations: int | None = Field(None, gt=0)
+    """Stages of this method; null: as many as the others."""
+
+
 class SelfEvolution(Protocol):
     """Stages of `stage_steps` steps, each with the best policy of the previous one as its reference."""
 
     name: str = "self-evolution"
-    methods: list[Arm] = [Arm(label=name, method=name) for name in ("owpo", "mopd", "dapo")]
+    methods: list[EvolvingArm] = [EvolvingArm(label=name, method=name) for name in ("owpo", "mopd", "dapo")]  # type: ignore[assignment]
     prior: ReferenceRun = ReferenceRun(steps=100)
     """Run that trains the first reference, a suboptimal policy."""
     iterations: int = Field(4, gt=0)
@@ -85,10 +97,19 @@ class SelfEvolution(Protocol):
             "reference.every": self.stage_steps,
             "reference.restart_policy": self.restart_policy,
         }
-        methods = [arm.model_copy(update={"set": stages | arm.set}) for arm in self.methods]
+        methods = [arm.model_copy(update={"set": stages | self._own_steps(arm) | arm.set}) for arm in self.methods]
         draft = self._lab("self-evolution", self.run, methods, self.prior)
         run = with_fields(draft.base_run(), {"optimizer.steps": self.iterations * self.stage_steps})
         return draft.model_copy(update={"run": run.model_dump(mode="json", exclude_defaults=True)})
+
+    @property
+    def most_iterations(self) -> int:
+        """Stages of the method that has most of them."""
+        return max(getattr(arm, "iterations", None) or self.iterations for arm in self.methods)
+
+    def _own_steps(self, arm: Arm) -> Fields:
+        assert isinstance(arm, EvolvingArm)
+        return {"optimizer.steps": arm.iterations * self.stage_steps} if arm.iterations else {}
 
 
 def best_of_stages(curve: list[list[float]], stage_steps: int) -> list[float]:

@@ -7,15 +7,17 @@ import json
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from owpo_megatron.config import Config
-from owpo_megatron.experiments.lab import with_fields
-from owpo_megatron.run.layout import BEST, HF, RunFolder
+from owpo_megatron.errors import UserError
+from owpo_megatron.experiments.lab import Weights, with_fields
+from owpo_megatron.run.layout import BEST, HF, REACHED, RunFolder
 
 # Where a run happens, and with which engine, does not change its result.
 _NOT_IN_THE_KEY = ("name", "runs_dir", "engine", "sync", "sinks", "profile")
 _HEAD_BYTES = 1 << 20
+_FOLDERS: dict[Weights, str] = {"final": HF, "best": BEST, "reached": REACHED}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class RunSpec:
     config: Config
     reference: RunSpec | None = None
     start: RunSpec | None = None
-    weights: Literal["final", "best"] = "final"
+    weights: Weights = "final"
 
     @cached_property
     def key(self) -> str:
@@ -70,8 +72,17 @@ class RunSpec:
         return RunFolder(self.folder(root)).is_finished
 
     def placed(self, root: Path) -> Config:
-        """Return the configuration with its name and folder; the runs that it needs must have finished."""
-        weights = BEST if self.weights == "best" else HF
+        """Return the configuration with its name and folder; the runs that it needs must have finished.
+
+        Raises:
+            UserError: a needed run never reached its wanted score.
+        """
+        for needed in self.needs:
+            wanted = needed.config.checkpoint.keep_at_score
+            if self.weights == "reached" and needed.is_done(root) and not (needed.folder(root) / REACHED).exists():
+                remedy = f"{needed.folder(root)} never had this Pass@1; lower it, or train that run for longer"
+                raise UserError("checkpoint.keep_at_score", wanted, remedy)
+        weights = _FOLDERS[self.weights]
         fields = {"name": self.folder(root).name, "runs_dir": str(root)}
         if self.reference:
             fields["reference.path"] = str(self.reference.folder(root) / weights)

@@ -18,6 +18,7 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.sets import check_sets
 from owpo_megatron.launch.job import needs_own_engine
 from owpo_megatron.launch.machine import gpu_names, started_by_torchrun
+from owpo_megatron.methods import find_method
 from owpo_megatron.sinks import check_installed
 
 _FIND_RULE = """
@@ -48,6 +49,20 @@ def _model(config: Config) -> None:
     for teacher in config.teachers:
         if teacher.path is not None:
             hf_folder(teacher.path, f"teachers ({teacher.name}) path")
+
+
+def _teacher(config: Config) -> None:
+    """Refuse distillation from the initial policy itself: its log-ratio to the policy is 0, there is nothing to learn.
+
+    A method that also uses rewards may learn from its own earlier policies, which swaps make its teacher.
+    """
+    method, reference = find_method(config.algorithm.name), config.reference
+    if method.reference != "teacher" or config.teachers or reference.path is not None:
+        return
+    if reference.refresh == "fixed" or not method.uses_rewards:
+        remedy = f"{method.name} would learn from its own initial policy; set reference.path (e.g. best/ of a run)"
+        swaps = ", or reference.refresh: interval or best_of_stage" if method.uses_rewards else ""
+        raise UserError("teachers", "(none)", f"{remedy} or teachers{swaps}")
 
 
 def _data(config: Config) -> None:
@@ -191,7 +206,9 @@ def _run_dir(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    *(_model, _context, _data, _prompts, _rules, _megatron, _devices, _engine, _sync, _sinks, _run_dir),
+    *(_model, _teacher, _context, _data, _prompts, _rules, _megatron, _devices, _engine, _sync, _sinks, _run_dir),
 )
 # The checks that hold on a login node, for a run on other machines.
-FILE_CHECKS: tuple[Callable[[Config], None], ...] = (*(_model, _context, _data, _prompts, _rules, _megatron, _run_dir),)
+FILE_CHECKS: tuple[Callable[[Config], None], ...] = (
+    *(_model, _teacher, _context, _data, _prompts, _rules, _megatron, _run_dir),
+)

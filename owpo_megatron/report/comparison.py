@@ -50,15 +50,18 @@ def write_markdown(table: Mapping[str, Any], file: Path) -> None:
 def _lines(table: Mapping[str, Any], regime: str) -> tuple[list[str], list[list[str]]]:
     """Headings and cells: means with half the width of their 95 % interval, differences with the interval."""
     main = table["against"]
-    heads = ["method", *SCORES.values(), f"{main} ahead: AUC", f"{main} ahead: equal compute", "token passes"]
+    shown = [field for field in SCORES if field != "equal_compute" or table.get("equal_compute", True)]
+    compared = [field for field in shown if field != "final"]
+    heads = ["method", *(SCORES[field] for field in shown)]
+    heads += [*(f"{main} ahead: {SCORES[field]}" for field in compared), "token passes"]
     rows = []
     for entry in table["regimes"][regime]["entries"]:
         minus, passes = entry.get("minus", {}), entry["total_token_passes"]
         rows.append(
             [
                 entry["label"],
-                *(score_text(entry[field]) for field in SCORES),
-                *(_difference(minus.get(field)) for field in ("auc", "equal_compute")),
+                *(score_text(entry[field]) for field in shown),
+                *(_difference(minus.get(field)) for field in compared),
                 f"{passes['mean'] / 1e3:,.0f} k" if passes else "-",
             ]
         )
@@ -84,7 +87,7 @@ def _scores(table: Mapping[str, Any], regime: str, curves: Curves, file: Path) -
     methods = [label for label in curves if label not in ablations]
     panels = [("Methods", methods)] + ([("Ablations", [main, *ablations])] if ablations else [])
     figure, axes = style.new_figure(1, len(panels), height=3.6, width=5.6 * len(panels))
-    reference = table["regimes"][regime]["reference"]
+    reference = reference_used(table, regime)
     for axis, (title, labels) in zip(axes, panels, strict=True):
         style.dress(axis, f"{title}: {table['metric']} on held-out problems ({regime})", percent=True)
         if reference:
@@ -145,10 +148,18 @@ def _title(table: Mapping[str, Any], regime: str) -> str:
     facts = [f"{table['metric']}, {table['steps']} steps, {len(table['seeds'])} seeds"]
     if content["base"] is not None:
         facts.append(f"base {content['base']:.3f}")
-    if content["reference"]:
+    if used := reference_used(table, regime):
         wanted = table["reference"]
-        facts.append(f"reference {score_text(content['reference'])} ({wanted['method']}, {wanted['steps']} steps)")
+        which = f"{'first good enough' if wanted.get('at_score') else 'best'} of {wanted['steps']}"
+        which = which if wanted.get("at_score") or wanted.get("weights") == "best" else wanted["steps"]
+        facts.append(f"reference {score_text(used)} ({wanted['method']}, {which} steps)")
     return f"[bold]{regime}[/bold]: " + "; ".join(facts)
+
+
+def reference_used(table: Mapping[str, Any], regime: str) -> Mapping[str, Any] | None:
+    """Score of the weights that the methods had as their reference: the last, the best, or the first good enough."""
+    content: Mapping[str, Any] = table["regimes"][regime]
+    return content["reference_used"]  # type: ignore[no-any-return]
 
 
 def score_text(spread: Mapping[str, Any] | None) -> str:

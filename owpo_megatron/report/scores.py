@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from owpo_megatron.report.published import AVERAGE, find_published, method_of
 from owpo_megatron.run.files import write_whole
 
 ORDER = ("best", "converged")  # of checkpoints; others follow as they come
@@ -42,6 +43,7 @@ class ScoreTable:
     columns: list[tuple[str, str]]
     rows: list[tuple[str, str]]
     cells: list[list[float | None]]  # percent; None: not evaluated
+    places: list[tuple[str, str, str]] = field(default_factory=list)  # (set, metric, checkpoint) of each column
 
     def rich(self) -> Table:
         table = Table(title=self.title, title_justify="left", title_style="bold", box=None, header_style="bold")
@@ -86,6 +88,27 @@ def score_tables(scored: Sequence[Scored]) -> list[ScoreTable]:
         columns = [(name, metrics[name][0], place) for name in single for place in checkpoints]
         tables.append(_table("Mean accuracy", scored, titles, columns, "checkpoint"))
     return tables
+
+
+def beside_paper(table: ScoreTable, models: Mapping[str, str]) -> ScoreTable:
+    """The table with the paper's numbers below each row of a method that it has, and the differences to them.
+
+    Args:
+        models: the paper's model for each model of the table, see `published.paper_model`.
+    """
+    rows: list[tuple[str, str]] = []
+    cells: list[list[float | None]] = []
+    for (model, label), values in zip(table.rows, table.cells, strict=True):
+        rows.append((model, label))
+        cells.append(values)
+        method = method_of(label)
+        found = [find_published(models[model], method, *place) if method else None for place in table.places]
+        if any(found):
+            numbers = [one.percent if one else None for one in found]
+            gaps = [None if None in pair else pair[0] - pair[1] for pair in zip(values, numbers, strict=True)]  # type: ignore[operator]
+            rows += [("", f"  paper: {method}"), ("", "  difference")]
+            cells += [numbers, gaps]
+    return replace(table, rows=rows, cells=cells)
 
 
 def details(scored: Sequence[Scored]) -> Table:
@@ -136,13 +159,15 @@ def _table(
     headings = [place if second == "checkpoint" else _metric(metric) for _, metric, place in wanted]
     columns = [(titles[name], heading) for (name, _, _), heading in zip(wanted, headings, strict=True)]
     cells = [[values.get((*row, *column)) for column in wanted] for row in rows]
+    keys = list(wanted)
     if len({name for name, _, _ in wanted}) > 1:
         for heading in dict.fromkeys(headings):
             places = [index for index, known in enumerate(headings) if known == heading]
             columns.append(("Average", heading))
+            keys.append((AVERAGE, *wanted[places[0]][1:]))
             for row in cells:
                 row.append(_mean([row[index] for index in places]))
-    return ScoreTable(title, columns, rows, cells)
+    return ScoreTable(title, columns, rows, cells, keys)
 
 
 def _mean(parts: Sequence[float | None]) -> float | None:

@@ -5,10 +5,11 @@ runs/NAME/
         score.json          its step and score
         manifest.json       sha256 of every file; written last, so its presence marks a complete folder
     best -> weights/step_000040
+    reached -> weights/step_000020      the first weights with a wanted score (checkpoint.keep_at_score)
 
-A folder stays as long as the run's best, the stage's best or a checkpoint on disk refers to it: a resumed run finds the
-candidates that it had, whatever happened after the checkpoint. The link changes in one rename, so best/ is always there
-and always whole.
+A folder stays as long as the run's best, the stage's, `reached` or a checkpoint on disk refers to it: a resumed run
+finds the candidates that it had, whatever happened after the checkpoint. A link changes in one rename, so best/ is
+always there and always whole.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class BestWeights:
         checkpoints: whose folders refer to weights too.
         of_run: keep the best of the run (checkpoint.keep_best).
         stage: the reference where its swaps take the best of a stage, else None.
+        at_score: keep the first weights with at least this score (checkpoint.keep_at_score); None: do not.
     """
 
     def __init__(
@@ -55,8 +57,11 @@ class BestWeights:
         checkpoints: CheckpointFolder,
         of_run: bool,
         stage: Swappable | None,
+        at_score: float | None = None,
     ):
-        self._root, self._link = RunFolder(run_dir).weights, RunFolder(run_dir).best
+        self._folder = RunFolder(run_dir)
+        self._root = self._folder.weights
+        self._at_score = at_score
         self._ranks = ranks
         self._policy = policy
         self._carry = carry
@@ -64,6 +69,7 @@ class BestWeights:
         self._of_run = of_run
         self._stage = stage
         self.run: Candidate | None = None
+        self.reached: Candidate | None = None
 
     def path(self, step: int) -> Path:
         return self._root / step_name(step)
@@ -76,7 +82,7 @@ class BestWeights:
         Raises:
             UserError: the evaluation has no Pass@1.
         """
-        if step == 0 or not (self._of_run or self._stage):
+        if step == 0 or not (self._of_run or self._stage or self._at_score is not None):
             return
         if SCORE not in scores:
             raise UserError("eval.pass_at", sorted(scores), f"the best weights are chosen by {SCORE}; add 1 to pass_at")
@@ -88,12 +94,16 @@ class BestWeights:
             self._stage.keep(candidate)
         if best_of_run:
             self.run = candidate
-        if best_of_run or best_of_stage:
+        first_at_score = self.reached is None and self._at_score is not None and candidate.score >= self._at_score
+        if first_at_score:
+            self.reached = candidate
+        if best_of_run or best_of_stage or first_at_score:
             self._write(candidate)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save: which weights are best; the weights themselves are on disk already."""
-        return {"run": _plain(self.run), "stage": _plain(self._stage.candidate if self._stage else None)}
+        reached = {} if self._at_score is None else {"reached": _plain(self.reached)}
+        return {"run": _plain(self.run), "stage": _plain(self._stage.candidate if self._stage else None)} | reached
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Take up the candidates of a checkpoint (None: of no checkpoint), and drop what came after it. Collective.
@@ -103,6 +113,7 @@ class BestWeights:
         """
         state = state or {"run": None, "stage": None}
         self.run = self._found(state["run"]) if self._of_run else None
+        self.reached = self._found(state.get("reached")) if self._at_score is not None else None
         stage = self._found(state["stage"]) if self._stage else None
         if stage is not None:
             assert self._stage is not None
@@ -110,16 +121,11 @@ class BestWeights:
         self.tidy()
 
     def tidy(self) -> None:
-        """Point best/ to the run's best and remove weights that nothing refers to. On rank 0; others do nothing."""
+        """Point the links to their weights and remove what nothing refers to. On rank 0; others do nothing."""
         if not self._ranks.is_main or not self._root.is_dir():
             return
-        if self.run is None:
-            self._link.unlink(missing_ok=True)
-        else:
-            fresh = self._link.with_name(".best")
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(self.path(self.run.step).relative_to(self._link.parent), target_is_directory=True)
-            os.replace(fresh, self._link)
+        self._point(self._folder.best, self.run)
+        self._point(self._folder.reached, self.reached)
         states = [self.state_dict(), *(state.get("best") or {} for state in self._checkpoints.trainer_states())]
         wanted = {known["step"] for state in states for known in state.values() if known}
         for step in whole_steps(self._root):
@@ -127,6 +133,15 @@ class BestWeights:
                 shutil.rmtree(self.path(step))
         for half_written in self._root.glob(".writing_*"):
             shutil.rmtree(half_written)
+
+    def _point(self, link: Path, candidate: Candidate | None) -> None:
+        if candidate is None:
+            link.unlink(missing_ok=True)
+            return
+        fresh = link.with_name(f".{link.name}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(self.path(candidate.step).relative_to(link.parent), target_is_directory=True)
+        os.replace(fresh, link)
 
     def _write(self, candidate: Candidate) -> None:
         scratch = self._root / f".writing_{candidate.step:06d}"

@@ -5,7 +5,7 @@ runs/NAME/
     metrics.jsonl         a line per step and per evaluation
     summary.json          written last: the run is finished
     checkpoints/step_N/   what a run resumes from (run/checkpoints.py)
-    weights/step_N/       the best weights; best is a link to one of them (run/best.py)
+    weights/step_N/       the best weights; best and reached are links to one of them (run/best.py)
     hf/                   the final policy as a Hugging Face folder
     rollouts/             a file per step (engine/recorded.py)
     samples/              their verdicts, a file per step (samples/record.py)
@@ -36,6 +36,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 BEST = "best"
+REACHED = "reached"
 _STEP = "step_"
 
 
@@ -78,6 +79,11 @@ class RunFolder:
     def best(self) -> Path:
         """A link to the best weights, where the run keeps them."""
         return self.path / BEST
+
+    @property
+    def reached(self) -> Path:
+        """A link to the first weights with a wanted score, where the run keeps them."""
+        return self.path / REACHED
 
     @property
     def hf(self) -> Path:

@@ -178,8 +178,9 @@ class _Builder:
         profiler = StepProfiler(config.profile, self.folder.profile, topology.rank)
         checkpoints = self.checkpoints
         chooser = ratchet if schedule.stages.chooses_best else None
+        keeps = config.checkpoint
         best = BestWeights(
-            self.folder.path, topology, policy, self._carry, checkpoints, config.checkpoint.keep_best, chooser
+            self.folder.path, topology, policy, self._carry, checkpoints, keeps.keep_best, chooser, keeps.keep_at_score
         )
         state = RunState(topology, policy, reference, rollouts, best, metrics, checkpoints, self._carry, self.say)
         return Parts(

@@ -190,3 +190,30 @@ def test_a_runs_dir_that_is_a_file(raw: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="runs_dir"):
         preflight(Config.build(raw | {"runs_dir": str(tmp_path / "file")}))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "reference", "refused"),
+    [
+        ("opd", {}, True),
+        ("mopd", {}, True),
+        ("opd", {"refresh": "interval"}, True),  # nothing but its own past, and no rewards
+        ("mopd", {"refresh": "interval"}, False),
+        ("mopd", {"path": "model"}, False),
+        ("opd", {"path": "model"}, False),
+        ("owpo", {"refresh": "fixed"}, False),
+        ("grpo", {}, False),
+    ],
+)
+def test_distillation_needs_a_teacher(
+    raw: dict[str, Any], algorithm: str, reference: dict[str, Any], refused: bool
+) -> None:
+    if "path" in reference:
+        reference = {"path": raw["model"]["path"]}
+    with_context(raw, max_position_embeddings=32768)
+    raw |= {"algorithm": {"name": algorithm}, "reference": reference}
+    if not refused:
+        preflight(Config.build(raw))
+        return
+    error = mistake(raw)
+    assert error.field == "teachers" and "own initial policy" in error.remedy and "reference.path" in error.remedy

@@ -118,6 +118,59 @@ def test_self_evolution_swaps_to_the_best_of_every_stage(file: Path) -> None:
     assert (config.reference.refresh, config.reference.every, config.optimizer.steps) == ("best_of_stage", 10, 30)
 
 
+def protocol_file(file: Path, **changes: Any) -> Path:
+    raw = yaml.safe_load(file.read_text())
+    del raw["regimes"]
+    file.write_text(yaml.safe_dump(raw | changes))
+    return file
+
+
+def test_a_method_may_have_iterations_of_its_own(file: Path) -> None:
+    methods = [{"label": "owpo", "method": "owpo"}, {"label": "mopd", "method": "mopd", "iterations": 6}]
+    settings = load_section(SelfEvolution, protocol_file(file, methods=methods), ["iterations=4", "stage_steps=10"])
+    steps = {cell.arm.label: cell.run.config.optimizer.steps for cell in plan(settings.lab())}
+    assert steps == {"owpo": 40, "mopd": 60} and settings.most_iterations == 6
+
+
+def test_a_prior_can_be_asked_for_by_its_score(file: Path, tmp_path: Path) -> None:
+    """The paper's suboptimal reference is the DAPO checkpoint at 30.0 % of AIME24, not one after so many steps."""
+    lab = load_section(SelfEvolution, protocol_file(file), ["prior={steps: 50, at_score: 0.3}", "methods=[owpo]"]).lab()
+    run, root = plan(lab)[0].run, tmp_path / "runs"
+    assert run.reference is not None and run.reference.config.checkpoint.keep_at_score == 0.3
+    assert run.placed(root).reference.path == run.reference.folder(root) / "reached"
+    prior = run.reference.folder(root)
+    prior.mkdir(parents=True)
+    (prior / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match=r"checkpoint.keep_at_score = 0.3: .* never had this Pass@1; lower it"):
+        run.placed(root)
+
+
+def test_runs_at_equal_compute_can_be_left_out(file: Path) -> None:
+    assert any(cell.longer for cell in cells_of(file).values())
+    assert not any(cell.longer for cell in cells_of(file, "equal_compute=false").values())
+    lab = load_section(TwoStage, protocol_file(file), ["equal_compute=false", "methods=[owpo, dapo]"]).lab()
+    assert not any(cell.longer for cell in plan(lab))
+
+
+def test_dapo_is_trained_once_where_it_is_the_reference(file: Path) -> None:
+    """The paper's reference is its DAPO row: with the same seed both are one run."""
+    overrides = ["first={seed_offset: 0, steps: 30}", "methods=[owpo, dapo]", "equal_compute=false", "seeds=[1]"]
+    overrides += ["run.checkpoint={keep_best: true, export_hf: false}"]
+    lab = load_section(TwoStage, protocol_file(file), overrides).lab()
+    assert len(with_needs(specs_of(plan(lab)))) == 2
+
+
+@pytest.mark.parametrize("kind", [TwoStage, SelfEvolution])
+def test_the_metric_is_one_of_the_primary_set(file: Path, kind: type[TwoStage | SelfEvolution]) -> None:
+    """AIME24 has Pass@16 and no Pass@8, whatever `eval.pass_at` says, which is for runs without sets."""
+    sets = ["run.eval.sets=[aime24]", "methods=[owpo]"]
+    lab = load_section(kind, protocol_file(file), ["metric=pass@16", *sets]).lab()
+    assert lab.metric == "pass@16"
+    with pytest.raises(UserError) as mistake:
+        load_section(kind, file, ["metric=pass@8", *sets]).lab()
+    assert str(mistake.value) == "metric = pass@8: the primary evaluation set (AIME24) has pass@1, pass@16"
+
+
 @pytest.mark.parametrize(
     ("override", "field"),
     [

@@ -44,13 +44,13 @@ class Stage:
 class Run:
     """A run folder in which the weights of step N are a file with that number."""
 
-    def __init__(self, folder: Path, of_run: bool = True, of_stage: bool = True):
-        self.folder = folder
+    def __init__(self, folder: Path, of_run: bool = True, of_stage: bool = True, at_score: float | None = None):
+        self.folder, self.at_score = folder, at_score
         self.now = 0
         self.stage = Stage()
         self.checkpoints = CheckpointFolder(folder / "checkpoints", keep=2)
         stage = self.stage if of_stage else None
-        self.best = BestWeights(folder, OneRank(), self, self._carry, self.checkpoints, of_run, stage)
+        self.best = BestWeights(folder, OneRank(), self, self._carry, self.checkpoints, of_run, stage, at_score)
 
     def evaluate(self, *scores: float, start: int = 1) -> None:
         """One evaluation a step."""
@@ -64,7 +64,7 @@ class Run:
 
     def resumed(self) -> Run:
         """The run as another process finds it."""
-        again = Run(self.folder)
+        again = Run(self.folder, at_score=self.at_score)
         found = again.checkpoints.newest()
         again.best.load_state_dict(found[1]["best"] if found else None)
         return again
@@ -112,6 +112,21 @@ def test_a_stage_begins_without_a_candidate_and_the_run_remembers(tmp_path: Path
     assert run.stage.candidate == Candidate(4, 0.3) and run.best.run == Candidate(1, 0.5)
     assert run.stage.kept == [1, 3, 4]
     assert run.weights() == ["step_000001", "step_000004"] and run.linked() == "after 1"
+
+
+def test_the_first_weights_with_a_score_are_kept(tmp_path: Path) -> None:
+    """The paper's suboptimal reference: 0.30 is first reached at step 2; later, better ones do not replace it."""
+    run = Run(tmp_path, of_stage=False, at_score=0.3)
+    run.evaluate(0.1)
+    assert not (tmp_path / "reached").exists()
+    run.evaluate(0.31, 0.2, 0.5, start=2)
+    assert (tmp_path / "reached" / "state" / "shard").read_text() == "after 2" and run.linked() == "after 4"
+    assert run.weights() == ["step_000002", "step_000004"]
+    run.checkpoint(4)
+    run.evaluate(0.6, start=5)
+    again = run.resumed()
+    assert again.best.reached == Candidate(2, 0.31) and again.best.run == Candidate(4, 0.5)
+    assert (tmp_path / "reached").resolve().name == "step_000002"
 
 
 def test_untrained_weights_are_no_candidate(tmp_path: Path) -> None:
