@@ -14,10 +14,11 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "owpo_megatron" / "__init__.py").read_text()).group(1)  # type: ignore[union-attr]
 README = ROOT / "README.md"
-# Files of the clone that `owpo quickstart` and `owpo setup-engine` need; engine/install.py finds them.
+# Files of the clone that `owpo quickstart`, `owpo reproduce` and `owpo setup-engine` need; engine/install.py finds them.
 SHIPPED = (
     *("Makefile", "tools/make_env.sh", "requirements/engine-*.txt"),
     *("examples/quickstart/*.py", "examples/quickstart/*.yaml", "examples/quickstart/README.md"),
+    *("examples/qwen2.5-math-7b/*.yaml", "examples/qwen3-8b-base/*.yaml", "examples/cpu-lab/base.yaml"),
 )
 
 
@@ -66,6 +67,7 @@ setup(
         # SGLang's CPU plug-in is a distribution of its own: sources here, installed in the engine's environment.
         "owpo_megatron": ["py.typed", *(f"sglang_cpu/{name}" for name in ("*.toml", "*.py", "owpo_sglang_cpu/*.py"))],
         "owpo_megatron.launch": ["templates/*.j2"],
+        "owpo_megatron.report": ["published.json"],
     },
     cmdclass={"build_py": BuildWithShipped},
     options={"build": {"build_base": BUILD}},
