@@ -68,6 +68,7 @@ setup(
         "owpo_megatron": ["py.typed", *(f"sglang_cpu/{name}" for name in ("*.toml", "*.py", "owpo_sglang_cpu/*.py"))],
         "owpo_megatron.launch": ["templates/*.j2"],
         "owpo_megatron.report": ["published.json"],
+        "owpo_megatron.reproduce": ["*.yaml"],
     },
     cmdclass={"build_py": BuildWithShipped},
     options={"build": {"build_base": BUILD}},
