@@ -14,7 +14,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "owpo_megatron" / "__init__.py").read_text()).group(1)  # type: ignore[union-attr]
 README = ROOT / "README.md"
-# Files of the clone that `owpo quickstart`, `owpo reproduce` and `owpo setup-engine` need; engine/install.py finds them.
+# Files of the clone that the commands quickstart, reproduce and setup-engine need; engine/install.py finds them.
 SHIPPED = (
     *("Makefile", "tools/make_env.sh", "requirements/engine-*.txt"),
     *("examples/quickstart/*.py", "examples/quickstart/*.yaml", "examples/quickstart/README.md"),
