@@ -68,7 +68,7 @@ def evaluate(
         Literal["paper"] | None, typer.Option("--beside", help="Show the paper's numbers below the rows: paper.")
     ] = None,
     paper_model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The paper's model, where a folder's name does not tell it.")
+        str | None, typer.Option(metavar="NAME", help="The paper's model, if the folder's name is another.")
     ] = None,
     config: Annotated[
         Path | None,

@@ -20,7 +20,7 @@ Beside = Annotated[
     Literal["paper"] | None, typer.Option("--beside", help="Show the paper's numbers beside these: paper.")
 ]
 PaperModel = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The paper's model, where the folder's name does not tell it.")
+    str | None, typer.Option(metavar="NAME", help="The paper's model, if the folder's name is another.")
 ]
 ProtocolFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="YAML file of the protocol.")]
 

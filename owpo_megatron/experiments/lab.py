@@ -58,7 +58,7 @@ class ReferenceRun(Section):
 
     @property
     def used(self) -> Weights:
-        """Which of its weights are the reference."""
+        """Its weights that are the reference."""
         return self.weights if self.at_score is None else "reached"
 
 

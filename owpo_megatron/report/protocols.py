@@ -17,7 +17,7 @@ def two_stage_table(table: Mapping[str, Any], paper: tuple[str, str] | None = No
     """A line a method: its best and its converged checkpoint, and what they are above the reference.
 
     Args:
-        paper: (model, set) of the paper whose numbers stand beside them.
+        paper: (model, set) of the paper, for two columns of its numbers.
     """
     content = table["regimes"]["two-stage"]
     reference = content["reference_best"]

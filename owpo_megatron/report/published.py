@@ -60,13 +60,13 @@ def find_published(model: str, method: str, set: str, metric: str, checkpoint: s
 
 
 def figure(name: str) -> Mapping[str, Any]:
-    """What the paper's text says of a figure, whose points it does not print."""
+    """Facts of the paper's text about a figure, whose points are not printed."""
     found: Mapping[str, Any] = _content()["figures"][name]
     return found
 
 
 def errata(table: str | None = None) -> list[str]:
-    """What does not add up in the paper, or in one of its tables."""
+    """Contradictions in the paper, or in one of its tables."""
     return [one["text"] for one in _content()["errata"] if table is None or table in one["places"]]
 
 
@@ -77,7 +77,7 @@ def paper_model(name: str, chosen: str | None = None) -> str:
         chosen: the user's own answer, which comes first.
 
     Raises:
-        UserError: the name tells neither, or the answer is none of the two.
+        UserError: the name is neither, or the answer is none of the two.
 
     Example:
         >>> paper_model("qwen3_8b-base-megatron")
@@ -89,7 +89,7 @@ def paper_model(name: str, chosen: str | None = None) -> str:
     if len(found) == 1:
         return found[0]
     field, value = ("--paper-model", chosen) if chosen else ("model", name)
-    raise UserError(field, value, f"the paper has {' and '.join(models)}; say which one: --paper-model {models[0]}")
+    raise UserError(field, value, f"the paper has {' and '.join(models)}; choose one: --paper-model {models[0]}")
 
 
 def method_of(label: str, known: Iterable[str] | None = None) -> str | None:

@@ -1,4 +1,4 @@
-"""What each table and figure of the paper consists of: its runs, its evaluation sets, its layout. Data, no code.
+"""Tables and figures of the paper: the runs of each, its evaluation sets, its layout. Data, no code.
 
 A run appears once in the runs folder whatever refers to it: Tables 2, 3, 5 and 6 and Figure 4 are one set of runs, two
 rows of Table 4 are among them, and the references of all are checkpoints of their DAPO run.

@@ -91,7 +91,7 @@ def test_the_model_is_told_by_its_folder(folder: str, model: str) -> None:
 
 def test_another_model_has_to_be_named() -> None:
     assert paper_model("final", "qwen3-8b-base") == MODELS[1]
-    with pytest.raises(UserError, match=r"model = Qwen3-4B: the paper has .*; say which one: --paper-model"):
+    with pytest.raises(UserError, match=r"model = Qwen3-4B: the paper has .*; choose one: --paper-model"):
         paper_model("Qwen3-4B")
     with pytest.raises(UserError, match="--paper-model = Llama"):
         paper_model("Qwen3-8B-Base", "Llama")
