@@ -78,11 +78,11 @@ def export_hf(
     _check_folders("--megatron", megatron, out_dir)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from owpo_megatron.conversion.export import megatron_to_hf
-    from owpo_megatron.run.checkpoints import verify_manifest
     from owpo_megatron.run.layout import MANIFEST
+    from owpo_megatron.run.sealed import fault_of
 
-    if (megatron / MANIFEST).is_file() and not verify_manifest(megatron):
-        raise UserError("megatron", megatron, "a file does not match its manifest; use another checkpoint")
+    if (megatron / MANIFEST).is_file() and (fault := fault_of(megatron)) is not None:
+        raise UserError("megatron", megatron, f"is damaged: {fault}; use another checkpoint")
     with _bars() as stage:
         conversion = megatron_to_hf(megatron, out_dir, hf_template, stage, jobs, prove)
     _report(conversion, f"written: {out_dir}", json_file)

@@ -13,7 +13,9 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch.distributed.checkpoint.api import CheckpointException
 
+from owpo_megatron.errors import UserError
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.sharded_files import StoredState
 from owpo_megatron.mcore.slots import ParameterSlots
@@ -64,8 +66,12 @@ def load_training_state(
 
     The settings of optimizer and scheduler (learning rate, weight decay, betas, ...) come from this run's config, not
     from the checkpoint; the number of updates is restored. `aliased`: the reference was the policy.
+
+    Raises:
+        UserError: the folder is incomplete, contains another model, or would run code.
     """
     metadata = _metadata()
+    _check_fits(path, chunks, metadata)
     if aliased or not slots.keeps_reference:
         slots.swap()  # drop a separate reference that was loaded from `reference.path` at the start
     else:
@@ -77,7 +83,7 @@ def load_training_state(
         "optimizer": optimizer.sharded_state_dict(_merged(state), is_loading=True, metadata=metadata),
         "scheduler": scheduler.state_dict(),
     }
-    loaded = dist_checkpointing.load(state, str(path))
+    loaded = _load(path, state)
     _fill_chunks(chunks, loaded, "model.")
     settings = [{key: group[key] for key in group if key not in _GROUP_STATE} for group in optimizer.param_groups]
     optimizer.load_state_dict(loaded["optimizer"])
@@ -100,13 +106,7 @@ def load_weights(path: Path, chunks: list[Any]) -> None:
         UserError: the folder is incomplete or contains another model.
     """
     metadata = _metadata()
-    model = _bare(chunks[0])
-    StoredState(path).check_fits(
-        _weights_state(chunks, "model.", metadata),
-        "model.",
-        model.true_vocab_size,
-        model.share_embeddings_and_output_weights,
-    )
+    _check_fits(path, chunks, metadata)
     _load_model(path, chunks, "model.", metadata)
 
 
@@ -137,7 +137,32 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 
 
 def _load_model(path: Path, chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> None:
-    _fill_chunks(chunks, dist_checkpointing.load(_weights_state(chunks, prefix, metadata), str(path)), prefix)
+    _fill_chunks(chunks, _load(path, _weights_state(chunks, prefix, metadata)), prefix)
+
+
+def _load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """megatron-core's load.
+
+    Raises:
+        UserError: it failed; torch's CheckpointException, which is not an Exception, holds one error for each rank.
+    """
+    try:
+        loaded: dict[str, Any] = dist_checkpointing.load(state, str(path))
+    except CheckpointException as error:
+        first = next((failure[0] for failure in error.failures.values()), error)
+        reason = " ".join(str(first).split())[:300]
+        raise UserError("megatron checkpoint", path, f"cannot be loaded: {type(first).__name__}: {reason}") from error
+    return loaded
+
+
+def _check_fits(path: Path, chunks: list[Any], metadata: dict[str, Any]) -> None:
+    model = _bare(chunks[0])
+    StoredState(path).check_fits(
+        _weights_state(chunks, "model.", metadata),
+        "model.",
+        model.true_vocab_size,
+        model.share_embeddings_and_output_weights,
+    )
 
 
 def _metadata() -> dict[str, Any]:

@@ -34,6 +34,9 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from owpo_megatron.errors import UserError
+from owpo_megatron.mcore import no_code
+
+no_code.install()
 
 _FILES = (".metadata", "metadata.json", "common.pt")
 _SHOWN = 4  # differences in an error
@@ -151,10 +154,7 @@ class StoredState:
                 raise UserError(
                     "megatron checkpoint", path, f"has no {name}: writing was interrupted, or a file was lost"
                 )
-        try:
-            metadata = FileSystemReader(path).read_metadata()
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise UserError("megatron checkpoint", path / ".metadata", f"is damaged ({error})") from error
+        metadata = no_code.table_of(path)
         for stored in metadata.storage_data.values():
             file = path / stored.relative_path
             if not file.is_file() or file.stat().st_size < stored.offset + stored.length:

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.run.checkpoints import CheckpointFolder, seal, verify_manifest
+from owpo_megatron.run.checkpoints import CheckpointFolder
 from owpo_megatron.run.layout import SCORE as SCORE_FILE
 from owpo_megatron.run.layout import STATE, RunFolder, step_name, whole_steps
+from owpo_megatron.run.sealed import seal, verify_manifest
 from owpo_megatron.types import Candidate, Ranks, Storable, Swappable
 
 SCORE = "pass@1"  # of an evaluation: what the paper chooses its checkpoints by (section 5.1)

@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
+import errno
 import json
+import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.errors import UserError
-from owpo_megatron.run.files import put_in_place
-from owpo_megatron.run.layout import MANIFEST, STATE, TRAINER, step_name, whole_steps
+from owpo_megatron.errors import RunError, UserError
+from owpo_megatron.run.layout import MANIFEST, STATE, TRAINER, step_name, steps_in, whole_steps
+from owpo_megatron.run.sealed import bytes_in, fault_of, seal, verify_manifest
+
+_WRITING, _PRUNED = ".writing_", ".pruned_"
 
 
 class CheckpointFolder:
@@ -30,16 +35,51 @@ class CheckpointFolder:
     def __init__(self, root: Path, keep: int):
         self._root = root
         self._keep = keep
+        self.damaged: dict[int, str] = {}
+        """Newer checkpoints that `newest` passed over, with what is wrong with each."""
 
     def path(self, step: int) -> Path:
         return self._root / step_name(step)
 
     def start(self, step: int) -> Path:
-        """An empty folder for the sharded state of a new checkpoint; `finish` makes it count."""
+        """An empty folder for the sharded state of a new checkpoint; `finish` makes it count.
+
+        Raises:
+            RunError: the disk has less room than the last checkpoint took.
+        """
         scratch = self._scratch(step)
         shutil.rmtree(scratch, ignore_errors=True)
-        (scratch / STATE).mkdir(parents=True)
+        self._root.mkdir(parents=True, exist_ok=True)
+        steps = self.steps()
+        needed, free = bytes_in(self.path(steps[-1])) if steps else 0, shutil.disk_usage(self._root).free
+        if free < needed:
+            raise RunError(
+                f"no room for the checkpoint of step {step}: {_size(free)} are free at {self._root}, and it takes "
+                f"{_size(needed)}; free some and start the same command again: it goes on from step {steps[-1]}"
+            )
+        with self.disk_errors(step):
+            (scratch / STATE).mkdir(parents=True)
         return scratch / STATE
+
+    @contextlib.contextmanager
+    def disk_errors(self, step: int) -> Iterator[None]:
+        """Turns a disk that is full while a checkpoint is written into one line.
+
+        Raises:
+            RunError: no space is left; whole checkpoints are as they were.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if not _is_disk_full(error):
+                raise
+            steps = self.steps()
+            rest = f"it goes on from step {steps[-1]}" if steps else "it starts from the beginning"
+            raise RunError(
+                f"the disk at {self._root} became full while the checkpoint of step {step} was written "
+                f"({_size(shutil.disk_usage(self._root).free)} are free); free some and start the same command again: "
+                f"{rest}"
+            ) from error
 
     def state_path(self, step: int) -> Path:
         return self._scratch(step) / STATE
@@ -47,11 +87,33 @@ class CheckpointFolder:
     def finish(self, step: int, trainer_state: dict[str, Any]) -> Path:
         """Add the trainer's state and the manifest, rename into place, remove the oldest beyond `keep`."""
         scratch = self._scratch(step)
-        (scratch / TRAINER).write_text(json.dumps(trainer_state, indent=1))
-        seal(scratch, self.path(step))
+        with self.disk_errors(step):
+            (scratch / TRAINER).write_text(json.dumps(trainer_state, indent=1))
+            seal(scratch, self.path(step))
         for old in self.steps()[: -self._keep]:
-            shutil.rmtree(self.path(old))
+            self._remove(old)
         return self.path(step)
+
+    def tidy(self) -> None:
+        """Finish what a killed process left half done: a folder being put in its place, pruned or written.
+
+        What was written to the end is kept; half a checkpoint goes, unless there is no whole one beside it.
+        """
+        if not self._root.is_dir():
+            return
+        for name in sorted(os.listdir(self._root), reverse=True):  # .writing_N is newer than .step_N.old-PID
+            folder = self._root / name
+            step = _step_within(name)
+            if step is None or not folder.is_dir():
+                continue
+            if not name.startswith(_PRUNED) and not self.path(step).exists() and verify_manifest(folder):
+                os.replace(folder, self.path(step))
+            else:
+                shutil.rmtree(folder)
+        whole = self.steps()
+        for step in steps_in(self._root):
+            if whole and step < whole[-1] and step not in whole:
+                self._remove(step)
 
     def steps(self) -> list[int]:
         """Steps of the folders that have a manifest, oldest first."""
@@ -76,13 +138,17 @@ class CheckpointFolder:
         Raises:
             UserError: there are checkpoints, but every one is damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        self.damaged = {}
+        for step in reversed(steps_in(self._root)):
             folder = self.path(step)
-            if verify_manifest(folder):
-                return folder / STATE, json.loads((folder / TRAINER).read_text())
-        if steps:
-            remedy = "every checkpoint here is damaged; move the folder away to start over"
+            fault = fault_of(folder)
+            state = None if fault else _state_in(folder)
+            if state is not None:
+                return folder / STATE, state
+            self.damaged[step] = fault or f"{TRAINER} is no state of a run"
+        if self.damaged:
+            found = "; ".join(f"{step_name(step)}: {fault}" for step, fault in self.damaged.items())
+            remedy = f"every checkpoint here is damaged ({found}); put a copy back, or start over with --fresh"
             raise UserError("checkpoints", self._root, remedy)
         return None
 
@@ -92,12 +158,24 @@ class CheckpointFolder:
         Raises:
             UserError: it is not a whole checkpoint.
         """
-        if not (folder / MANIFEST).is_file() or not verify_manifest(folder):
+        if not (folder / MANIFEST).is_file():
             raise UserError("--checkpoint", folder, "not a whole checkpoint; give a step_... folder of a run")
-        return folder / STATE, json.loads((folder / TRAINER).read_text())
+        fault = fault_of(folder)
+        state = None if fault else _state_in(folder)
+        if state is None:
+            fault = fault or f"{TRAINER} is no state of a run"
+            raise UserError("--checkpoint", folder, f"is damaged: {fault}; give another step_... folder")
+        return folder / STATE, state
 
     def _scratch(self, step: int) -> Path:
-        return self._root / f".writing_{step:06d}"
+        return self._root / f"{_WRITING}{step:06d}"
+
+    def _remove(self, step: int) -> None:
+        """Under another name first: half of it is never taken for a checkpoint."""
+        pruned = self._root / f"{_PRUNED}{step:06d}"
+        shutil.rmtree(pruned, ignore_errors=True)
+        os.replace(self.path(step), pruned)
+        shutil.rmtree(pruned)
 
 
 def began_on(checkpoint: Path) -> datetime.date | None:
@@ -111,23 +189,32 @@ def _date_in(state: dict[str, Any]) -> datetime.date | None:
     return None if date is None else datetime.date.fromisoformat(date)
 
 
-def seal(scratch: Path, folder: Path) -> None:
-    """Add the manifest to a folder and rename it into place, where from then on it counts as whole."""
-    files = sorted(file for file in scratch.rglob("*") if file.is_file())
-    manifest = {str(file.relative_to(scratch)): _sha256(file) for file in files}
-    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    put_in_place(scratch, folder)
+def _state_in(folder: Path) -> dict[str, Any] | None:
+    """The trainer's state; None where the file is none: its hash was right, so it was written so."""
+    try:
+        state = json.loads((folder / TRAINER).read_text())
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) and isinstance(state.get("step"), int) else None
 
 
-def verify_manifest(folder: Path) -> bool:
-    """True when every file of the manifest is there with its hash."""
-    manifest = json.loads((folder / MANIFEST).read_text())
-    return all((folder / name).is_file() and _sha256(folder / name) == sha for name, sha in manifest.items())
+def _step_within(name: str) -> int | None:
+    """The step of a folder that a run was still working on: .writing_N, .pruned_N, .step_N.old-PID."""
+    match = re.fullmatch(r"\.(?:writing_|pruned_|step_)(\d{6,})(?:\.old-\d+)?", name)
+    return int(match[1]) if match else None
 
 
-def _sha256(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether a full disk is the reason, also inside torch's report of several ranks, which keeps only a text."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(sign in str(seen) for sign in ("No space left on device", "Disk quota exceeded")):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -20,6 +20,7 @@ folder's small files in hf/.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ SUMMARY = "summary.json"
 BEST = "best"
 REACHED = "reached"
 _STEP = "step_"
+_STEP_NAME = re.compile(r"step_(?:\d{6}|[1-9]\d{6,})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class RunFolder:
         return self.summary.is_file()
 
     def has_checkpoints(self) -> bool:
-        return any(self.checkpoints.glob(f"{_STEP}*"))
+        return bool(steps_in(self.checkpoints))
 
 
 def step_name(step: int) -> str:
@@ -149,9 +151,18 @@ def step_of(name: str) -> int:
     return int(name.removeprefix(_STEP))
 
 
+def steps_in(root: Path) -> list[int]:
+    """Steps of the folders in `root` that bear a step's name, whole or not, in ascending order.
+
+    Copies and other names beside them (step_000008.bak, step_best) are no steps.
+    """
+    folders = root.glob(f"{_STEP}*/")
+    return sorted(step_of(path.name) for path in folders if _STEP_NAME.fullmatch(path.name) and path.is_dir())
+
+
 def whole_steps(root: Path) -> list[int]:
-    """Steps of the folders in `root` that are whole, in ascending order: a manifest is written last."""
-    return sorted(step_of(file.parent.name) for file in root.glob(f"{_STEP}*/{MANIFEST}"))
+    """Those of them that are whole: a manifest is written last."""
+    return [step for step in steps_in(root) if (root / step_name(step) / MANIFEST).is_file()]
 
 
 def files_by_step(root: Path, ending: str) -> Iterator[Path]:

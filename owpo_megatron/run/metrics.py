@@ -112,6 +112,7 @@ class MetricsFile:
         self._speed = speed
         self._sinks = sinks
         self._open: StepLine | None = None
+        self._notes: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def under_way(self) -> dict[str, Any] | None:
@@ -135,6 +136,10 @@ class MetricsFile:
             kept.append(json.dumps(line))
         write_whole(self._path, "".join(text + "\n" for text in kept), durable=True)
 
+    def note(self, **values: Any) -> None:
+        """Fields of the next step's line, for what happened before it."""
+        self._notes |= values
+
     def evaluation(self, step: int) -> dict[str, Any] | None:
         """Return the scores of this step's evaluation, if the file has them."""
         lines = self._path.read_text().splitlines() if self._path.exists() else []
@@ -155,7 +160,9 @@ class MetricsFile:
     def step(self, step: int) -> Iterator[StepLine]:
         """A line that is written when the step ends without an error."""
         self._open = line = StepLine(step)
+        line.add(**self._notes)
         yield line
+        self._notes = {}
         self._open = None
         found = line.as_dict()
         self.append(found | ({"speed": self._speed.of(found)} if self._speed else {}))

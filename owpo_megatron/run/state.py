@@ -47,9 +47,12 @@ class RunState:
     def save(self, step: int) -> Path:
         """Write a checkpoint and return its folder; it counts from the moment it is renamed into place. Collective."""
         if self._ranks.is_main:
-            self._carry(self._checkpoints.start(step).parent)
+            folder = self._checkpoints.start(step).parent
+            with self._checkpoints.disk_errors(step):
+                self._carry(folder)
         self._ranks.barrier()
-        self._policy.save(self._checkpoints.state_path(step))
+        with self._checkpoints.disk_errors(step):
+            self._policy.save(self._checkpoints.state_path(step))
         state = {"step": step, "reference": self._reference.state_dict(), "best": self._best.state_dict()}
         if self._metrics:
             state |= {"rollouts": self._rollouts.state_dict(), "line": self._metrics.under_way()}
@@ -66,6 +69,8 @@ class RunState:
         """
         found: tuple[Path, dict[str, Any]] | None = None
         if self._ranks.is_main:
+            if not to_evaluate:
+                self._checkpoints.tidy()
             found = self._checkpoints.read(checkpoint) if checkpoint else self._checkpoints.newest()
         found = self._ranks.broadcast(found)
         state: dict[str, Any] = found[1] if found else {"step": 0}
@@ -79,7 +84,11 @@ class RunState:
             if self._ranks.is_main:
                 self._rollouts.load_state_dict(state["rollouts"])
             told = "" if to_evaluate else f", reference {self._reference.version.ref_id}"
+            for step, fault in sorted(self._checkpoints.damaged.items()):
+                self._say(f"the checkpoint of step {step} is damaged ({fault}); an older one is taken")
             self._say(f"resumed at step {state['step']} from {state_path.parent}{told}")
         if self._metrics and not to_evaluate:
             self._metrics.drop_after(state["step"], state.get("line"))
+            if self._checkpoints.damaged:
+                self._metrics.note(damaged_checkpoints=sorted(self._checkpoints.damaged))
         return state["step"]

@@ -13,7 +13,8 @@ import pytest
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.run.best import BestWeights
-from owpo_megatron.run.checkpoints import CheckpointFolder, verify_manifest
+from owpo_megatron.run.checkpoints import CheckpointFolder
+from owpo_megatron.run.sealed import verify_manifest
 from owpo_megatron.types import Candidate
 
 

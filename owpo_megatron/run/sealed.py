@@ -1,0 +1,62 @@
+"""Folders that count as whole: a manifest with the hash of every file is written last, and checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from owpo_megatron.run.files import put_in_place
+from owpo_megatron.run.layout import MANIFEST
+
+
+def seal(scratch: Path, folder: Path) -> None:
+    """Add the manifest to a folder and rename it into place, where from then on it counts as whole."""
+    files = sorted(file for file in scratch.rglob("*") if file.is_file())
+    manifest = {str(file.relative_to(scratch)): _sha256(file) for file in files}
+    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    put_in_place(scratch, folder)
+
+
+def fault_of(folder: Path) -> str | None:
+    """The first thing that is wrong with a sealed folder, in a few words; None: every file has its hash."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except OSError as error:
+        return f"{MANIFEST} cannot be read: {error.strerror}"
+    except ValueError:  # no JSON, no text
+        return f"{MANIFEST} is cut short or overwritten"
+    if not isinstance(manifest, dict) or not manifest:
+        return f"{MANIFEST} lists no files"
+    for name, sha in manifest.items():
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()):
+            return f"{MANIFEST} names {name!r}, which is not in the folder"
+        if not file.is_file():
+            return f"{name} is missing"
+        try:
+            if _sha256(file) != sha:
+                return f"{name} has another content than when it was written"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def verify_manifest(folder: Path) -> bool:
+    """True when every file of the manifest is there with its hash."""
+    return fault_of(folder) is None
+
+
+def bytes_in(folder: Path) -> int:
+    """Size of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _sha256(path: Path) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
