@@ -148,7 +148,9 @@ class CheckpointFolder:
             self.damaged[step] = fault or f"{TRAINER} is no state of a run"
         if self.damaged:
             found = "; ".join(f"{step_name(step)}: {fault}" for step, fault in self.damaged.items())
-            remedy = f"every checkpoint here is damaged ({found}); put a copy back, or start over with --fresh"
+            remedy = (
+                f"every checkpoint here is damaged ({found}); put a copy back, or move the folder away to start over"
+            )
             raise UserError("checkpoints", self._root, remedy)
         return None
 

@@ -69,7 +69,7 @@ def test_a_damaged_one_falls_back_to_the_one_before(folder: CheckpointFolder, da
         data = file.read_bytes()
         file.write_bytes(data[:-1] if how == "cut" else bytes([data[0] ^ 1]) + data[1:])
     assert folder.newest()[1] == {"step": 1}  # type: ignore[index]
-    with pytest.raises(UserError, match="not a whole checkpoint"):
+    with pytest.raises(UserError, match="is damaged: .*(another content|missing)"):
         folder.read(folder.path(2))
     assert folder.read(folder.path(1))[1] == {"step": 1}
 
@@ -78,7 +78,7 @@ def test_when_every_one_is_damaged_the_user_decides(folder: CheckpointFolder) ->
     """Starting over by itself would drop the metrics of the run."""
     for step in (1, 2):
         (write(folder, step) / "state" / "shard").write_text("x")
-    with pytest.raises(UserError, match="checkpoints = .*every checkpoint here is damaged; move the folder away"):
+    with pytest.raises(UserError, match="checkpoints = .*every checkpoint here is damaged .*move the folder away"):
         folder.newest()
 
 
