@@ -16,6 +16,7 @@ from owpo_megatron.methods import Method, dense_loss
 from owpo_megatron.types import TokenBatch
 
 DENSITIES = (1.0, 0.6, 0.4)
+SHAPES = ((1024, 256, 16384),)  # half a minute on two cores
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # loss, dh, dweight
 
 
@@ -129,6 +130,16 @@ class ExactGradients:
             (found[1][tokens].double() - dh).abs().max().item(),
             (found[2][columns].double() - dweight).abs().max().item(),
         )
+
+
+def measure_shapes(
+    method: Method, shapes: Sequence[tuple[int, int, int]] = SHAPES, repeats: int = 3
+) -> Iterator[dict[str, Any]]:
+    """Rows of `measure` for (tokens, hidden, vocabulary) after another, with these sizes in each."""
+    for tokens, hidden, vocab in shapes:
+        where = {"tokens": tokens, "hidden": hidden, "vocab": vocab}
+        for row in measure(HeadProblem.random(tokens, hidden, vocab), method, repeats=repeats):
+            yield where | row
 
 
 def measure(

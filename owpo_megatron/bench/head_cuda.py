@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from owpo_megatron.bench.head import DENSITIES, HeadProblem
+from owpo_megatron.bench.head import DENSITIES, ExactGradients, HeadProblem
 from owpo_megatron.bench.head_peers import PEERS, Peer
 from owpo_megatron.bench.peak_memory import PeakMemory
 from owpo_megatron.head import Fp8Weight, Head
@@ -79,16 +80,24 @@ def _runs(problem: HeadProblem, method: Method, peers: Sequence[Peer]) -> Iterat
 
         yield f"ours, {mode}", "log-probs", 1.0, flop, without_gradients, logp_error
 
+    exact = ExactGradients(problem)
     main_grad = torch.zeros(vocab, hidden, device="cuda")
-    for density in DENSITIES:
-        given = problem.at_density(density)
+    for mode in modes[:2]:
+        for density in DENSITIES:
+            given = _in_mode(problem.at_density(density), mode)
 
-        def with_gradients(given: HeadProblem = given) -> None:
-            h_TH, weight_VH = given.h_TH.detach().requires_grad_(), given.weight_VH.detach().requires_grad_()
-            weight_VH.main_grad = main_grad  # type: ignore[attr-defined]
-            Head(weight_VH).loss(h_TH, given.target_T, given.batch, method).loss_sum.backward()
+            def with_gradients(given: HeadProblem = given, mode: LogpMode = mode) -> torch.Tensor:
+                h_TH, weight_VH = given.h_TH.detach().requires_grad_(), given.weight_VH.detach().requires_grad_()
+                weight_VH.main_grad = main_grad  # type: ignore[attr-defined]
+                Head(weight_VH).loss(h_TH, given.target_T, given.batch, method, mode).loss_sum.backward()
+                assert h_TH.grad is not None
+                return h_TH.grad
 
-        yield "ours", "loss and gradients", density, 3 * flop, with_gradients, None
+            def gradient_error(given: HeadProblem = given, run: Callable[[], torch.Tensor] = with_gradients) -> float:
+                main_grad.zero_()
+                return exact.error(given, method, (torch.zeros(()), run(), main_grad))
+
+            yield f"ours, {mode}", "loss and gradients", density, 3 * flop, with_gradients, gradient_error
     for peer in peers:
         try:
             function = peer.load()
@@ -116,6 +125,11 @@ def _runs(problem: HeadProblem, method: Method, peers: Sequence[Peer]) -> Iterat
         if peer.per_token:
             yield peer.name, "log-probs", 1.0, flop, peer_logp, logp_error
         yield peer.name, work, 1.0, 3 * flop, peer_gradients, dh_error
+
+
+def _in_mode(problem: HeadProblem, mode: LogpMode) -> HeadProblem:
+    """The problem with its log-probs declared to be of this mode; their values are those of a policy nearby anyway."""
+    return replace(problem, batch=replace(problem.batch, old_mode=mode, ref_mode=mode))
 
 
 def _float64(problem: HeadProblem) -> tuple[torch.Tensor, torch.Tensor]:

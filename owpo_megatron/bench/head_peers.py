@@ -100,6 +100,15 @@ PEERS = (
 )
 
 
+def installed() -> tuple[Peer, ...]:
+    """The peers, with Megatron's where megatron-core is installed."""
+    try:
+        from owpo_megatron.mcore.cross_entropy import one_rank_cross_entropy
+    except ImportError:
+        return PEERS
+    return (*PEERS, megatron(one_rank_cross_entropy()))
+
+
 def megatron(cross_entropy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Peer:
     """Return Megatron's vocabulary-parallel cross-entropy as a peer; passed in, since this room does not import it.
 

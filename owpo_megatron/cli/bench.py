@@ -7,14 +7,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
-from rich.progress import track
 
 from owpo_megatron.cli.options import JsonFile, err, out, wide
 from owpo_megatron.errors import UserError
+
+if TYPE_CHECKING:
+    from owpo_megatron.bench.result import BenchResult
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the stack on this machine.")
 
@@ -128,12 +130,15 @@ def convert(
 @bench.command("head")
 def head(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to measure on.")] = "cpu",
-    tokens: Annotated[
-        int | None, typer.Option(min=1, help="Rows of hidden states; default: 4096 on a CPU, several shapes on CUDA.")
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TxHxV,...",
+            help="Tokens x hidden size x vocabulary. Default: 1024x256x16384 on a CPU, "
+            "four shapes of models in use on CUDA.",
+        ),
     ] = None,
-    hidden: Annotated[int | None, typer.Option(min=1, help="Hidden size; default on a CPU: 512.")] = None,
-    vocab: Annotated[int | None, typer.Option(min=2, help="Vocabulary size; default on a CPU: 32768.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs per implementation; results are medians.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs per implementation; results are medians.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one per core.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot times and memory to this file.")] = None,
     json_file: JsonFile = None,
@@ -141,33 +146,33 @@ def head(
     """Time forward and backward of the LM head, ours against others, with a gradient in 100, 60 and 40 % of the rows.
 
     On a CPU the others are dense log_softmax with autograd, eager and compiled. On CUDA they are all installed peers,
-    with the GEMMs alone as the upper bound.
+    with the GEMMs alone as the upper bound. Every row is printed, and written to --json, as soon as it is measured.
 
-    Example: owpo bench head --tokens 4096 --vocab 32768
+    Example: owpo bench head --shapes 4096x512x32768 --json head.json
     """
     import os
 
     import torch
 
-    from owpo_megatron.bench.head import DENSITIES, HeadProblem, measure
+    from owpo_megatron.bench import head as on_cpu
     from owpo_megatron.methods import make_method
 
+    method, chosen = make_method("owpo"), _shapes(shapes) if shapes else None
     if device == "cuda":
         if not torch.cuda.is_available():
             raise UserError("--device", device, "torch sees no CUDA device here; use --device cpu")
         from owpo_megatron.bench import head_cuda, head_peers
-        from owpo_megatron.mcore.cross_entropy import one_rank_cross_entropy
 
-        shapes = head_cuda.SHAPES if tokens is None else ((tokens, hidden or 4096, vocab or 151936),)
-        peers = (*head_peers.PEERS, head_peers.megatron(one_rank_cross_entropy()))
-        measured = head_cuda.measure(make_method("owpo"), shapes, peers=peers)
-        count = None
+        measured = head_cuda.measure(method, chosen or head_cuda.SHAPES, peers=head_peers.installed())
     else:
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-        problem = HeadProblem.random(tokens or 4096, hidden or 512, vocab or 32768)
-        measured = measure(problem, make_method("owpo"), repeats=repeats)
-        count = len(DENSITIES) * 3
-    rows = list(track(measured, "head", total=count, console=err, transient=True))
+        measured = on_cpu.measure_shapes(method, chosen or on_cpu.SHAPES, repeats)
+    rows = []
+    for row in measured:
+        rows.append(row)
+        err.print(f"head: {_line(row)}", highlight=False)
+        if json_file is not None:
+            _result(rows).write(json_file)
     report_rows(rows, json_file)
     if plot is not None:
         from owpo_megatron.report.head_plot import write_head_plot
@@ -196,15 +201,35 @@ def _count(text: str) -> int:
         raise UserError("--params", text, "write a number followed by K, M or B, e.g. 50M") from error
 
 
+def _shapes(text: str) -> list[tuple[int, int, int]]:
+    """Parse "4096x512x32768,1024x896x151936"."""
+    try:
+        found = [tuple(int(size) for size in one.split("x")) for one in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or any(len(one) != 3 or min(one) < 2 for one in found):
+        raise UserError("--shapes", text, "write tokens x hidden x vocabulary, e.g. 4096x512x32768,1024x896x151936")
+    return [(tokens, hidden, vocab) for tokens, hidden, vocab in found]
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    shape = "x".join(str(row[name]) for name in ("tokens", "hidden", "vocab"))
+    took = row.get("error") or (f"{row['ms']:.3g} ms" if "ms" in row else f"{row['seconds']:.3g} s")
+    return f"{shape} {row['impl']}, {row.get('work', 'loss and gradients')}, {row['density']:.0%} of the rows: {took}"
+
+
+def _result(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any] | None = None) -> BenchResult:
+    from owpo_megatron.bench.result import BenchResult
+    from owpo_megatron.launch.machine import machine, versions
+
+    return BenchResult(machine(), versions(), shlex.join(["owpo", *sys.argv[1:]]), rows, figures or {})
+
+
 def report_rows(
     rows: Sequence[Mapping[str, Any]], json_file: Path | None, figures: Mapping[str, Any] | None = None
 ) -> None:
     """Print a benchmark's rows and write them with machine and versions; `figures` go to the top of the JSON."""
-    from owpo_megatron.bench.result import BenchResult
-    from owpo_megatron.launch.machine import machine, versions
-
-    command = shlex.join(["owpo", *sys.argv[1:]])
-    result = BenchResult(machine(), versions(), command, rows, figures or {})
+    result = _result(rows, figures)
     wide().print(result.table())
     if json_file is not None:
         result.write(json_file)

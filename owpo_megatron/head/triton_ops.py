@@ -22,7 +22,7 @@ BLOCK = 2048  # columns of one program step of the gradient
 
 @triton.jit
 def _stats_kernel(
-    logits, column, out, best, best_column, rows, columns, stride, inverse_temperature, tiles,
+    logits, column, out, best, best_column, rows, columns, readable, stride, inverse_temperature, tiles,
     WITH_CANDIDATES: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """One row a program: online max m, s = sum e^(z - m), q = sum (z - m) e^(z - m), target; best of every tile."""
@@ -36,7 +36,8 @@ def _stats_kernel(
         tile = first + tl.arange(0, TILES)
         c = tile[:, None] * TILE + tl.arange(0, TILE)[None, :]
         ok = c < columns
-        z = tl.load(logits + row * stride + c, mask=ok, other=-float("inf")).to(tl.float32) * inverse_temperature
+        z = tl.load(logits + row * stride + c, mask=c < readable, other=0.0).to(tl.float32) * inverse_temperature
+        z = tl.where(ok, z, -float("inf"))
         top = tl.max(z, 1)
         new = tl.maximum(m, tl.max(top, 0))
         p = tl.exp(z - new)
@@ -59,7 +60,8 @@ def _stats_kernel(
 
 @triton.jit
 def _dlogits_kernel(
-    logits, out, keep, column, lse, entropy, dlogp, dentropy, columns, stride, out_stride, inverse_temperature,
+    logits, out, keep, column, lse, entropy, dlogp, dentropy, columns, readable, writable, stride, out_stride,
+    inverse_temperature,
     WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of columns of one kept row a program."""
@@ -67,7 +69,8 @@ def _dlogits_kernel(
     row = tl.load(keep + kept).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = c < columns
-    z = tl.load(logits + row * stride + c, mask=ok, other=-float("inf")).to(tl.float32) * inverse_temperature
+    z = tl.load(logits + row * stride + c, mask=c < readable, other=0.0).to(tl.float32) * inverse_temperature
+    z = tl.where(ok, z, -float("inf"))
     upstream = tl.load(dlogp + row)
     log_p = z - tl.load(lse + row)
     p = tl.exp(log_p)
@@ -75,7 +78,8 @@ def _dlogits_kernel(
     if WITH_ENTROPY:
         towards = tl.where(ok, log_p, 0.0) + tl.load(entropy + row)
         gradient -= p * tl.load(dentropy + row) * towards
-    tl.store(out + kept * out_stride + c, (gradient * inverse_temperature).to(out.dtype.element_ty), mask=ok)
+    gradient = (gradient * inverse_temperature).to(out.dtype.element_ty)
+    tl.store(out + kept * out_stride + c, gradient, mask=c < writable)
 
 
 @triton.jit
@@ -101,6 +105,12 @@ def rows_of(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -
     return torch.empty(rows, -(-columns // 16) * 16, dtype=dtype, device=device)[:, :columns]
 
 
+def _whole(matrix: torch.Tensor) -> int:
+    """Columns that may be read and written: the padding of `rows_of` too, so that no mask cuts a 128-bit access."""
+    padded = -(-matrix.shape[1] // 16) * 16
+    return padded if matrix.stride(0) == padded else matrix.shape[1]
+
+
 def row_stats(
     logits_CV: torch.Tensor, column_C: torch.Tensor, inverse_temperature: float, candidates: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -117,8 +127,8 @@ def row_stats(
         return out_4C, best_CN, column_CN
     _stats_kernel[(rows,)](
         logits_CV, column_C, out_4C, best_CN if candidates else out_4C, column_CN if candidates else out_4C, rows,
-        columns, logits_CV.stride(0), inverse_temperature, tiles, WITH_CANDIDATES=candidates, TILE=TILE,
-        TILES=TILES,
+        columns, _whole(logits_CV), logits_CV.stride(0), inverse_temperature, tiles, WITH_CANDIDATES=candidates,
+        TILE=TILE, TILES=TILES,
     )  # fmt: skip
     return out_4C, best_CN, column_CN
 
@@ -140,8 +150,9 @@ def dlogits(
     if kept and columns:
         _dlogits_kernel[(kept, triton.cdiv(columns, BLOCK))](
             logits_CV, out_KV, keep_K, column_C, lse_C, entropy_C, dlogp_C,
-            dlogp_C if dentropy_C is None else dentropy_C, columns, logits_CV.stride(0), out_KV.stride(0),
-            inverse_temperature, WITH_ENTROPY=dentropy_C is not None, BLOCK=BLOCK,
+            dlogp_C if dentropy_C is None else dentropy_C, columns, _whole(logits_CV), _whole(out_KV),
+            logits_CV.stride(0), out_KV.stride(0), inverse_temperature, WITH_ENTROPY=dentropy_C is not None,
+            BLOCK=BLOCK,
         )  # fmt: skip
     return out_KV
 

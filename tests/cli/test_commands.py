@@ -83,7 +83,7 @@ COMMANDS = {
     "convert verify": ["--hf", "--hf-template", "--jobs", "--json", "--megatron"],
     "bench convert": ["--folder", "--jobs", "--json", "--layers"],
     "bench verifier": ["--fuzz", "--json", "--seed", "--timeout", "--workers"],
-    "bench head": ["--device", "--hidden", "--json", "--plot", "--repeats", "--threads", "--tokens", "--vocab"],
+    "bench head": ["--device", "--json", "--plot", "--repeats", "--shapes", "--threads"],
     "bench sync": [
         *(
             "--bucket-mb",

@@ -22,6 +22,14 @@ CPU = pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="comp
 on_each_device = pytest.mark.parametrize("device", [CPU, GPU])
 
 
+def in_padded_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """The same values in the head's buffers, whose padding is whatever memory held: NaN here."""
+    padded = triton_ops.rows_of(*matrix.shape, matrix.dtype, matrix.device)
+    whole = padded.as_strided((len(matrix), padded.stride(0)), padded.stride()).fill_(torch.nan)
+    whole[:, : matrix.shape[1]] = matrix
+    return padded
+
+
 @on_each_device
 @pytest.mark.parametrize("columns", [(0, 300), (0, 140), (140, 300), (299, 300), (0, 2500)], ids=str)
 def test_row_stats(device: str, columns: tuple[int, int]) -> None:
@@ -43,6 +51,8 @@ def test_row_stats(device: str, columns: tuple[int, int]) -> None:
         ]
     )
     torch.testing.assert_close(out_4C.double(), expected, rtol=2e-6, atol=2e-6)
+    padded_out, padded_best, _ = triton_ops.row_stats(in_padded_rows(logits_CV), column_T, 0.7, candidates=True)
+    assert torch.equal(padded_out, out_4C) and torch.equal(padded_best, best_CN), "the padding is never read"
     assert best_CN is not None and column_CN is not None
     for tile, part in enumerate(z.split(triton_ops.TILE, dim=1)):
         torch.testing.assert_close(best_CN[:, tile].double(), part.amax(1), rtol=1e-6, atol=1e-6)
@@ -53,7 +63,7 @@ def test_row_stats(device: str, columns: tuple[int, int]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_entropy", [False, True])
 def test_dlogits(device: str, dtype: torch.dtype, with_entropy: bool) -> None:
-    h_TH, weight_VH, target_T = make_inputs(rows=9, vocab=2100, dtype=torch.float32)
+    h_TH, weight_VH, target_T = make_inputs(rows=9, vocab=2101, dtype=torch.float32)
     logits_CV = (h_TH @ weight_VH.t()).to(device)
     target_T = target_T.to(device)
     column_T = target_T.masked_fill(torch.arange(9, device=device) == 2, -1)
@@ -69,7 +79,7 @@ def test_dlogits(device: str, dtype: torch.dtype, with_entropy: bool) -> None:
         if column_T[row] >= 0:
             expected[row, column_T[row]] += dlogp_T[row]
     found = triton_ops.dlogits(
-        logits_CV, keep_K, column_T, torch.logsumexp(z, 1).float(), entropy_T.float(), dlogp_T,
+        in_padded_rows(logits_CV), keep_K, column_T, torch.logsumexp(z, 1).float(), entropy_T.float(), dlogp_T,
         dentropy_T if with_entropy else None, 0.7, dtype,
     )  # fmt: skip
     assert found.dtype == dtype
@@ -110,7 +120,7 @@ def test_head_of_triton_equals_dense(device: str, entropy_coef: float) -> None:
 
 @on_each_device
 def test_fp8_of_triton_refines_as_the_reference_does(device: str) -> None:
-    """The statistics are corrected instead of the logits, and candidates are one a tile: nearly the same numbers."""
+    """The statistics are corrected instead of summed again, and candidates are one a tile: nearly the same numbers."""
     h_TH, weight_VH, target_T = (value.to(device) for value in peaked_inputs(rows=24))
     exact = logprob(h_TH, weight_VH, target_T, backend="torch")
     raw = logprob(h_TH, weight_VH, target_T, mode="fp8_raw", backend="triton")
@@ -138,3 +148,24 @@ def test_refining_every_tile_of_one_column_is_exact(device: str) -> None:
     torch.testing.assert_close(out_4C[0] + out_4C[1].log(), 0.5 * exact_CV[:, 0], rtol=0, atol=1e-6)
     torch.testing.assert_close(out_4C[2], 0.5 * exact_CV[:, 0] * (column_C >= 0), rtol=0, atol=1e-6)
     assert VocabShard(1).combine(out_4C).entropy_C.abs().max() < 1e-5
+
+
+@on_each_device
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.2])
+def test_the_fp8_loss_of_triton_is_that_of_its_own_logits(device: str, entropy_coef: float) -> None:
+    """Every tile has one column: all of them are refined, so the loss and both gradients are the exact ones."""
+    h_TH, weight_VH, target_T = make_inputs(rows=12, vocab=30, dtype=torch.float32)
+    spread_VH = torch.zeros(30 * triton_ops.TILE, 8)
+    spread_VH[:: triton_ops.TILE] = weight_VH
+    spread_T = target_T * triton_ops.TILE
+    batch = make_batch(dense_logp(h_TH, spread_VH, spread_T, 0.8)[0])
+    method = make_method("owpo", entropy_coef=entropy_coef)
+    expected = dense(h_TH, spread_VH, spread_T, batch, method, temperature=0.8)
+    moved = {key: value.to(device) for key, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    batch = replace(batch, **moved, old_mode="fp8_refined", ref_mode="fp8_refined")
+    h, weight = (value.to(device).requires_grad_() for value in (h_TH, spread_VH))
+    head = Head(weight, temperature=0.8, chunk_rows=7, backend="triton")
+    out = head.loss(h, spread_T.to(device), batch, method, "fp8_refined")
+    out.loss_sum.backward()
+    found = {"loss": out.loss_sum.detach(), "dh": h.grad, "dweight": weight.grad}
+    assert_same({k: v.cpu() for k, v in found.items()}, {k: expected[k] for k in found}, 2e-4)
