@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 import torch
 
-from owpo_megatron.methods import ChunkBatch, Method, SampleView, Terms, hyper, linear_terms, slopes
+from owpo_megatron.methods import (
+    ChunkBatch,
+    Method,
+    SampleView,
+    Terms,
+    catalogue,
+    hyper,
+    hyper_parameters,
+    linear_terms,
+    slopes,
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,26 @@ class Deceived(Method):
 
     def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
         return Terms(batch.advantage_C * (logp_C - logp_C.mean()))
+
+
+NINE = ("dapo", "grpo", "mopd", "opd", "owpo", "owpo_no_accel", "owpo_no_asym", "owpo_no_locking", "sym_dapo")
+"""The methods that the paper compares."""
+
+
+def distinct_objectives() -> list[Method]:
+    """One method of the catalogue for each objective: those that differ in their advantages alone share theirs.
+
+    For tests of the head and of ranks, where advantages are given and every method costs time.
+    """
+    found: dict[tuple[object, ...], Method] = {}
+    for method in catalogue().values():
+        own = method()
+        settings = tuple((name, getattr(own, name)) for name in hyper_parameters(method))
+        shares = settings if own.kind == "objective" else ()
+        key = (method.terms, method.prepare, own.divisor, own.needs_reference, own.groups, shares)
+        key = key if own.kind == "objective" else (method.terms, method.prepare, own.divisor)
+        found.setdefault(key, own)
+    return list(found.values())
 
 
 COUPLED: tuple[Method, ...] = (SequenceRatio(), RightAgainstWrong(), UncertainTokens())

@@ -6,6 +6,7 @@ from owpo_megatron.config.launch import LaunchConfig
 from owpo_megatron.config.method import AlgorithmConfig, RolloutConfig
 from owpo_megatron.config.optimizer import OptimizerConfig
 from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig
+from owpo_megatron.config.reward import RewardConfig
 from owpo_megatron.config.run import (
     HF_FILES,
     CheckpointConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "ParallelConfig",
     "ProfileConfig",
     "ReferenceConfig",
+    "RewardConfig",
     "RolloutConfig",
     "Section",
     "SetConfig",

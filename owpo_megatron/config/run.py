@@ -21,6 +21,7 @@ from owpo_megatron.config.launch import LaunchConfig
 from owpo_megatron.config.method import AlgorithmConfig, RolloutConfig
 from owpo_megatron.config.optimizer import OptimizerConfig
 from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig, check_reference, check_teachers
+from owpo_megatron.config.reward import RewardConfig
 from owpo_megatron.config.sinks import ProfileConfig, SinksConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods.catalogue import find_method
@@ -287,6 +288,7 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     sync: SyncConfig = SyncConfig()
     verifier: VerifierConfig = VerifierConfig()
+    reward: RewardConfig = RewardConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     sinks: SinksConfig = SinksConfig()
@@ -334,9 +336,13 @@ class Config(Section):
             who = method.name if roll.dynamic_sampling is None else "rollout.dynamic_sampling: false"
             remedy = f"{who} keeps every group, none is replaced; leave it out, or set rollout.dynamic_sampling true"
             raise UserError("rollout.oversampling", roll.oversampling, remedy)
-        if roll.overlong_tokens and not method.uses_rewards:
-            remedy = f"{method.name} does not use rewards; leave it out, or use another method (owpo methods)"
-            raise UserError("rollout.overlong_tokens", roll.overlong_tokens, remedy)
+        for field, value in (
+            ("rollout.overlong_tokens", roll.overlong_tokens),
+            ("reward.weights", self.reward.weights),
+        ):
+            if value and not method.uses_rewards:
+                remedy = f"{method.name} does not use rewards; leave it out, or use another method (owpo methods)"
+                raise UserError(field, value, remedy)
         return self
 
     def _has_a_best(self) -> None:

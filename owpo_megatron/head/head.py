@@ -169,7 +169,7 @@ class Head:
         logp_T = torch.zeros(h_TH.shape[0], dtype=wide(h_TH), device=h_TH.device)
         entropy_T = torch.zeros_like(logp_T)
         loss, kept = MethodLoss(method, batch), 0
-        all_logits = backend.chunks(rows.h_RH, rows.column_R, rows.slices, method.entropy_coef != 0)
+        all_logits = backend.chunks(rows.h_RH, rows.column_R, rows.slices, method.has_entropy_bonus)
         for chunk, logits in zip(rows.slices, all_logits, strict=True):
             stats = self.shard.combine(logits.stats())
             rows_C = rows.places(chunk)

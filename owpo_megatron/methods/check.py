@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.methods.loss import chunk_batch
+from owpo_megatron.methods.loss import RESERVED, chunk_batch
 from owpo_megatron.methods.method import Method, SampleView, Terms
 from owpo_megatron.methods.prepare import Given, checked_prepare, prepared_in_microbatch, sample_views
 from owpo_megatron.types import TokenBatch
@@ -67,6 +67,12 @@ def _evaluated(
         leaf_C, chunk_batch(batch, rows_C, leaf_C, entropy_T[rows_C] if method.needs_entropy else None)
     )
     found = {"value": terms.value_C, **{f"metric {name}": value for name, value in terms.metrics.items()}}
+    if (terms.entropy_coef_C is not None) != method.entropy_bonus:
+        raise UserError("method", method.name, "an entropy_coef_C of terms() and `entropy_bonus = True` go together")
+    if taken := sorted(RESERVED & set(terms.metrics)):
+        raise UserError("method", method.name, f"rename the metric {taken[0]}: the trainer uses this name")
+    if terms.entropy_coef_C is not None:
+        found["entropy_coef"] = terms.entropy_coef_C
     for name, value_C in found.items():
         if value_C.dim() == 0 or len(value_C) != len(rows_C):
             shape = tuple(value_C.shape)

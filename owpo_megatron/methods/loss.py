@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 
+RESERVED = frozenset({"value", "entropy", "entropy_bonus", "tokens", "tis_sum", "tis_capped"})
+"""Names of the trainer's own sums, which no metric of a method may have."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """Sums over a microbatch."""
@@ -95,6 +99,9 @@ class MethodLoss:
         mask_C = self._batch.mask_T[rows_C]
         upstream_C = self._divided(-mask_C.to(terms.value_C.dtype), rows_C)
         dentropy_C = upstream_C * self._method.entropy_coef if self._method.entropy_coef else None
+        if terms.entropy_coef_C is not None:
+            of_tokens_C = upstream_C * terms.entropy_coef_C.detach()
+            dentropy_C = of_tokens_C if dentropy_C is None else dentropy_C + of_tokens_C
         if factor_C is not None:
             upstream_C = upstream_C * factor_C
         if not terms.value_C.requires_grad:
@@ -113,6 +120,8 @@ class MethodLoss:
             loss_sum = -self._summed(value_T)
         if "entropy" in columns:
             loss_sum = loss_sum - self._method.entropy_coef * self._summed(columns.pop("entropy"))
+        if "entropy_bonus" in columns:
+            loss_sum = loss_sum - self._summed(columns.pop("entropy_bonus"))
         return Loss(loss_sum, self._division.count, metric_sums(columns, batch.mask_T))
 
     def _keep(
@@ -123,6 +132,8 @@ class MethodLoss:
         columns = {"value": terms.value_C.detach(), **terms.metrics}
         if self._method.entropy_coef:
             columns["entropy"] = entropy_C
+        if terms.entropy_coef_C is not None:
+            columns["entropy_bonus"] = terms.entropy_coef_C * entropy_C
         factor_C = None
         if self._method.tis_cap is not None:
             factor_C, capped_C = truncated_importance(batch, self._method.tis_cap)
@@ -157,6 +168,9 @@ def dense_loss(method: Method, logp_T: torch.Tensor, batch: TokenBatch, entropy_
     if method.entropy_coef:
         assert entropy_T is not None, "an entropy bonus needs the entropies"
         value_T = value_T + method.entropy_coef * entropy_T
+    if terms.entropy_coef_C is not None:
+        assert entropy_T is not None, "an entropy bonus needs the entropies"
+        value_T = value_T + terms.entropy_coef_C.detach() * entropy_T
     if division.length_T is not None:
         value_T = value_T / division.length_T
     loss_sum = -value_T.masked_fill(~batch.mask_T, 0).sum()

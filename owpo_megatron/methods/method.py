@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from owpo_megatron.methods.normalise import group_advantages
 from owpo_megatron.methods.plan import Ask, PlanView, drawn_groups, first_groups
@@ -55,6 +55,7 @@ class Terms:
 
     value_C: torch.Tensor  # to be maximised; differentiable in logp_C
     metrics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    entropy_coef_C: torch.Tensor | None = None  # adds this times the token's entropy; for methods with entropy_bonus
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,26 @@ class StepView:
     length_N: Sequence[int]  # response tokens
     origin_N: Sequence[Origin] = ()  # who wrote the response
     past_N: Sequence[PromptRecord | None] = ()  # of its prompt, before this step; for methods with keeps_ledger
+    prompt_N: Sequence[str] = ()  # ids
+    right_N: Sequence[bool] = ()  # the verdicts
+    part_N: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of the reward by name, before weights
+    weights: Mapping[str, float] = field(default_factory=lambda: {"verdict": 1.0})  # of the parts that count
+    behaviour_N: Sequence[Sequence[float]] = ()  # [L] log-probs of each response, as the engine reported them
+    entropy_N: Sequence[torch.Tensor] = ()  # [L] of the sampling policy; for methods with needs_old_entropy
+    pieces_N: Sequence[Sequence[str]] = ()  # [L] texts of the tokens; for methods with needs_text
+    max_length: int = 0  # rollout.max_response_tokens
+    progress: float = 0.0  # share of the run's steps that are done
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What the method keeps from step to step, as plain JSON; it is in the checkpoints. The same on every rank."""
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Indices of the samples that count, group by group; groups without any are left out."""
+        members: dict[int, list[int]] = {}
+        for index, (group, counts) in enumerate(zip(self.group_N, self.counts_N, strict=True)):
+            if counts:
+                members.setdefault(group, []).append(index)
+        return list(members.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +136,12 @@ class Method:
     reference: ClassVar[ReferenceNeed] = "none"
     needs_old: ClassVar[bool] = True
     needs_entropy: ClassVar[bool] = False
+    needs_old_entropy: ClassVar[bool] = False
+    """`advantages` gets the sampling policy's entropies: a pass of it before the step's updates."""
+    needs_text: ClassVar[bool] = False
+    """`advantages` gets the texts of the tokens."""
+    entropy_bonus: ClassVar[bool] = False
+    """`terms` returns an entropy coefficient per token."""
     uses_rewards: ClassVar[bool] = True
     """False: distillation without a verifier, where shaping rewards would have no effect."""
     max_teachers: ClassVar[int | None] = None
@@ -141,6 +168,11 @@ class Method:
     def needs_reference(self) -> ReferenceNeed:
         """The declared `reference`; a method whose settings switch it off overrides this."""
         return self.reference
+
+    @property
+    def has_entropy_bonus(self) -> bool:
+        """The loss has a gradient of the entropy."""
+        return self.entropy_bonus or self.entropy_coef != 0
 
     @property
     def dynamic_sampling(self) -> bool:
@@ -197,12 +229,8 @@ def normalised_in_groups(step: StepView, std: Literal["unbiased", "population"])
     """`group_advantages` of each group, over its samples that count; 0 for the others."""
     import torch
 
-    members: dict[int, list[int]] = {}
-    for index, (group, counts) in enumerate(zip(step.group_N, step.counts_N, strict=True)):
-        if counts:
-            members.setdefault(group, []).append(index)
     out = [0.0] * len(step.reward_N)
-    for indices in members.values():
+    for indices in step.groups:
         reward_1G = torch.tensor([[step.reward_N[index] for index in indices]])
         for index, advantage in zip(indices, group_advantages(reward_1G, std)[0].tolist(), strict=True):
             out[index] = advantage

@@ -17,6 +17,7 @@ class RunState:
 
     Args:
         rollouts: whose stream is rank 0's.
+        batches: with what the method keeps from step to step, the same on every rank.
         metrics: None on the other ranks.
         carry: writes hf/ (config, tokenizer) into a folder; called on rank 0.
         say: prints a line for the person watching the run.
@@ -28,6 +29,7 @@ class RunState:
         policy: Storable,
         reference: Reference,
         rollouts: Stateful,
+        batches: Stateful,
         best: BestWeights,
         metrics: MetricsFile | None,
         checkpoints: CheckpointFolder,
@@ -38,6 +40,7 @@ class RunState:
         self._policy = policy
         self._reference = reference
         self._rollouts = rollouts
+        self._batches = batches
         self._best = best
         self._metrics = metrics
         self._checkpoints = checkpoints
@@ -55,7 +58,8 @@ class RunState:
             self._policy.save(self._checkpoints.state_path(step))
         state = {"step": step, "reference": self._reference.state_dict(), "best": self._best.state_dict()}
         if self._metrics:
-            state |= {"rollouts": self._rollouts.state_dict(), "line": self._metrics.under_way()}
+            state |= {"rollouts": self._rollouts.state_dict(), "batches": self._batches.state_dict()}
+            state |= {"line": self._metrics.under_way()}
             self._checkpoints.finish(step, state)
             self._best.tidy()
         self._ranks.barrier()
@@ -81,6 +85,7 @@ class RunState:
             self._policy.restore(state_path, state["reference"]["is_policy"])
             if not to_evaluate:
                 self._reference.load_state_dict(state["reference"])
+                self._batches.load_state_dict(state.get("batches", {"memory": {}}))
             if self._ranks.is_main:
                 self._rollouts.load_state_dict(state["rollouts"])
             told = "" if to_evaluate else f", reference {self._reference.version.ref_id}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -28,6 +29,8 @@ class BatchBuilder:
         group_size: siblings of a prompt that the rollouts ask for, G.
         updates: minibatches per step, `optimizer.updates_per_step`.
         record: called with (step, groups, their samples with all log-probs) on the rank that has it.
+        decode: token ids to text, for methods with `needs_text`.
+        steps: of the run, for `StepView.progress`; None: unknown.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class BatchBuilder:
         policy: Policy,
         reference: Reference,
         record: Callable[[int, Sequence[Group], Sequence[Sample]], None] | None = None,
+        decode: Callable[[Sequence[int]], str] | None = None,
+        steps: int | None = None,
     ):
         self._algorithm = config
         self._group_size = group_size
@@ -51,6 +56,15 @@ class BatchBuilder:
         self._policy = policy
         self._reference = reference
         self._record = record
+        self._decode = decode
+        self._steps = steps
+        self._memory: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"memory": self._memory}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._memory = state["memory"]
 
     def prepare(self, groups: Sequence[Group], step: int, log: StepLog) -> Iterator[list[Sample]]:
         """The step's minibatches, one after the other, with what the method needs.
@@ -64,12 +78,14 @@ class BatchBuilder:
         version, method = self._reference.version, self._method
         log.add(stage=self._stages.stage(step), n_active=self.num_active(step))
         log.add(ref_id=version.ref_id, ref_step=version.source_step)
-        minibatches = self._split(self.samples(groups, step))
+        bare = self._split(_bare(groups))
+        entropies: list[torch.Tensor] = []
+        some_keep = any(sample.keeps_old for samples in bare for sample in samples)
         reads_old = method.needs_old or method.tis_cap is not None
-        some_keep = any(sample.keeps_old for minibatch in minibatches for sample in minibatch)
-        if reads_old and (len(minibatches) > 1 or some_keep):
+        if method.needs_old_entropy or (reads_old and (len(bare) > 1 or some_keep)):
             with log.timed("logp_old"):
-                minibatches = [_with_old(samples, self._policy) for samples in minibatches]
+                bare, entropies = self._with_old(bare)
+        minibatches = self._split(self._judged(groups, [sample for one in bare for sample in one], step, entropies))
         if method.needs_reference != "none":
             with log.timed("logp_ref"):
                 wanted_all = method.needs_reference != "active"
@@ -92,47 +108,42 @@ class BatchBuilder:
         return num_active(self._stages.step_in_stage(step), self._stages.stage_steps(step), self._group_size)
 
     def samples(self, groups: Sequence[Group], step: int) -> list[Sample]:
-        """All siblings in submission order, with the method's advantages, and the active ones marked.
+        """All siblings in submission order, with the method's advantages, and the active ones marked."""
+        return self._judged(groups, _bare(groups), step, [])
+
+    def _judged(
+        self, groups: Sequence[Group], bare: Sequence[Sample], step: int, entropies: Sequence[torch.Tensor]
+    ) -> list[Sample]:
+        """The samples with reward, advantage and whether they are active.
 
         Ties of |A| (of its mean over tokens, where each has its own) go to the lower submission index.
         """
-        n_active, samples = self.num_active(step), []
-        for index, (group, advantages) in enumerate(zip(groups, self._advantages(groups), strict=True)):
+        n_active, samples, waiting = self.num_active(step), [], iter(bare)
+        for group, advantages in zip(groups, self._advantages(groups, step, entropies), strict=True):
             counts, shaped = self._rules.counts(group), self._rules.shaped(group)
             sizes_1G = torch.tensor([[float(torch.as_tensor(one).abs().mean()) for one in advantages]])
             active_1G = top_active(sizes_1G, min(n_active, len(advantages)))
             samples += [
-                Sample(
-                    prompt_ids=rollout.trained_ids or rollout.prompt.token_ids,
-                    response_ids=rollout.response_ids,
+                replace(
+                    sample,
                     advantage=advantages[place],
                     active=bool(active_1G[0, place]) and counts[place],
-                    behaviour_logp=rollout.behaviour_logp,
-                    keeps_old=rollout.keeps_old,
-                    masked=not counts[place] or rollout.origin == "baseline",
-                    domain=rollout.prompt.domain,
+                    masked=not counts[place] or sample.origin == "baseline",
                     reward=shaped[place],
-                    group=index,
-                    origin=rollout.origin,
                 )
-                for place, rollout in enumerate(group.rollouts)
+                for place, sample in enumerate(itertools.islice(waiting, len(group.rollouts)))
             ]
         return samples
 
-    def _advantages(self, groups: Sequence[Group]) -> list[list[float | torch.Tensor]]:
+    def _advantages(
+        self, groups: Sequence[Group], done: int, entropies: Sequence[torch.Tensor]
+    ) -> list[list[float | torch.Tensor]]:
         """Return the advantage of each sibling of each group; 0 for those that do not count.
 
         Raises:
             TypeError: the method did not return one number, or one per token, for each sample.
         """
-        step = StepView(
-            reward_N=[reward for group in groups for reward in self._rules.shaped(group)],
-            counts_N=[inside for group in groups for inside in self._rules.counts(group)],
-            group_N=[index for index, group in enumerate(groups) for _ in group.rollouts],
-            length_N=[len(rollout.response_ids) for group in groups for rollout in group.rollouts],
-            origin_N=[rollout.origin for group in groups for rollout in group.rollouts],
-            past_N=[group.past for group in groups for _ in group.rollouts],
-        )
+        step = self._view(groups, done, entropies)
         found = list(self._method.advantages(step))
         if len(found) != len(step.group_N):
             raise TypeError(f"{self._method.name}.advantages returned {len(found)} for {len(step.group_N)} samples")
@@ -141,12 +152,66 @@ class BatchBuilder:
             out[group].append(_checked(self._method, advantage, length) if inside else 0.0)
         return out
 
+    def _view(self, groups: Sequence[Group], done: int, entropies: Sequence[torch.Tensor]) -> StepView:
+        """What the method's `advantages` sees of the step after `done` others."""
+        rules, decode = self._rules, self._decode
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        pieces: list[list[str]] = []
+        if self._method.needs_text:
+            assert decode is not None, f"{self._method.name} needs the texts of tokens"
+            pieces = [[decode([token]) for token in rollout.response_ids] for rollout in rollouts]
+        rules.check_weights(groups)
+        parts = [rules.parts(group) for group in groups]
+        names = sorted({name for one in parts for name in one if rules.weight(name)})
+        return StepView(
+            reward_N=[reward for group in groups for reward in rules.shaped(group)],
+            counts_N=[inside for group in groups for inside in rules.counts(group)],
+            group_N=[index for index, group in enumerate(groups) for _ in group.rollouts],
+            length_N=[len(rollout.response_ids) for rollout in rollouts],
+            origin_N=[rollout.origin for rollout in rollouts],
+            past_N=[group.past for group in groups for _ in group.rollouts],
+            prompt_N=[rollout.prompt.id for rollout in rollouts],
+            right_N=[verdict.correct for group in groups for verdict in group.verdicts],
+            part_N={
+                name: [
+                    value
+                    for one, group in zip(parts, groups, strict=True)
+                    for value in one.get(name, [0.0] * len(group.rollouts))
+                ]
+                for name in names
+            },
+            weights={name: rules.weight(name) for name in names},
+            behaviour_N=[rollout.behaviour_logp for rollout in rollouts],
+            entropy_N=entropies if self._method.needs_old_entropy else (),
+            pieces_N=pieces,
+            max_length=rules.max_tokens,
+            progress=done / self._steps if self._steps else 0.0,
+            memory=self._memory,
+        )
+
     def _split(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         """Whole groups, in submission order, into (at most) `updates` minibatches of nearly equally many groups."""
         groups = [list(siblings) for _, siblings in itertools.groupby(samples, key=lambda sample: sample.group)]
         updates = min(self._updates, len(groups))
         bounds = [index * len(groups) // updates for index in range(updates + 1)] if updates else [0]
         return [sum(groups[start:end], []) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+
+    def _with_old(self, minibatches: list[list[Sample]]) -> tuple[list[list[Sample]], list[torch.Tensor]]:
+        """The samples with the sampling policy's log-probs, and its entropies where the method asks for them."""
+        policy, entropies, out = self._policy, [], []
+        for samples in minibatches:
+            if self._method.needs_old_entropy:
+                logps, found = policy.logprobs_and_entropies(samples)
+                entropies += found
+            else:
+                logps = policy.logprobs(samples)
+            old = [
+                torch.tensor(one.behaviour_logp) if one.keeps_old else logp  # stored responses keep their own
+                for one, logp in zip(samples, logps, strict=True)
+            ]
+            known = zip(samples, old, strict=True)
+            out.append([replace(one, old_logp=logp, old_mode=policy.logp_mode) for one, logp in known])
+        return out, entropies
 
     def _prepared(self, samples: list[Sample], is_first: bool) -> list[Sample]:
         """Call the method's `prepare` with the log-probs of the current policy.
@@ -175,16 +240,22 @@ def _checked(method: Method, advantage: float | torch.Tensor, length: int) -> fl
     return advantage
 
 
-def _with_old(samples: list[Sample], policy: Policy) -> list[Sample]:
-    """The samples with the policy's log-probs as old ones; those that have their own (stored responses) keep them."""
-    logps = policy.logprobs(samples)
+def _bare(groups: Sequence[Group]) -> list[Sample]:
+    """All siblings in submission order, before anything is made of their rewards."""
     return [
-        replace(
-            sample,
-            old_logp=torch.tensor(sample.behaviour_logp) if sample.keeps_old else logp,
-            old_mode=policy.logp_mode,
+        Sample(
+            prompt_ids=rollout.trained_ids or rollout.prompt.token_ids,
+            response_ids=rollout.response_ids,
+            advantage=0.0,
+            active=False,
+            behaviour_logp=rollout.behaviour_logp,
+            keeps_old=rollout.keeps_old,
+            domain=rollout.prompt.domain,
+            group=index,
+            origin=rollout.origin,
         )
-        for sample, logp in zip(samples, logps, strict=True)
+        for index, group in enumerate(groups)
+        for rollout in group.rollouts
     ]
 
 

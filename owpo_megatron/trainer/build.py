@@ -158,7 +158,7 @@ class _Builder:
         ratchet = reference if isinstance(reference, SlotReference) and schedule.stages.every is not None else None
         verifier = self._verifier()
         stream = (self.given.stream or make_stream(config.data, self.prompts, config.seed)) if self.is_main else None
-        rules = RewardRules.of(config.rollout, config.verifier)
+        rules = RewardRules.of(config.rollout, config.verifier, config.reward)
         rollouts = self._collector(main, rules, engine, verifier, stream, method)
         batches = BatchBuilder(
             config.algorithm,
@@ -170,6 +170,8 @@ class _Builder:
             policy,
             reference,
             self.recorder.trained if self.recorder else None,
+            decode=load_tokenizer(self.model_files).decode if method.needs_text else None,
+            steps=config.optimizer.steps,
         )
         evaluator = self._evaluator(engine, verifier)
         stop = StopSignal(topology.any, self.stop_file if self.is_main else None)
@@ -182,7 +184,9 @@ class _Builder:
         best = BestWeights(
             self.folder.path, topology, policy, self._carry, checkpoints, keeps.keep_best, chooser, keeps.keep_at_score
         )
-        state = RunState(topology, policy, reference, rollouts, best, metrics, checkpoints, self._carry, self.say)
+        state = RunState(
+            topology, policy, reference, rollouts, batches, best, metrics, checkpoints, self._carry, self.say
+        )
         return Parts(
             ranks=topology,
             schedule=schedule,

@@ -41,7 +41,7 @@ class OpenGroup:
     verdicts: list[Verdict] = field(default_factory=list)
 
     def closed(self, noise: RewardNoise) -> Group:
-        rewards = (noise.reward(verdict.correct, self.draw, index) for index, verdict in enumerate(self.verdicts))
+        rewards = (noise.reward(verdict.reward, self.draw, index) for index, verdict in enumerate(self.verdicts))
         return Group(tuple(self.rollouts), tuple(self.verdicts), tuple(rewards), self.past)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RewardNoise:
-    """Choice of the rewards to invert, for research: 1 becomes 0 and 0 becomes 1.
+    """Choice of the rewards to invert, for research: 1 becomes 0 and 0 becomes 1, a graded s becomes 1 - s.
 
     A pure function of the run's seed, the prompt's place in the stream and the sibling: two methods with one seed meet
     the same noise, and a resumed run meets it again.
@@ -27,6 +27,6 @@ class RewardNoise:
         digest = hashlib.blake2b(f"flip/{self.seed}/{draw}/{sibling}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") < self.probability * 2**64
 
-    def reward(self, correct: bool, draw: int, sibling: int) -> float:
+    def reward(self, told: float, draw: int, sibling: int) -> float:
         """Return the reward of a response, inverted or not."""
-        return float(correct != self.flips(draw, sibling))
+        return 1.0 - told if self.flips(draw, sibling) else float(told)

@@ -240,7 +240,7 @@ class RolloutCollector:
         if not self._noise.probability:
             return {}
         told = [pair for group in seen for pair in zip(group.rewards, group.verdicts, strict=True)]
-        return {"rewards_flipped": sum(reward != verdict.correct for reward, verdict in told) / len(told)}
+        return {"rewards_flipped": sum(reward != verdict.reward for reward, verdict in told) / len(told)}
 
 
 def _own_rewards(groups: Sequence[Group]) -> list[float]:

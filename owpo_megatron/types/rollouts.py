@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -89,6 +89,15 @@ class GradingItem:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What a rule says of a response where a reason alone is not all."""
+
+    reason: VerdictReason
+    score: float | None = None  # a graded reward; None: 1 or 0
+    parts: Mapping[str, float] | None = None  # further rewards by name, for `reward.weights`
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Result of a verifier for one response; `reason` is "ok" exactly when `correct`."""
 
@@ -96,6 +105,20 @@ class Verdict:
     reason: VerdictReason
     seconds: float = 0.0
     detail: str = ""  # of a crash: what the rule raised
+    score: float | None = None  # a graded reward instead of 1 or 0
+    parts: Mapping[str, float] | None = None  # further rewards by name
+
+    @classmethod
+    def of(cls, said: VerdictReason | Judgement, seconds: float, detail: str = "") -> Verdict:
+        """The verdict of what a rule said."""
+        if isinstance(said, Judgement):
+            return cls(said.reason == "ok", said.reason, seconds, detail, said.score, said.parts)
+        return cls(said == "ok", said, seconds, detail)
+
+    @property
+    def reward(self) -> float:
+        """The score, or 1 or 0."""
+        return float(self.correct) if self.score is None else self.score
 
 
 @dataclass(frozen=True)

@@ -57,5 +57,4 @@ class DirectVerifier:
 
     def _grade(self, item: GradingItem) -> Verdict:
         start = time.perf_counter()
-        reason = self._rules[item.domain](item)
-        return Verdict(reason == "ok", reason, time.perf_counter() - start)
+        return Verdict.of(self._rules[item.domain](item), time.perf_counter() - start)

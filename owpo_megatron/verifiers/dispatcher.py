@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 
-from owpo_megatron.types import Verdict, VerdictReason
+from owpo_megatron.types import Judgement, Verdict, VerdictReason
 from owpo_megatron.verifiers.process import Job, WorkerProcess
 
 STARTUP_TIMEOUT = 120.0  # seconds for a worker to import its rules, on a machine that is busy
@@ -126,8 +126,8 @@ class Dispatcher:
             outcome = self._outcome(worker)
             if worker.job is not None and outcome is not None:
                 job, worker.job = worker.job, None
-                reason, detail = outcome
-                job.grading.put(job.index, Verdict(reason == "ok", reason, time.monotonic() - worker.since, detail))
+                said, detail = outcome
+                job.grading.put(job.index, Verdict.of(said, time.monotonic() - worker.since, detail))
                 with self._changed:
                     self._settled()
             if worker.failed:
@@ -138,8 +138,8 @@ class Dispatcher:
                 spare, self._spare = self._spare, None
                 self._discard(spare)
 
-    def _outcome(self, worker: WorkerProcess) -> tuple[VerdictReason, str] | None:
-        """(reason, detail) for the worker's item, None while there is none; marks a worker that is late or dead."""
+    def _outcome(self, worker: WorkerProcess) -> tuple[VerdictReason | Judgement, str] | None:
+        """(what the rule said, detail) for the worker's item, None without; marks a worker that is late or dead."""
         was_ready = worker.ready
         reply = worker.reply()
         if worker.ready and not was_ready:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, get_args
 
 from owpo_megatron.carried import PREFIX, find_object, is_carried
 from owpo_megatron.errors import UserError
-from owpo_megatron.types import GradingItem, VerdictReason
+from owpo_megatron.types import GradingItem, Judgement, VerdictReason
 
 _REASONS = frozenset(get_args(VerdictReason))
 MAX_REPLY = 65536  # bytes of an endpoint's reply
@@ -25,7 +26,8 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class PythonRule:
-    """`python:module:function`: called with (response, answer), returns a bool, or a reason code.
+    """`python:module:function`: called with (response, answer), returns a bool, a reason code, a graded
+    reward, or a mapping as HttpRule expects it.
 
     Raises:
         UserError: (check) there is no such module or function.
@@ -48,8 +50,8 @@ class PythonRule:
     def warm(self) -> None:
         _load(self.module, self.function)
 
-    def __call__(self, item: GradingItem) -> VerdictReason:
-        return _reason(_load(self.module, self.function)(item.response, item.answer), f"{self.module}:{self.function}")
+    def __call__(self, item: GradingItem) -> VerdictReason | Judgement:
+        return _said(_load(self.module, self.function)(item.response, item.answer), f"{self.module}:{self.function}")
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class CarriedRule:
     def warm(self) -> None:
         self._loaded()
 
-    def __call__(self, item: GradingItem) -> VerdictReason:
-        return _reason(self._loaded()(item.response, item.answer), f"{self.module}:{self.function}")
+    def __call__(self, item: GradingItem) -> VerdictReason | Judgement:
+        return _said(self._loaded()(item.response, item.answer), f"{self.module}:{self.function}")
 
     def _loaded(self) -> Callable[[str, str], Any]:
         return _unpickled(self.pickled)
@@ -83,7 +85,8 @@ def _unpickled(pickled: bytes) -> Callable[[str, str], Any]:
 class HttpRule:
     """POSTs the item as JSON {response, answer, domain, truncated, form, prompt} to a URL.
 
-    Expects {"correct": bool} back, and optionally "reason". A refusal or an unreadable reply is `crashed`: masked and
+    Expects {"correct": bool} back, and optionally "reason", "score" (a graded reward; alone: correct from 1 on) and
+    "parts" (further rewards by name). A refusal or an unreadable reply is `crashed`: masked and
     counted, not scored 0.
 
     Args:
@@ -95,7 +98,7 @@ class HttpRule:
     timeout: float = 30.0
     proxy: bool = False
 
-    def __call__(self, item: GradingItem) -> VerdictReason:
+    def __call__(self, item: GradingItem) -> VerdictReason | Judgement:
         try:
             answer = json.loads(self._reply(json.dumps(asdict(item)).encode()))
         except TimeoutError:
@@ -104,7 +107,7 @@ class HttpRule:
             raise RuntimeError(f"{self.url}: {error}") from error
         if not isinstance(answer, dict):
             raise TypeError(f"{self.url} replied {answer!r}, not an object with the field `correct`")
-        return _reason(answer.get("reason") or answer.get("correct"), self.url)
+        return _said(answer, self.url)
 
     def _reply(self, body: bytes) -> bytes:
         """The reply's body; a connection that is refused or lost is tried again, a reply with an error is not."""
@@ -125,12 +128,46 @@ class HttpRule:
         raise AssertionError("the last try returns or raises")
 
 
-def _reason(value: Any, source: str) -> VerdictReason:
+def _said(value: Any, source: str) -> VerdictReason | Judgement:
+    """What a rule returned, as the verifier's own.
+
+    Raises:
+        TypeError: it is nothing that a rule may return.
+    """
+    if isinstance(value, Mapping):
+        return _judgement(value, source)
     if isinstance(value, str) and value in _REASONS:
         return value  # type: ignore[return-value]
     if not isinstance(value, str) and value is not None and value in (0, 1):  # bools, numbers, numpy's of both
         return "ok" if value else "wrong"
-    raise TypeError(f"{source} returned {value!r}; a rule returns True, False, 1, 0 or one of {sorted(_REASONS)}")
+    score = _number(value)
+    if score is not None:
+        return Judgement("ok" if score >= 1 else "wrong", score)
+    options = f"True, False, a finite number, one of {sorted(_REASONS)}, or a mapping with correct, score and parts"
+    raise TypeError(f"{source} returned {value!r}; a rule returns {options}")
+
+
+def _judgement(reply: Mapping[str, Any], source: str) -> VerdictReason | Judgement:
+    score, parts = reply.get("score"), reply.get("parts") or {}
+    told = next((reply[name] for name in ("reason", "correct", "score") if reply.get(name) is not None), None)
+    said = _said(told, source)
+    reason = said.reason if isinstance(said, Judgement) else said
+    if score is None and not parts:
+        return reason
+    if score is not None and _number(score) is None:
+        raise TypeError(f"{source}: score is {score!r}; give a finite number")
+    if not isinstance(parts, Mapping) or any(_number(value) is None for value in parts.values()):
+        raise TypeError(f"{source}: parts are {parts!r}; give finite numbers by name")
+    return Judgement(reason, _number(score), {str(name): float(value) for name, value in parts.items()} or None)
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, numpy's included, as a float; None for anything else."""
+    try:
+        number = None if value is None or isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _load(module: str, function: str) -> Callable[[str, str], Any]:

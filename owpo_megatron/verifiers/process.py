@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from owpo_megatron.types import GradingItem, VerdictReason
+from owpo_megatron.types import GradingItem, Judgement, VerdictReason
 from owpo_megatron.verifiers.grading import Grading
 from owpo_megatron.verifiers.protocol import READY, frame, take_frames
 
@@ -86,7 +86,7 @@ class WorkerProcess:
         self._incoming += received
         self._replies.extend(take_frames(self._incoming))
 
-    def reply(self) -> tuple[VerdictReason, str] | None:
+    def reply(self) -> tuple[VerdictReason | Judgement, str] | None:
         """(reason, detail) for its item, None before the reply."""
         while self._replies:
             reply = self._replies.popleft()

@@ -1,7 +1,7 @@
 """Messages between the pool and its workers, over a socket pair that only they hold.
 
 A frame is a 4-byte big-endian length and a pickle. Parent to worker: (rules, seconds, bytes) once, then one GradingItem
-at a time. Worker to parent: READY once its rules are imported, then (reason, detail) per item.
+at a time. Worker to parent: READY once its rules are imported, then (reason or Judgement, detail) per item.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The rules by name. A rule judges one response and returns a reason; it may hang, exhaust memory or crash.
+"""The rules by name. A rule judges one response and returns a reason, or a Judgement with a graded reward; it may
+hang, exhaust memory or crash.
 
 A rule is a pure function. The trivial ones take time linear in the response, so they are graded in process; the others
 go to worker processes that can be killed, after the rule's `quick` part, if it has one.
@@ -9,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.types import GradingItem, VerdictReason
+from owpo_megatron.types import GradingItem, Judgement, VerdictReason
 from owpo_megatron.verifiers.dapo import grade_dapo, grade_dapo_strict_box
 from owpo_megatron.verifiers.external import HttpRule, PythonRule
 from owpo_megatron.verifiers.generated_tasks import grade_cipher, grade_countdown
 from owpo_megatron.verifiers.math_answer import MathRule
 from owpo_megatron.verifiers.one_value import grade_gsm8k, grade_multiple_choice
 
-Rule = Callable[[GradingItem], VerdictReason]
+Rule = Callable[[GradingItem], "VerdictReason | Judgement"]
 
 TRIVIAL_RULES: dict[str, Rule] = {
     "cipher": grade_cipher,
@@ -54,7 +55,7 @@ def find_rule(name: str, proxy: bool = False) -> Rule:
     raise UserError("verifier.rule", name, f"use one of {known}, python:module:function, or an http(s) URL")
 
 
-def quick_part(rule: Rule) -> Callable[[GradingItem], VerdictReason | None] | None:
+def quick_part(rule: Rule) -> Callable[[GradingItem], VerdictReason | Judgement | None] | None:
     """The part of a rule that may run in the caller's process: all of a trivial one, string comparison of `math`."""
     return rule if rule in TRIVIAL_RULES.values() else getattr(rule, "quick", None)
 

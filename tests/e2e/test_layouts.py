@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coupled_methods import COUPLED
+from coupled_methods import COUPLED, NINE
 from owpo import steps_of, write_config
 from rank_pool import Ranks
 from warm import train, train_all
 
-from owpo_megatron.methods import catalogue, find_method
+from owpo_megatron.methods import find_method
 
 LAYOUTS = [{"pp": 2}, {"dp": 2}, {"tp": 2, "sp": True}]
 
@@ -52,8 +52,9 @@ def test_a_layout_changes_no_number(
     assert ours[1]["abs_delta"] > 1e-3, "the policy did not move; the comparison would be meaningless"
 
 
-# name -> what a configuration calls it: the catalogue, and one for each coupling that comes from a module of one's own
-METHODS = {name: name for name in catalogue()} | {
+# name -> what a configuration calls it: the paper's, and one for each coupling that comes from a module of one's own;
+# every method of the catalogue: tests/policy/test_method_updates.py
+METHODS = {name: name for name in NINE} | {
     method.name: f"python:coupled_methods:{type(method).__name__}" for method in COUPLED
 }
 

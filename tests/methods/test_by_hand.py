@@ -121,8 +121,10 @@ def differentiate(objective, logp_T: torch.Tensor, batch: TokenBatch) -> tuple[L
     return out, torch.autograd.grad(out.loss_sum, leaf_T)[0].tolist()
 
 
-def test_every_method_is_here() -> None:
-    assert set(BY_HAND) == set(catalogue())
+def test_the_papers_methods_are_here() -> None:
+    """The others: test_token_objectives.py, test_coupled_objectives.py and test_step_advantages.py."""
+    papers = {name for name, one in catalogue().items() if ".methods.paper." in one.__module__}
+    assert set(BY_HAND) == papers | {"dapo", "grpo"}
 
 
 @pytest.mark.parametrize("name", BY_HAND)

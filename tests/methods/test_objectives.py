@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+from coupled_methods import NINE, distinct_objectives
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,8 @@ from owpo_megatron.methods import catalogue, dense_loss, k3, make_method, token_
 from owpo_megatron.methods.loss import chunk_batch
 from owpo_megatron.types import TokenBatch
 
-METHODS = {name: method() for name, method in catalogue().items()}
+METHODS = {one.name: one for one in distinct_objectives() if one.coupling == "token" and not one.needs_entropy}
+METHODS |= {name: catalogue()[name]() for name in NINE}
 OWPO_FAMILY = [name for name in METHODS if name.startswith("owpo")]
 
 
@@ -320,7 +322,10 @@ def test_sums_do_not_depend_on_microbatches(seed, cuts):
         total = sum(out.loss_sum for out, _ in parts)
         torch.testing.assert_close(total, whole.loss_sum, rtol=1e-12, atol=1e-13, msg=name)
         assert sum(out.count for out, _ in parts) == whole.count
-        assert torch.equal(torch.cat([gradient for _, gradient in parts]), whole_gradient), name
+        # a sigmoid or a root may differ in its last bit between the vector unit and the scalar rest
+        gradients = torch.cat([gradient for _, gradient in parts])
+        torch.testing.assert_close(gradients, whole_gradient, rtol=1e-14, atol=0, msg=name)
+        assert name not in NINE or torch.equal(gradients, whole_gradient), name
         for metric, value in whole.metrics.items():
             summed = sum(out.metrics[metric] for out, _ in parts)
             torch.testing.assert_close(summed, value, rtol=1e-12, atol=1e-13, msg=f"{name} {metric}")
@@ -389,7 +394,7 @@ def test_k3_is_non_negative_and_zero_at_equality():
 
 # --------------------------------------------------------------------------------------------- declarations
 def test_what_each_method_needs():
-    needs = {name: (o.needs_reference, o.dynamic_sampling) for name, o in METHODS.items()}
+    needs = {name: (METHODS[name].needs_reference, METHODS[name].dynamic_sampling) for name in NINE}
     assert needs == {name: ("active", True) for name in OWPO_FAMILY} | {
         "dapo": ("none", True),
         "sym_dapo": ("all", True),
@@ -397,14 +402,14 @@ def test_what_each_method_needs():
         "opd": ("teacher", False),
         "mopd": ("teacher", False),
     }
-    assert all(objective.needs_old for objective in METHODS.values())
+    assert all(METHODS[name].needs_old for name in NINE)
     assert make_method("grpo", beta=0.0).needs_reference == "none"
 
 
 def test_overrides():
     assert make_method("mopd", alpha=0.5, clip_low=0.1) == dataclasses.replace(METHODS["mopd"], alpha=0.5, clip_low=0.1)
     assert make_method("owpo") == METHODS["owpo"]
-    with pytest.raises(UserError, match="algorithm.beta = 0.1: owpo has no beta; .* use one of grpo, sym"):
+    with pytest.raises(UserError, match="algorithm.beta = 0.1: owpo has no beta; .* use one of .*grpo, .*sym"):
         make_method("owpo", beta=0.1)
-    with pytest.raises(UserError, match="algorithm.name = ppo: use one of dapo, grpo, "):
+    with pytest.raises(UserError, match="algorithm.name = ppo: (did you mean .*)?use one of .*dapo, .*grpo, "):
         make_method("ppo")

@@ -10,12 +10,10 @@ KEPT = ("loss_sum", "loss_count", "grad_norm", "tokens", "ratio_sum", "clip_coun
 
 
 def methods() -> list[Any]:
-    """Every method of the catalogue and a coupled one for each coupling; an entropy bonus with one of each divisor."""
-    from coupled_methods import COUPLED
+    """Every objective of the catalogue, a coupled one for each coupling, an entropy bonus with one of each divisor."""
+    from coupled_methods import COUPLED, distinct_objectives
 
-    from owpo_megatron.methods import catalogue
-
-    every = [method() for method in catalogue().values()] + list(COUPLED)
+    every = [*distinct_objectives(), *COUPLED]
     return [*every, *(replace(one, entropy_coef=0.1) for one in every if one.name in ("dapo", "grpo"))]
 
 

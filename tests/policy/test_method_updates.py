@@ -47,7 +47,7 @@ def test_the_ranks_have_unequal_numbers_of_microbatches() -> None:
 
 @pytest.mark.ranks
 def test_every_method_moves_its_own_way(alone: tuple[Path, list[dict[str, Any]]]) -> None:
-    """The updates differ: a comparison of two equal ones would show nothing."""
+    """A comparison of equal updates would show nothing. Pair by pair: tests/methods/test_all_pairs.py."""
     _, found = alone
-    assert len({round(one["squares"], 9) for one in found}) >= len(found) - 1
+    assert len({round(one["squares"], 9) for one in found}) >= len(found) * 2 // 3
     assert all(one["sums"]["grad_norm"] > 1e-3 for one in found)

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from coupled_methods import RightAgainstWrong, UncertainTokens
+from coupled_methods import NINE, RightAgainstWrong, UncertainTokens
 from fakes import FakePolicy, FakeReference, NoLog, fake_logprobs, make_batches
 from tiny import make_config
 
 from owpo_megatron.config import Config
 from owpo_megatron.mcore.packing import build_microbatch, token_batch
-from owpo_megatron.methods import Method, catalogue, dense_loss, make_method
+from owpo_megatron.methods import Method, dense_loss, make_method
 from owpo_megatron.trainer.schedule import StagePlan
 from owpo_megatron.types import Group, Prompt, Rollout, Sample, Verdict
 
 PROMPT = Prompt("p", (5, 6), "", "")
-ALGORITHMS = [name for name, method in catalogue().items() if method.coupling in ("token", "sample")]
+ALGORITHMS = [*NINE, "gspo", "rloo"]
 
 
 def config_of(updates: int = 1, steps: int = 10, every: int = 4, **sections: Any) -> Config:
