@@ -19,7 +19,7 @@ from owpo_megatron.trainer.schedule import StagePlan
 from owpo_megatron.types import Group, Prompt, Rollout, Sample, Verdict
 
 PROMPT = Prompt("p", (5, 6), "", "")
-ALGORITHMS = [*NINE, "gspo", "rloo"]
+ALGORITHMS = [*NINE, "cispo", "rloo"]
 
 
 def config_of(updates: int = 1, steps: int = 10, every: int = 4, **sections: Any) -> Config:
