@@ -30,7 +30,7 @@ class BatchBuilder:
         updates: minibatches per step, `optimizer.updates_per_step`.
         record: called with (step, groups, their samples with all log-probs) on the rank that has it.
         decode: token ids to text, for methods with `needs_text`.
-        steps: of the run, for `StepView.progress`; None: unknown.
+        steps: length of the run, for `StepView.progress`; None: unknown.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class BatchBuilder:
         return out
 
     def _view(self, groups: Sequence[Group], done: int, entropies: Sequence[torch.Tensor]) -> StepView:
-        """What the method's `advantages` sees of the step after `done` others."""
+        """Inputs of the method's `advantages` for the step after `done` others."""
         rules, decode = self._rules, self._decode
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         pieces: list[list[str]] = []

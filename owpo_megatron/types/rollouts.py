@@ -90,7 +90,7 @@ class GradingItem:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a rule says of a response where a reason alone is not all."""
+    """Result of a rule for one response where a reason alone is not all."""
 
     reason: VerdictReason
     score: float | None = None  # a graded reward; None: 1 or 0
@@ -109,11 +109,11 @@ class Verdict:
     parts: Mapping[str, float] | None = None  # further rewards by name
 
     @classmethod
-    def of(cls, said: VerdictReason | Judgement, seconds: float, detail: str = "") -> Verdict:
-        """The verdict of what a rule said."""
-        if isinstance(said, Judgement):
-            return cls(said.reason == "ok", said.reason, seconds, detail, said.score, said.parts)
-        return cls(said == "ok", said, seconds, detail)
+    def of(cls, result: VerdictReason | Judgement, seconds: float, detail: str = "") -> Verdict:
+        """The verdict for a rule's result."""
+        if isinstance(result, Judgement):
+            return cls(result.reason == "ok", result.reason, seconds, detail, result.score, result.parts)
+        return cls(result == "ok", result, seconds, detail)
 
     @property
     def reward(self) -> float:

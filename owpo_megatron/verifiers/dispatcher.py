@@ -126,8 +126,8 @@ class Dispatcher:
             outcome = self._outcome(worker)
             if worker.job is not None and outcome is not None:
                 job, worker.job = worker.job, None
-                said, detail = outcome
-                job.grading.put(job.index, Verdict.of(said, time.monotonic() - worker.since, detail))
+                found, detail = outcome
+                job.grading.put(job.index, Verdict.of(found, time.monotonic() - worker.since, detail))
                 with self._changed:
                     self._settled()
             if worker.failed:

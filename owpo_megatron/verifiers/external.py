@@ -51,7 +51,7 @@ class PythonRule:
         _load(self.module, self.function)
 
     def __call__(self, item: GradingItem) -> VerdictReason | Judgement:
-        return _said(_load(self.module, self.function)(item.response, item.answer), f"{self.module}:{self.function}")
+        return _result(_load(self.module, self.function)(item.response, item.answer), f"{self.module}:{self.function}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class CarriedRule:
         self._loaded()
 
     def __call__(self, item: GradingItem) -> VerdictReason | Judgement:
-        return _said(self._loaded()(item.response, item.answer), f"{self.module}:{self.function}")
+        return _result(self._loaded()(item.response, item.answer), f"{self.module}:{self.function}")
 
     def _loaded(self) -> Callable[[str, str], Any]:
         return _unpickled(self.pickled)
@@ -107,7 +107,7 @@ class HttpRule:
             raise RuntimeError(f"{self.url}: {error}") from error
         if not isinstance(answer, dict):
             raise TypeError(f"{self.url} replied {answer!r}, not an object with the field `correct`")
-        return _said(answer, self.url)
+        return _result(answer, self.url)
 
     def _reply(self, body: bytes) -> bytes:
         """The reply's body; a connection that is refused or lost is tried again, a reply with an error is not."""
@@ -128,8 +128,8 @@ class HttpRule:
         raise AssertionError("the last try returns or raises")
 
 
-def _said(value: Any, source: str) -> VerdictReason | Judgement:
-    """What a rule returned, as the verifier's own.
+def _result(value: Any, source: str) -> VerdictReason | Judgement:
+    """Turn what a rule returned into the verifier's own.
 
     Raises:
         TypeError: it is nothing that a rule may return.
@@ -150,8 +150,8 @@ def _said(value: Any, source: str) -> VerdictReason | Judgement:
 def _judgement(reply: Mapping[str, Any], source: str) -> VerdictReason | Judgement:
     score, parts = reply.get("score"), reply.get("parts") or {}
     told = next((reply[name] for name in ("reason", "correct", "score") if reply.get(name) is not None), None)
-    said = _said(told, source)
-    reason = said.reason if isinstance(said, Judgement) else said
+    found = _result(told, source)
+    reason = found.reason if isinstance(found, Judgement) else found
     if score is None and not parts:
         return reason
     if score is not None and _number(score) is None:

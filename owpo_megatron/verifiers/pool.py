@@ -69,11 +69,11 @@ class VerifierPool:
             for index, item in enumerate(items):
                 start = time.perf_counter()
                 quick = self._quick[item.domain]
-                said = quick(item) if quick is not None else None
-                if said is None:
+                found = quick(item) if quick is not None else None
+                if found is None:
                     self._dispatcher.enqueue(Job(grading, index, item))
                 else:
-                    grading.put(index, Verdict.of(said, time.perf_counter() - start))
+                    grading.put(index, Verdict.of(found, time.perf_counter() - start))
         except BaseException:  # interrupted: the rest is not needed
             grading.cancel()
             raise

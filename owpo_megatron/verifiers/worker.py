@@ -1,6 +1,6 @@
 """The worker process of the pool: `python -m owpo_megatron.verifiers.worker FD`, one item at a time.
 
-The first frame holds the rules; the worker sends READY when they are imported, then what the rule says per item. It
+The first frame holds the rules; the worker sends READY when they are imported, then a rule's result per item. It
 exits at the end of the stream.
 """
 
@@ -32,15 +32,15 @@ def serve(connection: socket.socket) -> None:
         signal.setitimer(signal.ITIMER_REAL, kill_after)
         detail = ""
         try:
-            said = rules[item.domain](item)
+            found = rules[item.domain](item)
         except MemoryError:
             os._exit(OUT_OF_MEMORY)  # what is left of this process cannot be trusted with the next item
         except Exception as error:  # a rule may raise anything; the verdict records it
             detail = f"{type(error).__name__}: {error}"[:500]
             print(f"verifier rule for {item.domain!r} raised {detail}", file=sys.stderr, flush=True)
-            said = "crashed"
+            found = "crashed"
         signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.sendall(frame((said, detail)))
+        connection.sendall(frame((found, detail)))
 
 
 def main() -> None:

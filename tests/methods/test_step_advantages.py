@@ -191,7 +191,7 @@ def test_dcpo_smooths_over_visits() -> None:
 
 
 def test_noise_corrections_in_expectation() -> None:
-    """By enumeration over what the verifier may say: 1 for right, 0 for wrong; 0 and -(1 - rho0 - rho1)."""
+    """Enumerate the verifier's answers: expectations 1 for right and 0 for wrong; 0 and -(1 - rho0 - rho1)."""
     rho0, rho1 = 0.2, 0.3
     said = {1.0: {1.0: 1 - rho1, 0.0: rho1}, 0.0: {1.0: rho0, 0.0: 1 - rho0}}
     for truth, chances in said.items():

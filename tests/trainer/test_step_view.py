@@ -1,4 +1,4 @@
-"""What `advantages` sees of a step, and what a method keeps from step to step; parts and weights of the reward."""
+"""The view of a step in `advantages`, the memory of a method from step to step; parts and weights of the reward."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import pytest
 
 from owpo_megatron.types import GradingItem, Judgement, Verdict
 from owpo_megatron.verifiers import DirectVerifier, VerifierPool
-from owpo_megatron.verifiers.external import HttpRule, PythonRule, _said
+from owpo_megatron.verifiers.external import HttpRule, PythonRule, _result
 
 
 @pytest.mark.parametrize(
-    ("returned", "said"),
+    ("returned", "result"),
     [
         (True, "ok"),
         (0, "wrong"),
@@ -31,8 +31,8 @@ from owpo_megatron.verifiers.external import HttpRule, PythonRule, _said
         ({"score": 1, "parts": {"style": 0.5}}, Judgement("ok", 1.0, {"style": 0.5})),
     ],
 )
-def test_what_a_rule_may_return(returned: Any, said: Any) -> None:
-    assert _said(returned, "mine") == said
+def test_what_a_rule_may_return(returned: Any, result: Any) -> None:
+    assert _result(returned, "mine") == result
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_a_rule_may_return(returned: Any, said: Any) -> None:
 )
 def test_what_it_may_not(returned: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
-        _said(returned, "mine")
+        _result(returned, "mine")
 
 
 def share_of_letters(response: str, answer: str) -> dict[str, Any]:

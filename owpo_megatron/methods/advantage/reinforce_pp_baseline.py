@@ -12,7 +12,7 @@ from owpo_megatron.methods.normalise import centred, in_groups, whitened_over_to
 
 @dataclass(frozen=True)
 class ReinforcePPBaseline(Clipped):
-    """As verl's `reinforce_plus_plus_baseline`."""
+    """Equal to verl's `reinforce_plus_plus_baseline`."""
 
     name = "reinforce_pp_baseline"
     summary = "S with A = (R - mean) whitened over the step's tokens"
