@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -27,6 +29,14 @@ def _known(columns: dict[str, str]) -> dict[str, str]:
 
 
 Columns = Annotated[dict[str, str], AfterValidator(_known)]
+
+
+def _short_name(source: str) -> str:
+    """`gsm8k` of `hub:openai/gsm8k:main/*.parquet`, `train` of `data/train.jsonl`, `cipher` of `task:cipher`."""
+    kind, colon, rest = source.partition(":")
+    if colon and kind == "hub":
+        return re.split("[:@]", rest)[0].rpartition("/")[2]
+    return rest if colon and kind == "task" else PurePath(source).name.partition(".")[0]
 
 
 class SourceConfig(Section):
@@ -86,6 +96,13 @@ class DataConfig(Section):
     def parts(self) -> list[SourceConfig]:
         """The sources of training problems, whichever way they are given."""
         return self.sources or [SourceConfig(source=self.source)]
+
+    @property
+    def source_names(self) -> list[str]:
+        """Short names of `sources` for metrics: a file's or repository's own name; the second of a name is NAME#2."""
+        names = [_short_name(part.source) for part in self.sources]
+        return [name if not (before := names[:place].count(name)) else f"{name}#{before + 1}"
+                for place, name in enumerate(names)]  # fmt: skip
 
     @model_validator(mode="after")
     def _one_way_to_name_sources(self) -> DataConfig:

@@ -40,6 +40,7 @@ from owpo_megatron.trainer.build_reference import ReferenceBuilder
 from owpo_megatron.trainer.console import RunConsole, headline
 from owpo_megatron.trainer.evaluate import Evaluator, prepare_sets
 from owpo_megatron.trainer.main_rank import MainRank
+from owpo_megatron.trainer.mixture import Mixture
 from owpo_megatron.trainer.noise import RewardNoise
 from owpo_megatron.trainer.parts import Parts
 from owpo_megatron.trainer.profile import StepProfiler
@@ -344,6 +345,7 @@ class _Builder:
             progress=self.progress,
             date=self.date,
             check_verdicts=partial(refuse_failed_grading, rule=config.verifier.rule),
+            mixture=Mixture(config.data.source_names, {prompt.domain for prompt in self.prompts}),
         )
 
     def _evaluator(self, engine: RolloutEngine | None, verifier: Verifier | None) -> Evaluator | None:

@@ -13,6 +13,7 @@ from owpo_megatron.methods import Ask, Method, PlanView, Solutions, TokenStatist
 from owpo_megatron.trainer.drawing import Drawing, OpenGroup
 from owpo_megatron.trainer.ledger import PromptLedger, SamplePool
 from owpo_megatron.trainer.main_rank import MainRank
+from owpo_megatron.trainer.mixture import Mixture
 from owpo_megatron.trainer.noise import RewardNoise
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.types import (
@@ -58,6 +59,7 @@ class RolloutCollector:
         decode: token ids to text.
         check_verdicts: raises where not one of a round's answers could be graded.
         date: what the prompts' template printed as today; goes into checkpoints.
+        mixture: sources and domains that get metrics of their own.
         record: called on rank 0 with (step, all groups that were generated, those of them that are kept).
     """
 
@@ -79,11 +81,13 @@ class RolloutCollector:
         progress: Progress | None = None,
         date: datetime.date | None = None,
         check_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
+        mixture: Mixture | None = None,
     ):
         self._config = config
         self._seed = seed
         self._steps = steps
         self._check_verdicts = check_verdicts
+        self._mixture = mixture or Mixture()
         self._rules = rules
         self._noise = noise
         self._plan, self._dynamic = planning.method, planning.dynamic
@@ -227,6 +231,7 @@ class RolloutCollector:
             }
             | self._flipped(seen)
             | self._overlong(rollouts)
+            | self._mixture.facts(seen)
         )
 
     def _overlong(self, rollouts: Sequence[Rollout]) -> dict[str, float]:

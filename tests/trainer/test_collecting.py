@@ -13,10 +13,13 @@ import pytest
 from fakes import FakeEngine, FakeVerifier, NoLog, alone, make_collector
 from tiny import make_config
 
+from owpo_megatron.config import DataConfig, SourceConfig
 from owpo_megatron.data import ShuffledStream
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods import make_method
 from owpo_megatron.trainer.drawing import sample_seed
+from owpo_megatron.trainer.mixture import Mixture
+from owpo_megatron.trainer.rollouts import sample_seed
 from owpo_megatron.types import Group, Prompt, Rollout
 from owpo_megatron.verifiers import refuse_failed_grading
 
@@ -218,3 +221,30 @@ def test_checkpoints_keep_the_day_of_the_prompts() -> None:
     assert "date" not in run.collector.state_dict()
     run.collector._date = datetime.date(2026, 2, 3)
     assert run.collector.state_dict()["date"] == "2026-02-03"
+
+
+def test_sources_and_domains_have_metrics_of_their_own():
+    def respond(prompt: Prompt, rng: Any) -> list[int]:
+        return [RIGHT] if int(prompt.id[2:]) % 4 == 0 else [WRONG, WRONG]
+
+    run = Run(respond, dynamic=False)
+    mixed = [replace(one, source=place % 2, domain="abc"[place % 3]) for place, one in enumerate(PROMPTS)]
+    run.collector._stream = ShuffledStream(mixed, seed=1)
+    _, plain = run.collect()
+    assert "sources" not in plain and "domains" not in plain
+    run.collector._mixture = Mixture(("even", "odd"), {"a", "b", "c"})
+    groups, facts = run.collect(1)
+    even = [group for group in groups if group.rollouts[0].prompt.source == 0]
+    assert 0 < len(even) < len(groups)
+    rewards = [reward for group in even for reward in group.rewards]
+    assert facts["sources"]["even"]["reward_mean"] == sum(rewards) / len(rewards)
+    assert facts["sources"]["odd"] == {"reward_mean": 0, "responses": 4 * (4 - len(even)), "response_length": 2}
+    assert facts["domains"].keys() == {group.rollouts[0].prompt.domain for group in groups}
+    total = sum(one["reward_mean"] * one["responses"] for one in facts["sources"].values())
+    assert total / 16 == pytest.approx(facts["reward_mean"])
+
+
+def test_names_of_sources_are_short_and_differ():
+    sources = ["a/train.jsonl", "b/train.jsonl", "hub:openai/gsm8k@main:x/*.parquet", "task:cipher"]
+    data = DataConfig(sources=[SourceConfig(source=one) for one in sources])
+    assert data.source_names == ["train", "train#2", "gsm8k", "cipher"] and DataConfig(source="a").source_names == []
