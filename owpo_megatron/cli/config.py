@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,13 +72,13 @@ def init(
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of this machine; 0: a small run on the CPU.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
 ) -> None:
-    """Write a commented configuration to start from, sized for this machine.
+    """Write a commented configuration to start from, sized for the machine and for the model where its folder exists.
 
     Example: owpo config init run.yaml --model Qwen/Qwen3-0.6B --data train.jsonl --gpus 8
     """
     if file.exists() and not force:
         raise UserError("FILE", file, "exists already; choose another name, or overwrite it with --force")
-    text = starter(file.stem, model, data, held_out, gpus)
+    text = starter(file.stem, model, data, held_out, gpus, _shape_of(Path(model)))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     out.print(f"written: {escape(str(file))}")
@@ -89,26 +90,62 @@ def init(
         out.print(f"  [bold]{escape(command)}[/bold]  [dim]{why}[/dim]")
 
 
-def starter(name: str, model: str, data: str, held_out: str, gpus: int) -> str:
+@dataclass(frozen=True)
+class ModelShape:
+    """What of a model decides its starter file."""
+
+    chats: bool = True  # its tokenizer has a chat template
+    context: int | None = None  # tokens of prompt and response together
+
+
+def _shape_of(model: Path) -> ModelShape:
+    """Read from the folder's small files; of a model that is not here yet nothing is known.
+
+    Raises:
+        UserError: the folder holds no model.
+    """
+    if not model.is_dir():
+        return ModelShape()
+    from owpo_megatron.config import hf_folder
+    from owpo_megatron.data.templates import has_chat_template
+    from owpo_megatron.engine.context import context_length
+
+    files = hf_folder(model, "--model")
+    return ModelShape(has_chat_template(files), context_length(files, {}))
+
+
+def starter(name: str, model: str, data: str, held_out: str, gpus: int, shape: ModelShape | None = None) -> str:
     """The text of a starter file: small and quick for a CPU, a real run for GPUs."""
+    shape = shape or ModelShape()
     on_gpu = gpus > 0
     tp = 2 if gpus >= 2 else 1
     prompts, group, response = (128, 16, 4096) if on_gpu else (16, 8, 256)
+    prompt = 512
+    if shape.context is not None:
+        prompt = min(prompt, shape.context // 2)
+        response = min(response, shape.context - prompt)
+    fit = "prompt and response must fit into the model's context" + (f" of {shape.context}" if shape.context else "")
     generated = data.startswith("task:")
+    template = "raw" if generated else "chat" if shape.chats else "completion"
+    meaning = {
+        "raw": "the problem as it is",
+        "chat": "the tokenizer's template",
+        "completion": "a frame for a model without a chat template",
+    }[template]
     lines = [
         f"name: {name}",
         f"model: {{path: {model}, dtype: {'bfloat16' if on_gpu else 'float32'}}}",
         "data:",
         f'  source: {data} # one JSON object per line: {{"problem": ..., "answer": ...}}',
         *([] if generated else [f"  eval_source: {held_out}"]),
-        f"  template: {'raw' if generated else 'chat'} # chat: the tokenizer's template",
-        "  max_prompt_tokens: 512 # longer prompts are left out",
+        f"  template: {template} # {meaning}",
+        f"  max_prompt_tokens: {prompt} # longer prompts are left out",
         "algorithm: {name: owpo}",
         "reference: {every: 20} # steps between swaps of the reference",
         "rollout:",
         f"  prompts_per_step: {prompts}",
         f"  group_size: {group} # samples per prompt",
-        f"  max_response_tokens: {response} # prompt and response must fit into the model's context",
+        f"  max_response_tokens: {response} # {fit}",
         "optimizer:",
         f"  steps: {200 if on_gpu else 20}",
         f"  updates_per_step: {4 if on_gpu else 2} # must divide prompts_per_step",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,16 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.types import Prompt
 
 COMPLETION = "Question: {problem}\nAnswer step by step and put the final answer within \\boxed{{}}.\nSolution:"
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a Hugging Face folder's tokenizer has a chat template, as far as its files show; imports no tokenizer."""
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,9 @@ def score_tables(scored: Sequence[Scored]) -> list[ScoreTable]:
     """Those of the paper for which there is something to show.
 
     Pass@1 of the sets with Pass@k at every checkpoint (Table 2), Pass@1 beside Pass@k at each checkpoint (Tables 5 and
-    6), mean accuracy of the others (Table 3). "Average" is the mean over the sets of a table, where all are there.
+    6), mean accuracy of the others (Table 3). A model that has no checkpoints, such as the base, has the same scores at
+    each. Rows and columns without a score are left out. "Average" is the mean over the sets of a table, where all are
+    there.
     """
     titles = {name: str(scores["title"]) for one in scored for name, scores in one.sets.items()}
     metrics: dict[str, list[str]] = {}
@@ -73,7 +75,8 @@ def score_tables(scored: Sequence[Scored]) -> list[ScoreTable]:
     several = [name for name in titles if len(metrics[name]) > 1]
     single = [name for name in titles if len(metrics[name]) == 1]
     found = {one.checkpoint for one in scored}
-    checkpoints = [name for name in ORDER if name in found] + sorted(found - set(ORDER))
+    named = found - {""} or found  # a model without checkpoints is in the tables of all of them
+    checkpoints = [name for name in ORDER if name in named] + sorted(named - set(ORDER))
     tables = []
     if several:
         if len(checkpoints) > 1:
@@ -148,7 +151,6 @@ def _table(
     second: str,
 ) -> ScoreTable:
     """`wanted`: (set, metric, checkpoint) of each column; `second`: what the lower heading names."""
-    rows = list(dict.fromkeys((one.model, one.method) for one in scored))
     values = {
         (one.model, one.method, name, metric, one.checkpoint): 100 * value["value"]
         for one in scored
@@ -156,9 +158,18 @@ def _table(
         for metric, value in scores["metrics"].items()
     }
 
+    def value_of(row: tuple[str, str], column: tuple[str, str, str]) -> float | None:
+        return values.get((*row, *column), values.get((*row, *column[:2], "")))
+
+    rows = [
+        row
+        for row in dict.fromkeys((one.model, one.method) for one in scored)
+        if any(value_of(row, column) is not None for column in wanted)
+    ]
+    wanted = [column for column in wanted if any(value_of(row, column) is not None for row in rows)]
     headings = [place if second == "checkpoint" else _metric(metric) for _, metric, place in wanted]
     columns = [(titles[name], heading) for (name, _, _), heading in zip(wanted, headings, strict=True)]
-    cells = [[values.get((*row, *column)) for column in wanted] for row in rows]
+    cells = [[value_of(row, column) for column in wanted] for row in rows]
     keys = list(wanted)
     if len({name for name, _, _ in wanted}) > 1:
         for heading in dict.fromkeys(headings):

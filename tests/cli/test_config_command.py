@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,43 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
         invoke("init", str(target))
     invoke("init", str(target), "--force", "--gpus", "2")
     assert Config.load(target).parallel.tp == 2
+
+
+@pytest.mark.parametrize(
+    ("context", "gpus", "lengths"),
+    [(512, 0, (256, 256)), (512, 8, (256, 256)), (4096, 8, (512, 3584)), (32768, 8, (512, 4096)), (128, 0, (64, 64))],
+)
+def test_lengths_fit_into_the_models_context(context: int, gpus: int, lengths: tuple[int, int], tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"max_position_embeddings": context}))
+    invoke("init", str(tmp_path / "run.yaml"), "--model", str(model), "--gpus", str(gpus))
+    config = Config.load(tmp_path / "run.yaml")
+    assert (config.data.max_prompt_tokens, config.rollout.max_response_tokens) == lengths
+    assert sum(lengths) <= context
+
+
+@pytest.mark.parametrize(
+    ("files", "template"),
+    [
+        ({}, "completion"),
+        ({"tokenizer_config.json": "{}"}, "completion"),
+        ({"tokenizer_config.json": "not JSON"}, "completion"),
+        ({"tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}, "chat"),
+        ({"chat_template.jinja": "{{ messages }}"}, "chat"),
+    ],
+)
+def test_the_template_is_the_one_that_the_tokenizer_has(files: dict[str, str], template: str, tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    (model / "hf").mkdir(parents=True)  # a converted folder keeps them there
+    for name, content in ({"config.json": "{}"} | files).items():
+        (model / "hf" / name).write_text(content)
+    invoke("init", str(tmp_path / "run.yaml"), "--model", str(model))
+    assert Config.load(tmp_path / "run.yaml").data.template == template
+    invoke("init", str(tmp_path / "task.yaml"), "--model", str(model), "--data", "task:cipher")
+    assert Config.load(tmp_path / "task.yaml").data.template == "raw"
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--model"):
+        invoke("init", str(tmp_path / "run.yaml"), "--model", str(tmp_path))

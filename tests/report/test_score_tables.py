@@ -81,6 +81,22 @@ def test_one_model_has_no_checkpoint() -> None:
     assert (table.title, table.columns) == ("Pass@1 and Pass@16", [("AMC", "Pass@1"), ("AMC", "Pass@16")])
 
 
+def test_a_base_beside_a_run_makes_no_empty_table() -> None:
+    """The base was evaluated without checkpoints and for other Pass@k; each table has rows and columns with scores."""
+    base = Scored("m", "base", "", {"held": scores("held", pass_1=10, pass_4=20)})
+    run = Scored("m", "owpo", "best", {"held": scores("held", pass_1=30, pass_8=60)})
+    (table,) = score_tables([base, run])
+    assert table.rows == [("m", "base"), ("m", "owpo")]
+    assert [name for _, name in table.columns] == ["Pass@1", "Pass@4", "Pass@8"]
+    assert table.cells == [[10, 20, None], [30, None, 60]]
+    converged = Scored("m", "owpo", "converged", {"held": scores("held", pass_1=25, pass_8=50)})
+    first, best, last = score_tables([base, run, converged])
+    assert (first.title, first.cells) == ("Pass@1", [[10, 10], [30, 25]])
+    assert best.title.startswith("best checkpoint") and last.cells == [[10, 20, None], [25, None, 50]]
+    alone = Scored("m", "dapo", "best", {"other": scores("other", pass_1=1, pass_2=2)})
+    assert [("m", "dapo") in one.rows for one in score_tables([run, converged, alone])] == [True, True, False]
+
+
 def test_what_a_person_sees_and_what_stays(tmp_path: Path) -> None:
     tables = score_tables(paper())
     console = Console(width=140, record=True, file=(tmp_path / "shown").open("w"))

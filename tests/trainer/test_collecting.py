@@ -19,7 +19,6 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.methods import make_method
 from owpo_megatron.trainer.drawing import sample_seed
 from owpo_megatron.trainer.mixture import Mixture
-from owpo_megatron.trainer.rollouts import sample_seed
 from owpo_megatron.types import Group, Prompt, Rollout
 from owpo_megatron.verifiers import refuse_failed_grading
 
