@@ -92,7 +92,7 @@ def init(
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What of a model decides its starter file."""
+    """Holds what a starter file depends on."""
 
     chats: bool = True  # its tokenizer has a chat template
     context: int | None = None  # tokens of prompt and response together

@@ -1,16 +1,23 @@
-"""The files that hold records: JSON lines, JSON, Parquet and CSV, each record with the place that messages name."""
+"""The files that hold records: JSON lines, JSON, Parquet and CSV, each record with the place that messages name.
+
+All but Parquet may be compressed by gzip (`train.jsonl.gz`).
+"""
 
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from owpo_megatron.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}  # a message must not move the cursor
 MAX_CSV_FIELD = 1 << 24  # characters
 
 
@@ -26,36 +33,76 @@ def records_of(
     Raises:
         UserError: the file cannot be read, or a line of it.
     """
-    if path.suffix == ".parquet":
+    kind = suffix_of(path)
+    if kind == ".parquet":
         return _parquet(path, columns, field)
-    return {".jsonl": _json_lines, ".json": _json, ".csv": _csv}[path.suffix](path)
+    return _whole({".jsonl": _json_lines, ".json": _json, ".csv": _csv}[kind](path), path, field)
+
+
+def suffix_of(path: Path) -> str:
+    """The kind of a file by its name, `.gz` apart; "" for one that is not read.
+
+    Example:
+        >>> suffix_of(Path("a/train.jsonl.gz")), suffix_of(Path("train.txt")), suffix_of(Path("a.parquet.gz"))
+        ('.jsonl', '', '')
+    """
+    packed = path.suffix == ".gz"
+    kind = path.with_suffix("").suffix if packed else path.suffix
+    return kind if kind in SUFFIXES and not (packed and kind == ".parquet") else ""
+
+
+def _whole(records: Iterator[tuple[str, Any]], path: Path, field: str) -> Iterator[tuple[str, Any]]:
+    try:
+        yield from records
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(field, path, f"cannot be unpacked by gzip: {error}") from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def _loads(text: bytes) -> Any:
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a field that an object has twice: Python would use the last one without a word."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is there twice")
+    return fields
 
 
 def short(value: Any) -> str:
     """A value as a message shows it."""
     text = value if isinstance(value, str) else repr(value)
-    text = text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair cannot be printed
+    text = text.encode("utf-8", "backslashreplace").decode().translate(_CONTROL)  # half a surrogate cannot be printed
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             place = f"{path}:{number}"
             if not line.strip():
                 continue
             try:
-                yield place, json.loads(line)
+                yield place, _loads(line)
             except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
                 shown = line.decode(errors="replace").strip()
-                raise UserError(
-                    place, short(shown), f"is not JSON ({error}); write one JSON object per line"
-                ) from error
+                remedy = "write one JSON object per line"
+                if shown in ("[", "{", "[{"):
+                    remedy += ", or name a file with a list of objects over several lines .json"
+                raise UserError(place, short(shown), f"is not JSON ({error}); {remedy}") from error
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        content = json.loads(path.read_bytes())
+        with _opened(path) as file:
+            content = _loads(file.read())
     except (ValueError, RecursionError) as error:
         remedy = f"is not JSON ({error}); write a list of objects, or name a file of JSON lines .jsonl"
         raise UserError(str(path), path.name, remedy) from error
@@ -70,8 +117,11 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(MAX_CSV_FIELD)
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = csv.DictReader(stream)
+    with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as stream:
+        try:
+            rows = csv.DictReader(stream, delimiter=_delimiter(stream), skipinitialspace=True)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:1", path.name, f"cannot be read as CSV in UTF-8 ({error})") from error
         try:
             for record in rows:
                 place = f"{path}:{rows.line_num}"
@@ -79,7 +129,15 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
                     raise UserError(place, short(record[None]), "has more fields than the first line has names")
                 yield place, record
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}:{rows.line_num + 1}", "", f"cannot be read as CSV in UTF-8 ({error})") from error
+            place = f"{path}:{rows.line_num + 1}"
+            raise UserError(place, path.name, f"cannot be read as CSV in UTF-8 ({error})") from error
+
+
+def _delimiter(stream: IO[str]) -> str:
+    """Return what divides the names in the first line: a semicolon or a tab where it has no comma."""
+    first = stream.readline()
+    stream.seek(0)
+    return next((sign for sign in (";", "\t") if sign in first and "," not in first), ",")
 
 
 def _parquet(path: Path, columns: Collection[str] | None, field: str) -> Iterator[tuple[str, Any]]:

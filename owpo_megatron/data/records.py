@@ -20,6 +20,7 @@ from owpo_megatron.data.problem import Message, Problem
 from owpo_megatron.errors import UserError
 from owpo_megatron.verifiers.golds import number_text
 
+_KINDS = {int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
 DEFAULT_DOMAIN = "math"  # of a record without one
 _PROMPTS = ("problem", "messages", "conversations", "token_ids", "prompt")
 HELP = ("solution", "hints")
@@ -65,7 +66,7 @@ def problem_of(record: Any, place: str, index: int, columns: Mapping[str, str] |
         id=str(index) if given is None or given == "" else _text(str(given), place, "id"),
         text=text,
         answer=_answer(answer, place, answer_name),
-        domain=_text(domain, place, "domain"),
+        domain=_text(str(domain) if type(domain) is int else domain, place, "domain"),
         messages=messages,
         token_ids=token_ids,
     )
@@ -198,15 +199,30 @@ def _answer(value: Any, place: str, name: str) -> str:
     return _text(value, place, name)
 
 
+def _decoded(value: bytes, place: str, name: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place} {name}", short(value), f"is not UTF-8 ({error}); make it a column of texts"
+        ) from error
+
+
 def _text(value: Any, place: str, name: str) -> str:
     """The one door for every text of a record.
 
     Raises:
         UserError: it is no text, it is empty, or it holds half of a surrogate pair, which no encoder takes.
     """
-    if not isinstance(value, str) or not value.strip():
-        shown = "null" if value is None else short(value)
-        raise UserError(f"{place} {name}", shown, "must be a text that is not empty")
+    if isinstance(value, bytes):  # texts of a Parquet column that was not marked as such
+        value = _decoded(value, place, name)
+    if value is not None and not isinstance(value, str):
+        remedy = f"must be a text, not {_KINDS.get(type(value), type(value).__name__)}; in JSON, put it in quotes"
+        raise UserError(f"{place} {name}", short(value), remedy)
+    if value is None or not value.strip():
+        raise UserError(
+            f"{place} {name}", "null" if value is None else short(value), "must be a text that is not empty"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -15,7 +15,7 @@ from owpo_megatron.config import DataConfig, SourceConfig
 from owpo_megatron.data import hub
 from owpo_megatron.data.contamination import Contamination
 from owpo_megatron.data.faults import fold, leave_out, with_unique_ids
-from owpo_megatron.data.files import SUFFIXES, records_of
+from owpo_megatron.data.files import SUFFIXES, records_of, suffix_of
 from owpo_megatron.data.problem import Problem, Split
 from owpo_megatron.data.records import HELP, READ, problem_of, with_help
 from owpo_megatron.data.tasks import get_task
@@ -272,8 +272,9 @@ def source_files(source: str, field: str = "data.source") -> list[Path]:
     if source.startswith(hub.PREFIX):
         return hub.hub_files(source, field)
     path = Path(source)
-    if path.suffix not in SUFFIXES:
-        remedy = f"give `task:NAME`, a file that ends in {', '.join(SUFFIXES)}, or `hub:OWNER/NAME`"
+    if not suffix_of(path):
+        kinds = ", ".join(SUFFIXES)
+        remedy = f"give `task:NAME`, a file that ends in {kinds} (also .gz, but for Parquet), or `hub:OWNER/NAME`"
         raise UserError(field, source, remedy)
     if not path.is_file():
         raise UserError(field, source, "is a folder; name a file in it" if path.is_dir() else "no such file")

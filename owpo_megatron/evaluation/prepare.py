@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from owpo_megatron.data import Problem, PromptTemplate
-from owpo_megatron.data.files import SUFFIXES, records_of
+from owpo_megatron.data.files import SUFFIXES, records_of, suffix_of
 from owpo_megatron.data.hub import PREFIX, hub_files
 from owpo_megatron.data.records import problem_of
 from owpo_megatron.data.tasks import get_task
@@ -126,7 +126,7 @@ def _from_hub(source: str) -> list[Path]:
 
 
 def _records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if file.suffix not in SUFFIXES:
+    if not suffix_of(file):
         raise UserError("evaluation set", file, f"give a file that ends in {', '.join(SUFFIXES)}, or task:NAME")
     if not file.is_file():
         raise UserError("evaluation set", file, "no such file")

@@ -11,11 +11,11 @@ from owpo_megatron.types import Group, Prompt
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a run's prompts are mixed of; nothing is reported where that is one thing.
+    """Names what a run's prompts are mixed of; reports nothing where that is one thing.
 
     Args:
         sources: names of `data.sources`, in their order.
-        domains: of all prompts.
+        domains: the domains of all prompts.
     """
 
     sources: Sequence[str] = ()

@@ -21,6 +21,7 @@ _HASHES = re.compile(r"(?:^|\n)[ \t]*####[ \t]*([^\n]+?)\s*$")
 _LIST_OF_ONE = re.compile(r'\[\s*"((?:[^"\\]|\\.)*)"\s*\]')
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}|\\[A-Za-z]+")
 _WORD = re.compile(r"(?<![A-Za-z])[A-Za-z]{2,}")
+_MISSING = ("nan", "null", "<na>", "n/a")  # as tables write a gap
 _MARKED = re.compile(r"(?i)\banswer\b|答案|=>")
 
 
@@ -66,6 +67,8 @@ def unreadable(gold: str, rule: str) -> str | None:
         >>> unreadable("First add 1 and 1, then you get the number two.", "math")
         'prose'
     """
+    if gold.strip().lower() in _MISSING:
+        return "a missing value"
     if rule == "gsm8k":
         from owpo_megatron.verifiers.one_value import number_of
 

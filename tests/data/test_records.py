@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -161,11 +162,17 @@ def test_columns_of_other_names(tmp_path):
         ("x.json", '[{"problem": "a", "answer": 1}, {"problem": "b", "answer": 2}]'),
         ("x.json", '{"version": 1, "data": [{"problem": "a", "answer": 1}, {"problem": "b", "answer": 2}]}'),
         ("x.csv", "\ufeffproblem,answer\na,1\nb,2\n"),
+        ("x.csv", "problem;answer\r\na;1\r\nb;2\r\n"),
+        ("x.csv", "problem\tanswer\na\t1\nb\t2\n"),
+        ("x.csv", 'problem, answer\n"a", 1\nb, 2\n'),
+        ("x.jsonl", '{"problem": "a", "answer": 1, "domain": 3}\r\n{"problem": "b", "answer": 2.0}\r\n\r\n'),
     ],
 )
 def test_kinds_of_files(tmp_path, name, content):
-    (tmp_path / name).write_text(content, encoding="utf-8")
-    assert [(one.text, one.answer) for one in read_problems(str(tmp_path / name))] == [("a", "1"), ("b", "2")]
+    (tmp_path / name).write_bytes(content.encode())
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+    for file in (tmp_path / name, tmp_path / f"{name}.gz"):
+        assert [(one.text, one.answer) for one in read_problems(str(file))] == [("a", "1"), ("b", "2")]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +182,14 @@ def test_kinds_of_files(tmp_path, name, content):
         ("x.jsonl", b"[" * 100_000, "x.jsonl:1 = .*is not JSON"),
         ("x.jsonl", b'{"problem": "a", "answer": NaN}', "x.jsonl:1 answer = nan"),
         ("x.jsonl", b'{"problem": "a", "answer": 1' + b"0" * 5000 + b"}", "x.jsonl:1 = .*is not JSON"),
+        ("x.jsonl", b'{"problem": "a", "answer": "1", "answer": "2"}', "x.jsonl:1 = .*'answer' is there twice"),
+        ("x.jsonl", b'[\n{"problem": "a", "answer": 1}]', "x.jsonl:1 = .*list of objects over several lines .json"),
+        ("x.jsonl", b'{"problem": 5, "answer": 1}', "x.jsonl:1 problem = 5: must be a text, not a number; in JSON"),
+        ("x.jsonl", b'{"problem": "a", "answer": true}', "answer = True: must be a text, not true or false"),
+        ("x.jsonl", b'{"problem": "a\r\x00", "answer": 1}', r"x.jsonl:1 = .*a\\x0d\\x00"),
+        ("x.jsonl.gz", b"no", "cannot be unpacked by gzip: Not a gzipped file"),
+        ("x.jsonl.gz", gzip.compress(b'{"problem": "a", "answer": 1}')[:-9], "cannot be unpacked by gzip"),
+        ("x.txt", b"", "give `task:NAME`, a file that ends in .jsonl"),
         ("x.json", b'"a"', "must hold a list"),
         ("x.json", b"[1", "is not JSON"),
         ("x.csv", b"problem,answer\na,1,2\n", "x.csv:2 = .*more fields than the first line"),
@@ -186,6 +201,15 @@ def test_a_fault_of_a_file_is_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         list(read_problems(str(tmp_path / name)))
+
+
+def test_binary_columns_are_texts(tmp_path):
+    file = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"problem": [b"a", b"\xff"], "answer": [b"1", b"2"]}), file)
+    read_them = read_problems(str(file))
+    assert next(read_them).answer == "1"
+    with pytest.raises(UserError, match="x.parquet:2 problem = .*is not UTF-8"):
+        next(read_them)
 
 
 # ------------------------------------------------------------------------------------------------ repeats, ids

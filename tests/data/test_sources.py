@@ -115,7 +115,7 @@ def test_bytes_that_are_no_text(tmp_path):
     ("name", "content", "message"),
     [
         ("missing.jsonl", None, "no such file"),
-        ("x.txt", b"a,b", "give `task:NAME`, a file that ends in .jsonl, .json, .parquet, .csv, or `hub:"),
+        ("x.txt", b"a,b", r"give `task:NAME`, a file that ends in .jsonl, .json, .parquet, .csv \(also .gz"),
         ("empty.jsonl", b"\n", "holds no records"),
         ("x.parquet", b"this is not Parquet", "cannot be read as Parquet"),
     ],

@@ -157,6 +157,8 @@ def test_what_of_a_gold_answer_is_the_answer(gold, text):
         (r"\phantom{42}", "math", "empty"),
         (r"\frac{1}{2", "math", "unbalanced braces"),
         ("two", "gsm8k", "no number"),
+        ("NaN", "math", "a missing value"),
+        ("n/a", "multiple_choice", "a missing value"),
         ("so it is\n#### 1,234", "gsm8k", None),
         ("A or B", "multiple_choice", "no letter"),
         ("a\nb", "dapo", "several lines"),
