@@ -12,7 +12,8 @@ from owpo_megatron.types import Judgement, Verdict, VerdictReason
 from owpo_megatron.verifiers.process import Job, WorkerProcess
 
 STARTUP_TIMEOUT = 120.0  # seconds for a worker to import its rules, on a machine that is busy
-STARVED = 3  # times the deadline that a worker gets which the machine does not let run
+STARVED = 2  # times the limit that a worker gets which the machine does not let run
+LOOKS = 4  # at such a worker, within one limit
 MAX_FAILED_STARTS = 3  # in a row, after which the pool gives up
 
 
@@ -21,8 +22,8 @@ class Dispatcher:
 
     Args:
         hello: first frame of a worker: its rules and limits.
-        workers: processes that grade at the same time; one more is kept as a spare for one that is killed.
-        timeout: seconds from the start of grading an item until its worker is killed; three times that for one that
+        workers: processes that grade at the same time.
+        timeout: seconds from the start of grading an item until its worker is killed; at most twice that for one that
             is runnable but got less than half of it in CPU time, because then the machine is at fault.
         max_pending: items that wait or are being graded, beyond which `enqueue` blocks.
     """
@@ -41,7 +42,6 @@ class Dispatcher:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._failed_starts = 0
-        self._spare: WorkerProcess | None = None
         self._workers = [self._start() for _ in range(workers)]
         self._thread = threading.Thread(target=self._run, name="verifier-pool", daemon=True)
         self._thread.start()
@@ -92,11 +92,9 @@ class Dispatcher:
                         self._waiting.appendleft(job)
                     self._replace(place)
                     break
-                worker.begin(job)
+                worker.begin(job, self._timeout)
             if not worker.failed:
                 self._watch(worker)
-        if self._spare is None and all(worker.ready for worker in self._workers):
-            self._spare = self._start()
 
     def _next_job(self) -> Job | None:
         with self._changed:
@@ -113,49 +111,48 @@ class Dispatcher:
         self._changed.notify()
 
     def _seconds_to_wait(self) -> float | None:
-        busy = [worker for worker in (*self._workers, self._spare) if worker is not None and not worker.idle]
+        busy = [worker for worker in self._workers if not worker.idle]
         if not busy:
             return None
-        return max(0.0, min(worker.since + self._limit(worker) for worker in busy) - time.monotonic())
-
-    def _limit(self, worker: WorkerProcess) -> float:
-        return self._timeout * (1 + worker.extensions) if worker.ready else STARTUP_TIMEOUT
+        return max(0.0, min(map(_deadline, busy)) - time.monotonic())
 
     def _collect(self) -> None:
         for place, worker in enumerate(self._workers):
+            began = worker.since
             outcome = self._outcome(worker)
             if worker.job is not None and outcome is not None:
                 job, worker.job = worker.job, None
                 found, detail = outcome
-                job.grading.put(job.index, Verdict.of(found, time.monotonic() - worker.since, detail))
+                job.grading.put(job.index, Verdict.of(found, time.monotonic() - began, detail))
                 with self._changed:
                     self._settled()
             if worker.failed:
                 self._replace(place)
-        if self._spare is not None:
-            self._outcome(self._spare)
-            if self._spare.failed:
-                spare, self._spare = self._spare, None
-                self._discard(spare)
 
     def _outcome(self, worker: WorkerProcess) -> tuple[VerdictReason | Judgement, str] | None:
-        """(what the rule said, detail) for the worker's item, None without; marks a worker that is late or dead."""
-        was_ready = worker.ready
+        """(what the rule found, detail) for the worker's item, None without; ends a worker that is late."""
+        had_started = worker.started
         reply = worker.reply()
-        if worker.ready and not was_ready:
+        if worker.started and not had_started:
             self._failed_starts = 0
         if reply is not None:
             return reply
         if worker.failed:
-            return "crashed", "its process died (out of memory, or a crash in C code)"
-        if worker.idle or time.monotonic() < worker.since + self._limit(worker):
+            return "crashed", "its process and the guard of it were killed"
+        now = time.monotonic()
+        if worker.idle or now < _deadline(worker):
             return None
-        if worker.ready and worker.extensions < STARVED - 1 and worker.starved(self._timeout / 2):
-            worker.extensions += 1
+        if worker.job is None:  # neither started nor replaced in time
+            worker.process.kill()
+            worker.failed = True
             return None
-        worker.process.kill()
-        worker.failed = True
-        return "timeout", f"no verdict within {self._limit(worker):g} s"
+        last = worker.since + STARVED * self._timeout
+        if now < last and worker.starved(self._timeout / 2):
+            worker.deadline = min(now + self._timeout / LOOKS, last)
+            return None
+        taken = now - worker.since
+        worker.end()
+        return "timeout", f"no verdict within {taken:.1f} s"
 
     def _start(self) -> WorkerProcess:
         worker = WorkerProcess(self._hello)
@@ -168,12 +165,12 @@ class Dispatcher:
 
     def _replace(self, place: int) -> None:
         self._discard(self._workers[place])
-        self._workers[place], self._spare = self._spare or self._start(), None
+        self._workers[place] = self._start()
 
     def _discard(self, worker: WorkerProcess) -> None:
         self._selector.unregister(worker.socket)
         status = worker.stop()
-        if not worker.ready:
+        if not worker.started:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
                 raise RuntimeError(
@@ -187,12 +184,10 @@ class Dispatcher:
             unfinished = {job.grading for job in self._waiting}
             self._waiting.clear()
             self._changed.notify_all()
-        for worker in (*self._workers, self._spare):
-            if worker is None:
-                continue
+        for worker in self._workers:
             if worker.job is not None:
                 unfinished.add(worker.job.grading)
-            if not worker.idle:
+            if not worker.started:
                 worker.process.kill()
             worker.stop()
         for grading in unfinished:
@@ -200,3 +195,7 @@ class Dispatcher:
         self._selector.close()
         self._wake_up.close()
         self._woken.close()
+
+
+def _deadline(worker: WorkerProcess) -> float:
+    return worker.deadline if worker.job is not None else worker.since + STARTUP_TIMEOUT

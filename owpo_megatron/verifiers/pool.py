@@ -1,14 +1,14 @@
 """Grading in worker processes that can be killed: a rule may hang, crash or exhaust memory, the pool does not.
 
-                 submit()                      worker process (one item at a time)
-    items ---->  strings decide? -- no -->     rule(item)
+                 submit()                      guard: forks the worker, relays, ends it
+    items ---->  strings decide? -- no -->     worker: rule(item), one at a time
                  |      bounded queue          waits for a reply or the deadline
     verdicts <-  in submission order  <-- reason
 
-A worker that misses the deadline is killed, one that dies is noticed at once by the end of its socket; a warm spare
-takes its place, and the item gets its reason code (`timeout`, `crashed`). The workers are plain subprocesses with a
-socket, not `multiprocessing`: it works under torchrun and in scripts without a main guard, and no fork copies a process
-that runs gloo or CUDA threads.
+A worker that misses the deadline is killed with all processes that its rule started, one that dies is noticed at once
+by the end of its socket; its guard, which has imported the rules, forks another, and the item gets its reason code
+(`timeout`, `crashed`). The guards are plain subprocesses with a socket, not `multiprocessing`: it works under torchrun
+and in scripts without a main guard, and no fork copies a process that runs gloo or CUDA threads.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import weakref
 from collections.abc import Mapping, Sequence
 
 from owpo_megatron.types import GradingItem, Verdict
-from owpo_megatron.verifiers.dispatcher import STARVED, Dispatcher
+from owpo_megatron.verifiers.dispatcher import Dispatcher
 from owpo_megatron.verifiers.grading import Grading
 from owpo_megatron.verifiers.process import Job
-from owpo_megatron.verifiers.protocol import frame
+from owpo_megatron.verifiers.protocol import packed
 from owpo_megatron.verifiers.rules import Rule, quick_part
 
 
@@ -31,7 +31,7 @@ class VerifierPool:
     Args:
         rules: rule of each domain; importable functions or picklable objects, they travel by name.
         workers: processes, started here and replaced when they die.
-        timeout: seconds from the start of grading an item until its worker is killed (three times that on a machine
+        timeout: seconds from the start of grading an item until its worker is killed (at most twice that on a machine
             that is too busy to let it run).
         memory_bytes: address space of a worker; a rule that wants more is `crashed`.
         max_pending: items that wait or are being graded, beyond which `submit` blocks.
@@ -49,7 +49,7 @@ class VerifierPool:
         max_pending: int = 4096,
     ):
         self._quick = {domain: quick_part(rule) for domain, rule in rules.items()}
-        hello = frame((dict(rules), (STARVED + 1) * timeout + 5, memory_bytes))
+        hello = packed((dict(rules), memory_bytes))
         dispatcher = Dispatcher(hello, workers, timeout, max_pending)
         self._dispatcher = dispatcher
         self._finalizer = weakref.finalize(self, dispatcher.close)

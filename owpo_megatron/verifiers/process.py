@@ -1,8 +1,11 @@
-"""The parent's handle of one worker process: its socket, its current item, and its exit."""
+"""The pool's handle of one worker: its guard's process and socket, the current item, and the end of both."""
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
+import secrets
 import selectors
 import socket
 import subprocess
@@ -10,15 +13,15 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 
 from owpo_megatron.types import GradingItem, Judgement, VerdictReason
+from owpo_megatron.verifiers import protocol
 from owpo_megatron.verifiers.grading import Grading
-from owpo_megatron.verifiers.protocol import READY, frame, take_frames
+from owpo_megatron.verifiers.protocol import frame, judged, take_frames
 
-STOP_GRACE = 1.0  # seconds for a worker to exit by itself once its socket is closed
+STOP_GRACE = 1.0  # seconds for a guard to exit by itself once its socket is closed
 RECEIVE_BYTES = 65536
 
 
@@ -32,28 +35,31 @@ class Job:
 
 
 class WorkerProcess:
-    """A plain subprocess with a socket: nothing of the parent's main module is imported again, nothing is forked."""
+    """A guard with its worker. The guard is a plain subprocess with a socket: nothing of the parent's main module is
+    imported again, and no process is forked here."""
 
     def __init__(self, hello: bytes):
         self.socket, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "owpo_megatron.verifiers.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "owpo_megatron.verifiers.guard", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # a rule may print
+                stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
             )
         self.socket.sendall(hello)  # fits the socket's buffer: imports begin now, not with the first item
         self.socket.setblocking(False)
-        self.ready = False  # its rules are imported
-        self.failed = False  # it is dead, or to be killed
+        self.started = False  # its rules were imported
+        self.ready = False  # there is a worker to take an item
+        self.failed = False  # the guard is dead, or to be killed
         self.job: Job | None = None
-        self.extensions = 0  # of its item's deadline
         self.since = time.monotonic()  # start of its item, or of itself
-        self._seen = psutil.Process(self.process.pid)
+        self.deadline = 0.0  # of its item; the dispatcher moves it
+        self._number, self._nonce = 0, ""
+        self._worker: psutil.Process | None = None
         self._cpu_at_start = 0.0
-        self._replies: deque[Any] = deque()
+        self._replies: deque[bytes] = deque()
         self._outgoing = memoryview(b"")
         self._incoming = bytearray()
 
@@ -65,11 +71,18 @@ class WorkerProcess:
     def interest(self) -> int:
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: Job, seconds: float) -> None:
+        """Hand over an item that has so many seconds."""
         self.job, self.since = job, time.monotonic()
-        self.extensions, self._cpu_at_start = 0, self._cpu_seconds()
-        self._outgoing = memoryview(frame(job.item))
-        self._send()
+        self.deadline = self.since + seconds
+        self._cpu_at_start = self._cpu_seconds()
+        self._number, self._nonce = self._number + 1, secrets.token_hex(8)
+        self._order(protocol.GRADE + pickle.dumps((self._number, self._nonce, job.item), protocol=5))
+
+    def end(self) -> None:
+        """Have the worker killed, with all it started, and a new one forked."""
+        self.ready, self.since = False, time.monotonic()
+        self._order(protocol.END)
 
     def exchange(self) -> None:
         """Send what the socket takes and receive what it has; never blocks."""
@@ -84,40 +97,62 @@ class WorkerProcess:
             self.failed = True
             return
         self._incoming += received
-        self._replies.extend(take_frames(self._incoming))
+        try:
+            self._replies.extend(take_frames(self._incoming))
+        except ValueError:
+            self.failed = True
 
     def reply(self) -> tuple[VerdictReason | Judgement, str] | None:
-        """(reason, detail) for its item, None before the reply."""
+        """(what the rule said, detail) for its item, None before the reply."""
         while self._replies:
-            reply = self._replies.popleft()
-            if reply != READY:
-                return reply
-            self.ready = True
+            body = self._replies.popleft()
+            try:
+                told = json.loads(body)
+                if "worker" in told:
+                    self._take_worker(int(told["worker"]))
+                elif "died" in told:
+                    if told["busy"] and self.job is not None:
+                        return "crashed", str(told["died"])
+                elif self.job is not None and (told["number"], told["nonce"]) == (self._number, self._nonce):
+                    return judged(told["verdict"]), str(told["detail"])
+            except (ValueError, TypeError, KeyError) as error:
+                return "crashed", f"its reply cannot be read ({type(error).__name__}: {error})"
         return None
 
     def starved(self, seconds: float) -> bool:
         """Whether it is runnable but got less than this CPU time for its item: the machine is at fault."""
         try:
-            wants_to_run = self._seen.status() == psutil.STATUS_RUNNING
+            wants_to_run = self._worker is not None and self._worker.status() == psutil.STATUS_RUNNING
         except psutil.Error:
             return False
         return wants_to_run and self._cpu_seconds() - self._cpu_at_start < seconds
 
-    def _cpu_seconds(self) -> float:
-        try:
-            times = self._seen.cpu_times()
-        except psutil.Error:  # it has just died; the socket reports it
-            return 0.0
-        return times.user + times.system
-
     def stop(self, grace: float = STOP_GRACE) -> int:
-        """Close the socket, which ends an idle worker; kill it after `grace` seconds. Returns the exit status."""
+        """Close the socket, which ends guard and worker; kill it after `grace` seconds. Returns the exit status."""
         self.socket.close()
         try:
             return self.process.wait(grace)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+
+    def _take_worker(self, pid: int) -> None:
+        self.started = self.ready = True
+        try:
+            self._worker = psutil.Process(pid)
+        except psutil.Error:  # it has died since; the guard will report it
+            self._worker = None
+
+    def _cpu_seconds(self) -> float:
+        try:
+            times = self._worker.cpu_times() if self._worker is not None else None
+        except psutil.Error:  # it has just died; the guard reports it
+            return 0.0
+        return times.user + times.system if times else 0.0
+
+    def _order(self, body: bytes) -> None:
+        self._outgoing = memoryview(bytes(self._outgoing) + frame(body))
+        self._send()
 
     def _send(self) -> None:
         try:

@@ -1,35 +1,40 @@
-"""The worker process of the pool: `python -m owpo_megatron.verifiers.worker FD`, one item at a time.
+"""The worker process of the pool: runs the rules, one item at a time, until its socket ends.
 
-The first frame holds the rules; the worker sends READY when they are imported, then a rule's result per item. It
-exits at the end of the stream.
+It is forked from its guard (verifiers/guard.py), which has imported the rules. Its descriptors are its own: stdin and
+stdout lead nowhere, the guard keeps the end of what it writes to stderr.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import resource
 import signal
 import socket
 import sys
+from collections.abc import Mapping
+from typing import Any
 
-from owpo_megatron.verifiers.protocol import READY, frame, read_frame
+from owpo_megatron.verifiers.protocol import plain, read_frame, told
+from owpo_megatron.verifiers.sandbox.jail import PR_SET_PDEATHSIG, prctl
 
 OUT_OF_MEMORY = 3  # exit status
 
 
-def serve(connection: socket.socket) -> None:
-    stream = connection.makefile("rb")
-    rules, kill_after, memory_bytes = read_frame(stream)
+def serve(connection: socket.socket, stderr: int, rules: Mapping[str, Any], memory_bytes: int) -> None:
+    """Grade until the socket ends; in a fresh child of the guard."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor, target in ((nowhere, 0), (nowhere, 1), (stderr, 2)):
+        os.dup2(descriptor, target)
+    os.closerange(3, connection.fileno())
+    os.closerange(connection.fileno() + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for rule in rules.values():
-        if hasattr(rule, "warm"):
-            rule.warm()
-    connection.sendall(frame(READY))
-    while (item := read_frame(stream)) is not None:
-        # If the parent dies while a rule hangs, the kernel's timer kills this process, whichever Python or C code is
-        # running, because SIGALRM keeps its default action.
-        signal.setitimer(signal.ITIMER_REAL, kill_after)
+    own = os.getpid()
+    stream = connection.makefile("rb")
+    while (body := read_frame(stream)) is not None:
+        number, nonce, item = pickle.loads(body)
         detail = ""
         try:
             found = rules[item.domain](item)
@@ -39,15 +44,6 @@ def serve(connection: socket.socket) -> None:
             detail = f"{type(error).__name__}: {error}"[:500]
             print(f"verifier rule for {item.domain!r} raised {detail}", file=sys.stderr, flush=True)
             found = "crashed"
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.sendall(frame((found, detail)))
-
-
-def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it closes the socket
-    with socket.socket(fileno=int(sys.argv[1])) as connection:
-        serve(connection)
-
-
-if __name__ == "__main__":
-    main()
+        if os.getpid() != own:
+            os._exit(0)  # the rule forked, and its child came back, too
+        connection.sendall(told(number=number, nonce=nonce, verdict=plain(found), detail=detail))
