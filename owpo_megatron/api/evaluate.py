@@ -280,7 +280,7 @@ def _prepared(target: Target, wish: Wish) -> Job:
 
 def _specs(target: Target, wish: Wish) -> list[EvalSet]:
     if wish.sets:
-        return [_like_the_run(resolve(one), one, target) for one in wish.sets]
+        return [_like_the_run(resolve(one, target.config.eval), one, target) for one in wish.sets]
     if not target.checkpoints:
         raise UserError(
             "--sets",
@@ -305,7 +305,7 @@ def _like_the_run(spec: EvalSet, wanted: SetConfig, target: Target) -> EvalSet:
         temperature=wants.temperature,
         top_p=wants.top_p,
         rule=target.config.verifier.rule,
-        instruct=False,
+        instruction="none",
     )
 
 

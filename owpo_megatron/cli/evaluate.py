@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -58,6 +58,14 @@ def evaluate(
     template: Annotated[
         str, typer.Option(help="chat, completion or raw; auto: a run's own, or chat where the tokenizer has it.")
     ] = "auto",
+    instruction: Annotated[
+        Literal["boxed", "dapo", "none"] | None,
+        typer.Option(help="Instruction for the answer with a chat template; default: a run's own, else boxed."),
+    ] = None,
+    pass_estimator: Annotated[
+        Literal["unbiased", "bootstrap"] | None,
+        typer.Option(help="Pass@k without or with replacement; default: a run's own, else unbiased."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed for sampling and for shuffling answer options.")] = 0,
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Results; default RUN/eval/ or runs/eval/MODEL/.")
@@ -109,8 +117,9 @@ def evaluate(
         from owpo_megatron.api.evaluate import Wish, prepared_jobs
         from owpo_megatron.cli.evaluating import evaluate_all
 
+        fields = {"samples": samples, "limit": limit, "instruction": instruction, "pass_estimator": pass_estimator}
         wish = Wish(
-            tuple(_wanted_sets(sets, own_sets or [], samples, limit)),
+            tuple(_wanted_sets(sets, own_sets or [], fields)),
             samples,
             limit,
             data,
@@ -138,7 +147,7 @@ def _through_the_trainer(file: Path, overrides: list[str], checkpoints: list[str
     run_trainer(Config.load(file, overrides), arguments, keep_config=False)
 
 
-def _wanted_sets(names: str, own: list[str], samples: int | None, limit: int | None) -> list[SetConfig]:
+def _wanted_sets(names: str, own: list[str], fields: dict[str, Any]) -> list[SetConfig]:
     sources: dict[str, str | None] = {name.strip(): None for name in names.split(",") if name.strip()}
     for text in own:
         name, equals, source = text.partition("=")
@@ -146,7 +155,7 @@ def _wanted_sets(names: str, own: list[str], samples: int | None, limit: int | N
             raise UserError("--set", text, "write it as NAME=FILE, e.g. aime24=data/aime24.jsonl")
         sources[name] = source
     try:
-        return [SetConfig(name=name, source=source, samples=samples, limit=limit) for name, source in sources.items()]
+        return [SetConfig(name=name, source=source, **fields) for name, source in sources.items()]
     except ValidationError as error:  # the options leave no other mistake
         raise UserError("--set", ", ".join(sources), "a name is made of letters, digits and . _ -") from error
 

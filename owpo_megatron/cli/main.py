@@ -24,6 +24,7 @@ from owpo_megatron.cli.protocol import protocol
 from owpo_megatron.cli.push import push
 from owpo_megatron.cli.quickstart import quickstart
 from owpo_megatron.cli.report import report
+from owpo_megatron.cli.reproduce import reproduce
 from owpo_megatron.cli.runs import runs
 from owpo_megatron.cli.samples import samples
 from owpo_megatron.cli.serve import serve
@@ -48,6 +49,7 @@ app.command("compare")(compare)
 app.command("plan")(plan)
 app.command("methods")(methods)
 app.add_typer(protocol, name="protocol")
+app.command("reproduce")(reproduce)
 app.command("report")(report)
 app.command("samples")(samples)
 app.command("runs")(runs)

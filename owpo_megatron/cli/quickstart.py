@@ -51,7 +51,7 @@ def quickstart(
     base, converted = settings.model.path, settings.run_dir / "base_megatron"
     task = settings.data.source.removeprefix("task:")
     _say(1, f"a base model for the task {task}, warmed up on demonstrations ({base})")
-    _run(str(EXAMPLE / "base_model.py"), "--task", task, "--out", str(base))
+    make_base_model(task, base)
     _say(2, f"converted to megatron ({converted})")
     if not converted.is_dir():
         converted.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,11 @@ def quickstart(
 
 def _say(number: int, text: str) -> None:
     out.print(f"[bold]{number}/6[/bold] {escape(text)}")
+
+
+def make_base_model(task: str, out: Path) -> None:
+    """Make a task's base model, or copy it from the cache."""
+    _run(str(EXAMPLE / "base_model.py"), "--task", task, "--out", str(out))
 
 
 def _run(*arguments: str) -> None:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from owpo_megatron.config.file import Section
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods.catalogue import check_hyper_parameters, find_method, is_hyper_parameter
-from owpo_megatron.methods.method import Method
+from owpo_megatron.methods.method import Divisor, Method
 
 
 def _known_method(name: str) -> str:
@@ -36,6 +36,12 @@ class AlgorithmConfig(Section):
     """Decrease the active samples of a group linearly from group_size to 1 within a stage; false: all stay active."""
     advantage_std: Literal["unbiased", "population"] = "unbiased"
     """Standard deviation that normalises a group's rewards."""
+    divide_by: Divisor | None = None
+    """Divisor of a minibatch's sum: `tokens`; `samples`: a sample's tokens, then samples; `sample_sums`: samples alone.
+    null: as the method declares (`owpo methods`)."""
+    active_by: Literal["shaped", "verifier"] = "shaped"
+    """Advantages whose size decides which samples are active: those of the shaped rewards, which the loss uses, or of
+    the verifier's alone, so that being overlong makes no sample active."""
     tis_cap: float | None = Field(None, ge=1)
     """Truncated importance sampling: multiply a token's loss by min(trainer / engine probability, this); null: off."""
     entropy_coef: float = Field(0.0, ge=0)
@@ -54,7 +60,12 @@ class AlgorithmConfig(Section):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of `make_method`: the hyper-parameters that were set, and the fields of every method."""
-        common = {"tis_cap": self.tis_cap, "entropy_coef": self.entropy_coef, "advantage_std": self.advantage_std}
+        common: dict[str, Any] = {
+            "tis_cap": self.tis_cap,
+            "entropy_coef": self.entropy_coef,
+            "advantage_std": self.advantage_std,
+        }
+        common["divide_by"] = self.divide_by
         return common | dict(self.model_extra or {})
 
 

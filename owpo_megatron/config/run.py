@@ -189,6 +189,10 @@ class VerifierConfig(Section):
     affected."""
 
 
+Instruction = Literal["boxed", "dapo", "none"]
+Estimator = Literal["unbiased", "bootstrap"]
+
+
 class SetConfig(Section):
     """A built-in set (`owpo eval --list`) or your own file (`source`). A field left null keeps the built-in value."""
 
@@ -208,6 +212,10 @@ class SetConfig(Section):
     """Values of k for Pass@k."""
     rule: Rule | None = None
     """The verifier's rule, as `verifier.rule`."""
+    instruction: Instruction | None = None
+    """As `eval.instruction`."""
+    pass_estimator: Estimator | None = None
+    """As `eval.pass_estimator`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -232,6 +240,12 @@ class EvalConfig(Section):
     """Use only the first problems of the set; null: all."""
     pass_at: list[Annotated[int, Field(gt=0)]] = Field([1, 8], min_length=1)
     """Values of k for Pass@k; each at most `samples`."""
+    pass_estimator: Estimator = "unbiased"
+    """Pass@k from n samples: `unbiased`, k of them without replacement; `bootstrap`, with replacement, which is lower
+    where few are right."""
+    instruction: Instruction = "boxed"
+    """With a chat template, the instruction for the answer in problems that have none: to box it; `dapo`, the sentences
+    of DAPO's training prompts; or `none`. Not for a run's held-out problems, which are as in training."""
     sets: list[SetConfig] = []
     """Evaluation sets, each with fields of its own; a plain name is short for `{name: ...}`. Empty: the held-out
     problems of `data`, with the fields above."""

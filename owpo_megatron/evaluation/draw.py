@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.evaluation.estimate import Estimate, estimate, pass_at_k
+from owpo_megatron.evaluation.estimate import ESTIMATORS, Estimate, estimate
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.results import Draw, Results
 from owpo_megatron.types import (
@@ -73,7 +73,14 @@ def identity(prepared: PreparedSet, model: str, max_tokens: int, seed: int) -> d
         "rules": sorted(set(prepared.rules.values())),
         "seed": seed,
         "model": model,
-    } | ({"date": prepared.date} if prepared.date else {})
+    } | _unusual(prepared)
+
+
+def _unusual(prepared: PreparedSet) -> dict[str, Any]:
+    """What most evaluations do not have; results of before a field existed stay those of its default."""
+    found: dict[str, Any] = {"date": prepared.date} if prepared.date else {}
+    estimator = prepared.spec.pass_estimator
+    return found | ({} if estimator == "unbiased" else {"pass_estimator": estimator})
 
 
 def sample_seed(seed: int, problem: int, sibling: int) -> int:
@@ -120,7 +127,8 @@ def scores_of(prepared: PreparedSet, draws: Sequence[Sequence[Draw]]) -> dict[st
     flat = [draw for siblings in draws for draw in siblings]
     correct = [sum(draw.reason == "ok" for draw in siblings) for siblings in draws]
     metrics: Mapping[str, Estimate] = {
-        name: estimate([pass_at_k(spec.samples, right, k) for right in correct]) for name, k in spec.metrics().items()
+        name: estimate([ESTIMATORS[spec.pass_estimator](spec.samples, right, k) for right in correct])
+        for name, k in spec.metrics().items()
     }
     return {
         "set": spec.name,

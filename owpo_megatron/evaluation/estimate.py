@@ -26,6 +26,22 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
+def pass_at_k_with_replacement(samples: int, correct: int, k: int) -> float:
+    """Return the plug-in estimate 1 - (1 - c / n)^k: k of the n samples drawn with replacement, as a bootstrap does.
+
+    It is biased downwards where c is small (n = 32, k = 16, c = 1: 0.398 against 0.5).
+
+    Example:
+        >>> pass_at_k_with_replacement(samples=4, correct=1, k=2)  # 1 - (3/4)^2
+        0.4375
+    """
+    assert 0 < k <= samples and 0 <= correct <= samples
+    return 1.0 - (1.0 - correct / samples) ** k
+
+
+ESTIMATORS = {"unbiased": pass_at_k, "bootstrap": pass_at_k_with_replacement}
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over problems with its interval.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from owpo_megatron.config.run import Instruction
 from owpo_megatron.data import Problem, PromptTemplate
 from owpo_megatron.data.files import SUFFIXES, records_of, suffix_of
 from owpo_megatron.data.hub import PREFIX, hub_files
@@ -21,6 +22,11 @@ from owpo_megatron.types import Prompt
 from owpo_megatron.verifiers.rules import rule_of_domain
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+DAPO_BEFORE = (
+    "Solve the following math problem step by step. The last line of your response should be of the form "
+    "Answer: $Answer (without quotes) where $Answer is the answer to the problem."
+)
+DAPO_BEHIND = 'Remember to put your answer on its own line after "Answer:".'
 _INSTRUCTED = ("boxed", "Answer:")  # a text with one of these contains its own instruction
 
 
@@ -33,6 +39,7 @@ class PreparedSet:
     prompts: tuple[Prompt, ...]
     rules: Mapping[str, str]  # domain of a prompt -> rule of the verifier
     date: str = ""  # that the template printed as today; "" where it prints none
+    repeats: int = 0  # records that were left out, since they repeat a problem and its answer
 
     @property
     def fingerprint(self) -> str:
@@ -44,11 +51,13 @@ class PreparedSet:
 
     @property
     def complaint(self) -> str | None:
-        """Message if the number of problems is not the expected one."""
-        expected, found = self.spec.problems, len(self.prompts)
-        if expected is None or self.spec.limit is not None or found == expected:
-            return None
-        return f"{self.origin} has {found} problems; {self.spec.title} has {expected}"
+        """Message if the number of problems is not the expected one, or some of them were repeated."""
+        expected, found, notes = self.spec.problems, len(self.prompts), []
+        if self.repeats:
+            notes.append(f"{self.origin}: {self.repeats} records repeat others and are left out")
+        if expected is not None and self.spec.limit is None and found != expected:
+            notes.append(f"{self.origin} has {found} problems; {self.spec.title} has {expected}")
+        return "; ".join(notes) or None
 
 
 def prepare(spec: EvalSet, source: str, template: PromptTemplate, seed: int) -> PreparedSet:
@@ -61,9 +70,11 @@ def prepare(spec: EvalSet, source: str, template: PromptTemplate, seed: int) -> 
     Raises:
         UserError: the source is missing or faulty, or the template cannot take a problem of it.
     """
-    problems = read_problems(source, seed)[: spec.limit]
-    if template.is_chat and spec.instruct:
-        problems = [_instructed(problem) for problem in problems]
+    every = read_problems(source, seed)
+    different = _once(every)
+    problems = different[: spec.limit]
+    if template.is_chat and spec.instruction != "none":
+        problems = [_instructed(problem, spec.instruction) for problem in problems]
     # A domain of its own: a run's training problems may be graded by another rule.
     domains = [f"eval/{spec.name}/{problem.domain}" for problem in problems]
     prompts = [template.prompt(problem, domain) for problem, domain in zip(problems, domains, strict=True)]
@@ -72,7 +83,7 @@ def prepare(spec: EvalSet, source: str, template: PromptTemplate, seed: int) -> 
         for problem, domain in zip(problems, domains, strict=True)
     }
     date = str(template.date or datetime.date.today()) if template.depends_on_date else ""
-    return PreparedSet(spec, source, tuple(prompts), rules, date)
+    return PreparedSet(spec, source, tuple(prompts), rules, date, len(every) - len(different))
 
 
 def held_out(spec: EvalSet, prompts: Sequence[Prompt], origin: str) -> PreparedSet:
@@ -103,18 +114,32 @@ def _rule(domain: str) -> str:
     return DOMAIN if domain == DOMAIN else rule_of_domain(domain)
 
 
-def _instructed(problem: Problem) -> Problem:
-    """The problem with an instruction behind its last turn; one that has its own stays, as do token ids."""
+def _once(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems without those that repeat text and answer: DAPO's file of AIME 2024 has each of them 32 times."""
+    found: dict[tuple[Any, ...], Problem] = {}
+    for problem in problems:
+        found.setdefault((problem.text, problem.messages, problem.token_ids, problem.answer), problem)
+    return list(found.values())
+
+
+def _instructed(problem: Problem, instruction: Instruction) -> Problem:
+    """The problem with an instruction in its last turn; one that has its own stays, as do token ids."""
     if problem.token_ids or any(mark in problem.text for mark in _INSTRUCTED):
         return problem
     if not problem.messages:
-        return replace(problem, text=f"{problem.text}\n\n{INSTRUCTION}")
+        return replace(problem, text=_with_instruction(problem.text, instruction))
     asked = max((place for place, one in enumerate(problem.messages) if one.role == "user"), default=None)
     if asked is None:
         return problem
     messages = list(problem.messages)
-    messages[asked] = replace(messages[asked], content=f"{messages[asked].content}\n\n{INSTRUCTION}")
+    messages[asked] = replace(messages[asked], content=_with_instruction(messages[asked].content, instruction))
     return replace(problem, messages=tuple(messages))
+
+
+def _with_instruction(text: str, instruction: Instruction) -> str:
+    if instruction == "dapo":
+        return f"{DAPO_BEFORE}\n\n{text}\n\n{DAPO_BEHIND}"
+    return f"{text}\n\n{INSTRUCTION}"
 
 
 def _from_hub(source: str) -> list[Path]:

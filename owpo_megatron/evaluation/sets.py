@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from owpo_megatron.config import EvalConfig, SetConfig
+from owpo_megatron.config.run import Estimator, Instruction
 from owpo_megatron.data.files import SUFFIXES
 from owpo_megatron.errors import UserError
 
@@ -38,7 +39,8 @@ class EvalSet:
     source: str | None = None  # a file or `task:NAME`, overriding the search
     limit: int | None = None  # only the first problems
     problems: int | None = None  # expected number of problems
-    instruct: bool = True  # chat template: append an instruction to box the answer unless the text has one
+    instruction: Instruction = "boxed"  # chat template: added to a problem that has none
+    pass_estimator: Estimator = "unbiased"
     confidential: bool = False  # its authors forbid storing its text: results contain hashes and verdicts only
 
     def metrics(self) -> dict[str, int]:
@@ -84,8 +86,11 @@ SETS: dict[str, EvalSet] = {
 }
 
 
-def resolve(wanted: SetConfig) -> EvalSet:
+def resolve(wanted: SetConfig, common: EvalConfig | None = None) -> EvalSet:
     """Return the set that a configuration names, with the fields that it overrides.
+
+    Args:
+        common: the section whose `instruction` and `pass_estimator` hold where the set has none of its own.
 
     Raises:
         UserError: the name is unknown and has no source, or Pass@k needs more samples than are drawn.
@@ -95,6 +100,8 @@ def resolve(wanted: SetConfig) -> EvalSet:
         remedy = f"no such set; known: {', '.join(SETS)}; for your own, give its source: --set {wanted.name}=FILE"
         raise UserError("evaluation set", wanted.name, remedy)
     base = known or EvalSet(wanted.name, wanted.name)
+    if common is not None:
+        base = replace(base, instruction=common.instruction, pass_estimator=common.pass_estimator)
     fields = wanted.model_dump(exclude={"name", "pass_at"}, exclude_none=True)
     samples = fields.get("samples", base.samples)
     pass_at = tuple(wanted.pass_at or [k for k in base.pass_at if k <= samples])
@@ -114,7 +121,7 @@ def sets_of_run(wants: EvalConfig, rule: str) -> list[EvalSet]:
     """
     if wants.sets:
         primary = wants.primary or wants.sets[0].name
-        return [resolve(one) for one in sorted(wants.sets, key=lambda one: one.name != primary)]
+        return [resolve(one, wants) for one in sorted(wants.sets, key=lambda one: one.name != primary)]
     return [
         EvalSet(
             HELD_OUT,
@@ -125,7 +132,8 @@ def sets_of_run(wants: EvalConfig, rule: str) -> list[EvalSet]:
             wants.top_p,
             rule=rule,
             limit=wants.limit,
-            instruct=False,
+            instruction="none",
+            pass_estimator=wants.pass_estimator,
         )
     ]
 

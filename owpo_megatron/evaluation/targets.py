@@ -8,7 +8,7 @@ from pathlib import Path
 
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.errors import UserError
-from owpo_megatron.run.layout import BEST, RunFolder, step_name, step_of, whole_steps
+from owpo_megatron.run.layout import BEST, REACHED, RunFolder, step_name, step_of, whole_steps
 
 NEWEST = "newest"
 CONVERGED = "converged"  # the paper's word for the last checkpoint of a run that was trained to its end
@@ -55,7 +55,7 @@ def run_targets(run_dir: Path, config: Config, wanted: Sequence[str], out: Path 
     """Return the wanted checkpoints of a run, each folder once.
 
     Args:
-        wanted: "best", "newest" or the number of a step; empty: the best, if the run keeps it, and the newest.
+        wanted: "best", "reached", "newest" or a step's number; empty: the best, if the run keeps it, and the newest.
 
     Raises:
         UserError: the run has no such checkpoint.
@@ -67,7 +67,7 @@ def run_targets(run_dir: Path, config: Config, wanted: Sequence[str], out: Path 
         step = step_of(folder.name)
         first, names = steps.get(step, (folder, ()))
         finished = one == NEWEST and RunFolder(run_dir).summary.is_file()
-        name = BEST if one == BEST else CONVERGED if finished else f"step {step}"
+        name = one if one in (BEST, REACHED) else CONVERGED if finished else f"step {step}"
         steps[step] = (first, (*names, name))
     out = out / run_dir.resolve().name if out else RunFolder(run_dir).evaluations
     base = config.model.path.name
@@ -79,11 +79,11 @@ def run_targets(run_dir: Path, config: Config, wanted: Sequence[str], out: Path 
 
 def _checkpoint(run_dir: Path, wanted: str) -> Path:
     """Return the complete checkpoint folder step_N that `wanted` selects."""
-    if wanted == BEST:
-        best = run_dir / BEST
-        if not best.is_dir():
-            raise UserError("--checkpoint", BEST, f"{run_dir} has none; train with checkpoint.keep_best=true")
-        return best.resolve()
+    if wanted in (BEST, REACHED):
+        link, field = run_dir / wanted, "keep_best=true" if wanted == BEST else "keep_at_score"
+        if not link.is_dir():
+            raise UserError("--checkpoint", wanted, f"{run_dir} has none; train with checkpoint.{field}")
+        return link.resolve()
     root = RunFolder(run_dir).checkpoints
     whole = [root / step_name(step) for step in whole_steps(root)]
     if not whole:

@@ -22,8 +22,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.config import Config, hf_folder
-from owpo_megatron.engine.server import Server
+from owpo_megatron.config import Config
+from owpo_megatron.engine.shared import SharedEngine
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.launch.local import run_ranks
 from owpo_megatron.launch.preflight import preflight
@@ -31,33 +31,6 @@ from owpo_megatron.launch.rank import end_with_parent
 from owpo_megatron.run.layout import CONFIG, RunFolder
 
 STOPPED = "stopped on request"
-
-
-class SharedEngine:
-    """The worker's server, started for the first run and restarted for another model or other settings."""
-
-    def __init__(self, log: Path):
-        self._log = log
-        self._server: Server | None = None
-        self._serves: tuple[Any, ...] = ()
-
-    def url(self, config: Config) -> str:
-        """Return the URL of a running server that fits the run."""
-        files = hf_folder(config.model.path)
-        shape = (files / "config.json").read_text()
-        wanted = (shape, config.model.dtype, config.engine.model_dump_json(), json.dumps(config.sglang, sort_keys=True))
-        if self._server is None or wanted != self._serves or not self._server.is_running():
-            self.close()
-            raw = {"load_format": "dummy"} | config.sglang
-            self._server = Server(config.engine, files, config.model.dtype, raw, self._log)
-            self._server.start()
-            self._serves = wanted
-        return self._server.client.url
-
-    def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
 
 
 def make_run(config: Config, engine: SharedEngine) -> None:

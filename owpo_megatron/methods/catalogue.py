@@ -24,7 +24,7 @@ from owpo_megatron.methods.method import Coupling, Divisor, Groups, Kind, Method
 
 GROUP = "owpo.methods"
 """Entry-point group: a package's `name = "module:Class"` there makes that method known wherever it is installed."""
-COMMON = ("name", "curriculum", "advantage_std", "tis_cap", "entropy_coef")
+COMMON = ("name", "curriculum", "active_by", "advantage_std", "divide_by", "tis_cap", "entropy_coef")
 """Fields of the section `algorithm:` that every method has; a hyper-parameter cannot take their names."""
 
 _CHOICES = {"kind": Kind, "coupling": Coupling, "divisor": Divisor, "groups": Groups, "refresh": Refresh}
@@ -114,7 +114,7 @@ def make_method(chosen: str | type[Method] | MethodSettings, **settings: Any) ->
 
     Example:
         >>> make_method("owpo", weight_high=1.5)
-        Owpo(clip_low=0.2, clip_high=0.28, weight_low=0.8, weight_high=1.5)
+        Owpo(clip_low=0.2, clip_high=0.28, weight_low=0.8, weight_high=1.5, weight_policy='current')
     """
     if isinstance(chosen, type):
         check_declaration(chosen)

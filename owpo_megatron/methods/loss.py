@@ -76,7 +76,7 @@ class MethodLoss:
     def __init__(self, method: Method, batch: TokenBatch):
         self._method = method
         self._batch = batch
-        self._division = Division.of(method.divisor, batch)
+        self._division = Division.of(method.chosen_divisor, batch)
         self._columns: dict[str, torch.Tensor] = {}
 
     def add(
@@ -161,7 +161,7 @@ def dense_loss(method: Method, logp_T: torch.Tensor, batch: TokenBatch, entropy_
     given_T = entropy_T.detach() if entropy_T is not None and method.needs_entropy else None
     chunk = chunk_batch(batch, everything, logp_T.detach(), given_T)
     terms = method.terms(logp_T, chunk)
-    division, value_T, columns = Division.of(method.divisor, batch), terms.value_C, dict(terms.metrics)
+    division, value_T, columns = Division.of(method.chosen_divisor, batch), terms.value_C, dict(terms.metrics)
     if method.tis_cap is not None:
         factor_T, capped_T = truncated_importance(chunk, method.tis_cap)
         value_T, columns = value_T * factor_T, columns | {"tis_sum": factor_T, "tis_capped": capped_T}

@@ -163,6 +163,8 @@ class Method:
     """Entropy bonus: adds this times the policy's entropy to each token's value."""
     advantage_std: Literal["unbiased", "population"] = field(default="unbiased", repr=False)
     """Standard deviation by which the default `advantages` divide."""
+    divide_by: Divisor | None = field(default=None, repr=False)
+    """Divisor instead of the declared one; None: `divisor`."""
 
     @property
     def needs_reference(self) -> ReferenceNeed:
@@ -173,6 +175,11 @@ class Method:
     def has_entropy_bonus(self) -> bool:
         """The loss has a gradient of the entropy."""
         return self.entropy_bonus or self.entropy_coef != 0
+
+    @property
+    def chosen_divisor(self) -> Divisor:
+        """`divide_by`, or the declared `divisor`."""
+        return self.divide_by or self.divisor
 
     @property
     def dynamic_sampling(self) -> bool:

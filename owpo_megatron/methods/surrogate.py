@@ -45,16 +45,25 @@ def k3(logp_C: torch.Tensor, ref_logp_C: torch.Tensor) -> torch.Tensor:
     return lag_C.exp() - lag_C - 1
 
 
+def k2(logp_C: torch.Tensor, ref_logp_C: torch.Tensor) -> torch.Tensor:
+    """(logp - ref)^2 / 2: the quadratic form of a symmetric penalty (OWPO, section 4)."""
+    return (logp_C - ref_logp_C).square() / 2
+
+
+PENALTIES = {"k2": k2, "k3": k3}
+
+
 def penalised_surrogate(
-    logp_C: torch.Tensor, batch: ChunkBatch, clip_low: float, clip_high: float, beta: float
+    logp_C: torch.Tensor, batch: ChunkBatch, clip_low: float, clip_high: float, beta: float, penalty: str = "k3"
 ) -> Terms:
-    """min(r A, clip(r) A) - beta k3(logp, ref_logp); with beta 0 the reference is never read."""
+    """min(r A, clip(r) A) - beta k(logp, ref_logp), k of `PENALTIES`; with beta 0 the reference is never read."""
     surrogate = clipped_surrogate(logp_C, batch, clip_low, clip_high)
     metrics = policy_metrics(logp_C, batch, surrogate.ratio_C, surrogate.clipped_C)
     if beta == 0:
         return Terms(surrogate.value_C, metrics)
-    # d k3 / d logp = 1 - exp(ref - logp): the pull-back that may outweigh the verifier's direction
-    pull_C = beta * (1 - (batch.ref_logp_C - logp_C.detach()).exp())
+    # d k / d logp, the pull-back that may outweigh the verifier's direction; of k3 it is 1 - exp(ref - logp)
+    lag_C = batch.ref_logp_C - logp_C.detach()
+    pull_C = beta * (-lag_C if penalty == "k2" else 1 - lag_C.exp())
     push_C = surrogate_push(surrogate, batch.advantage_C) - pull_C
     metrics |= reference_metrics(logp_C, batch, every_row(batch), push_C)
-    return Terms(surrogate.value_C - beta * k3(logp_C, batch.ref_logp_C), metrics)
+    return Terms(surrogate.value_C - beta * PENALTIES[penalty](logp_C, batch.ref_logp_C), metrics)

@@ -45,6 +45,14 @@ class ScoreTable:
     cells: list[list[float | None]]  # percent; None: not evaluated
     places: list[tuple[str, str, str]] = field(default_factory=list)  # (set, metric, checkpoint) of each column
 
+    def markdown(self) -> str:
+        """The table for a document."""
+        heads = ["model", "method", *(" ".join(column) for column in self.columns)]
+        lines = [heads, ["---"] * 2 + ["---:"] * len(self.columns)]
+        for (model, method), values in zip(self.rows, self.cells, strict=True):
+            lines.append([model, method, *(NOTHING if value is None else f"{value:.2f}" for value in values)])
+        return f"{self.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
     def rich(self) -> Table:
         table = Table(title=self.title, title_justify="left", title_style="bold", box=None, header_style="bold")
         table.add_column("model")

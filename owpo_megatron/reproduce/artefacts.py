@@ -44,7 +44,7 @@ class Artefact:
     """
 
     name: str
-    kind: Literal["table", "curves", "stages", "bars", "dynamics"]
+    kind: Literal["table", "curves", "stages", "bars", "dynamics", "reversals"]
     title: str
     entries: tuple[Entry, ...] = ()
     columns: tuple[Cell, ...] = ()
@@ -138,6 +138,14 @@ ARTEFACTS: dict[str, Artefact] = {
             "Ablation under the suboptimal reference",
             ABLATION,
             (("aime24", "pass@1", "best"), ("aime25", "pass@1", "best")),
+        ),
+        # Not in the paper: the evidence for its argument, from what every run logs.
+        Artefact(
+            "reversals",
+            "reversals",
+            "Force reversal in training",
+            (*(one for one in SENSITIVITY if one.method == "sym_dapo"), *MAIN[3:]),
+            ((VALIDATION, "pass@1", "best"),),
         ),
     )
 }

@@ -119,9 +119,14 @@ class BatchBuilder:
         Ties of |A| (of its mean over tokens, where each has its own) go to the lower submission index.
         """
         n_active, samples, waiting = self.num_active(step), [], iter(bare)
-        for group, advantages in zip(groups, self._advantages(groups, step, entropies), strict=True):
+        view = self._view(groups, step, entropies)
+        deciding = found = self._advantages(groups, view)
+        if self._algorithm.active_by == "verifier":
+            rewards = [reward for group in groups for reward in group.rewards]
+            deciding = self._advantages(groups, replace(view, reward_N=rewards))
+        for group, advantages, by_size in zip(groups, found, deciding, strict=True):
             counts, shaped = self._rules.counts(group), self._rules.shaped(group)
-            sizes_1G = torch.tensor([[float(torch.as_tensor(one).abs().mean()) for one in advantages]])
+            sizes_1G = torch.tensor([[float(torch.as_tensor(one).abs().mean()) for one in by_size]])
             active_1G = top_active(sizes_1G, min(n_active, len(advantages)))
             samples += [
                 replace(
@@ -135,15 +140,12 @@ class BatchBuilder:
             ]
         return samples
 
-    def _advantages(
-        self, groups: Sequence[Group], done: int, entropies: Sequence[torch.Tensor]
-    ) -> list[list[float | torch.Tensor]]:
+    def _advantages(self, groups: Sequence[Group], step: StepView) -> list[list[float | torch.Tensor]]:
         """Return the advantage of each sibling of each group; 0 for those that do not count.
 
         Raises:
             TypeError: the method did not return one number, or one per token, for each sample.
         """
-        step = self._view(groups, done, entropies)
         found = list(self._method.advantages(step))
         if len(found) != len(step.group_N):
             raise TypeError(f"{self._method.name}.advantages returned {len(found)} for {len(step.group_N)} samples")

@@ -18,12 +18,16 @@ COMMANDS = {
     "eval": [
         *("-c", "--config", "--checkpoint", "--data", "--fresh", "--json", "--limit", "--list", "--max-tokens"),
         *("--model", "--out", "--run", "--samples", "--seed", "--set", "--sets", "--template", "FIELD=VALUE"),
-        *("--beside", "--paper-model"),
+        *("--beside", "--instruction", "--paper-model", "--pass-estimator"),
     ],
     "verify": ["--golds", "--json", "--memory-gb", "--proxy", "--rule", "--timeout", "--workers", "CASES.jsonl"],
     "compare": ["-c", "--config", "--no-run", "FIELD=VALUE"],
     "protocol two-stage": ["-c", "--config", "--beside", "--no-run", "--paper-model", "FIELD=VALUE"],
     "protocol self-evolve": ["-c", "--config", "--beside", "--no-run", "--paper-model", "FIELD=VALUE"],
+    "reproduce": [
+        *("--beside", "--data", "--dry-run", "--gpu", "--gpu-memory", "--launch", "--model", "--out", "--paper-model"),
+        *("--preset", "--scale", "--seeds", "--workers", "FIELD=VALUE", "NAME"),
+    ],
     "report": ["--figures", "--no-figures", "RUN_DIR"],
     "samples": [
         *("-n", "--color", "--json", "--limit", "--problem", "--right", "--step", "--wrong", "RUN_DIR"),

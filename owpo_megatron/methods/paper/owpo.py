@@ -51,8 +51,8 @@ def bounded_weights(log_weight_T: torch.Tensor, active_T: torch.Tensor, low: flo
 class Owpo(Method):
     """w min(r A, clip(r) A), summed over tokens (paper, Eq. 6).
 
-    w uses the current policy of every minibatch, not the sampling policy. With w = 1 everywhere (right after a swap of
-    the reference, or no active sample) loss and gradient equal DAPO's bit for bit.
+    w uses the current policy of every minibatch, not the sampling policy, unless `weight_policy` is old. With w = 1
+    everywhere (right after a swap of the reference, or no active sample) loss and gradient equal DAPO's bit for bit.
     """
 
     name = "owpo"
@@ -65,14 +65,21 @@ class Owpo(Method):
     clip_high: float = hyper(0.28, "Upper clip range of the ratio.", gt=0)
     weight_low: float = hyper(0.8, "Lower bound of the weight w.", gt=0, le=1)
     weight_high: float = hyper(1.2, "Upper bound of the weight w.", ge=1)
+    weight_policy: str = hyper(
+        "current", "Policy in w: the current one, or the old one, of the step's start.", choices=("current", "old")
+    )
 
     def log_weight(self, delta_C: torch.Tensor) -> torch.Tensor:
         """log w before clipping, from the directional deviation; the ablations change this line alone."""
         return -delta_C
 
+    def policy_of_weights(self, logp_C: torch.Tensor, batch: ChunkBatch) -> torch.Tensor:
+        """Log-probs [C] that w compares with the reference's: Eq. 5's theta, or Algorithm 1's before the update."""
+        return batch.old_logp_C if self.weight_policy == "old" else logp_C
+
     def weights(self, logp_C: torch.Tensor, batch: ChunkBatch) -> torch.Tensor:
         """w [C], detached."""
-        delta_C = directional_deviation(logp_C, batch.ref_logp_C, batch.advantage_C)
+        delta_C = directional_deviation(self.policy_of_weights(logp_C, batch), batch.ref_logp_C, batch.advantage_C)
         return bounded_weights(self.log_weight(delta_C), batch.active_C, self.weight_low, self.weight_high)
 
     def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:

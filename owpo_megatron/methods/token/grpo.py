@@ -27,11 +27,12 @@ class Grpo(Method):
 
     clip_low: float = hyper(0.2, "Lower clip range of the ratio.", gt=0, lt=1)
     clip_high: float = hyper(0.2, "Upper clip range of the ratio.", gt=0)
-    beta: float = hyper(1e-3, "Coefficient β of the k3 penalty.", ge=0)
+    beta: float = hyper(1e-3, "Coefficient β of the penalty.", ge=0)
+    penalty: str = hyper("k3", "Form of the penalty: k3, or k2, the quadratic one.", choices=("k2", "k3"))
 
     @property
     def needs_reference(self) -> ReferenceNeed:
         return "all" if self.beta else "none"
 
     def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
-        return penalised_surrogate(logp_C, batch, self.clip_low, self.clip_high, self.beta)
+        return penalised_surrogate(logp_C, batch, self.clip_low, self.clip_high, self.beta, self.penalty)

@@ -1,0 +1,50 @@
+"""Runs of a table or figure: its entries as specifications, with the references that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from owpo_megatron.experiments.lab import Fields, Weights, with_fields
+from owpo_megatron.experiments.spec import RunSpec
+from owpo_megatron.reproduce.artefacts import DAPO, Artefact, Entry
+from owpo_megatron.reproduce.recipe import Recipe
+
+_WEIGHTS: dict[str, Weights] = {"best": "best", "prior": "reached"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """An entry with its run for each seed."""
+
+    entry: Entry
+    runs: dict[int, RunSpec]
+
+
+def rows_of(artefact: Artefact, recipe: Recipe, seeds: list[int]) -> list[Row]:
+    """Return the rows of a table or the curves of a figure, in its order."""
+    return [Row(entry, {seed: run_of(entry, recipe, seed) for seed in seeds}) for entry in artefact.entries]
+
+
+def dapo_of(recipe: Recipe, seed: int) -> RunSpec:
+    """Return the run whose checkpoints are the references of all others: the DAPO row itself (section 5.1)."""
+    return run_of(DAPO, recipe, seed)
+
+
+def run_of(entry: Entry, recipe: Recipe, seed: int) -> RunSpec:
+    """Return the specification of an entry's run with this seed."""
+    fields: Fields = {"seed": seed, "algorithm.name": entry.method}
+    fields |= {"checkpoint.keep_best": True, "checkpoint.export_hf": False}
+    fields |= recipe.fields_of(entry.method) | entry.set
+    if entry == DAPO:
+        fields["checkpoint.keep_at_score"] = recipe.prior_score
+    if entry.guide != "none":
+        fields["reference.refresh"] = "fixed"
+    if entry.stages is not None:
+        fields |= {"reference.refresh": "best_of_stage", "reference.every": recipe.stage_steps}
+        fields["optimizer.steps"] = entry.stages * recipe.stage_steps
+    label = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in entry.label.replace(" ", ""))
+    suffix = "" if entry.guide in ("none", "base", "best") else "-stages" if entry.stages else "-prior"
+    config = with_fields(recipe.run, fields)
+    if entry.guide not in _WEIGHTS:
+        return RunSpec(f"{label}{suffix}-s{seed}", config)
+    return RunSpec(f"{label}{suffix}-s{seed}", config, dapo_of(recipe, seed), weights=_WEIGHTS[entry.guide])
