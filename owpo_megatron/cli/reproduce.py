@@ -37,7 +37,7 @@ def reproduce(
         Literal["paper"] | None, typer.Option("--beside", help="Show the paper's numbers below the rows: paper.")
     ] = None,
     paper_model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The paper's model, where the folder's name does not tell it.")
+        str | None, typer.Option(metavar="NAME", help="The paper's model, if the folder's name is another.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with the files of the evaluation sets, as of owpo eval.")
@@ -77,7 +77,7 @@ def reproduce(
         return
     recipe = _recipe(scale, model, preset, overrides or [], paper_model, place)
     if beside and recipe.model is None:
-        raise UserError("--beside", "paper", "the stand-ins of --scale cpu have no numbers in the paper")
+        raise UserError("--beside", "paper", "the sets of --scale cpu have no numbers in the paper")
     made = Reproduction(wanted, recipe, _seeds(seeds), place / "runs")
     if dry_run:
         _dry_run(made, gpu, gpu_memory)
@@ -160,7 +160,7 @@ def _dry_run(made: Reproduction, gpu: str, gpu_memory: float) -> None:
         table.add_column(column, justify="right")
     for one in found.runs:
         label = f"{one.label} (finished)" if one.finished else one.label
-        size = f"{one.gib:.1f}" + ("" if one.fits else " does not fit")
+        size = "-" if one.gib is None else f"{one.gib:.1f}" + ("" if one.fits else " does not fit")
         table.add_row(
             label,
             one.method,

@@ -77,7 +77,7 @@ def identity(prepared: PreparedSet, model: str, max_tokens: int, seed: int) -> d
 
 
 def _unusual(prepared: PreparedSet) -> dict[str, Any]:
-    """What most evaluations do not have; results of before a field existed stay those of its default."""
+    """Fields that most evaluations lack, so that results from before a field existed remain those of its default."""
     found: dict[str, Any] = {"date": prepared.date} if prepared.date else {}
     estimator = prepared.spec.pass_estimator
     return found | ({} if estimator == "unbiased" else {"pass_estimator": estimator})

@@ -40,7 +40,7 @@ def _curves(result: Result) -> Figure:
 
 
 def _stages(result: Result) -> Figure:
-    """Figure 5: one panel a method, its stages cut by dotted lines, the prior as a dashed line."""
+    """Figure 5: a panel for each method, its stages cut by dotted lines, the prior as a dashed line."""
     figure, axes = style.new_figure(1, len(result["rows"]), height=3.6, width=11.0)
     (title,) = result["titles"].values()
     (prior,) = result["reference"].values()

@@ -17,16 +17,16 @@ from owpo_megatron.reproduce.scores import wanted_after
 
 @dataclass(frozen=True)
 class RunCost:
-    """A run's line of the estimate; `hours` is None on CPUs."""
+    """A run's line of the estimate."""
 
     label: str
     method: str
     reference: str
     steps: int
     evaluations: int  # that the run makes itself
-    gib: float
+    gib: float | None  # on each GPU of the trainer; None on CPUs
     fits: bool
-    hours: float | None
+    hours: float | None  # of all GPUs; None on CPUs
     finished: bool
 
 
@@ -55,8 +55,8 @@ class Estimate:
             guess = self.guess
             lines.append(
                 f"assumed: {guess.gpu}, responses of {guess.length_share:.0%} of the limit, {guess.groups_drawn:g} "
-                f"groups drawn per group kept, MFU {guess.mfu:.0%}, {guess.bandwidth_share:.0%} of the memory bandwidth "
-                "(docs/plan.md); nothing of it was measured on a GPU"
+                f"groups drawn per group kept, MFU {guess.mfu:.0%}, {guess.bandwidth_share:.0%} of the bandwidth of "
+                "the memory (docs/plan.md); nothing of it was measured on a GPU"
             )
         return lines
 
@@ -106,8 +106,8 @@ def _cost(made: Reproduction, index: int, model: HFModel, gpu_bytes: int, guess:
     elif config.algorithm.name == "dapo":
         reference = "none"
     return RunCost(
-        run.label, config.algorithm.name, reference, config.optimizer.steps, len(steps), plan.used / 2**30,
-        plan.problem is None, hours, run.is_done(made.root),
+        run.label, config.algorithm.name, reference, config.optimizer.steps, len(steps),
+        plan.used / 2**30 if guess else None, plan.problem is None or not guess, hours, run.is_done(made.root),
     )  # fmt: skip
 
 

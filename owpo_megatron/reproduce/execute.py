@@ -90,7 +90,7 @@ class Reproduction:
         return {name: sum(values) / len(values) for name, values in found.items()}
 
     def _curves(self) -> dict[str, Any]:
-        """By row and seed: the validation curve, and the share of tokens whose update was reversed."""
+        """Return by row and seed the validation curve, and the share of tokens whose update was reversed."""
         out: dict[str, Any] = {}
         for row in self.rows:
             for seed, run in row.runs.items():

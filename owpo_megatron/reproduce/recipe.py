@@ -1,4 +1,4 @@
-"""What every run of a reproduction is based on: a scale (the paper's, or two CPU cores) and a preset of readings."""
+"""Base of every run of a reproduction: a scale (the paper's, or two CPU cores) and a preset of readings."""
 
 from __future__ import annotations
 
@@ -94,16 +94,16 @@ def preset(name: str) -> Preset:
     return built(Preset, read_mapping(HERE / "presets.yaml")[name])
 
 
-def paper_recipe(model: Path, chosen: Preset, overrides: Sequence[str], told: str | None) -> Recipe:
+def paper_recipe(model: Path, chosen: Preset, overrides: Sequence[str], named: str | None) -> Recipe:
     """Return the recipe at the paper's scale: examples/MODEL/config.yaml with the preset's readings.
 
     Args:
-        told: the paper's model that this is, where its folder's name does not tell.
+        named: the paper's model that this is, if its folder has another name.
 
     Raises:
         UserError: the model is none of the paper's, or an override is wrong.
     """
-    name = paper_model(model.name, told)
+    name = paper_model(model.name, named)
     raw = read_mapping(project_files() / "examples" / EXAMPLES[name] / "config.yaml")
     raw["model"]["path"] = str(model)
     config = _with(raw, chosen.readings | chosen.setup, overrides)
@@ -139,7 +139,7 @@ def _with(raw: dict[str, Any], fields: Fields, overrides: Sequence[str]) -> Conf
 
 
 def _written(stand_in: StandIn, folder: Path) -> SetConfig:
-    """Write the problems of a stand-in as a file and return it as an evaluation set."""
+    """Write the problems to a file and return it as an evaluation set."""
     name = stand_in.title.lower()
     file = folder / f"{name}.jsonl"
     problems = Cipher(length=stand_in.length).problems("test")[slice(*stand_in.problems)]
