@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from owpo_megatron.experiments.lab import Fields, Weights, with_fields
 from owpo_megatron.experiments.spec import RunSpec
+from owpo_megatron.methods import find_method, hyper_parameters
 from owpo_megatron.reproduce.artefacts import DAPO, Artefact, Entry
 from owpo_megatron.reproduce.recipe import Recipe
 
@@ -34,7 +35,7 @@ def run_of(entry: Entry, recipe: Recipe, seed: int) -> RunSpec:
     """Return the specification of an entry's run with this seed."""
     fields: Fields = {"seed": seed, "algorithm.name": entry.method}
     fields |= {"checkpoint.keep_best": True, "checkpoint.export_hf": False}
-    fields |= recipe.fields_of(entry.method) | entry.set
+    fields |= _not_default(entry.method, recipe.fields_of(entry.method) | entry.set)
     if entry == DAPO:
         fields["checkpoint.keep_at_score"] = recipe.prior_score
     if entry.guide != "none":
@@ -48,3 +49,10 @@ def run_of(entry: Entry, recipe: Recipe, seed: int) -> RunSpec:
     if entry.guide not in _WEIGHTS:
         return RunSpec(f"{label}{suffix}-s{seed}", config)
     return RunSpec(f"{label}{suffix}-s{seed}", config, dapo_of(recipe, seed), weights=_WEIGHTS[entry.guide])
+
+
+def _not_default(method: str, fields: Fields) -> Fields:
+    """Leave out hyper-parameters at their default: Table 4's row of the chosen beta is then the run of Table 2."""
+    known = hyper_parameters(find_method(method))
+    defaults = {f"algorithm.{name}": one.default for name, one in known.items()}
+    return {name: value for name, value in fields.items() if name not in defaults or defaults[name] != value}

@@ -72,7 +72,8 @@ class Evaluation:
         folder = wanted.run.folder(self._root)
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for place in wanted.places:
-            jobs = prepared_jobs([], [folder], [_CHECKPOINTS[place]], self._overrides(wanted.run), wish, None)
+            checkpoint = checkpoint_of(wanted.run, self._root, place)
+            jobs = prepared_jobs([], [folder], [checkpoint], self._overrides(wanted.run), wish, None)
             for job in jobs:
                 for scores in job.run(wish, self._watch(job)):
                     found[sets[str(scores["set"])], place] = scores
@@ -95,6 +96,17 @@ def score_of_run(run: RunSpec, root: Path, set_name: str, place: str) -> dict[st
     file = folder.evaluations / f"{step_name(step_of(run, root, place))}_{set_name}.json"
     scores: dict[str, Any] = json.loads(file.read_text())
     return scores
+
+
+def checkpoint_of(run: RunSpec, root: Path, place: str) -> str:
+    """Return the name of a checkpoint for `owpo eval --checkpoint`: weights of one step always under one name.
+
+    The last checkpoint and the best weights may be of the same step; results belong to one of the two folders.
+    """
+    if place != "converged":
+        return _CHECKPOINTS[place]
+    kept = [name for name in (BEST, REACHED) if (run.folder(root) / name).exists()]
+    return next((name for name in kept if step_of(run, root, name) == run.config.optimizer.steps), NEWEST)
 
 
 def step_of(run: RunSpec, root: Path, place: str) -> int:

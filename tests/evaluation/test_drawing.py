@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ def test_scores_and_what_is_kept(ready: PreparedSet, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "mine.json").read_text()) == scores
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json", "mine.jsonl"]
     assert {request.seed for request in engine.calls[0]} == {sample_seed(9, p, s) for p in range(5) for s in range(6)}
+
+
+def test_the_estimator_changes_the_score_and_is_part_of_the_settings(ready: PreparedSet, tmp_path: Path) -> None:
+    """Pass@3 of six samples with replacement is the lower one; results of one are not taken for the other's."""
+    other = replace(ready, spec=replace(ready.spec, pass_estimator="bootstrap"))
+    plain = evaluate(ready, FakeEngine(respond), tmp_path / "plain")["metrics"]["pass@3"]["value"]
+    lower = evaluate(other, FakeEngine(respond), tmp_path / "bootstrap")["metrics"]["pass@3"]["value"]
+    right = [json.loads(line)["correct"] for line in (tmp_path / "plain" / "mine.jsonl").read_text().splitlines()]
+    assert lower == pytest.approx(sum(1 - (1 - one / 6) ** 3 for one in right) / 5) and lower < plain
+    assert "pass_estimator" not in identity(ready, "weights", 40, 9)
+    with pytest.raises(UserError):
+        evaluate(other, FakeEngine(respond), tmp_path / "plain")
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(ready: PreparedSet, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from owpo_megatron.evaluation.estimate import estimate, pass_at_k
+from owpo_megatron.evaluation.estimate import estimate, pass_at_k, pass_at_k_with_replacement
 
 
 @pytest.mark.parametrize("samples", [1, 4, 7])
@@ -69,3 +69,12 @@ def test_a_large_set_is_resampled_in_parts() -> None:
     """12,032 problems: the width is that of the normal approximation, 2 * 1.96 * sqrt(p (1 - p) / n), within 5 %."""
     found = estimate([1.0] * 6000 + [0.0] * 6032, resamples=2000)
     assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 12_032), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("correct", "without", "with_"), [(0, 0.0, 0.0), (1, 0.5, 0.398), (4, 0.949, 0.882), (32, 1, 1)]
+)
+def test_pass_at_16_of_32_with_and_without_replacement(correct: int, without: float, with_: float) -> None:
+    """1 - C(32 - c, 16) / C(32, 16) against 1 - (1 - c/32)^16: the paper does not say which; they differ by 0.1."""
+    assert pass_at_k(32, correct, 16) == pytest.approx(without, abs=5e-4)
+    assert pass_at_k_with_replacement(32, correct, 16) == pytest.approx(with_, abs=5e-4)

@@ -93,7 +93,7 @@ def test_mistakes_in_a_set(wanted: dict[str, Any], said: str) -> None:
 
 def test_the_sets_of_a_run_with_the_deciding_one_first() -> None:
     (own,) = sets_of_run(config(samples=4, pass_at=[1, 2], limit=7).eval, "auto")
-    assert (own.name, own.samples, own.pass_at, own.limit, own.instruct) == (HELD_OUT, 4, (1, 2), 7, False)
+    assert (own.name, own.samples, own.pass_at, own.limit, own.instruction) == (HELD_OUT, 4, (1, 2), 7, "none")
     named = sets_of_run(config(sets=["amc", {"name": "aime24", "samples": 16}], primary="aime24").eval, "auto")
     assert [one.name for one in named] == ["aime24", "amc"] and named[0].samples == 16
 
@@ -154,6 +154,41 @@ def test_chat_says_how_to_answer_unless_the_text_does(tmp_path: Path) -> None:
         prompt.text for prompt in prepare(spec, source, PromptTemplate("chat", Tokenizer(backend)), seed=0).prompts
     ]
     assert texts == [f"<2 + 2?\n\n{INSTRUCTION}>", "<Write Answer: and the sum of 2 and 3.>"]
+
+
+def test_the_instruction_of_a_set_can_be_chosen(tmp_path: Path) -> None:
+    """`dapo` has the sentences of the training prompts, letter for letter; a set's own choice comes first."""
+    backend = make_byte_tokenizer()
+    backend.chat_template = "{{ messages[0].content }}"
+    template = PromptTemplate("chat", Tokenizer(backend))
+    question = "What is 3 + 4?"
+    trained = (  # as in the records of DAPO-Math-17k
+        "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+        "$Answer (without quotes) where $Answer is the answer to the problem.\n\nWhat is 3 + 4?\n\n"
+        'Remember to put your answer on its own line after "Answer:".'
+    )
+    source = write(tmp_path / "a.jsonl", {"problem": question, "answer": "34"})
+    for common, own, expected in (
+        ("dapo", None, trained),
+        ("dapo", "none", question),
+        ("boxed", None, f"{question}\n\n{INSTRUCTION}"),
+        ("none", "dapo", trained),
+    ):
+        wants = config(instruction=common).eval
+        spec = resolve(SetConfig(name="mine", source=source, instruction=own), wants)  # type: ignore[arg-type]
+        assert [prompt.text for prompt in prepare(spec, source, template, seed=0).prompts] == [expected]
+
+
+def test_repeated_records_are_folded_with_a_note(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """DAPO's file of AIME 2024 has every problem 32 times; equal texts with another answer are different problems."""
+    one, two = {"problem": "1 + 1?", "answer": "2"}, {"problem": "1 + 1?", "answer": "10"}
+    source = write(tmp_path / "aime24.jsonl", *[one] * 32, two)
+    ready = prepare(SETS["aime24"], source, PromptTemplate("raw", tokenizer), 0)
+    assert [prompt.answer for prompt in ready.prompts] == ["2", "10"] and ready.repeats == 31
+    repeated = f"{source}: 31 records repeat others and are left out"
+    assert ready.complaint == f"{repeated}; {source} has 2 problems; AIME24 has 30"
+    spec = resolve(SetConfig(name="mine", source=source, limit=2))
+    assert len(prepare(spec, source, PromptTemplate("raw", tokenizer), 0).prompts) == 2
 
 
 def test_a_set_of_another_size_is_noted(tmp_path: Path, tokenizer: Tokenizer) -> None:

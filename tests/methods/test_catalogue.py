@@ -74,7 +74,7 @@ def test_each_declares_itself_and_can_be_configured(name: str) -> None:
 
 def test_fields_that_every_method_has_are_the_configurations() -> None:
     assert set(COMMON) == set(AlgorithmConfig.model_fields)
-    assert {field.name for field in fields(Method)} == set(COMMON) - {"name", "curriculum"}
+    assert {field.name for field in fields(Method)} == set(COMMON) - {"name", "curriculum", "active_by"}
 
 
 def test_common_settings_reach_the_method() -> None:

@@ -80,6 +80,22 @@ def test_dynamic_sampling_looks_at_the_verifier_alone() -> None:
     assert rules.is_mixed(group((True, 8), (False, 8), (False, 8), (False, 8)))
 
 
+def test_being_overlong_makes_a_sample_active_unless_the_verifier_alone_decides() -> None:
+    """Two right, two wrong, of which the last is cut off: rewards 1, 1, 0, -0.5 make it the only active sample at the
+    end of a stage. With the verifier's rewards all |A| are equal, and the tie goes to the first."""
+    one = group((True, 4), (True, 4), (False, 4), (False, 10))
+    for active_by, place in (("shaped", 3), ("verifier", 0)):
+        config = make_config(
+            Path("unused"),
+            algorithm={"active_by": active_by},
+            rollout={"prompts_per_step": 2, "group_size": 4, "max_response_tokens": 10, "overlong_tokens": 4},
+            optimizer={"updates_per_step": 1},
+        )
+        samples = make_batches(config, StagePlan(10, None)).samples([one], step=9)
+        assert [sample.active for sample in samples] == [index == place for index in range(4)]
+        assert samples[3].advantage < samples[2].advantage  # the loss has the shaped rewards either way
+
+
 # --------------------------------------------------------------------------------------------- truncated responses
 def test_truncated_responses_leave_loss_and_statistics() -> None:
     """Rewards without the last, truncated one are 1, 0, 0: mean 1/3, std sqrt((4 + 1 + 1)/9 / 2) = 0.57735."""
