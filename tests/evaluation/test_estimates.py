@@ -75,6 +75,6 @@ def test_a_large_set_is_resampled_in_parts() -> None:
     ("correct", "without", "with_"), [(0, 0.0, 0.0), (1, 0.5, 0.398), (4, 0.949, 0.882), (32, 1, 1)]
 )
 def test_pass_at_16_of_32_with_and_without_replacement(correct: int, without: float, with_: float) -> None:
-    """1 - C(32 - c, 16) / C(32, 16) against 1 - (1 - c/32)^16: the paper does not say which; they differ by 0.1."""
+    """1 - C(32 - c, 16) / C(32, 16) against 1 - (1 - c/32)^16: the paper gives neither; they differ by 0.1."""
     assert pass_at_k(32, correct, 16) == pytest.approx(without, abs=5e-4)
     assert pass_at_k_with_replacement(32, correct, 16) == pytest.approx(with_, abs=5e-4)
