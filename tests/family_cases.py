@@ -24,6 +24,10 @@ _LATENT: dict[str, Any] = {name: value for name, value in _GLM_MOE.items() if na
     },
 }  # fmt: skip
 
+_V2: dict[str, Any] = _LATENT | {
+    "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False, "routed_scaling_factor": 2.0,
+}  # fmt: skip
+
 _OSS: dict[str, Any] = {
     "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32, "head_dim": 16, "sliding_window": 4,
     "swiglu_limit": 7.0,  # SGLang reads it
@@ -50,7 +54,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "glm4_moe": [
         _GLM_MOE | {"use_qk_norm": True, "vocab_size": 97},
         _GLM_MOE | {"attention_bias": True, "n_routed_experts": 4, "first_k_dense_replace": 2, "vocab_size": 99},
-        _GLM_MOE | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "vocab_size": 101},
+        _GLM_MOE | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "vocab_size": 101},
         _GLM_MOE | {"first_k_dense_replace": 0, "n_shared_experts": 2, "num_key_value_heads": 1, "tied": True},
     ],
     "deepseek_v3": [
@@ -58,6 +62,13 @@ CASES: dict[str, list[dict[str, Any]]] = {
         _LATENT | {"q_lora_rank": None, "n_routed_experts": 5, "first_k_dense_replace": 0, "v_head_dim": 12},
         _LATENT | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "vocab_size": 101},
         _LATENT | {"num_attention_heads": 6, "num_key_value_heads": 6, "kv_lora_rank": 32, "tied": True},
+    ],
+    "deepseek_v2": [
+        _V2 | {"vocab_size": 97},
+        _V2 | {"q_lora_rank": None, "n_routed_experts": 5, "first_k_dense_replace": 0, "v_head_dim": 12},
+        _V2 | {"n_routed_experts": 12, "n_group": 6, "topk_group": 2, "num_experts_per_tok": 4,
+               "topk_method": "group_limited_greedy", "vocab_size": 101},
+        _V2 | {"num_attention_heads": 6, "num_key_value_heads": 6, "kv_lora_rank": 32, "tied": True},
     ],
     "gpt_oss": [
         _OSS | {"vocab_size": 97},

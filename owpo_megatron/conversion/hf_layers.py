@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from owpo_megatron.families import HFModel, stacked
+from owpo_megatron.families import HFModel, stacked, transformers_config
 
 _FEW_TOKENS = 8  # the embedding of the one-layer models, which nothing uses
 # Fields that decide something for one layer, or outside the layers -> their value for the model of that layer alone.
@@ -34,7 +35,7 @@ class HFLayers:
 
     def __init__(self, folder: Path, model: HFModel):
         self._model = model
-        self._config = AutoConfig.from_pretrained(folder)
+        self._config = transformers_config(folder)
         if hasattr(self._config, "quantization_config"):  # the tensors come dequantised
             del self._config.quantization_config
 
@@ -57,6 +58,8 @@ class HFLayers:
                 None, config=self._config_of(number), state_dict=whole, dtype=torch.float32
             )
         decoder = causal_lm.model.eval()
+        if self._config.model_type == "deepseek_v2":
+            _complete_deepseek_v2(decoder.layers[0], self._config)
         if norm is None:
             decoder.norm = torch.nn.Identity()
         return decoder(inputs_embeds=hidden_TH[None], use_cache=False).last_hidden_state[0]
@@ -73,6 +76,19 @@ class HFLayers:
             if hasattr(config, field):
                 setattr(config, field, value(getattr(config, field), layer))
         return config
+
+
+def _complete_deepseek_v2(layer: Any, config: Any) -> None:
+    """Add what transformers 5.12.1 leaves out of DeepSeek-V2: YaRN's factor in the scores, and a router's attribute.
+
+    The authors' own code scales the scores by the factor, as transformers does in DeepSeek-V3
+    (modeling_deepseek_v3.py: `self.scaling * mscale * mscale`).
+    """
+    rope = config.rope_parameters
+    if rope["rope_type"] == "yarn" and rope.get("mscale_all_dim"):
+        factor = 0.1 * rope["mscale_all_dim"] * math.log(rope["factor"]) + 1
+        layer.self_attn.scaling = layer.self_attn.qk_head_dim**-0.5 * factor**2
+    layer.mlp.num_experts = config.n_routed_experts  # route_tokens_to_experts reads it, __init__ does not set it
 
 
 class _quiet:

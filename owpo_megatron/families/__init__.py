@@ -22,7 +22,7 @@ from owpo_megatron.families.model import (
     Router,
     SharedExpert,
 )
-from owpo_megatron.families.reading import HFConfig, read_hf_config
+from owpo_megatron.families.reading import HFConfig, read_hf_config, transformers_config
 from owpo_megatron.families.rope import Rope, Yarn
 from owpo_megatron.families.rules import Part, Rule
 
@@ -112,4 +112,5 @@ __all__ = [
     "stacked_shapes",
     "to_hf",
     "to_megatron",
+    "transformers_config",
 ]

@@ -1,13 +1,16 @@
-"""DeepSeek-V3 and R1: latent attention, shared and routed experts behind a sigmoid router with a constant bias.
+"""DeepSeek-V3, R1 and Kimi-K2: latent attention, shared and routed experts, a sigmoid router with a constant bias.
 
-The weights are published in FP8 with a scale per block and are dequantised when they are read (`forms`).
+The weights are published in FP8 with a scale per block and are dequantised when they are read (`forms`). DeepSeek-V2
+has a softmax router instead, which may choose groups by their best expert.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from owpo_megatron.families.family import EngineNames, Family
-from owpo_megatron.families.glm import sigmoid_experts
-from owpo_megatron.families.model import HFModel, LatentAttention
+from owpo_megatron.families.glm import shared_mixture, sigmoid_experts
+from owpo_megatron.families.model import Experts, HFModel, LatentAttention, Router
 from owpo_megatron.families.reading import HFConfig, describe
 from owpo_megatron.families.rules import (
     HF,
@@ -59,14 +62,32 @@ def _norm(own: str, fused_into: str, hf: str, size: str) -> Rule:
 
 
 def _rules(model: HFModel) -> tuple[Rule, ...]:
+    assert model.experts is not None
     dense = MLP if model.is_mixed else ()
-    mlp = (*mlp_norm(), *dense, *experts(), ROUTER_BIAS, *shared_expert("mlp.shared_experts"))
+    bias = (ROUTER_BIAS,) if model.experts.router.bias else ()
+    mlp = (*mlp_norm(), *dense, *experts(), *bias, *shared_expert("mlp.shared_experts"))
     return (*OUTER, *latent_attention_rules(model), *mlp)
 
 
-def _read(config: HFConfig) -> HFModel:
+def _read_v3(config: HFConfig) -> HFModel:
+    config.require("rope_interleave", True)
+    return _read(config, "deepseek_v3", sigmoid_experts(config))
+
+
+def _read_v2(config: HFConfig) -> HFModel:
     raw = config.raw
-    for field, only in (("attention_bias", False), ("rope_interleave", True), ("moe_layer_freq", 1)):
+    config.require("norm_topk_prob", False)
+    router = Router(raw.num_experts_per_tok, normalised=False, best=1, scale=raw.routed_scaling_factor)
+    if raw.topk_method == "group_limited_greedy":
+        router = replace(router, groups=raw.n_group, chosen_groups=raw.topk_group)
+    elif raw.topk_method != "greedy":
+        raise config.refusal("topk_method", raw.topk_method, "not supported; use greedy or group_limited_greedy")
+    return _read(config, "deepseek_v2", shared_mixture(config, router))
+
+
+def _read(config: HFConfig, name: str, mixture: Experts) -> HFModel:
+    raw = config.raw
+    for field, only in (("attention_bias", False), ("moe_layer_freq", 1)):
         config.require(field, only)
     config.require("rms_norm_eps", 1e-6)  # the norms of compressed vectors always use this value
     attention = LatentAttention(
@@ -77,7 +98,7 @@ def _read(config: HFConfig) -> HFModel:
         rope_dim=raw.qk_rope_head_dim,
         v_dim=raw.v_head_dim,
     )
-    model = describe(config, "deepseek_v3", attention, sigmoid_experts(config))
+    model = describe(config, name, attention, mixture)
     yarn = model.rope.yarn
     if model.rope.llama3_factor or (yarn and (yarn.mscale is None or not yarn.truncate)):
         remedy = "latent attention takes the default and yarn with mscale and mscale_all_dim, truncated"
@@ -91,8 +112,13 @@ _FUSED = {
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
 }
+_PREDICTION_LAYER = (r"model\.layers\.{num_layers}\.",)
 
 DEEPSEEK_V3 = Family(
-    "deepseek_v3", ("deepseek_v3",), _read, _rules, EngineNames(_FUSED), (r"model\.layers\.{num_layers}\.",),
+    "deepseek_v3", ("deepseek_v3", "kimi_k2"), _read_v3, _rules, EngineNames(_FUSED), _PREDICTION_LAYER,
     special="latent attention; sigmoid router with bias and groups, shared expert, dense first layers; block FP8",
+)  # fmt: skip
+DEEPSEEK_V2 = Family(
+    "deepseek_v2", ("deepseek_v2",), _read_v2, _rules, EngineNames(_FUSED),
+    special="latent attention; softmax router with groups, shared expert, dense first layers",
 )  # fmt: skip

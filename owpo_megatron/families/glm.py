@@ -30,15 +30,9 @@ def sigmoid_experts(config: HFConfig) -> Experts:
     DeepSeek-V3 has brought them, with config fields of these names.
     """
     raw = config.raw
-    config.require("hidden_act", "silu")
     config.require("norm_topk_prob", True)  # megatron-core always divides a sigmoid's scores by their sum
     if raw.num_experts_per_tok < 2:
         raise config.refusal("num_experts_per_tok", raw.num_experts_per_tok, "megatron-core needs at least 2 here")
-    if raw.n_group > 1 and raw.num_experts_per_tok != 2 * raw.topk_group:
-        remedy = "megatron-core scores a group by its best num_experts_per_tok / topk_group experts; that must be 2"
-        raise config.refusal("topk_group", raw.topk_group, remedy)
-    if not raw.n_shared_experts:
-        raise config.refusal("n_shared_experts", raw.n_shared_experts, "not supported without shared experts")
     router = Router(
         raw.num_experts_per_tok,
         "sigmoid",
@@ -47,6 +41,15 @@ def sigmoid_experts(config: HFConfig) -> Experts:
         chosen_groups=raw.topk_group,
         scale=raw.routed_scaling_factor,
     )
+    return shared_mixture(config, router)
+
+
+def shared_mixture(config: HFConfig, router: Router) -> Experts:
+    """Routed experts and a shared one, the first layers dense, by DeepSeek's config fields."""
+    raw = config.raw
+    config.require("hidden_act", "silu")
+    if not raw.n_shared_experts:
+        raise config.refusal("n_shared_experts", raw.n_shared_experts, "not supported without shared experts")
     dense_layers = tuple(range(min(raw.first_k_dense_replace, raw.num_hidden_layers)))
     return Experts(
         raw.n_routed_experts,

@@ -147,7 +147,13 @@ class Router:
     bias: bool = False  # a constant per expert that is added to the scores for the choice alone
     groups: int = 1  # experts are chosen out of the best `chosen_groups` of so many groups
     chosen_groups: int = 1
+    best: int = 2  # a group's score is the sum of so many of its experts' scores
     scale: float = 1.0  # of the weights
+
+    @property
+    def chooses_groups_itself(self) -> bool:
+        """True where megatron-core would sum the scores of another number of experts."""
+        return self.groups > 1 and self.chosen // self.chosen_groups != self.best
 
     def megatron_fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = dict(

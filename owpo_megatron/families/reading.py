@@ -12,6 +12,8 @@ from owpo_megatron.families.catalogue import family_of
 from owpo_megatron.families.model import MLP, Attention, Experts, HFModel, LatentAttention, Multipliers, Norms
 from owpo_megatron.families.rope import Rope, read_rope
 
+_SAME_AS = {"kimi_k2": "deepseek_v3"}  # model_types that transformers lacks -> the one with the same model
+
 
 @dataclass(frozen=True)
 class HFConfig:
@@ -46,11 +48,20 @@ def read_hf_config(path: Path | str) -> HFModel:
     """
     path = Path(path)
     family = family_of(_model_type(path), path)
-    from transformers import AutoConfig  # seconds: an unknown model_type is refused before
-
-    config = HFConfig(path, AutoConfig.from_pretrained(path))
+    config = HFConfig(path, transformers_config(path))
     _check_quantization(config)
     return family.read(config)
+
+
+def transformers_config(folder: Path | str) -> Any:
+    """transformers' config object of an HF folder; the folder's own code, which some bring along, is not executed."""
+    from transformers import AutoConfig  # seconds: an unknown model_type is refused before
+
+    raw = json.loads((Path(folder) / "config.json").read_text())
+    known_as = _SAME_AS.get(raw.get("model_type"))
+    if known_as is None:
+        return AutoConfig.from_pretrained(folder)
+    return AutoConfig.for_model(known_as, **{name: value for name, value in raw.items() if name != "model_type"})
 
 
 def describe(

@@ -6,6 +6,7 @@ tiers, the others in `make matrix`. Not covered: published checkpoints, CUDA.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,11 +97,12 @@ def renamed(one: str, other: str) -> Wrong:
 
 
 GATE_UP, KEYS_VALUES = parts_of("linear_fc1.weight", (1, 0)), parts_of("linear_qkv.weight", (0, 2, 1))
-MIXTURES = ("mixtral", "qwen2_moe", "glm4_moe", "deepseek_v3", "gpt_oss")
+LATENT = ("deepseek_v2", "deepseek_v3")
+MIXTURES = ("mixtral", "qwen2_moe", "glm4_moe", "gpt_oss", *LATENT)
 WRONG: list[tuple[str, str, Wrong]] = [
     *[(family, "gate and up", GATE_UP) for family in CASES],
-    *[(family, "keys and values", KEYS_VALUES) for family in CASES if family != "deepseek_v3"],
-    ("deepseek_v3", "norms", renamed("input_layernorm.weight", "post_attention_layernorm.weight")),
+    *[(family, "keys and values", KEYS_VALUES) for family in CASES if family not in LATENT],
+    *[(family, "norms", renamed("input_layernorm.weight", "post_attention_layernorm.weight")) for family in LATENT],
     *[(family, "shifted expert", shifted_expert) for family in MIXTURES],
     ("glm4", "norms after", renamed("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight")),
     ("olmo2", "norms after", renamed("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")),
@@ -123,7 +125,8 @@ def test_a_wrong_rule_is_found_and_its_layer_named(
     assert not (tmp_path / "megatron").exists()
 
 
-def test_a_transposed_up_projection_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", LATENT)
+def test_a_transposed_up_projection_is_found(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSeek's keys and values, head by head, taken for dimension by dimension of all heads; and back again."""
     fuse, unfuse = weights._fuse, weights._unfuse
 
@@ -140,7 +143,7 @@ def test_a_transposed_up_projection_is_found(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(weights, "_fuse", wrong)
     monkeypatch.setattr(weights, "_unfuse", wrong_back)
-    hf = make_hf_model(tmp_path / "hf", "deepseek_v3", **CASES["deepseek_v3"][0])
+    hf = make_hf_model(tmp_path / "hf", family, **CASES[family][0])
     with pytest.raises(ProofError, match="layer 0 is the first that computes something else"):
         hf_to_megatron(hf, tmp_path / "megatron")
 
@@ -150,7 +153,10 @@ def test_a_transposed_up_projection_is_found(tmp_path: Path, monkeypatch: pytest
     [
         ("glm4_moe", {"norm_topk_prob": False}, "norm_topk_prob = False: not supported; only True is"),
         ("glm4_moe", {"num_experts_per_tok": 1}, "num_experts_per_tok = 1: megatron-core needs at least 2"),
-        ("glm4_moe", {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}, "topk_group = 2: .* must be 2"),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method = noaux_tc: not supported; use greedy"),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob = True: not supported"),
+        ("gpt_oss", {"swiglu_limit": 5.0}, "swiglu_limit = 5.0: not supported; only 7.0 is"),
+        ("gpt_oss", {"attention_bias": False}, "attention_bias = False: not supported; only True is"),
         ("deepseek_v3", {"rms_norm_eps": 1e-5}, "rms_norm_eps = 1e-05: not supported; only 1e-06 is"),
         ("deepseek_v3", {"rope_interleave": False}, "rope_interleave = False: not supported"),
         ("mixtral", {"hidden_act": "gelu"}, "hidden_act = gelu: not supported; only silu is"),
@@ -168,6 +174,17 @@ def test_what_megatron_would_get_wrong_is_refused(
         read_hf_config(hf)
 
 
+def test_kimi_k2_is_deepseek_v3_by_another_name(tmp_path: Path) -> None:
+    """transformers does not know its model_type; the folder keeps it."""
+    hf = make_hf_model(tmp_path / "hf", "deepseek_v3", **CASES["deepseek_v3"][0])
+    config = json.loads((hf / "config.json").read_text()) | {"model_type": "kimi_k2"}
+    (hf / "config.json").write_text(json.dumps(config))
+    proof = hf_to_megatron(hf, tmp_path / "megatron").proof
+    assert proof is not None and proof.ok
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["model_type"] == "kimi_k2"
+
+
 def test_layers_for_multi_token_prediction_are_left_out(tmp_path: Path) -> None:
     """Published GLM-4.5 checkpoints have one more layer, which transformers and SGLang leave out, too."""
     hf = make_hf_model(tmp_path / "hf", "glm4_moe", **CASES["glm4_moe"][0])
@@ -181,4 +198,4 @@ def test_layers_for_multi_token_prediction_are_left_out(tmp_path: Path) -> None:
 
 
 def test_every_family_has_cases() -> None:
-    assert set(known_types()) - set(CASES) == {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe"}, "test_proof.py"
+    assert set(known_types()) - set(CASES) == {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "kimi_k2"}

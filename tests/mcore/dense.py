@@ -6,6 +6,7 @@ objective is written out again from the paper (Eq. 5-7 and 2).
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup:
     """{"losses", "grad_norms", "logp" of the first batch before training, "names" that a checkpoint holds,
     "start" and "weights" (HF name -> tensor, before and after)}."""
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
+    if model.config.model_type == "deepseek_v2":
+        rope = model.config.rope_parameters
+        for layer in model.model.layers:  # what transformers 5.12.1 leaves out (docs/families.md)
+            layer.self_attn.scaling *= (1 + 0.1 * rope["mscale_all_dim"] * math.log(rope["factor"])) ** 2
+            layer.mlp.num_experts = model.config.n_routed_experts
     # a bias is a vector, also where a checkpoint has those of all experts together
     matrices = {name for name, param in model.named_parameters() if param.dim() > 1 and not name.endswith("bias")}
     decayed = [param for name, param in model.named_parameters() if name in matrices]
