@@ -37,6 +37,11 @@ _OSS: dict[str, Any] = {
     },
 }  # fmt: skip
 
+_GEMMA: dict[str, Any] = {
+    "head_dim": 16, "sliding_window": 4, "sliding_window_pattern": 2, "query_pre_attn_scalar": 20,
+    "hidden_activation": "gelu_pytorch_tanh",
+}  # fmt: skip
+
 # family -> shapes; the keys "tied" and "vocab_size" are arguments of make_hf_model
 CASES: dict[str, list[dict[str, Any]]] = {
     "mixtral": [
@@ -94,6 +99,23 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"num_key_value_heads": 1, "tied": True},
         {"num_key_value_heads": 4, "intermediate_size": 72},
         {"num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 101},
+    ],
+    "olmo3": [
+        {"vocab_size": 97, "sliding_window": 5},
+        {"num_key_value_heads": 1, "sliding_window": 3, "tied": True},
+        {"num_key_value_heads": 4, "intermediate_size": 72, "sliding_window": 4,
+         "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+         "rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "beta_fast": 32, "beta_slow": 1,
+                             "original_max_position_embeddings": 32, "attention_factor": 1.2079441541679836}},
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 101, "sliding_window": 64},
+    ],
+    "gemma3_text": [
+        _GEMMA | {"vocab_size": 97},
+        _GEMMA | {"num_key_value_heads": 1, "head_dim": 24, "tied": True, "query_pre_attn_scalar": 8},
+        _GEMMA | {"num_key_value_heads": 4, "intermediate_size": 72, "sliding_window_pattern": 3, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+        _GEMMA | {"num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 101, "sliding_window": 20},
     ],
     "granite": [
         {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.2, "logits_scaling": 8.0},

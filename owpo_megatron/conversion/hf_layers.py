@@ -72,6 +72,9 @@ class HFLayers:
         config.tie_word_embeddings = False
         if getattr(config, "layer_types", None):
             config.layer_types = [self._config.layer_types[layer]]
+            if config.model_type == "olmo3" and config.layer_types == ["sliding_attention"]:
+                # as the authors and SGLang do; transformers 5.12.1 scales the frequencies of these layers, too
+                config.rope_parameters = {"rope_type": "default", "rope_theta": config.rope_parameters["rope_theta"]}
         for field, value in _ONE_LAYER.items():
             if hasattr(config, field):
                 setattr(config, field, value(getattr(config, field), layer))

@@ -36,7 +36,9 @@ MODEL_TYPES: dict[str, tuple[str, str]] = {
     "gpt_oss": ("gpt_oss", "GPT_OSS"),
     "phi3": ("phi3", "PHI3"),
     "olmo2": ("olmo2", "OLMO2"),
+    "olmo3": ("olmo2", "OLMO3"),
     "granite": ("granite", "GRANITE"),
+    "gemma3_text": ("gemma3", "GEMMA3"),
 }
 
 

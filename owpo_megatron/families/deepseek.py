@@ -100,7 +100,7 @@ def _read(config: HFConfig, name: str, mixture: Experts) -> HFModel:
     )
     model = describe(config, name, attention, mixture)
     yarn = model.rope.yarn
-    if model.rope.llama3_factor or (yarn and (yarn.mscale is None or not yarn.truncate)):
+    if model.rope.llama3_factor or model.rope.linear_factor or (yarn and (yarn.mscale is None or not yarn.truncate)):
         remedy = "latent attention takes the default and yarn with mscale and mscale_all_dim, truncated"
         raise config.refusal("rope_parameters", raw.rope_parameters, remedy)
     return model

@@ -225,6 +225,7 @@ class Norms:
     eps: float
     before: bool = True
     after: bool = False
+    centred: bool = False  # the weights are differences from 1
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,7 @@ class HFModel:
     norms: Norms
     rope: Rope
     multipliers: Multipliers = Multipliers()
+    local_rope: Rope | None = None  # of the layers with a window; None: they have that of the others
     biases: bool = False  # on every linear layer but the output layer: attention's, experts' and router's
 
     @property
@@ -307,6 +309,8 @@ class HFModel:
             add_bias_linear=self.biases,
             rotary_interleaved=self.rope.interleaved,
         )
+        if self.norms.centred:
+            fields |= dict(layernorm_zero_centered_gamma=True)
         if self.mlp.activation == "clamped_swiglu":
             fields |= _CLAMPED
         if self.attention.window is not None:

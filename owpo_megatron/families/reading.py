@@ -72,6 +72,7 @@ def describe(
     norms: Norms | None = None,
     rope: Rope | None = None,
     multipliers: Multipliers | None = None,
+    local_rope: Rope | None = None,
 ) -> HFModel:
     """The core of a description, and the parts. Defaults: RMSNorms before attention and MLP; the config's rope."""
     raw = config.raw
@@ -87,6 +88,7 @@ def describe(
         norms=norms or Norms(raw.rms_norm_eps),
         rope=rope or read_rope(config.path, raw),
         multipliers=multipliers or Multipliers(),
+        local_rope=local_rope,
     )
 
 
@@ -98,8 +100,7 @@ def attention_of(config: HFConfig, **parts: Any) -> Attention:
         num_heads=num_heads,
         num_kv_heads=config.get("num_key_value_heads") or num_heads,
         head_dim=config.get("head_dim") or raw.hidden_size // num_heads,
-        **_window(raw),
-        **parts,
+        **(_window(raw) | parts),
     )
 
 

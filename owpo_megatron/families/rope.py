@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ class Rope:
     theta: float
     llama3_factor: float | None = None
     yarn: Yarn | None = None
+    linear_factor: float | None = None  # positions are divided by it
     fraction: float = 1.0  # of a head's dimensions, the first ones
     interleaved: bool = False  # pairs are neighbours, not halves
 
@@ -53,16 +56,22 @@ class Rope:
 
 
 def read_rope(path: Path, config: Any, partial: bool = False, interleaved: bool = False) -> Rope:
-    """The rotary embedding of a transformers config.
+    """The one rotary embedding of a transformers config; arguments and errors as of `rope_of`."""
+    return rope_of(path, config.rope_parameters, partial, interleaved)
+
+
+def rope_of(path: Path, parameters: Mapping[str, Any], partial: bool = False, interleaved: bool = False) -> Rope:
+    """The rotary embedding of a transformers config's rope parameters.
 
     Args:
+        path: folder of the model, for errors.
         partial: the family's heads may be rotated in part (`partial_rotary_factor`).
         interleaved: the family pairs neighbouring dimensions.
 
     Raises:
         UserError: a kind or a parameter that megatron-core does not have.
     """
-    rope = dict(config.rope_parameters)
+    rope = dict(parameters)
     kind = rope.get("rope_type", "default")
     where = f"{path / 'config.json'} rope_parameters"
     theta = float(rope["rope_theta"])
@@ -80,16 +89,18 @@ def read_rope(path: Path, config: Any, partial: bool = False, interleaved: bool 
         return Rope(theta, llama3_factor=float(rope["factor"]))
     if kind == "yarn":
         return Rope(theta, yarn=_yarn(where, rope))
-    raise UserError(where, rope, f"rope type {kind} is not supported; use default, llama3 or yarn")
+    if kind == "linear":
+        return Rope(theta, linear_factor=float(rope["factor"]))
+    raise UserError(where, rope, f"rope type {kind} is not supported; use default, linear, llama3 or yarn")
 
 
 def _yarn(where: str, rope: dict[str, Any]) -> Yarn:
-    if rope.get("attention_factor") is not None:
-        raise UserError(
-            f"{where}.attention_factor", rope["attention_factor"], "megatron-core derives it from factor; leave it out"
-        )
     if rope.get("factor") is None:
         raise UserError(f"{where}.factor", None, "yarn needs a factor")
+    given, derived = rope.get("attention_factor"), 0.1 * math.log(rope["factor"]) + 1
+    if given is not None and not math.isclose(given, derived, rel_tol=1e-9):
+        remedy = f"megatron-core derives {derived:g} from factor; leave it out"
+        raise UserError(f"{where}.attention_factor", given, remedy)
     both = rope.get("mscale") and rope.get("mscale_all_dim")  # as transformers: one alone counts for nothing
     return Yarn(
         factor=float(rope["factor"]),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.tensor_parallel.layers import RowParallelLinear, set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
 )
 from megatron.core.transformer import TransformerConfig, TransformerLayer
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
@@ -25,16 +28,21 @@ Add = Callable[[tuple[torch.Tensor, torch.Tensor | None], torch.Tensor, float], 
 class RMSNorm(torch.nn.Module):
     """RMSNorm of the local layers; megatron's own asserts sequence parallelism away.
 
+    With `layernorm_zero_centered_gamma` weights are differences from 1.
+
     The mark `sequence_parallel` makes finalize_model_grads sum its gradient over the tensor-parallel group.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any):
         super().__init__()
         self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.centred = config.layernorm_zero_centered_gamma
+        self.weight = torch.nn.Parameter(torch.full((hidden_size,), float(not self.centred), dtype=config.params_dtype))
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.centred:
+            return F.rms_norm(x.float(), (x.shape[-1],), 1 + self.weight.float(), self.eps).to(x.dtype)
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
@@ -116,6 +124,30 @@ class LatentSelfAttention(MLASelfAttention):
             self.linear_q_down_proj = ReplicatedLinear(config, config.hidden_size, config.q_lora_rank)
         down = config.kv_lora_rank + config.qk_pos_emb_head_dim
         self.linear_kv_down_proj = ReplicatedLinear(config, config.hidden_size, down)
+
+
+class LocalSelfAttention(SelfAttention):
+    """Self-attention with a rotary embedding of its own instead of the model's.
+
+    Args:
+        rope_theta: base of the frequencies.
+    """
+
+    def __init__(self, config: TransformerConfig, *args: Any, rope_theta: float, **kwargs: Any):
+        own = copy.copy(config)
+        for name in [name for name in vars(own) if name.startswith("yarn_")]:
+            delattr(own, name)  # with them, attention multiplies queries and keys by YaRN's factor
+        super().__init__(own, *args, **kwargs)
+        self._rope = RotaryEmbedding(
+            config.kv_channels, 1.0, rotary_base=rope_theta, use_cpu_initialization=config.use_cpu_initialization
+        )
+
+    def forward(
+        self, hidden_states: torch.Tensor, *args: Any, rotary_pos_emb: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        assert rotary_pos_emb is not None
+        own = self._rope(len(rotary_pos_emb), packed_seq=True)
+        return super().forward(hidden_states, *args, rotary_pos_emb=own, **kwargs)
 
 
 class AddingLayer(TransformerLayer):

@@ -16,6 +16,7 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import MLATransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from owpo_megatron.config import ParallelConfig
 from owpo_megatron.errors import UserError
@@ -27,6 +28,7 @@ from owpo_megatron.mcore.layers import (
     AllHeadsRMSNorm,
     ExpertDownProjection,
     LatentSelfAttention,
+    LocalSelfAttention,
     ResultNormLayer,
     RMSNorm,
     scaled_residual,
@@ -164,10 +166,16 @@ def layer_spec(hf: HFModel, config: TransformerConfig, vp_stage: int | None) -> 
     )
     if not engine:
         spec.layer_norm = RMSNorm
-    for layer in spec.layer_specs:
+    spec.layer_specs = [copy.deepcopy(layer) for layer in spec.layer_specs]  # several layers may share one
+    first = get_transformer_layer_offset(config, vp_stage)
+    for number, layer in enumerate(spec.layer_specs, first):
         if not engine:
             _use_local_modules(layer, hf)
         _use_own_modules(layer, hf)
+        if hf.local_rope and hf.attention.window_of(number) is not None:
+            attention = layer.submodules.self_attention
+            attention.module = LocalSelfAttention
+            attention.params = {**attention.params, "rope_theta": hf.local_rope.theta}
     return spec
 
 

@@ -67,6 +67,7 @@ def build_chunks(hf: HFModel, config: TransformerConfig, temperature: float) -> 
             position_embedding_type="yarn" if hf.rope.yarn and not config.multi_latent_attention else "rope",
             rotary_percent=hf.rope.fraction,
             rotary_base=hf.rope.theta,
+            seq_len_interpolation_factor=hf.rope.linear_factor,
             rope_scaling=hf.rope.llama3_factor is not None,
             rope_scaling_factor=hf.rope.llama3_factor or 1.0,
             vp_stage=vp_stage,

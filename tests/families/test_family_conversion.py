@@ -105,6 +105,8 @@ WRONG: list[tuple[str, str, Wrong]] = [
     *[(family, "norms", renamed("input_layernorm.weight", "post_attention_layernorm.weight")) for family in LATENT],
     *[(family, "shifted expert", shifted_expert) for family in MIXTURES],
     ("glm4", "norms after", renamed("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight")),
+    ("olmo3", "norms after", renamed("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")),
+    ("gemma3_text", "norms", renamed("post_attention_layernorm.weight", "pre_feedforward_layernorm.weight")),
     ("olmo2", "norms after", renamed("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")),
 ]
 
@@ -160,6 +162,7 @@ def test_a_transposed_up_projection_is_found(family: str, tmp_path: Path, monkey
         ("deepseek_v3", {"rms_norm_eps": 1e-5}, "rms_norm_eps = 1e-05: not supported; only 1e-06 is"),
         ("deepseek_v3", {"rope_interleave": False}, "rope_interleave = False: not supported"),
         ("mixtral", {"hidden_act": "gelu"}, "hidden_act = gelu: not supported; only silu is"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0: not supported; only None"),
         ("olmo2", {"attention_bias": True}, "attention_bias = True: not supported"),
         ("granite", {"mlp_bias": True}, "mlp_bias = True: not supported"),
         ("phi3", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0,

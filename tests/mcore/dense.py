@@ -6,6 +6,8 @@ objective is written out again from the paper (Eq. 5-7 and 2).
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import tempfile
 from pathlib import Path
@@ -47,6 +49,12 @@ def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         return load_file(Path(folder) / "model.safetensors")
 
 
+def _with_rope(
+    rope: torch.nn.Module, layer: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    return args, kwargs | {"position_embeddings": rope(args[0], kwargs["position_ids"])}
+
+
 def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup: int) -> dict:
     """{"losses", "grad_norms", "logp" of the first batch before training, "names" that a checkpoint holds,
     "start" and "weights" (HF name -> tensor, before and after)}."""
@@ -56,6 +64,14 @@ def train_dense(model_dir: Path, batches: list[list[Sample]], lr: float, warmup:
         for layer in model.model.layers:  # what transformers 5.12.1 leaves out (docs/families.md)
             layer.self_attn.scaling *= (1 + 0.1 * rope["mscale_all_dim"] * math.log(rope["factor"])) ** 2
             layer.mlp.num_experts = model.config.n_routed_experts
+    if model.config.model_type == "olmo3":
+        plain = {"rope_type": "default", "rope_theta": model.config.rope_parameters["rope_theta"]}
+        config = copy.deepcopy(model.config)
+        config.rope_parameters = plain
+        rope = type(model.model.rotary_emb)(config)
+        for layer in model.model.layers:  # frequencies are scaled in the layers without a window alone
+            if layer.self_attn.sliding_window:
+                layer.register_forward_pre_hook(functools.partial(_with_rope, rope), with_kwargs=True)
     # a bias is a vector, also where a checkpoint has those of all experts together
     matrices = {name for name, param in model.named_parameters() if param.dim() > 1 and not name.endswith("bias")}
     decayed = [param for name, param in model.named_parameters() if name in matrices]
