@@ -53,10 +53,11 @@ def import_hf(
     _check_folders("--hf", hf, out_dir)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everything stays in host memory, wherever this runs
     from owpo_megatron.config import ParallelConfig
-    from owpo_megatron.conversion.export import hf_to_megatron
     from owpo_megatron.families import check_parallel, read_hf_config
 
     check_parallel(read_hf_config(hf), ParallelConfig(tp=tp, pp=pp, dp=ep, ep=ep, sp=tp > 1))
+    from owpo_megatron.conversion.export import hf_to_megatron  # torch: an unknown model is refused before
+
     with _bars() as stage:
         conversion = hf_to_megatron(hf, out_dir, dtype, stage, jobs, prove)
     _report(conversion, f"written: {out_dir}", json_file)

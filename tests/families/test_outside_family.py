@@ -85,15 +85,23 @@ def test_a_package_that_fails_is_named(tmp_path: Path) -> None:
     assert "comes from renamed-llama, which fails: No module named 'no_such_module'" in done.stderr
 
 
+READING = "from owpo_megatron.families import read_hf_config\nread_hf_config({hf!r})"
+COMMAND = (
+    "from owpo_megatron.cli.main import app\n"
+    "app(['convert', 'import', '--hf', {hf!r}, '--out', {hf!r} + '-out'], standalone_mode=False)"
+)
+
+
 @pytest.mark.process
-def test_an_unknown_model_type_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
-    """`owpo plan` and conversion, the light ways to it; two seconds of CPU time at most."""
+@pytest.mark.parametrize("way", [READING, COMMAND], ids=["reading", "command"])
+def test_an_unknown_model_type_is_refused_before_torch_is_imported(way: str, tmp_path: Path) -> None:
+    """Two seconds of CPU time at most."""
+    lines = way.format(hf=str(tmp_path)).replace("\n", "\n    ")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_bigcode"}))
     code = (
         "import sys, resource\n"
         "from owpo_megatron.errors import UserError\n"
-        "from owpo_megatron.families import read_hf_config\n"
-        f"try:\n    read_hf_config({str(tmp_path)!r})\n"
+        f"try:\n    {lines}\n"
         "except UserError as error:\n    print(error)\n"
         "assert not {'torch', 'transformers', 'megatron'} & sys.modules.keys()\n"
         "usage = resource.getrusage(resource.RUSAGE_SELF)\n"
