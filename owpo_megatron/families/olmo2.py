@@ -22,7 +22,7 @@ def _read(config: HFConfig) -> HFModel:
 
 
 def _read_3(config: HFConfig) -> HFModel:
-    """As OLMo-2; a rope scaling is for the layers without a window alone."""
+    """Read it as OLMo-2; a rope scaling is for the layers without a window alone."""
     model = _read(config)
     plain = Rope(model.rope.theta)
     return model if model.rope == plain else replace(model, local_rope=plain)
