@@ -23,6 +23,7 @@ from owpo_megatron.cli.plan import plan
 from owpo_megatron.cli.protocol import protocol
 from owpo_megatron.cli.push import push
 from owpo_megatron.cli.quickstart import quickstart
+from owpo_megatron.cli.replay import replay
 from owpo_megatron.cli.report import report
 from owpo_megatron.cli.reproduce import reproduce
 from owpo_megatron.cli.runs import runs
@@ -52,6 +53,7 @@ app.add_typer(protocol, name="protocol")
 app.command("reproduce")(reproduce)
 app.command("report")(report)
 app.command("samples")(samples)
+app.command("replay")(replay)
 app.command("runs")(runs)
 app.add_typer(config, name="config")
 app.command("push")(push)

@@ -1,5 +1,6 @@
 """Configuration of a run. Imports no torch."""
 
+from owpo_megatron.config.checks import ChecksConfig
 from owpo_megatron.config.data import DataConfig, SourceConfig
 from owpo_megatron.config.file import Section
 from owpo_megatron.config.launch import LaunchConfig
@@ -26,6 +27,7 @@ __all__ = [
     "HF_FILES",
     "AlgorithmConfig",
     "CheckpointConfig",
+    "ChecksConfig",
     "Config",
     "DataConfig",
     "EngineConfig",

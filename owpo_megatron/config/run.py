@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from owpo_megatron.config.checks import ChecksConfig
 from owpo_megatron.config.data import DataConfig
 from owpo_megatron.config.file import Section, first_mistake, read_mapping
 from owpo_megatron.config.launch import LaunchConfig
@@ -305,6 +306,7 @@ class Config(Section):
     reward: RewardConfig = RewardConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    checks: ChecksConfig = ChecksConfig()
     sinks: SinksConfig = SinksConfig()
     profile: ProfileConfig = ProfileConfig()
     launch: LaunchConfig = LaunchConfig()

@@ -6,11 +6,13 @@ Legend: L tokens of one response.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import httpx
 
+from owpo_megatron.engine.answers import BadAnswer, Expected, read_answers, shown, version_of
 from owpo_megatron.engine.tensor_body import TensorBody
 from owpo_megatron.errors import EngineError
 from owpo_megatron.types import Rollout, SampleRequest, Sampling
@@ -19,7 +21,8 @@ from owpo_megatron.types import Rollout, SampleRequest, Sampling
 KEEPALIVE_SECONDS = 2.0
 CONTROL_SECONDS = 120.0
 MIRROR_SECONDS = 1800.0  # all weights of a large model, through a slow file system
-UNKNOWN_VERSION = -1
+BUSY = (429, 503)
+BACK_OFF = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a busy server is asked again
 
 
 class EngineGone(EngineError):
@@ -28,6 +31,10 @@ class EngineGone(EngineError):
     def __init__(self, url: str, what: str):
         super().__init__(f"engine {url}{what}")
         self.url = url
+
+
+class EngineWrong(EngineGone):
+    """The engine at `url` answers, but not what it was asked for. It is treated as lost: restart, weights, retry."""
 
 
 class EngineClient:
@@ -50,6 +57,8 @@ class EngineClient:
         """Whether this process started the server, so that both see the same shared memory."""
         self.mirror: str | None = None
         """http://host:port of the program next to the server that keeps a copy of its weights (sync/delta)."""
+        self.vocab_size: int | None = None
+        """Token ids of samples are below; None: not checked."""
         self._request_timeout = request_timeout
         self._info: dict[str, Any] | None = None
         self._headers = _headers(key)
@@ -73,12 +82,22 @@ class EngineClient:
         self._http.close()
 
     # ------------------------------------------------------------------------------------------ samples
-    def generate(self, requests: Sequence[SampleRequest], sampling: Sampling) -> list[Rollout]:
-        """Draw one response per request in a single POST, in order; each has its own seed and ends independently."""
+    def generate(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, version: int | None = None
+    ) -> list[Rollout]:
+        """Draw one response per request in a single POST, in order; each has its own seed and ends independently.
+
+        Args:
+            version: that of the weights that must draw them; None: any.
+
+        Raises:
+            EngineWrong: an answer that cannot be right (answers.py).
+        """
         answers = self._post("/generate", generate_body(requests, sampling), self._request_timeout)
-        if isinstance(answers, dict):
-            answers = [answers]
-        return [to_rollout(request, answer) for request, answer in zip(requests, answers, strict=True)]
+        try:
+            return read_answers(answers, requests, sampling, Expected(self.vocab_size, version))
+        except BadAnswer as bad:
+            raise EngineWrong(self.url, f"/generate answered {bad}") from bad
 
     # ------------------------------------------------------------------------------------------ control
     def pause(self) -> None:
@@ -101,12 +120,12 @@ class EngineClient:
 
     def weight_version(self) -> int:
         """Return the version of the loaded weights; UNKNOWN_VERSION if the server has none."""
-        return _version(self.model_info()["weight_version"])
+        return version_of(self._field("/model_info", self.model_info(), "weight_version"))
 
     @property
     def tp_size(self) -> int:
         """Number of tensor-parallel ranks of the server."""
-        return int(self._server_info()["tp_size"])
+        return int(self._field("/server_info", self._server_info(), "tp_size"))
 
     @property
     def quantization(self) -> str | None:
@@ -116,7 +135,7 @@ class EngineClient:
 
     def server_version(self) -> str:
         """Return SGLang's version."""
-        return str(self._server_info()["version"])
+        return str(self._field("/server_info", self._server_info(), "version"))
 
     def _server_info(self) -> dict[str, Any]:
         """Return /server_info, cached: it does not change while the server runs."""
@@ -142,13 +161,14 @@ class EngineClient:
 
     def checksums(self) -> list[dict[str, str]]:
         """Return, for every tensor-parallel rank, its parameters' checksums by SGLang's names."""
-        ranks = self._post("/weights_checker", {"action": "checksum"})["ranks"]
+        path = "/weights_checker"
+        ranks = self._field(path, self._post(path, {"action": "checksum"}), "ranks")
         ordered = sorted(ranks, key=lambda rank: int(rank["parallelism_info"][0]["tp_rank"]))
         return [dict(rank["checksums"]) for rank in ordered]
 
     def workers(self) -> list[str]:
         """Return the URLs of a router's healthy engines."""
-        found = self._request("GET", "/workers", None, CONTROL_SECONDS)["workers"]
+        found = self._field("/workers", self._request("GET", "/workers", None, CONTROL_SECONDS), "workers")
         return sorted(str(worker["url"]) for worker in found if worker["is_healthy"])
 
     def set_version(self, version: int) -> None:
@@ -189,6 +209,11 @@ class EngineClient:
         self._post("/destroy_weights_update_group", {"group_name": group_name})
 
     # ------------------------------------------------------------------------------------------ transport
+    def _field(self, path: str, answer: Any, name: str) -> Any:
+        if not isinstance(answer, dict) or name not in answer:
+            raise EngineWrong(self.url, f"{path} answered without {name}: {shown(answer)}")
+        return answer[name]
+
     def _post(self, path: str, body: dict[str, Any], timeout: float = CONTROL_SECONDS) -> Any:
         return self._request("POST", path, body, timeout)
 
@@ -204,19 +229,24 @@ class EngineClient:
         what = path if mirror is None else f"'s mirror {mirror}{path}"  # for messages, follows the engine's url
         if isinstance(body, TensorBody):
             headers = headers | {"content-length": str(len(body))}
+        content = json.dumps(body) if isinstance(body, dict) else body
+        limits = httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None)
+
+        def send() -> httpx.Response:
+            return self._http.request(method, (mirror or url) + path, content=content, headers=headers, timeout=limits)
+
         try:
-            response = self._http.request(
-                method,
-                (mirror or url) + path,
-                content=json.dumps(body) if isinstance(body, dict) else body,
-                headers=headers,
-                timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
-            )
+            response = send()
+            for pause in BACK_OFF if method == "POST" else ():
+                if response.status_code not in BUSY:
+                    break
+                time.sleep(pause)
+                response = send()
         except httpx.TimeoutException as error:
             raise EngineGone(url, f"{what} did not answer within {timeout:g} s") from error
         except httpx.TransportError as error:
             raise EngineGone(url, f"{what} is not reachable: {error or type(error).__name__}") from error
-        if response.status_code >= 500:
+        if response.status_code >= 500 or response.status_code in BUSY:
             raise EngineGone(url, f"{what} failed with {response.status_code}: {_message(response)}")
         if response.status_code >= 400:
             raise EngineError(f"engine {url}{what} refused with {response.status_code}: {_message(response)}")
@@ -259,30 +289,8 @@ def sampling_parameters(sampling: Sampling) -> dict[str, Any]:
     return found
 
 
-def to_rollout(request: SampleRequest, answer: dict[str, Any]) -> Rollout:
-    """Build a rollout from the server's own token ids and log-probs."""
-    meta = answer["meta_info"]
-    logp_and_id = meta["output_token_logprobs"]
-    response_ids = tuple(int(token) for _, token, *_ in logp_and_id)
-    if list(response_ids) != answer["output_ids"]:
-        raise EngineError(f"the engine's ids and log-probs of prompt {request.prompt.id} do not belong together")
-    versions = meta.get("weight_versions")
-    return Rollout(
-        prompt=request.prompt,
-        response_ids=response_ids,
-        behaviour_logp=tuple(float(logp) for logp, *_ in logp_and_id),
-        policy_version=_version(versions[-1]["version"] if versions else meta["weight_version"]),
-        finish_reason=meta["finish_reason"]["type"],
-        seed=request.seed,
-    )
-
-
 def _headers(key: str | None) -> dict[str, str]:
     return {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-
-
-def _version(name: str) -> int:
-    return int(name) if name.lstrip("-").isdigit() else UNKNOWN_VERSION
 
 
 def _message(response: httpx.Response) -> str:

@@ -153,6 +153,7 @@ def environment(config: EngineConfig, model_path: Path) -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in TRAINER_VARIABLES and not name.startswith("TORCHELASTIC_")
     }
+    env.setdefault("PYTHONFAULTHANDLER", "1")  # SIGABRT: the stacks of all threads go to the log
     if find_device(config) == "cpu":
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
         threads = max(1, len(cores) // config.tp)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from owpo_megatron.config import EngineConfig
-from owpo_megatron.engine.client import UNKNOWN_VERSION, EngineClient, EngineGone
+from owpo_megatron.engine.answers import UNKNOWN_VERSION
+from owpo_megatron.engine.client import EngineClient, EngineGone
 from owpo_megatron.engine.generation import Generation, samples_per_post
 from owpo_megatron.errors import EngineError
 from owpo_megatron.types import Finished, Progress, Rollout, SampleRequest, Sampling
@@ -25,6 +27,9 @@ class Engine(Protocol):
 
     def stop(self) -> None:
         """Make its pending requests fail quickly."""
+
+    def abort(self) -> None:
+        """End it with the stacks of its threads in its log, where it is a process of the run's own."""
 
     def close(self) -> None: ...
 
@@ -50,6 +55,9 @@ class UrlEngine:
 
     def stop(self) -> None:
         pass  # not our process; its connections end by their time-outs
+
+    def abort(self) -> None:
+        pass  # not our process
 
     def close(self) -> None:
         self.client.close()
@@ -77,6 +85,8 @@ class Fleet:
         self.engines = list(engines)
         self.on_restart = on_restart
         self.front = front
+        self.notify: Callable[[str], None] = lambda text: None
+        """Called with a line for each engine that is lost and restarted."""
         self._config = config
         self._restarts = [0] * len(engines)
         self._version: int | None = None
@@ -84,6 +94,16 @@ class Fleet:
     @property
     def clients(self) -> list[EngineClient]:
         return [engine.client for engine in self.engines]
+
+    @property
+    def restarts(self) -> int:
+        """Restarts of all engines so far."""
+        return sum(self._restarts)
+
+    def check_tokens(self, vocab_size: int) -> None:
+        """Take engines whose samples have a token of this id, or a larger one, for broken from now on."""
+        for client in (*self.clients, *([] if self.front is None else [self.front])):
+            client.vocab_size = vocab_size
 
     def weight_versions(self) -> list[int]:
         """Return the weight version that each engine reports."""
@@ -127,6 +147,7 @@ class Fleet:
             concurrency=self._config.concurrency * len(self.engines) // len(clients),
             give_up=self._give_up,
             bring_back=self._bring_back_while_generating,
+            version=self._version,
             progress=progress,
             finished=finished,
         ).run()
@@ -139,6 +160,12 @@ class Fleet:
             except EngineGone as error:
                 if not self.revive(error):
                     raise
+
+    def abort(self) -> None:
+        """Make the run's own engines write their stacks, and end them; for a run that hangs."""
+        for engine in self.engines:
+            with contextlib.suppress(Exception):  # the run ends in any case
+                engine.abort()
 
     def close(self) -> None:
         for engine in self.engines:
@@ -215,6 +242,8 @@ class Fleet:
                 f"engine {index} was lost again after {self._restarts[index]} restarts (engine.max_restarts): {error}"
             ) from error
         self._restarts[index] += 1
+        count, most = self._restarts[index], self._config.max_restarts
+        self.notify(f"engine {index} is lost, restart {count} of at most {most}: {str(error).splitlines()[0]}")
         self.engines[index].restart()
 
 

@@ -45,6 +45,7 @@ class Generation:
         concurrency: samples in flight per client.
         give_up: makes the pending requests of a lost engine (its index in `clients`) fail quickly.
         bring_back: returns when a lost engine answers again and has the weights.
+        version: weights that must draw the samples, by their version; None: any.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Generation:
         concurrency: int,
         give_up: Callable[[int], None],
         bring_back: Callable[[int, EngineGone], None],
+        version: int | None = None,
         progress: Progress | None = None,
         finished: Finished | None = None,
     ):
         self.clients, self.requests, self.sampling = clients, requests, sampling
         self.samples_per_post = samples_per_post
         self.give_up, self.bring_back = give_up, bring_back
+        self.version = version
         self.progress, self.finished = progress, finished
         self.posts = deque(range(0, len(requests), samples_per_post))  # each by its first sample
         self.workers_per_engine = max(1, concurrency // samples_per_post)
@@ -122,7 +125,8 @@ class Generation:
                 self.outcomes.put(Outcome(engine, incarnation))
                 return
             try:
-                rollouts = client.generate(self.requests[first : first + self.samples_per_post], self.sampling)
+                requests = self.requests[first : first + self.samples_per_post]
+                rollouts = client.generate(requests, self.sampling, self.version)
             except Exception as error:
                 self.outcomes.put(Outcome(engine, incarnation, first, error))
                 return

@@ -87,6 +87,9 @@ class AnnouncedEngine:
     def stop(self) -> None:
         pass  # not our process; its connections end by their time-outs
 
+    def abort(self) -> None:
+        pass  # not our process
+
     def close(self) -> None:
         self.client.close()
 

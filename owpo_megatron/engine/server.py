@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine import supervise
@@ -115,6 +118,12 @@ class Server:
             self._process.stdin.close()
             self._process.wait()
             self._process = None
+
+    def abort(self) -> None:
+        """Make the server's main process write the stacks of its threads into the log, and end it."""
+        if self._process is not None:
+            for child in psutil.Process(self._process.pid).children():
+                child.send_signal(signal.SIGABRT)
 
     def close(self) -> None:
         self.stop()

@@ -13,7 +13,7 @@ from typing import Any
 from owpo_megatron.config import Config
 from owpo_megatron.data import Tokenizer
 from owpo_megatron.engine import Fleet, Server, start_fleet
-from owpo_megatron.engine.client import UNKNOWN_VERSION
+from owpo_megatron.engine.answers import UNKNOWN_VERSION
 from owpo_megatron.engine.command import server_raw
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.draw import Answering, DrawProgress, evaluate_set, identity

@@ -18,7 +18,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,14 @@ import psutil
 
 from owpo_megatron.launch.machine import LAUNCHER_VARIABLES, gpu_names
 from owpo_megatron.launch.rank import end_with_parent
-from owpo_megatron.launch.reason import Outcome, why
+from owpo_megatron.launch.reason import Outcome, first_reason, why
+from owpo_megatron.run.heartbeat import Pulses, Stillness, pulse_file
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 PORTS = range(12000, 20000)  # engines take 20000 to 32000 (engine/server.py)
 _WATCH_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
+_FROZEN_MARGIN = 5.0  # seconds
 _SHUTDOWN_SECONDS = 20  # from torchrun's SIGTERM to its SIGKILL, once a rank has failed
 
 
@@ -65,6 +69,9 @@ def run_ranks(
         stale.unlink()
     for earlier in [*logs.glob("rank_*.log"), *logs.glob("torchrun.log")]:
         earlier.replace(earlier.with_name(f"{earlier.name}.1"))  # a log begins with its own attempt
+    for stale in logs.glob(pulse_file(logs, 0).name.replace("0", "*")):
+        stale.unlink()
+    pulses = Pulses(logs, range(world_size))
     command = _command(world_size, logs, module, arguments)
     with (logs / "torchrun.log").open("wb") as launcher_log:  # one rank: its output before its log is open
         process = subprocess.Popen(
@@ -79,11 +86,13 @@ def run_ranks(
         stop = _Stop(process, world_size, notify)
         with _echoed(process, echo), _forwarded(stop) if watch is None else contextlib.nullcontext():
             try:
-                code = process.wait() if watch is None else _watched(process, watch, stop)
+                code = _watched(process, watch or _never, stop, pulses)
             finally:
                 _kill_tree(process)  # leave no process behind, however this ends
     if code == 0:
         return Outcome(0, stopped=stop.asked > 0)
+    if stop.frozen:
+        return first_reason(logs) or Outcome(1, stop.frozen, logs)
     if stop.asked:
         return Outcome(1, "stopped before the step was saved", stopped=True)
     return why(code, world_size, logs)
@@ -135,6 +144,7 @@ class _Stop:
     world_size: int
     notify: Callable[[str], None]
     asked: int = 0
+    frozen: str = ""  # why all ranks were ended: they showed no sign of life
 
     def ask(self, number: int = signal.SIGINT) -> None:
         self.asked += 1
@@ -163,12 +173,22 @@ def _forwarded(stop: _Stop) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _watched(process: subprocess.Popen[bytes], watch: Callable[[], bool], stop: _Stop) -> int:
-    """Wait for the end, asking `watch` in between."""
+def _never() -> bool:
+    return False
+
+
+def _watched(process: subprocess.Popen[bytes], watch: Callable[[], bool], stop: _Stop, pulses: Pulses) -> int:
+    """Wait for the end, asking `watch` in between, and end ranks none of which shows a sign of life."""
+    next_look = time.monotonic()
     while True:
         try:
             if not stop.asked and watch():
                 stop.ask()
+            if time.monotonic() >= next_look and not stop.frozen:
+                next_look = time.monotonic() + _LOOK_SECONDS
+                stop.frozen = frozen_ranks(pulses.look())
+                if stop.frozen:
+                    _kill_tree(process)
             return process.wait(_WATCH_SECONDS)
         except subprocess.TimeoutExpired:
             continue
@@ -195,6 +215,18 @@ def _echoed(process: subprocess.Popen[bytes], echo: Callable[[str], object] | No
         yield
     finally:
         reader.join(_SHUTDOWN_SECONDS)
+
+
+def frozen_ranks(found: Mapping[int, Stillness]) -> str:
+    """The reason to end ranks that do not run any more, so that their own watchdogs do not either; "" where one does.
+
+    They get a margin over their own limit, within which one that still runs would have ended the run.
+    """
+    limits = [one.pulse.limit for one in found.values() if one.pulse.limit]
+    if not limits or any(one.tick_seconds <= 2 * max(limits) + _FROZEN_MARGIN for one in found.values()):
+        return ""
+    seconds = min(one.tick_seconds for one in found.values())
+    return f"no rank has shown a sign of life for {seconds:.0f} s (stopped, or their disk hangs)"
 
 
 def _signal_ranks(process: subprocess.Popen[bytes], world_size: int, number: int) -> None:

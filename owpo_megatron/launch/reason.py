@@ -7,6 +7,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+HANG = "the run hangs: "  # in the error file of a rank whose watchdog ended the run (trainer/watchdog.py)
 MISTAKE = "error: "  # prefix of an error file that reports a user's mistake (trainer/main.py)
 
 
@@ -41,6 +42,9 @@ def first_reason(logs: Path, killed: tuple[int, int] | None = None) -> Outcome |
     for file, text in texts.items():
         if text.startswith(MISTAKE):
             return Outcome(2, text.removeprefix(MISTAKE).strip(), file)
+    for file, text in texts.items():
+        if HANG in text:  # the rank that was stopped had to be killed
+            return Outcome(1, text.strip(), file)
     if killed is not None:
         rank, number = killed
         hint = "; the machine may have run out of memory" if number == signal.SIGKILL else ""

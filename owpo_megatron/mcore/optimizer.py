@@ -76,6 +76,26 @@ def make_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig) -> Opt
 
 
 @torch.no_grad()
+def gradient_norm(optimizer: MegatronOptimizer) -> float:
+    """The global norm of the gradients, before anything is changed. Collective."""
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
+
+
+@torch.no_grad()
+def step_with(optimizer: MegatronOptimizer, grad_norm: float) -> None:
+    """One step, with gradients clipped by their norm, which `gradient_norm` has found already. Collective."""
+    chained = optimizer if hasattr(optimizer, "chained_optimizers") else None
+    if chained is not None:
+        chained.get_grad_norm = lambda: grad_norm  # megatron's step would compute it a second time
+    try:
+        optimizer.step()
+    finally:
+        if chained is not None:
+            del chained.get_grad_norm
+
+
+@torch.no_grad()
 def restart_optimizer(optimizer: MegatronOptimizer) -> None:
     """Reset the optimizer: masters take the parameters' values, moments and step counts become zero."""
     optimizer.reload_model_params()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,10 +17,14 @@ from owpo_megatron.config import ParallelConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.mcore import cpu
 
-# Other ranks wait in a broadcast while rank 0 generates; a long response must not look like a dead rank.
-_CONTROL_TIMEOUT = timedelta(hours=2)
-# Tensor collectives begin when every rank has its work: a rank that is this late is dead.
-_NCCL_TIMEOUT = timedelta(minutes=30)
+# Other ranks wait in a broadcast while rank 0 generates, for as long as that takes: the watchdog ends a run that hangs
+# (trainer/watchdog.py), this limit is for a run without one.
+_CONTROL_TIMEOUT = timedelta(days=7)
+_CONTROL_TIMEOUT_ALONE = timedelta(hours=2)
+# Tensor collectives begin when every rank has its work: a rank that is this late is dead. The watchdog finds it
+# earlier, and names it.
+_TENSOR_TIMEOUT = timedelta(minutes=30)
+_AFTER_THE_WATCHDOG = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,11 @@ class Topology:
         return tensor
 
 
-def init_topology(parallel: ParallelConfig, seed: int) -> Topology:
+def init_topology(parallel: ParallelConfig, seed: int, hang_seconds: float | None = None) -> Topology:
     """Join the process group (from torchrun's environment, or a world of one) and create megatron's groups.
+
+    Args:
+        hang_seconds: `checks.hang_seconds`, which the time-outs of the groups agree with.
 
     Raises:
         UserError: the number of started ranks is not tp * pp * dp.
@@ -89,7 +97,7 @@ def init_topology(parallel: ParallelConfig, seed: int) -> Topology:
         wanted = f"{parallel.tp} * {parallel.pp} * {parallel.dp} = {parallel.world_size}"
         raise UserError("world size", world_size, f"start parallel.tp * pp * dp = {wanted} ranks")
     if not dist.is_initialized():
-        _join(world_size)
+        _join(world_size, tensor_timeout(hang_seconds))
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
@@ -97,6 +105,7 @@ def init_topology(parallel: ParallelConfig, seed: int) -> Topology:
         virtual_pipeline_model_parallel_size=parallel.vpp,
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.tp,
+        distributed_timeout_minutes=math.ceil(tensor_timeout(hang_seconds) / timedelta(minutes=1)),
     )
     # Weights come from a checkpoint and nothing is dropped out: the tracker that forks no CUDA generator is enough.
     model_parallel_cuda_manual_seed(seed, inference_rng_tracker=True, force_reset_rng=True)
@@ -115,7 +124,9 @@ def init_topology(parallel: ParallelConfig, seed: int) -> Topology:
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
-        control_group=dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT),
+        control_group=dist.new_group(
+            backend="gloo", timeout=_CONTROL_TIMEOUT_ALONE if hang_seconds == 0 else _CONTROL_TIMEOUT
+        ),
     )
 
 
@@ -126,11 +137,23 @@ def close_topology() -> None:
         dist.destroy_process_group()
 
 
-def _join(world_size: int) -> None:
+def tensor_timeout(hang_seconds: float | None) -> timedelta:
+    """Time-out of collectives over tensors: later than the watchdog, which names what hangs.
+
+    Example:
+        >>> str(tensor_timeout(None)), str(tensor_timeout(3600.0)), str(tensor_timeout(0.0))
+        ('0:40:00', '1:10:00', '0:30:00')
+    """
+    if hang_seconds == 0:
+        return _TENSOR_TIMEOUT
+    return max(_TENSOR_TIMEOUT, timedelta(seconds=hang_seconds or 0)) + _AFTER_THE_WATCHDOG
+
+
+def _join(world_size: int, timeout: timedelta) -> None:
     if not cpu.on_cpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "gloo" if cpu.on_cpu() else "nccl"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=_NCCL_TIMEOUT if backend == "nccl" else _CONTROL_TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world_size)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,18 @@ from typing import Any
 import torch
 
 from owpo_megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, ReferenceConfig
+from owpo_megatron.errors import RunError
 from owpo_megatron.families import HFModel, stacked, to_hf
 from owpo_megatron.head import HeadLoss, settled_mode
 from owpo_megatron.mcore import checkpoint, cpu
-from owpo_megatron.mcore.optimizer import make_optimizer, make_scheduler, restart_optimizer, wrap_ddp
+from owpo_megatron.mcore.optimizer import (
+    gradient_norm,
+    make_optimizer,
+    make_scheduler,
+    restart_optimizer,
+    step_with,
+    wrap_ddp,
+)
 from owpo_megatron.mcore.packing import (
     Microbatch,
     build_microbatch,
@@ -60,6 +69,9 @@ class MegatronPolicy:
     ):
         self.hf = hf
         self.topology = topology
+        self.on_bad_gradient: Callable[[str], None] = _end_the_run
+        """Called on every rank with the cause where an update's gradient is not finite; the update is skipped where it
+        returns."""
         self._tokens_per_microbatch = optimizer.tokens_per_microbatch
         self.logp_mode: LogpMode = model.head
         self._head_settled = model.head == "exact"
@@ -95,10 +107,11 @@ class MegatronPolicy:
     def update(self, samples: Sequence[Sample], method: Method) -> dict[str, Any]:
         """One optimizer step. Returns sums over the minibatch's tokens, and `grad_norm` and `lr`.
 
-        A minibatch without a sample that counts leaves weights, optimizer and learning rate as they are.
+        A minibatch without a sample that counts leaves weights, optimizer and learning rate as they are, and so does a
+        gradient that is not finite, where `on_bad_gradient` returns: `skipped` is 1 then, and there are no sums.
 
         Raises:
-            FloatingPointError: on every rank, where the gradient is not finite; the weights are lost with it.
+            RunError: on every rank, where the gradient is not finite; nothing has changed.
         """
         microbatches = self._microbatches(samples)
         self._settle_head(microbatches)
@@ -114,15 +127,45 @@ class MegatronPolicy:
             if self.topology.is_main:
                 log.warning("no sample of this minibatch counts: its optimizer step is skipped")
             return metrics | {"grad_norm": 0.0, "lr": float(self._optimizer.param_groups[0]["lr"])}
+        with cpu.scope():
+            grad_norm = gradient_norm(self._optimizer)
+        if not math.isfinite(grad_norm):
+            lr = float(self._optimizer.param_groups[0]["lr"])
+            self.on_bad_gradient(f"the gradient's norm is {grad_norm} {self._cause(samples, lr)}")
+            return {"grad_norm": 0.0, "lr": lr, "loss_count": 0.0, "skipped": 1}
         self._scheduler.step(1)
         self.slots.before_step()
         with cpu.scope():
-            _, grad_norm, _ = self._optimizer.step()
-        lr = float(self._optimizer.param_groups[0]["lr"])
-        if not math.isfinite(grad_norm):
-            what = f"the gradient's norm is {float(grad_norm)} at learning rate {lr:g}"
-            raise FloatingPointError(f"{what}; lower optimizer.lr and go on from the last checkpoint")
-        return metrics | {"grad_norm": float(grad_norm), "lr": lr}
+            step_with(self._optimizer, grad_norm)
+        return metrics | {"grad_norm": grad_norm, "lr": float(self._optimizer.param_groups[0]["lr"])}
+
+    def weights_are_finite(self) -> bool:
+        """Whether no parameter is NaN or infinite, on any rank. Collective."""
+        parameters = (parameter for chunk in self._chunks for parameter in chunk.parameters())
+        return all(self.topology.all_gather(all(bool(one.isfinite().all()) for one in parameters)))
+
+    def weights_digest(self) -> str:
+        """16 hex digits of all ranks' parameters, bit for bit; comparable within one parallel layout. Collective."""
+        bits = {2: torch.int16, 4: torch.int32}
+        sums = [
+            one.detach().view(bits[one.element_size()]).sum(dtype=torch.int64)
+            for chunk in self._chunks
+            for one in chunk.parameters()
+        ]
+        found = self.topology.all_gather(torch.stack(sums).tolist())
+        return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+
+    def _cause(self, samples: Sequence[Sample], lr: float) -> str:
+        """Name the likely cause of a gradient that is not finite: weights, data or learning rate. Collective."""
+        if not self.weights_are_finite():
+            return "because weights of the policy are not finite; go on from the last checkpoint whose weights are"
+        for sample in samples:
+            for name in ("advantage", "behaviour_logp", "old_logp", "ref_logp"):
+                value = getattr(sample, name)
+                if value is not None and not torch.as_tensor(value).isfinite().all():
+                    return f"because the {name} of a sample (prompt ids {sample.prompt_ids[:8]}...) is not finite"
+        remedy = "lower optimizer.lr and go on from the last checkpoint"
+        return f"at learning rate {lr:g}, with finite weights and data; {remedy}"
 
     # ------------------------------------------------------------------------------------------ weights
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -218,6 +261,10 @@ class MegatronPolicy:
             for name, value in sums.items():
                 totals[name] = totals[name] + value if name in totals else value
         return {name: value.tolist() for name, value in totals.items()}
+
+
+def _end_the_run(cause: str) -> None:
+    raise RunError(cause)
 
 
 def _sums(batch: TokenBatch, out: HeadLoss) -> dict[str, torch.Tensor]:

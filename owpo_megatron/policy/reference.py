@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from owpo_megatron.errors import UserError
+from owpo_megatron.errors import RunError, UserError
 from owpo_megatron.policy.policy import MegatronPolicy
 from owpo_megatron.types import Candidate, LogpMode, ReferenceReason, ReferenceVersion, Sample
 
@@ -98,7 +98,7 @@ class SlotReference:
 
         Raises:
             UserError: the checkpoint was written under a method without a reference, and this one needs it.
-            RuntimeError: the restored weights do not hash to what was saved. The hash is of the shards, so it is
+            RunError: the restored weights do not hash to what was saved. The hash is of the shards, so it is
                 compared only where the parallel layout is the one that saved it.
         """
         self.version = ReferenceVersion(state["ref_id"], state["source_step"], state["reason"], hash="")
@@ -113,9 +113,10 @@ class SlotReference:
             )
         found = self.identity()
         if state["layout"] == self._layout() and found != state["hash"]:
-            raise RuntimeError(
-                f"the restored reference {state['ref_id']} hashes to {found[:12]}, but {state['hash'][:12]} was saved: "
-                "the checkpoint is damaged; remove it to resume from the one before"
+            raise RunError(
+                f"the restored reference {state['ref_id']} hashes to {found[:12]}, but {state['hash'][:12]} was saved. "
+                "The checkpoint's files are whole (their hashes were compared), so keep them: something else "
+                "differs from the run that wrote it, such as a version of this program or of megatron-core"
             )
 
     def _layout(self) -> list[int]:

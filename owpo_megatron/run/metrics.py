@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +53,30 @@ class StepLine:
         self._values: dict[str, Any] = {"step": step + 1}
         self._seconds: dict[str, float] = {}
         self._sums: dict[str, Any] = {}
+        self._skipped = 0
         self._grad_norms: list[float] = []
         self._started = time.perf_counter()
+        self.on_phase: Callable[[str], AbstractContextManager[None]] = lambda phase: contextlib.nullcontext()
+        """A block around each phase."""
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
+        with self.on_phase(phase):
+            yield
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - started
 
     def add(self, **values: Any) -> None:
         self._values.update(values)
 
     def add_update(self, sums: dict[str, Any]) -> None:
-        """One update's sums (policy.update)."""
+        """One update's sums (policy.update); one that left the weights as they were counts as none."""
         sums = dict(sums)
-        self._grad_norms.append(sums.pop("grad_norm"))
+        grad_norm, skipped = sums.pop("grad_norm"), sums.pop("skipped", 0)
         self._values["lr"] = sums.pop("lr")
+        self._skipped += skipped
+        if not skipped and sums.get("loss_count", 1):
+            self._grad_norms.append(grad_norm)
         for name, value in sums.items():
             known = self._sums.get(name)
             if known is None:
@@ -80,6 +89,8 @@ class StepLine:
     def as_dict(self) -> dict[str, Any]:
         line = dict(self._values)
         line["updates"] = len(self._grad_norms)
+        if self._skipped:
+            line["updates_skipped"] = self._skipped
         if self._grad_norms:
             line["grad_norm"] = sum(self._grad_norms) / len(self._grad_norms)
         for name, (field, divisor) in _MEANS.items():
@@ -95,6 +106,15 @@ class StepLine:
         return {name: value for name, value in line.items() if value is not None}
 
 
+def _numbers(value: Any) -> Any:
+    """The value with null for numbers that JSON does not have: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {name: _numbers(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_numbers(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _divided(total: float | list[float], count: float) -> float | list[float]:
     return [value / count for value in total] if isinstance(total, list) else total / count
 
@@ -105,10 +125,18 @@ class MetricsFile:
     Args:
         sinks: receive each line once it is on the disk.
         speed: adds tokens per second and MFU to each step's line; None: neither.
+        judge: more fields of a step's line, made from the line.
     """
 
-    def __init__(self, path: Path, sinks: Sequence[Sink] = (), speed: Speed | None = None):
+    def __init__(
+        self,
+        path: Path,
+        sinks: Sequence[Sink] = (),
+        speed: Speed | None = None,
+        judge: Callable[[dict[str, Any]], dict[str, Any]] = lambda line: {},
+    ):
         self._path = path
+        self._judge = judge
         self._speed = speed
         self._sinks = sinks
         self._open: StepLine | None = None
@@ -147,7 +175,7 @@ class MetricsFile:
 
     def append(self, line: dict[str, Any]) -> None:
         with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(_numbers(line)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         for sink in self._sinks:
@@ -165,7 +193,7 @@ class MetricsFile:
         self._notes = {}
         self._open = None
         found = line.as_dict()
-        self.append(found | ({"speed": self._speed.of(found)} if self._speed else {}))
+        self.append(found | self._judge(found) | ({"speed": self._speed.of(found)} if self._speed else {}))
 
 
 @contextlib.contextmanager

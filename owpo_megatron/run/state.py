@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from owpo_megatron.errors import UserError
 from owpo_megatron.run.best import BestWeights
 from owpo_megatron.run.checkpoints import CheckpointFolder
 from owpo_megatron.run.metrics import MetricsFile
@@ -21,6 +22,7 @@ class RunState:
         metrics: None on the other ranks.
         carry: writes hf/ (config, tokenizer) into a folder; called on rank 0.
         say: prints a line for the person watching the run.
+        steps: length of the run; None: any.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class RunState:
         checkpoints: CheckpointFolder,
         carry: Callable[[Path], None],
         say: Callable[[str], None],
+        steps: int | None = None,
     ):
         self._ranks = ranks
         self._policy = policy
@@ -46,6 +49,7 @@ class RunState:
         self._checkpoints = checkpoints
         self._carry = carry
         self._say = say
+        self._steps = steps
 
     def save(self, step: int) -> Path:
         """Write a checkpoint and return its folder; it counts from the moment it is renamed into place. Collective."""
@@ -65,11 +69,18 @@ class RunState:
         self._ranks.barrier()
         return self._checkpoints.path(step)
 
+    def digest(self) -> str:
+        """Identity of the policy's weights in this layout. Collective."""
+        return self._policy.weights_digest()
+
     def restore(self, checkpoint: Path | None = None, to_evaluate: bool = False) -> int:
         """Take over the newest whole checkpoint, or the given one; returns its step, 0 where there is none. Collective.
 
         Args:
             to_evaluate: only the policy is wanted, and nothing on disk changes.
+
+        Raises:
+            UserError: it is beyond the length of the run, or of another model, reference or data.
         """
         found: tuple[Path, dict[str, Any]] | None = None
         if self._ranks.is_main:
@@ -78,6 +89,13 @@ class RunState:
             found = self._checkpoints.read(checkpoint) if checkpoint else self._checkpoints.newest()
         found = self._ranks.broadcast(found)
         state: dict[str, Any] = found[1] if found else {"step": 0}
+        if self._steps is not None and state["step"] > self._steps and not to_evaluate:
+            done = f"{state['step']} steps already ({self._checkpoints.path(state['step'])})"
+            remedy = (
+                f"this run has done {done}; ask for at least as many, or give that checkpoint "
+                "to another run as model.path"
+            )
+            raise UserError("optimizer.steps", self._steps, remedy)
         if not to_evaluate:
             self._best.load_state_dict(state.get("best"))  # before the policy, whose parameters it lands in
         if found is not None:

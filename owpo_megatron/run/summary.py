@@ -24,6 +24,7 @@ def write_summary(
             if name.startswith("pass@"):
                 summary[f"pass_at_{name.removeprefix('pass@')}_{when}"] = value
     summary |= {
+        "steps_updated": sum(bool(line.get("updates")) for line in steps),
         "swaps": swaps,
         "reference": {"ref_id": reference.ref_id, "source_step": reference.source_step, "reason": reference.reason},
         "best": {"step": best.step, "pass@1": best.score} if best else None,

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from owpo_megatron.engine.client import UNKNOWN_VERSION
+from owpo_megatron.engine.answers import UNKNOWN_VERSION
 from owpo_megatron.errors import EngineError
 from owpo_megatron.sync.bucket import Bucket, in_buckets
 

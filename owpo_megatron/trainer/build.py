@@ -37,6 +37,7 @@ from owpo_megatron.sync import fp8_engine_arguments, make_sync
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.build_plan import build_planning
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
+from owpo_megatron.trainer.checks import BadGradients, StepChecks, mismatch_bound, no_weights_are_lost
 from owpo_megatron.trainer.console import RunConsole, headline
 from owpo_megatron.trainer.evaluate import Evaluator, prepare_sets
 from owpo_megatron.trainer.main_rank import MainRank
@@ -50,12 +51,14 @@ from owpo_megatron.trainer.rollouts import RolloutCollector
 from owpo_megatron.trainer.schedule import Schedule, StagePlan
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
+from owpo_megatron.trainer.watchdog import Watchdog
 from owpo_megatron.types import (
     Group,
     Prompt,
     PromptStream,
     RolloutEngine,
     Sink,
+    Verdict,
     Verifier,
     WeightSync,
 )
@@ -89,6 +92,7 @@ def parts(
     stop_file: Path | None = None,
     evaluation_only: bool = False,
     checkpoint: Path | None = None,
+    logs: Path | None = None,
 ) -> Parts:
     """The parts of the run that the configuration describes, on this rank. Collective.
 
@@ -97,12 +101,13 @@ def parts(
         stop_file: once it exists, the run stops.
         evaluation_only: an engine is needed even where rollouts are replayed, and nothing is written but eval/.
         checkpoint: what is evaluated; None: the newest one.
+        logs: for what this rank writes when it fails; None: logs/ of the run folder.
 
     Raises:
         UserError: model, data, parallel sizes or engine do not fit each other.
         EngineError: an engine does not start.
     """
-    return _Builder(config, stack, given, stop_file, evaluation_only, checkpoint).parts()
+    return _Builder(config, stack, given, stop_file, evaluation_only, checkpoint, logs).parts()
 
 
 class _Builder:
@@ -116,6 +121,7 @@ class _Builder:
         stop_file: Path | None,
         evaluation_only: bool,
         checkpoint: Path | None,
+        logs: Path | None,
     ):
         self.config, self.stack, self.given = config, stack, given
         self.stop_file, self.evaluation_only = stop_file, evaluation_only
@@ -124,12 +130,14 @@ class _Builder:
         self.hf = read_hf_config(self.model_files)
         check_parallel(self.hf, config.parallel)
         check_context(self.hf, config.data.max_prompt_tokens + config.rollout.max_response_tokens)
-        self.topology: Topology = init_topology(config.parallel, config.seed)
+        self.topology: Topology = init_topology(config.parallel, config.seed, config.checks.hang_seconds)
         stack.callback(close_topology)
         self.is_main = self.topology.is_main
         self.console = RunConsole(config.optimizer.steps) if self.is_main else None
         self.say: Callable[[str], None] = self.console.say if self.console else _say_nothing
-        self.progress = self.console.working if self.console else None
+        logs = logs or self.folder.logs
+        self.watchdog = Watchdog(config.checks, config.engine, logs, self.topology.rank, self.topology.world_size)
+        self.progress = self._working if self.console else None
         self.tokenizer: Tokenizer | None = load_tokenizer(self.model_files) if self.is_main else None
         keeps_samples = self.is_main and config.rollout.save and not evaluation_only
         self.recorder = SampleRecorder(self.folder.samples, config.rollout.save_tokens) if keeps_samples else None
@@ -137,6 +145,7 @@ class _Builder:
         # A template that prints the date prints the same after midnight: checkpoints keep the day.
         kept = began_on(checkpoint) if checkpoint else self.checkpoints.began_on()
         self.date = config.data.date or kept or datetime.date.today()
+        self.drawn: tuple[int, Sequence[Group]] | None = None  # all groups of the step under way
         self.prompts, self.sets = self._prompts() if self.tokenizer else ([], [])
 
     def parts(self) -> Parts:
@@ -148,19 +157,24 @@ class _Builder:
         self.say(headline(config, sum(math.prod(shape) for shape in hf_shapes(self.hf).values())))
         schedule = self._schedule(references.keeps_reference)
         policy = self.given.policy or self._policy(references.keeps_reference)
+        policy.on_bad_gradient = BadGradients(config.checks, self.folder, self.watchdog, self._keep_batch, self.say)
+        no_weights_are_lost(config.model.path, policy.weights_are_finite())
         engine = engine_start.result() if engine_start else None
         fleet = engine if isinstance(engine, Fleet) else None
         revive = fleet.revive if fleet else _nothing_to_revive
-        main = MainRank(topology.broadcast, policy.named_weights, self._sync(fleet), revive, policy)
+        checks = self._checks(fleet)
+        sync, waiting = self._sync(fleet), self.watchdog.waiting
+        main = MainRank(topology.broadcast, policy.named_weights, sync, revive, policy, waiting)
         if fleet:
             fleet.on_restart = main.push_again
+            self.watchdog.abort_engines = fleet.abort
         check = self._sync_check(main, policy, fleet)
         reference = references.build(policy, main)
         ratchet = reference if isinstance(reference, SlotReference) and schedule.stages.every is not None else None
         verifier = self._verifier()
         stream = (self.given.stream or make_stream(config.data, self.prompts, config.seed)) if self.is_main else None
         rules = RewardRules.of(config.rollout, config.verifier, config.reward)
-        rollouts = self._collector(main, rules, engine, verifier, stream, method)
+        rollouts = self._collector(main, rules, engine, verifier, stream, method, checks.verdicts)
         batches = BatchBuilder(
             config.algorithm,
             config.rollout.group_size,
@@ -177,7 +191,8 @@ class _Builder:
         evaluator = self._evaluator(engine, verifier)
         stop = StopSignal(topology.any, self.stop_file if self.is_main else None)
         sinks = self._sinks()
-        metrics = MetricsFile(self.folder.metrics, sinks, self._speed()) if self.is_main else None
+        judging = (*sinks, checks)
+        metrics = MetricsFile(self.folder.metrics, judging, self._speed(), checks.of) if self.is_main else None
         profiler = StepProfiler(config.profile, self.folder.profile, topology.rank)
         checkpoints = self.checkpoints
         chooser = ratchet if schedule.stages.chooses_best else None
@@ -185,8 +200,9 @@ class _Builder:
         best = BestWeights(
             self.folder.path, topology, policy, self._carry, checkpoints, keeps.keep_best, chooser, keeps.keep_at_score
         )
+        carry, steps = self._carry, schedule.steps
         state = RunState(
-            topology, policy, reference, rollouts, batches, best, metrics, checkpoints, self._carry, self.say
+            topology, policy, reference, rollouts, batches, best, metrics, checkpoints, carry, self.say, steps
         )
         return Parts(
             ranks=topology,
@@ -204,11 +220,12 @@ class _Builder:
             rollouts=rollouts,
             batches=batches,
             evaluator=evaluator,
-            record=RunRecord(main, state, best, metrics, evaluator, stop, sinks, profiler),
+            record=RunRecord(main, state, best, metrics, evaluator, stop, sinks, self.watchdog, profiler),
             state=state,
             best=best,
             stop=stop,
             console=self.console,
+            watchdog=self.watchdog,
         )
 
     # ------------------------------------------------------------------------------------------ data
@@ -290,6 +307,8 @@ class _Builder:
         if config.sync.fp8:
             raw |= fp8_engine_arguments(raw)
         fleet = start_fleet(config.engine, self.model_files, config.model.dtype, raw, self.folder.logs)
+        fleet.notify = self.say
+        fleet.check_tokens(self.hf.vocab_size)
         self.stack.callback(fleet.close)
         return fleet
 
@@ -326,6 +345,7 @@ class _Builder:
         verifier: Verifier | None,
         stream: PromptStream | None,
         method: Method,
+        check_verdicts: Callable[[Sequence[Verdict]], None],
     ) -> RolloutCollector:
         config = self.config
         return RolloutCollector(
@@ -344,7 +364,7 @@ class _Builder:
             record=self._keep_rollouts,
             progress=self.progress,
             date=self.date,
-            check_verdicts=partial(refuse_failed_grading, rule=config.verifier.rule),
+            check_verdicts=check_verdicts,
             mixture=Mixture(config.data.source_names, {prompt.domain for prompt in self.prompts}),
         )
 
@@ -356,6 +376,18 @@ class _Builder:
         limit, stop = rollout.max_response_tokens, tuple(rollout.stop)
         answering = Answering(engine, verifier, self.tokenizer.decode, eos_ids, limit, seed, stop)
         return Evaluator(self.sets, answering, self.folder.evaluations, self.progress)
+
+    def _checks(self, fleet: Fleet | None) -> StepChecks:
+        config = self.config
+        bound = mismatch_bound(config.checks, config.sync, config.model.dtype) if fleet else None
+        refuse = partial(refuse_failed_grading, rule=config.verifier.rule)
+        return StepChecks(config.checks, bound, refuse, lambda: fleet.restarts if fleet else 0, self.say)
+
+    def _working(self, done: int, total: int) -> None:
+        """Progress of a generation, for the bar and for the watchdog."""
+        assert self.console
+        self.watchdog.beat()
+        self.console.working(done, total)
 
     # ------------------------------------------------------------------------------------------ files
     def _sinks(self) -> Sequence[Sink]:
@@ -372,11 +404,18 @@ class _Builder:
         carry_files(self.model_files, folder / HF_FILES)
 
     def _keep_rollouts(self, step: int, groups: Sequence[Group], kept: Sequence[Group]) -> None:
+        self.drawn = (step, groups)
         if self.recorder is not None:
             if not self.config.rollout.replay:
-                rollouts = [rollout for group in groups for rollout in group.rollouts]
-                save_rollouts(rollouts_path(self.folder.rollouts, step + 1), rollouts)
+                self._keep_batch()
             self.recorder.graded(step, groups, kept)
+
+    def _keep_batch(self) -> None:
+        """Save the rollouts of the step under way, on the rank that has them."""
+        if self.drawn is not None:
+            step, groups = self.drawn
+            rollouts = [rollout for group in groups for rollout in group.rollouts]
+            save_rollouts(rollouts_path(self.folder.rollouts, step + 1), rollouts)
 
     def _speed(self) -> Speed:
         """Cost of a forward pass per token, from the shapes of the weights."""

@@ -32,7 +32,6 @@ class RunConsole:
     def __init__(self, steps: int):
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._steps = steps
-        self._told_of_nothing = False
         self._bars = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=32),
@@ -77,13 +76,6 @@ class RunConsole:
             f"{_number(line, 'kl_ref', '8.4f')} {_number(line, 'entropy', '8.3f')} {line.get('n_active', '-'):>6} "
             f"{line.get('ref_id', '-'):>4} {_number(line, 'mismatch', '9.1e')} {line['seconds']['total']:8.2f}"
         )
-        if line.get("groups") == 0 and not self._told_of_nothing:
-            self._told_of_nothing = True
-            verdicts = ", ".join(f"{count} {reason}" for reason, count in line.get("verifier", {}).items())
-            self.say(
-                "[yellow]nothing to learn from in this step:[/yellow] no group had right and wrong answers (verdicts: "
-                f"{verdicts}). The model must be right now and then, in the form that verifier.rule looks for"
-            )
 
     def evaluation(self, step: int, scores: dict[str, Any]) -> None:
         for name, values in scores.get("sets", {"": scores}).items():

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None, verifier: Verifier | None = None) -> int
         if args.eval_only:
             evaluate_run(config, args.checkpoint)
         else:
-            train_run(config, args.stop_file, Given(verifier=verifier))
+            train_run(config, args.stop_file, Given(verifier=verifier), logs=logs)
     except BaseException as error:  # torch's CheckpointException is no Exception
         return report(error, error_file, rank)
     return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,7 @@ class MainRank:
         revive: restarts engines that do not answer or that the error names, calling `push_again` for them; returns how
             many there were.
         policy: for `statistics`; None: nobody asks for them.
+        waiting: a block in which this rank waits for rank 0.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class MainRank:
         sync: WeightSync | None,
         revive: Callable[[EngineError], int],
         policy: Policy | None = None,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self._broadcast = broadcast
         self._weights = weights
         self._sync = sync
         self._revive = revive
         self._policy = policy
+        self._waiting = waiting
         self._version = -1
 
     def run(self, work: Callable[[], T]) -> T:
@@ -56,7 +60,8 @@ class MainRank:
             self._broadcast(("done", result))
             return result
         while True:
-            message, content = self._broadcast(None)
+            with self._waiting():
+                message, content = self._broadcast(None)
             if message == "done":
                 return content
             if message == "statistics":

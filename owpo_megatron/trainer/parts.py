@@ -16,6 +16,7 @@ from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.rollouts import RolloutCollector
 from owpo_megatron.trainer.schedule import Schedule
 from owpo_megatron.trainer.stop import StopSignal
+from owpo_megatron.trainer.watchdog import Watchdog
 from owpo_megatron.types import (
     Policy,
     PromptStream,
@@ -54,6 +55,7 @@ class Parts:
     best: BestWeights
     stop: StopSignal
     console: RunConsole | None
+    watchdog: Watchdog
 
     def loop(self) -> Loop:
         return Loop(

@@ -14,6 +14,7 @@ from owpo_megatron.trainer.evaluate import Evaluator
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.profile import StepProfiler
 from owpo_megatron.trainer.stop import StopSignal
+from owpo_megatron.trainer.watchdog import Watchdog
 from owpo_megatron.types import Sink, StepLog
 
 
@@ -23,6 +24,7 @@ class RunRecord:
     Args:
         metrics, evaluator: of global rank 0; None elsewhere. `evaluator` is None where nothing is evaluated, too.
         sinks: receive checkpoints, on global rank 0.
+        watchdog: notes this rank's progress, phase by phase.
         profiler: profiles this rank's steps; None: none.
     """
 
@@ -35,6 +37,7 @@ class RunRecord:
         evaluator: Evaluator | None,
         stop: StopSignal,
         sinks: Sequence[Sink],
+        watchdog: Watchdog,
         profiler: StepProfiler | None = None,
     ):
         self._main = main
@@ -44,6 +47,7 @@ class RunRecord:
         self._evaluator = evaluator
         self._stop = stop
         self._sinks = sinks
+        self._watchdog = watchdog
         self._profiler = profiler
 
     def restore(self) -> int:
@@ -70,9 +74,12 @@ class RunRecord:
 
     @contextmanager
     def step(self, step: int) -> Iterator[StepLog]:
+        self._watchdog.begin(step + 1)
         with self._profiler.around(step + 1) if self._profiler else nullcontext():
             with self._metrics.step(step) if self._metrics else silent_step(step) as log:
+                log.on_phase = self._watchdog.phase
                 yield log
+                log.add(weights=self._state.digest())
 
     def stop_requested(self) -> bool:
         return self._stop.requested()

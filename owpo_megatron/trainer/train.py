@@ -22,23 +22,29 @@ def train_run(
     given: Given = NOTHING,
     on_signals: bool = True,
     on_stop: Callable[[Callable[[], None]], None] = lambda stop: None,
+    logs: Path | None = None,
 ) -> int:
     """Train (or go on training) the run that the configuration describes; returns the steps done.
 
     Args:
         stop_file: once it exists, the step under way is finished and saved, and the run stops.
         given: parts that are not made out of the configuration.
-        on_signals: SIGTERM and SIGINT ask for a stop as well, while it trains.
+        on_signals: SIGTERM and SIGINT ask for a stop as well, while it trains, and a watchdog ends the process where
+            the run hangs.
         on_stop: receives the function by which this process asks for a stop.
+        logs: for what this rank writes when it fails; None: logs/ of the run folder.
     """
     with contextlib.ExitStack() as stack:
-        made = parts(config, stack, given, stop_file)
+        made = parts(config, stack, given, stop_file, logs=logs)
         on_stop(made.stop.request)
-        stack.enter_context(made.stop.on_signals() if on_signals else contextlib.nullcontext())
+        if on_signals:
+            stack.enter_context(made.stop.on_signals())
+            stack.enter_context(made.watchdog.running())
         with made.console.live() if made.console else contextlib.nullcontext():
             steps = made.loop().run()
         if steps == config.optimizer.steps:
-            _finish(config, made)
+            with made.watchdog.phase("finish"):
+                _finish(config, made)
         return steps
 
 

@@ -107,6 +107,9 @@ class Policy(Protocol):
 class Storable(Protocol):
     """Weights and optimizer on disk, sharded, in an existing empty folder. Every method is collective."""
 
+    def weights_digest(self) -> str:
+        """Identity of the policy's weights, comparable within one parallel layout."""
+
     def save_weights(self, path: Path) -> None:
         """The weights alone."""
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "samples": [
         *("-n", "--color", "--json", "--limit", "--problem", "--right", "--step", "--wrong", "RUN_DIR"),
     ],
+    "replay": ["--step", "RUN_DIR"],
     "runs": ["--json", "FOLDER"],
     "config show": ["-c", "--config", "--changed", "FIELD=VALUE"],
     "config explain": ["FIELD"],

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from owpo_megatron.config import EngineConfig
-from owpo_megatron.engine.client import UNKNOWN_VERSION, generate_body, to_rollout
+from owpo_megatron.engine.answers import UNKNOWN_VERSION, BadAnswer, Expected, read_answer, read_answers
+from owpo_megatron.engine.client import generate_body
 from owpo_megatron.engine.command import command_line, environment, server_arguments
 from owpo_megatron.engine.generation import samples_per_post
-from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.errors import UserError
 from owpo_megatron.types import Prompt, SampleRequest, Sampling
 
 PROMPT = Prompt("a/1", (5, 6, 7), "abc", "c")
@@ -39,7 +40,7 @@ def test_each_sample_has_its_own_seed_and_top_k_is_off() -> None:
 
 
 def test_rollout_carries_the_servers_ids_and_the_last_tokens_version() -> None:
-    rollout = to_rollout(SampleRequest(PROMPT, 41), answer())
+    rollout = read_answer(answer(), SampleRequest(PROMPT, 41))
     assert rollout.response_ids == (11, 2)
     assert rollout.behaviour_logp == (-0.5, -1.25)
     assert (rollout.policy_version, rollout.finish_reason, rollout.seed) == (8, "stop", 41)
@@ -47,13 +48,60 @@ def test_rollout_carries_the_servers_ids_and_the_last_tokens_version() -> None:
 
 def test_version_of_older_and_of_unversioned_servers() -> None:
     request = SampleRequest(PROMPT, 1)
-    assert to_rollout(request, answer(weight_versions=None)).policy_version == 9
-    assert to_rollout(request, answer(weight_versions=[], weight_version="default")).policy_version == UNKNOWN_VERSION
+    assert read_answer(answer(weight_versions=None), request).policy_version == 9
+    assert read_answer(answer(weight_versions=[], weight_version="default"), request).policy_version == UNKNOWN_VERSION
 
 
 def test_ids_that_do_not_match_their_logprobs_are_refused() -> None:
-    with pytest.raises(EngineError, match="a/1 do not belong together"):
-        to_rollout(SampleRequest(PROMPT, 1), {**answer(), "output_ids": [11, 3]})
+    with pytest.raises(BadAnswer, match="a/1 that do not belong together"):
+        read_answer({**answer(), "output_ids": [11, 3]}, SampleRequest(PROMPT, 1))
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a log-prob that is no number": ({"output_token_logprobs": [[float("nan"), 11], [-1.0, 2]]}, "log-prob nan"),
+    "a log-prob of minus infinity": ({"output_token_logprobs": [[-0.5, 11], [float("-inf"), 2]]}, "log-prob -inf"),
+    "a log-prob above 0": ({"output_token_logprobs": [[5.0, 11], [-1.0, 2]]}, "log-prob 5"),
+    "no log-prob": ({"output_token_logprobs": [[None, 11], [-1.0, 2]]}, "no sample"),
+    "fewer log-probs than ids": ({"output_token_logprobs": [[-0.5, 11]]}, "do not belong together"),
+    "an abort": ({"finish_reason": {"type": "abort"}}, "finish reason 'abort'"),
+    "no reason": ({"finish_reason": None}, "no sample"),
+    "weights of before": ({"weight_versions": None, "weight_version": "7"}, "weights 7, though 8 were pushed"),
+    "weights without a number": ({"weight_versions": None, "weight_version": "foo"}, "weights -1, though 8"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_answers_that_cannot_be_right(name: str) -> None:
+    meta, complaint = WRONG[name]
+    expected = Expected(vocab_size=12, version=8)
+    read_answer(answer(), SampleRequest(PROMPT, 1), Sampling(2), expected)
+    with pytest.raises(BadAnswer, match=complaint):
+        read_answer(answer(**meta), SampleRequest(PROMPT, 1), Sampling(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "complaint"),
+    [([], "no tokens"), ([11, 2, 2], "3 tokens of 2 allowed"), ([11, 12], "token id 12"), ([-5, 2], "token id -5")],
+)
+def test_tokens_that_cannot_be_right(ids: list[int], complaint: str) -> None:
+    wrong = answer(output_token_logprobs=[[-0.5, token] for token in ids]) | {"output_ids": ids}
+    with pytest.raises(BadAnswer, match=complaint):
+        read_answer(wrong, SampleRequest(PROMPT, 1), Sampling(2), Expected(vocab_size=12))
+
+
+@pytest.mark.parametrize(
+    ("answers", "complaint"),
+    [([1, 2], "no sample: 1"), ({"message": "<html>"}, "no list of 2 answers"), ([answer()], "1 answers to 2")],
+)
+def test_garbage_instead_of_answers(answers: Any, complaint: str) -> None:
+    requests = [SampleRequest(PROMPT, 1), SampleRequest(PROMPT, 2)]
+    with pytest.raises(BadAnswer, match=complaint):
+        read_answers(answers, requests, Sampling(2), Expected())
+
+
+def test_a_long_answer_is_shown_by_its_beginning() -> None:
+    with pytest.raises(BadAnswer, match=r"no sample: x{120}\.\.\. \(500 characters\)"):
+        read_answers(["x" * 500], [SampleRequest(PROMPT, 1)], Sampling(2), Expected())
 
 
 @pytest.mark.parametrize(

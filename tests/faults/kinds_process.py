@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 from registry import fault
 from trial import STEPS, Trial, Wrong
+
+HANGS = "a run that hangs ends with one line and its stacks"
 
 
 @fault("all processes killed between two steps", promise="a killed run resumes bit for bit", by=("command", "ranks"))
@@ -51,7 +54,7 @@ def asked_to_stop(trial: Trial) -> None:
 
 @fault("two runs in one folder", promise="two runs never write into one folder", by=("command",))
 def two_runs_in_one_folder(trial: Trial) -> None:
-    first = trial.start("optimizer.steps=400", "rollout.max_rounds=1")
+    first = trial.start("optimizer.steps=120", "rollout.max_rounds=1")
     first.wait_until(lambda: (trial.run_dir / ".lock").exists(), "the lock")
     trial.train().refused("another owpo command works in this folder", code=2)
     first.kill()
@@ -61,3 +64,41 @@ def two_runs_in_one_folder(trial: Trial) -> None:
 def runs_dir_is_a_file(trial: Trial) -> None:
     Path(trial.settings["runs_dir"]).write_text("not a folder")
     trial.train().refused("runs_dir = .*folder that can be written to", code=2)
+
+
+@fault("one of two ranks stopped", promise=HANGS, by=("command", "ranks"))
+def one_rank_stopped(trial: Trial) -> None:
+    run = trial.start("checks.hang_seconds=4", "optimizer.steps=12", tp=2)
+    run.wait_until(trial.reached(trial.rng.randint(1, STEPS - 2)), "a step")
+    rank = trial.rng.randrange(2)
+    run.signal(signal.SIGSTOP, rank)
+    run.wait().refused(rf"the run hangs: no progress on any rank for \d+ s in phase .*rank {rank} does not run")
+    other = trial.logs / f"stacks_rank_{1 - rank}.txt"
+    if "most recent call first" not in other.read_text():
+        raise Wrong(f"no stacks in {other}")
+    saved = max(trial.saved(), default=0)
+    trial.train("optimizer.steps=12").done(rf"resumed at step {saved}\b" if saved else "")
+
+
+@fault("the only rank stopped", promise=HANGS, by=("command",))
+def the_only_rank_stopped(trial: Trial) -> None:
+    run = trial.start("checks.hang_seconds=2", "optimizer.steps=12")
+    run.wait_until(trial.reached(1), "step 1")
+    run.signal(signal.SIGSTOP, 0)
+    run.wait().refused(r"no rank has shown a sign of life for \d+ s")
+
+
+@fault("the disk hangs", promise=HANGS, by=("command", "ranks"))
+def disk_hangs(trial: Trial) -> None:
+    """metrics.jsonl becomes a pipe that nobody reads: writing a line never returns."""
+    run = trial.start("checks.hang_seconds=3", "optimizer.steps=12")
+    run.wait_until(trial.reached(1), "step 1")
+    metrics = trial.run_dir / "metrics.jsonl"
+    kept = metrics.rename(metrics.with_suffix(".kept"))
+    os.mkfifo(metrics)
+    run.wait().refused(r"the run hangs: no progress on any rank for \d+ s")
+    if "in append" not in (trial.logs / "stacks_rank_0.txt").read_text():
+        raise Wrong("the stacks do not show where it hangs")
+    metrics.unlink()
+    kept.rename(metrics)
+    trial.train("optimizer.steps=12").done("resumed at step")

@@ -62,7 +62,8 @@ def draws(count: int, seed: int, known: Sequence[Kind]) -> list[Draw]:
     found = []
     for _ in range(count):
         kind = rng.choice(known)
-        found.append(Draw(kind, rng.choice(kind.by), rng.randrange(2**31)))
+        cheap = [by for by in kind.by if by != "command"]  # a command takes ten times as long
+        found.append(Draw(kind, rng.choice(cheap or kind.by), rng.randrange(2**31)))
     missing = -(-count // BY_COMMAND) - sum(draw.by == "command" for draw in found)
     for index, draw in enumerate(found):
         if missing > 0 and draw.by != "command" and "command" in draw.kind.by:
@@ -114,10 +115,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: drawn from the clock, and printed")
     parser.add_argument("--kind", action="append", help="only kinds whose name contains this text")
     parser.add_argument("--each", action="store_true", help="every kind once, every way in which it can be injected")
+    parser.add_argument("--by", choices=("command", "ranks", "part"), help="only this way")
     parser.add_argument("--json", type=Path, help="write the results")
     parser.add_argument("--list", action="store_true", help="print the kinds")
     options = parser.parse_args(arguments)
     known = [one for one in kinds() if not options.kind or any(text in one.name for text in options.kind)]
+    known = [one for one in known if options.by is None or options.by in one.by]
     if options.list:
         for kind in known:
             print(f"{kind.name}  [{', '.join(kind.by)}]  {kind.promise}")
@@ -127,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no kind is named like {options.kind}; --list prints them")
     seed = int(time.time()) if options.seed is None else options.seed
     if options.each or options.kind:
-        drawn = [Draw(kind, by, seed) for kind in known for by in kind.by]
+        drawn = [Draw(kind, by, seed) for kind in known for by in kind.by if options.by in (None, by)]
     else:
         drawn = draws(options.count, seed, known)
     print(f"{len(drawn)} faults of {len({draw.kind.name for draw in drawn})} kinds, seed {seed}", flush=True)

@@ -28,7 +28,9 @@ from owpo_megatron.launch.reason import first_reason
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
 STEPS = 4
-LIMIT = 150.0  # seconds within which a run ends, on a busy machine: what takes longer hangs
+LIMIT = float(
+    os.environ.get("OWPO_FAULTS_LIMIT", "150")
+)  # seconds within which a run ends, on a busy machine: what takes longer hangs
 
 
 class Broken(AssertionError):
@@ -154,6 +156,9 @@ class Running:
     def _code(self) -> int:
         if isinstance(self._process, Owpo):
             return self._process.wait()
+        for rank in self._process.ranks:
+            if rank.answers.poll():  # it raised before the trainer's entry point could make an exit code of it
+                raise AssertionError(rank.answers.recv()[1])
         codes = [rank.process.exitcode for rank in self._process.ranks]
         self._process.kill()
         return next((code if code > 0 else 1 for code in codes if code), 0)
@@ -229,6 +234,7 @@ class Trial:
         self.ground, self.folder, self.rng, self.by = ground, folder, rng, by
         self.run_dir = folder / "runs" / "run"
         self.tp = 1
+        self.path: Path | None = None  # modules of the trial's own
         folder.mkdir(parents=True, exist_ok=True)
         self.settings = ground.settings(folder / "runs")
         self.logs = self.run_dir / "logs"
@@ -246,14 +252,22 @@ class Trial:
         file.write_text(yaml.safe_dump(self.settings | {"parallel": {"tp": self.tp}}))
         if self.by == "command":
             assert before is None, "the command is started as a user starts it"
-            return Running(Owpo(self.folder / "out", "train", "-c", str(file), *overrides), self.logs)
+            return Running(
+                Owpo(self.folder / "out", "train", "-c", str(file), *overrides, **self._environment()), self.logs
+            )
         config = Config.load(file, list(overrides))
         self.logs.mkdir(parents=True, exist_ok=True)
         for stale in self.logs.glob("error_rank_*.txt"):
             stale.unlink()
         config.save(self.run_dir / "config.yaml")
-        resolved = str(self.run_dir / "config.yaml")
-        return Running(self.ground.ranks.start(self.tp, fault_rank.train, resolved, [], before, argument), self.logs)
+        resolved, path = str(self.run_dir / "config.yaml"), self._environment().get("PYTHONPATH")
+        job = self.ground.ranks.start(self.tp, fault_rank.train, resolved, path, before, argument)
+        return Running(job, self.logs)
+
+    def _environment(self) -> dict[str, str]:
+        return (
+            {} if self.path is None else {"PYTHONPATH": f"{self.path}{os.pathsep}{os.environ.get('PYTHONPATH', ROOT)}"}
+        )
 
     def train(self, *overrides: str, limit: float = LIMIT, **how: Any) -> Ended:
         """The same, to the end."""

@@ -124,7 +124,7 @@ def test_summary_of_a_run(tmp_path: Path) -> None:
         {"step": 0, "eval": {"pass@1": 0.25, "pass@8": 0.5, "problems": 4}},
         {"step": 1, "mismatch": 1e-6, "tokens": 10.0, "seconds": {"total": 1.5}},
         {"step": 1, "eval": {"pass@1": 0.3, "pass@8": 0.6, "problems": 4}},
-        {"step": 2, "mismatch": 3e-6, "tokens": 20.0, "seconds": {"total": 2.0}},
+        {"step": 2, "updates": 2, "mismatch": 3e-6, "tokens": 20.0, "seconds": {"total": 2.0}},
         {"step": 2, "eval": {"pass@1": 0.75, "pass@8": 1.0, "problems": 4}},
     ]
     (config.run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -133,11 +133,28 @@ def test_summary_of_a_run(tmp_path: Path) -> None:
     assert json.loads((config.run_dir / "summary.json").read_text()) == {
         "name": "r", "algorithm": "owpo", "steps": 2,
         "pass_at_1_before": 0.25, "pass_at_8_before": 0.5, "pass_at_1_after": 0.75, "pass_at_8_after": 1.0,
-        "swaps": 1, "reference": {"ref_id": 1, "source_step": 2, "reason": "interval"},
+        "steps_updated": 1, "swaps": 1, "reference": {"ref_id": 1, "source_step": 2, "reason": "interval"},
         "best": {"step": 2, "pass@1": 0.75},
         "parallel": {"tp": 2, "pp": 1, "dp": 1, "sp": False}, "engine": {"name": "sglang", "version": "1"},
         "seconds": 3.5, "tokens": 30, "mismatch_max": 3e-6,
     }  # fmt: skip
+
+
+def test_an_update_that_was_skipped_or_had_nothing_to_count_is_none() -> None:
+    line = StepLine(0)
+    line.add_update({"grad_norm": 0.0, "lr": 1e-3, "loss_count": 0.0, "skipped": 1})
+    line.add_update({"grad_norm": 0.0, "lr": 1e-3, "loss_count": 0.0})
+    assert line.as_dict()["updates"] == 0 and line.as_dict()["updates_skipped"] == 1
+    line.add_update({"grad_norm": 2.0, "lr": 1e-3, "loss_count": 4.0, "loss_sum": 2.0})
+    assert line.as_dict()["updates"] == 1 and line.as_dict()["grad_norm"] == 2.0 and line.as_dict()["loss"] == 0.5
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    nan, infinity = float("nan"), float("inf")
+    file.append({"step": 1, "loss": nan, "seconds": {"total": infinity}, "delta_hist": [1.0, -infinity]})
+    found = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=lambda name: 1 / 0)
+    assert found == {"step": 1, "loss": None, "seconds": {"total": None}, "delta_hist": [1.0, None]}
 
 
 def test_a_run_without_evaluation_or_update_has_a_summary(tmp_path: Path) -> None:

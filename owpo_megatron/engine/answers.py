@@ -1,0 +1,117 @@
+"""Answers to /generate, checked before anything is made of them: an engine is another program, and may be wrong.
+
+Legend: L tokens of one response.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from owpo_megatron.types import Rollout, SampleRequest, Sampling
+
+UNKNOWN_VERSION = -1
+# A token less likely than this cannot be drawn in float32. Above 0 lies what rounding leaves of a probability of 1.
+LOWEST_LOGP, HIGHEST_LOGP = -200.0, 1e-3
+_FINISHED = ("stop", "length")
+
+
+class BadAnswer(ValueError):
+    """An answer that no engine with the right weights gives to this request."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Facts about the answers that are known beforehand; None: not known, and not checked."""
+
+    vocab_size: int | None = None
+    version: int | None = None  # of the weights that were pushed
+
+
+def read_answers(
+    answers: Any, requests: Sequence[SampleRequest], sampling: Sampling, expected: Expected
+) -> list[Rollout]:
+    """Build the rollouts of a request for several samples, in order.
+
+    Raises:
+        BadAnswer: there is not one answer per request, or one of them is refused by `read_answer`.
+    """
+    if isinstance(answers, dict) and len(requests) == 1:
+        answers = [answers]
+    if not isinstance(answers, list):
+        raise BadAnswer(f"no list of {len(requests)} answers but {shown(answers)}")
+    if len(answers) != len(requests):
+        raise BadAnswer(f"{len(answers)} answers to {len(requests)} requests")
+    return [
+        read_answer(answer, one, one.sampling or sampling, expected)
+        for answer, one in zip(answers, requests, strict=True)
+    ]
+
+
+def read_answer(
+    answer: Any, request: SampleRequest, sampling: Sampling | None = None, expected: Expected | None = None
+) -> Rollout:
+    """Build a rollout from the server's own token ids and log-probs.
+
+    Raises:
+        BadAnswer: a field is missing; ids and log-probs do not belong together; there is no token, or more than were
+            allowed; an id is outside the vocabulary; a log-prob is not finite, or not that of a token that was drawn;
+            the sample was aborted; it was drawn with other weights than those pushed.
+    """
+    try:
+        meta = answer["meta_info"]
+        pairs = [(float(logp), int(token)) for logp, token, *_ in meta["output_token_logprobs"]]
+        ids = [int(token) for token in answer["output_ids"]]
+        reason = meta["finish_reason"]["type"]
+        versions = meta.get("weight_versions")
+        version = version_of(versions[-1]["version"] if versions else meta["weight_version"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise BadAnswer(f"what is no sample: {shown(answer)}") from error
+    rollout = Rollout(
+        prompt=request.prompt,
+        response_ids=tuple(token for _, token in pairs),
+        behaviour_logp=tuple(logp for logp, _ in pairs),
+        policy_version=version,
+        finish_reason=reason,
+        seed=request.seed,
+    )
+    if list(rollout.response_ids) != ids:
+        raise BadAnswer(f"ids and log-probs of prompt {request.prompt.id} that do not belong together: {shown(answer)}")
+    fault = _fault(rollout, sampling, expected or Expected())
+    if fault is not None:
+        raise BadAnswer(f"{fault} to prompt {request.prompt.id}: {shown(answer)}")
+    return rollout
+
+
+def _fault(rollout: Rollout, sampling: Sampling | None, expected: Expected) -> str | None:
+    """Return what is wrong with a sample in itself; None: nothing."""
+    if rollout.finish_reason not in _FINISHED:
+        return f"the finish reason {rollout.finish_reason!r}"
+    length = len(rollout.response_ids)
+    if not length:
+        return "no tokens"
+    if sampling is not None and length > sampling.max_tokens:
+        return f"{length} tokens of {sampling.max_tokens} allowed"
+    low, high = min(rollout.response_ids), max(rollout.response_ids)
+    if low < 0 or (expected.vocab_size is not None and high >= expected.vocab_size):
+        return f"the token id {low if low < 0 else high}, outside the vocabulary,"
+    for logp in rollout.behaviour_logp:
+        if not math.isfinite(logp) or not LOWEST_LOGP <= logp <= HIGHEST_LOGP:
+            return f"the log-prob {logp:g} of a token that was drawn"
+    if expected.version is not None and rollout.policy_version != expected.version:
+        return f"a sample of the weights {rollout.policy_version}, though {expected.version} were pushed,"
+    return None
+
+
+def version_of(name: Any) -> int:
+    """Return the number in a server's name of its weights; UNKNOWN_VERSION where there is none."""
+    text = str(name)
+    return int(text) if text.lstrip("-").isdigit() else UNKNOWN_VERSION
+
+
+def shown(answer: Any, limit: int = 120) -> str:
+    """Return the beginning of an answer, as it is put into a message."""
+    text = answer if isinstance(answer, str) else repr(answer)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
