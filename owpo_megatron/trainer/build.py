@@ -8,36 +8,33 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-import torch
 
 from owpo_megatron.config import HF_FILES, Config, hf_folder
 from owpo_megatron.conversion import carry_files
 from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer, make_stream, notes_on
-from owpo_megatron.engine import Fleet, RecordedEngine, rollouts_path, save_rollouts, start_fleet
+from owpo_megatron.engine import Fleet, RecordedEngine, start_fleet
 from owpo_megatron.engine.command import server_raw
 from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
-from owpo_megatron.families import EngineLayout, check_context, check_parallel, forward_flops, hf_shapes, read_hf_config
+from owpo_megatron.families import EngineLayout, check_context, check_parallel, hf_shapes, read_hf_config
 from owpo_megatron.mcore.topology import Topology, close_topology, init_topology
 from owpo_megatron.methods import Method, check_coupling, make_method
 from owpo_megatron.policy import MegatronPolicy, SlotReference
 from owpo_megatron.run.best import BestWeights
 from owpo_megatron.run.checkpoints import CheckpointFolder, began_on
 from owpo_megatron.run.layout import RunFolder
-from owpo_megatron.run.metrics import MetricsFile
-from owpo_megatron.run.speed import Speed, peak_flops
 from owpo_megatron.run.state import RunState
 from owpo_megatron.samples import SampleRecorder
 from owpo_megatron.sinks import make_sinks
 from owpo_megatron.sync import fp8_engine_arguments, make_sync
 from owpo_megatron.trainer.batches import BatchBuilder
+from owpo_megatron.trainer.build_checks import KeptRollouts, build_checks
+from owpo_megatron.trainer.build_metrics import build_metrics
 from owpo_megatron.trainer.build_plan import build_planning
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
-from owpo_megatron.trainer.checks import BadGradients, StepChecks, mismatch_bound, no_weights_are_lost
+from owpo_megatron.trainer.checks import BadGradients, no_weights_are_lost
 from owpo_megatron.trainer.console import RunConsole, headline
 from owpo_megatron.trainer.evaluate import Evaluator, prepare_sets
 from owpo_megatron.trainer.main_rank import MainRank
@@ -53,7 +50,6 @@ from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
 from owpo_megatron.trainer.watchdog import Watchdog
 from owpo_megatron.types import (
-    Group,
     Prompt,
     PromptStream,
     RolloutEngine,
@@ -62,7 +58,7 @@ from owpo_megatron.types import (
     Verifier,
     WeightSync,
 )
-from owpo_megatron.verifiers import make_verifier, refuse_failed_grading
+from owpo_megatron.verifiers import make_verifier
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ class _Builder:
         self.say: Callable[[str], None] = self.console.say if self.console else _say_nothing
         logs = logs or self.folder.logs
         self.watchdog = Watchdog(config.checks, config.engine, logs, self.topology.rank, self.topology.world_size)
-        self.progress = self._working if self.console else None
+        self.progress = self.watchdog.beating(self.console.working) if self.console else None
         self.tokenizer: Tokenizer | None = load_tokenizer(self.model_files) if self.is_main else None
         keeps_samples = self.is_main and config.rollout.save and not evaluation_only
         self.recorder = SampleRecorder(self.folder.samples, config.rollout.save_tokens) if keeps_samples else None
@@ -145,7 +141,7 @@ class _Builder:
         # A template that prints the date prints the same after midnight: checkpoints keep the day.
         kept = began_on(checkpoint) if checkpoint else self.checkpoints.began_on()
         self.date = config.data.date or kept or datetime.date.today()
-        self.drawn: tuple[int, Sequence[Group]] | None = None  # all groups of the step under way
+        self.kept_rollouts = KeptRollouts(self.folder, self.recorder, config.rollout.replay is not None)
         self.prompts, self.sets = self._prompts() if self.tokenizer else ([], [])
 
     def parts(self) -> Parts:
@@ -157,12 +153,14 @@ class _Builder:
         self.say(headline(config, sum(math.prod(shape) for shape in hf_shapes(self.hf).values())))
         schedule = self._schedule(references.keeps_reference)
         policy = self.given.policy or self._policy(references.keeps_reference)
-        policy.on_bad_gradient = BadGradients(config.checks, self.folder, self.watchdog, self._keep_batch, self.say)
+        policy.on_bad_gradient = BadGradients(
+            config.checks, self.folder, self.watchdog, self.kept_rollouts.save, self.say
+        )
         no_weights_are_lost(config.model.path, policy.weights_are_finite())
         engine = engine_start.result() if engine_start else None
         fleet = engine if isinstance(engine, Fleet) else None
-        revive = fleet.revive if fleet else _nothing_to_revive
-        checks = self._checks(fleet)
+        revive = fleet.revive if fleet else (lambda error: 0)
+        checks = build_checks(config, fleet, self.say)
         sync, waiting = self._sync(fleet), self.watchdog.waiting
         main = MainRank(topology.broadcast, policy.named_weights, sync, revive, policy, waiting)
         if fleet:
@@ -191,8 +189,7 @@ class _Builder:
         evaluator = self._evaluator(engine, verifier)
         stop = StopSignal(topology.any, self.stop_file if self.is_main else None)
         sinks = self._sinks()
-        judging = (*sinks, checks)
-        metrics = MetricsFile(self.folder.metrics, judging, self._speed(), checks.of) if self.is_main else None
+        metrics = build_metrics(config, self.hf, sinks, checks) if self.is_main else None
         profiler = StepProfiler(config.profile, self.folder.profile, topology.rank)
         checkpoints = self.checkpoints
         chooser = ratchet if schedule.stages.chooses_best else None
@@ -361,7 +358,7 @@ class _Builder:
             stream,
             decode=self.tokenizer.decode if self.tokenizer else _nothing_to_decode,
             stop_token_ids=self.tokenizer.eos_ids if self.tokenizer else (),
-            record=self._keep_rollouts,
+            record=self.kept_rollouts.record,
             progress=self.progress,
             date=self.date,
             check_verdicts=check_verdicts,
@@ -377,18 +374,6 @@ class _Builder:
         answering = Answering(engine, verifier, self.tokenizer.decode, eos_ids, limit, seed, stop)
         return Evaluator(self.sets, answering, self.folder.evaluations, self.progress)
 
-    def _checks(self, fleet: Fleet | None) -> StepChecks:
-        config = self.config
-        bound = mismatch_bound(config.checks, config.sync, config.model.dtype) if fleet else None
-        refuse = partial(refuse_failed_grading, rule=config.verifier.rule)
-        return StepChecks(config.checks, bound, refuse, lambda: fleet.restarts if fleet else 0, self.say)
-
-    def _working(self, done: int, total: int) -> None:
-        """Progress of a generation, for the bar and for the watchdog."""
-        assert self.console
-        self.watchdog.beat()
-        self.console.working(done, total)
-
     # ------------------------------------------------------------------------------------------ files
     def _sinks(self) -> Sequence[Sink]:
         if not self.console:
@@ -402,30 +387,6 @@ class _Builder:
         """hf/ beside state/: the folder is then a converted megatron folder."""
         (folder / HF_FILES).mkdir()
         carry_files(self.model_files, folder / HF_FILES)
-
-    def _keep_rollouts(self, step: int, groups: Sequence[Group], kept: Sequence[Group]) -> None:
-        self.drawn = (step, groups)
-        if self.recorder is not None:
-            if not self.config.rollout.replay:
-                self._keep_batch()
-            self.recorder.graded(step, groups, kept)
-
-    def _keep_batch(self) -> None:
-        """Save the rollouts of the step under way, on the rank that has them."""
-        if self.drawn is not None:
-            step, groups = self.drawn
-            rollouts = [rollout for group in groups for rollout in group.rollouts]
-            save_rollouts(rollouts_path(self.folder.rollouts, step + 1), rollouts)
-
-    def _speed(self) -> Speed:
-        """Cost of a forward pass per token, from the shapes of the weights."""
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        peak = peak_flops(device, self.config.model.dtype)
-        return Speed(*forward_flops(self.hf), ranks=self.config.parallel.world_size, peak=peak)
-
-
-def _nothing_to_revive(error: Exception) -> int:
-    return 0
 
 
 def _nothing_to_decode(ids: Sequence[int]) -> str:

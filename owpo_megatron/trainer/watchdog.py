@@ -21,6 +21,7 @@ from pathlib import Path
 
 from owpo_megatron.config import ChecksConfig, EngineConfig
 from owpo_megatron.run.heartbeat import Pulse, Pulses, Stillness, pulse_file, write_pulse
+from owpo_megatron.types import Progress
 
 MEASURED_LEAST, UNMEASURED = 300.0, 1800.0  # seconds
 LONGEST_TIMES = 10  # the longest pause so far, times this, is still no hang
@@ -85,6 +86,15 @@ class Watchdog:
         finally:
             self.beat()
             self._phase = before
+
+    def beating(self, progress: Progress) -> Progress:
+        """The same progress, each call of which is a beat."""
+
+        def note(done: int, total: int) -> None:
+            self.beat()
+            progress(done, total)
+
+        return note
 
     def waiting(self) -> AbstractContextManager[None]:
         """A block in which this rank waits for rank 0 to do its work."""

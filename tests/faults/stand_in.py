@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -142,7 +143,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(text[: len(text) // 2], 200, length=len(text))
             self.close_connection = True
         elif fault == "closed":
-            self.connection.close()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
         else:
             time.sleep(3600)
 

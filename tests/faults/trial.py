@@ -14,6 +14,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ STEPS = 4
 LIMIT = float(
     os.environ.get("OWPO_FAULTS_LIMIT", "150")
 )  # seconds within which a run ends, on a busy machine: what takes longer hangs
+
+
+# What a fault that was overcome leaves in a line.
+LEFT_OVER = ("engine_restarts", "damaged_checkpoints")
 
 
 class Broken(AssertionError):
@@ -157,8 +162,9 @@ class Running:
         if isinstance(self._process, Owpo):
             return self._process.wait()
         for rank in self._process.ranks:
-            if rank.answers.poll():  # it raised before the trainer's entry point could make an exit code of it
-                raise AssertionError(rank.answers.recv()[1])
+            with suppress(EOFError):  # the usual end: the process ended with an exit code of its own
+                if rank.answers.poll():
+                    raise AssertionError(rank.answers.recv()[1])
         codes = [rank.process.exitcode for rank in self._process.ranks]
         self._process.kill()
         return next((code if code > 0 else 1 for code in codes if code), 0)
@@ -319,7 +325,7 @@ class Trial:
 
 def _comparable(line: dict[str, Any]) -> dict[str, Any]:
     """A line without what a fault that was overcome leaves in it."""
-    return {name: value for name, value in line.items() if name != "engine_restarts"}
+    return {name: value for name, value in line.items() if name not in LEFT_OVER}
 
 
 def _no_json(constant: str) -> None:

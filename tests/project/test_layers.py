@@ -55,6 +55,8 @@ MAY_IMPORT = {
 MAY_IMPORT_MODULE = {
     "trainer.build": EVERY_ROOM - {"api", "cli", "report", "launch", "experiments", "bench"},  # the composition root
     "trainer.build_plan": BASE | {"data", "methods"},
+    "trainer.build_checks": BASE | {"engine", "run", "samples", "verifiers"},
+    "trainer.build_metrics": BASE | {"families", "run"},
     "trainer.build_reference": BASE | {"policy", "families", "engine"},
     "trainer.evaluate": BASE | {"data", "evaluation"},
     "trainer.loop": {"types", "methods"},  # Algorithm 1, and nothing else

@@ -1,0 +1,53 @@
+"""Make a run's checks out of its configuration, and keep the rollouts that they may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from owpo_megatron.config import Config
+from owpo_megatron.engine import Fleet, rollouts_path, save_rollouts
+from owpo_megatron.run.layout import RunFolder
+from owpo_megatron.samples import SampleRecorder
+from owpo_megatron.trainer.checks import StepChecks, mismatch_bound
+from owpo_megatron.types import Group
+from owpo_megatron.verifiers import refuse_failed_grading
+
+
+def build_checks(config: Config, fleet: Fleet | None, report: Callable[[str], None]) -> StepChecks:
+    """The checks of a run's steps.
+
+    Args:
+        fleet: engines that sample with the policy's weights; None: rollouts are replayed, or another rank's.
+    """
+    bound = mismatch_bound(config.checks, config.sync, config.model.dtype) if fleet else None
+    refuse = partial(refuse_failed_grading, rule=config.verifier.rule)
+    return StepChecks(config.checks, bound, refuse, lambda: fleet.restarts if fleet else 0, report)
+
+
+class KeptRollouts:
+    """Saves the rollouts of each step, or of a step that is asked for. On global rank 0.
+
+    Args:
+        recorder: writes their verdicts; None: nothing is saved unless it is asked for.
+        replays: they are on disk already.
+    """
+
+    def __init__(self, folder: RunFolder, recorder: SampleRecorder | None, replays: bool):
+        self._folder, self._recorder, self._replays = folder, recorder, replays
+        self._drawn: tuple[int, Sequence[Group]] | None = None
+
+    def record(self, step: int, groups: Sequence[Group], kept: Sequence[Group]) -> None:
+        """All groups of a step, and those of them that are trained on."""
+        self._drawn = (step, groups)
+        if self._recorder is not None:
+            if not self._replays:
+                self.save()
+            self._recorder.graded(step, groups, kept)
+
+    def save(self) -> None:
+        """Save the rollouts of the step under way, on the rank that has them."""
+        if self._drawn is not None:
+            step, groups = self._drawn
+            rollouts = [rollout for group in groups for rollout in group.rollouts]
+            save_rollouts(rollouts_path(self._folder.rollouts, step + 1), rollouts)
