@@ -179,9 +179,12 @@ class VerifierConfig(Section):
     workers: int = Field(2, gt=0)
     """Grading processes."""
     timeout: float = Field(4.0, gt=0)
-    """Seconds for grading one answer; then its process is killed."""
+    """Seconds for grading one answer (`code`: all its tests); then its process is killed."""
     memory_gb: float = Field(2.0, gt=0)
     """Largest address space of a grading process, in GB."""
+    sandbox: Literal["namespaces", "process"] = "namespaces"
+    """Isolation of programs that the rule `code` runs: `namespaces` hides files, network and processes, and is refused
+    where the kernel does not allow it; `process` limits time, memory and output only."""
     mask_failures: bool = True
     """Exclude answers whose grading timed out or crashed from the loss, instead of counting them as wrong."""
     flip: float = Field(0.0, ge=0, lt=1)

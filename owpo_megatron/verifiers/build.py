@@ -7,9 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from owpo_megatron.config import VerifierConfig
 from owpo_megatron.types import GradingItem, Verdict, Verifier
+from owpo_megatron.verifiers.code import CodeRule
 from owpo_megatron.verifiers.grading import Grading
 from owpo_megatron.verifiers.pool import VerifierPool
 from owpo_megatron.verifiers.rules import TRIVIAL_RULES, Rule, find_rule, rule_of_domain
+from owpo_megatron.verifiers.sandbox import require
+
+SHARE_OF_TIMEOUT = 0.9  # that the rule `code` takes for its tests, before its worker is killed
 
 
 def make_verifier(
@@ -23,10 +27,17 @@ def make_verifier(
     Args:
         domains: domains of all prompts of the run, training and held-out.
         rules_of: domains with a rule of their own, which overrides `rule` (those of evaluation sets).
+
+    Raises:
+        UserError: a rule runs programs, and this machine refuses the sandbox that the configuration wants.
     """
     names = {domain: rule_of_domain(domain) if config.rule == "auto" else config.rule for domain in sorted(domains)}
     names |= rules_of or {}
     rules = {domain: find_rule(name, config.proxy) for domain, name in names.items()}
+    if "code" in names.values():
+        require(config.sandbox)
+        own = CodeRule(config.sandbox, SHARE_OF_TIMEOUT * config.timeout)
+        rules |= {domain: own for domain, name in names.items() if name == "code"}
     if all(name in TRIVIAL_RULES for name in names.values()):
         return DirectVerifier(rules)
     return VerifierPool(rules, config.workers, config.timeout, memory_bytes=int(config.memory_gb * 2**30))

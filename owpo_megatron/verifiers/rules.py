@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import GradingItem, Judgement, VerdictReason
+from owpo_megatron.verifiers.code import CodeRule
 from owpo_megatron.verifiers.dapo import grade_dapo, grade_dapo_strict_box
 from owpo_megatron.verifiers.external import HttpRule, PythonRule
 from owpo_megatron.verifiers.generated_tasks import grade_cipher, grade_countdown
@@ -27,7 +28,11 @@ TRIVIAL_RULES: dict[str, Rule] = {
     "gsm8k": grade_gsm8k,
     "multiple_choice": grade_multiple_choice,
 }
-HEAVY_RULES: dict[str, Rule] = {"math": MathRule(), "math_any_symbols": MathRule(strict=False)}
+HEAVY_RULES: dict[str, Rule] = {
+    "math": MathRule(),
+    "math_any_symbols": MathRule(strict=False),
+    "code": CodeRule(),
+}
 RULE_NAMES = (*HEAVY_RULES, *TRIVIAL_RULES)
 TASK_RULES = ("cipher", "countdown")  # a domain of this name is the generated task
 
