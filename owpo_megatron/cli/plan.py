@@ -12,6 +12,7 @@ from rich.table import Table
 from owpo_megatron.cli.options import ConfigFile, JsonFile, Overrides, load_config, out
 
 if TYPE_CHECKING:
+    from owpo_megatron.config import Config
     from owpo_megatron.plan import Plan
 
 
@@ -19,6 +20,7 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     gpu_memory: Annotated[float, typer.Option(min=1, metavar="GIB", help="Memory per GPU.")] = 80.0,
+    gpu: Annotated[str, typer.Option(help="GPU of the estimated hours: H100, H200 or A100.")] = "H100",
     cpu: Annotated[bool, typer.Option("--cpu", help="Plan for CPU ranks: local layers, the torch head.")] = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -39,6 +41,8 @@ def plan(
         f"{loaded.model.dtype}, tp {par.tp}, pp {par.pp}, dp {par.dp}"
     )
     out.print(_table(made))
+    if not cpu and made.engine is not None:
+        out.print(_hours(loaded, int(gpu_memory * 2**30), gpu))
     if made.problem:
         out.print(f"[bold red]does not fit:[/bold red] {made.problem}")
     if json_file is not None:
@@ -47,6 +51,20 @@ def plan(
         out.print(f"written: {escape(str(json_file))}")
     if made.problem:
         raise typer.Exit(1)
+
+
+def _hours(config: Config, gpu_bytes: int, gpu: str) -> str:
+    """GPU hours of the run, a rough estimate, in words."""
+    from owpo_megatron.config import hf_folder
+    from owpo_megatron.families import read_hf_config
+    from owpo_megatron.plan.hours import Assumptions, gpu_hours
+
+    guess = Assumptions(gpu=gpu)
+    found = gpu_hours(config, read_hf_config(hf_folder(config.model.path)), gpu_bytes, (), guess)
+    return (
+        f"about {found.total:,.0f} hours of {gpu} for {config.optimizer.steps} steps without evaluations: "
+        f"{found.rollouts:,.0f} rollouts, {found.updates:,.0f} updates; a guess, not measured (docs/plan.md)"
+    )
 
 
 def _count(parameters: int) -> str:

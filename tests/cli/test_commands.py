@@ -78,7 +78,7 @@ COMMANDS = {
     "launch attach": ["RUN_DIR"],
     "doctor": ["--backend", "--config", "--json", "--nodes", "--only", "--quick", "-c", "FIELD=VALUE"],
     "setup-engine": ["--device", "--dir", "--python"],
-    "plan": ["-c", "--config", "--cpu", "--gpu-memory", "--json", "FIELD=VALUE"],
+    "plan": ["-c", "--config", "--cpu", "--gpu", "--gpu-memory", "--json", "FIELD=VALUE"],
     "methods": ["--figure", "--json"],
     "data check": ["--against", "--column", "--json", "--overlap", "--rule", "SOURCE"],
     "convert import": [

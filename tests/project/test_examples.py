@@ -13,7 +13,10 @@ from recipe_models import SHAPES
 from owpo_megatron.config import Config
 from owpo_megatron.config.file import read_mapping
 from owpo_megatron.errors import UserError
+from owpo_megatron.experiments.compare import plan as plan_of
+from owpo_megatron.experiments.compare import specs_of
 from owpo_megatron.experiments.lab import Lab, load_section
+from owpo_megatron.experiments.pool import with_needs
 from owpo_megatron.experiments.protocols import SelfEvolution, TwoStage
 from owpo_megatron.launch.job import Job
 from owpo_megatron.methods import catalogue
@@ -55,6 +58,35 @@ def test_every_example_loads(file: Path) -> None:
         raw = raw.get("run", raw)
         raw["data"].setdefault("source", "task:cipher")  # one example asks for it on the command line
         Config.build(raw)
+
+
+@pytest.mark.parametrize(
+    ("file", "runs", "guided"),
+    [
+        ("two_stage.yaml", 6, "best"),
+        ("ablation.yaml", 5, "reached"),
+        ("sensitivity.yaml", 10, "best"),
+        ("self_evolve.yaml", 3, "reached"),
+    ],
+)
+@pytest.mark.parametrize("recipe", SHAPES)
+def test_the_papers_experiments_are_these_runs(
+    folders: dict[str, Path], recipe: str, file: str, runs: int, guided: str
+) -> None:
+    """DAPO once, as row and as reference; Figure 6 and self-evolution with the suboptimal reference (5.3, 5.4)."""
+    path, overrides = EXAMPLES / recipe / file, [f"run.model.path={folders[recipe]}"]
+    if file == "two_stage.yaml":
+        lab = load_section(TwoStage, path, overrides).lab()
+    elif file == "self_evolve.yaml":
+        lab = load_section(SelfEvolution, path, overrides).lab()
+    else:
+        lab = Lab.load(path, overrides)
+    cells = plan_of(lab)
+    assert len(with_needs(specs_of(cells))) == runs
+    assert {cell.run.weights for cell in cells if cell.run.reference} == {guided}
+    assert {cell.run.config.optimizer.beta2 for cell in cells} == {0.999}
+    if file == "self_evolve.yaml":
+        assert [cell.run.config.optimizer.steps for cell in cells] == [320, 480]
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "four_nodes.yaml"])
