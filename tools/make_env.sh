@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|engine-gpu|nemo|sinks|docs
+# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|engine-gpu|nemo|sinks|peers|docs
 # Called by the Makefile and by `owpo setup-engine`. Variables: PYTHON, the interpreter to use; TORCH_CPU_INDEX, where
 # PyTorch's CPU wheels are (default: the Makefile's); ENGINE_DIR, the folder of SGLang's environment.
 # The wheel carries this file, beside the Makefile and requirements/, in owpo_megatron/shipped/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-name=${1:?trainer, engine, engine-gpu, nemo, sinks or docs}
+name=${1:?trainer, engine, engine-gpu, nemo, sinks, peers or docs}
 case $name in
     trainer) dir=.venv ;;
     engine | engine-gpu) dir=${ENGINE_DIR:-.venv-engine} ;;
     nemo) dir=.venv-nemo ;;
     sinks) dir=.venv-sinks ;;
+    peers) dir=.venv-peers ;;
     docs) dir=.venv-docs ;;
-    *) echo "usage: $0 trainer|engine|engine-gpu|nemo|sinks|docs" >&2; exit 2 ;;
+    *) echo "usage: $0 trainer|engine|engine-gpu|nemo|sinks|peers|docs" >&2; exit 2 ;;
 esac
 base_python=${PYTHON:-python3}
 python=$dir/bin/python
@@ -100,6 +101,17 @@ fi
 if [ "$name" = sinks ]; then # trackers, and what the configuration imports: no torch
     quietly "packages of requirements/sinks.txt" pip install --quiet --no-deps --no-compile -r requirements/sinks.txt
     quietly "check that the trackers can be imported" "$python" -c "import mlflow, trackio, wandb"
+    touch "$dir/.made"
+    say "ready: $dir, $((SECONDS - began)) s in all"
+    exit
+fi
+
+if [ "$name" = peers ]; then # other libraries' losses; torch, transformers and the project are those of .venv
+    site=$("$python" -c 'import site; print(site.getsitepackages()[0])')
+    trainer_site=$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')
+    echo "$trainer_site" >"$site/trainer.pth"
+    quietly "packages of requirements/peers.txt" pip install --quiet --no-deps --no-compile -r requirements/peers.txt
+    quietly "check that the peers can be imported" "$python" -c "import trl, verl.trainer.ppo.core_algos"
     touch "$dir/.made"
     say "ready: $dir, $((SECONDS - began)) s in all"
     exit

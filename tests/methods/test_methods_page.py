@@ -28,6 +28,7 @@ def test_the_tables_are_up_to_date() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.page(PAGE) == PAGE, "run .venv/bin/python tools/document_methods.py"
+    assert (ROOT / "docs" / "formulas.md").read_text() == module.formulas(), "run tools/document_methods.py"
     assert all(f"| `{name}` |" in PAGE for name in catalogue())
 
 
