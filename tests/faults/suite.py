@@ -116,6 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kind", action="append", help="only kinds whose name contains this text")
     parser.add_argument("--each", action="store_true", help="every kind once, every way in which it can be injected")
     parser.add_argument("--by", choices=("command", "ranks", "part"), help="only this way")
+    parser.add_argument("--minutes", type=float, help="begin no fault after so many")
     parser.add_argument("--json", type=Path, help="write the results")
     parser.add_argument("--list", action="store_true", help="print the kinds")
     options = parser.parse_args(arguments)
@@ -138,7 +139,11 @@ def main(arguments: list[str] | None = None) -> int:
     results = []
     with_ranks = Ranks(here)
     ground = Ground(here / "ground", with_ranks)
+    began = time.monotonic()
     for number, draw in enumerate(drawn, start=1):
+        if options.minutes is not None and time.monotonic() - began > 60 * options.minutes:
+            print(f"{number - 1} of {len(drawn)} faults after {options.minutes:g} min")
+            break
         result = inject(draw, ground, here / f"{number:03d}")
         results.append(result)
         sign = "" if result.outcome == "right" else f"\n{result.told}"
