@@ -79,6 +79,26 @@ def sync(
     report_rows(rows, json_file, {"engine": engine, "dtype": dtype, "bucket_mb": bucket_mb, "changed": changed})
 
 
+@bench.command("checks")
+def checks(
+    params: Annotated[str, typer.Option(metavar="COUNT", help="Size of the random model, e.g. 10M.")] = "10M",
+    tokens: Annotated[int, typer.Option(min=64, help="Response tokens of a step.")] = 4096,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all measurements in turn; results are medians.")] = 5,
+    every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
+    json_file: JsonFile = None,
+) -> None:
+    """Time a run's checks and its checkpoints against the update of a step.
+
+    Example: owpo bench checks --params 10M --json checks.json
+    """
+    count = _count(params)
+    from owpo_megatron.bench.checks import bench_checks
+
+    with progress("checks") as log:
+        row = bench_checks(count, tokens, rounds, every, log)
+    report_rows([row], json_file, {"percent": row["percent"]})
+
+
 @bench.command("verifier")
 def verifier(
     workers: Annotated[int, typer.Option(min=1, help="Grading processes; one is measured as well.")] = 2,

@@ -66,6 +66,9 @@ class StepLine:
             yield
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - started
 
+    def __contains__(self, field: str) -> bool:
+        return field in self._values
+
     def add(self, **values: Any) -> None:
         self._values.update(values)
 

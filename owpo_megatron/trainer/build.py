@@ -47,6 +47,7 @@ from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.rollouts import RolloutCollector
 from owpo_megatron.trainer.schedule import Schedule, StagePlan
 from owpo_megatron.trainer.stop import StopSignal
+from owpo_megatron.trainer.swap_check import CheckedSwaps
 from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
 from owpo_megatron.trainer.watchdog import Watchdog
 from owpo_megatron.types import (
@@ -168,7 +169,9 @@ class _Builder:
             self.watchdog.abort_engines = fleet.abort
         check = self._sync_check(main, policy, fleet)
         reference = references.build(policy, main)
-        ratchet = reference if isinstance(reference, SlotReference) and schedule.stages.every is not None else None
+        ratchet = None
+        if isinstance(reference, SlotReference) and schedule.stages.every is not None:
+            ratchet = CheckedSwaps(reference, reference, policy, self.hf.vocab_size)
         verifier = self._verifier()
         stream = (self.given.stream or make_stream(config.data, self.prompts, config.seed)) if self.is_main else None
         rules = RewardRules.of(config.rollout, config.verifier, config.reward)

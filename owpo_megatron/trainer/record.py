@@ -8,7 +8,7 @@ from typing import Any
 
 from owpo_megatron.run.best import BestWeights
 from owpo_megatron.run.layout import step_name
-from owpo_megatron.run.metrics import MetricsFile, silent_step
+from owpo_megatron.run.metrics import MetricsFile, StepLine, silent_step
 from owpo_megatron.run.state import RunState
 from owpo_megatron.trainer.evaluate import Evaluator
 from owpo_megatron.trainer.main_rank import MainRank
@@ -49,11 +49,14 @@ class RunRecord:
         self._sinks = sinks
         self._watchdog = watchdog
         self._profiler = profiler
+        self._log: StepLine | None = None
 
     def restore(self) -> int:
         return self._state.restore()
 
     def save(self, step: int) -> None:
+        if self._log is not None:  # the checkpoint holds the line, for a run that is killed before it is written
+            self._log.add(weights=self._state.digest())
         folder = self._state.save(step)
         for sink in self._sinks if self._metrics else ():
             sink.checkpoint(step, folder)
@@ -77,9 +80,11 @@ class RunRecord:
         self._watchdog.begin(step + 1)
         with self._profiler.around(step + 1) if self._profiler else nullcontext():
             with self._metrics.step(step) if self._metrics else silent_step(step) as log:
-                log.on_phase = self._watchdog.phase
+                log.on_phase, self._log = self._watchdog.phase, log
                 yield log
-                log.add(weights=self._state.digest())
+                self._log = None
+                if "weights" not in log:
+                    log.add(weights=self._state.digest())
 
     def stop_requested(self) -> bool:
         return self._stop.requested()

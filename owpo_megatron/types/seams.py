@@ -146,7 +146,9 @@ class Reference(LogprobSource, Stateful, Protocol):
 class Swappable(Protocol):
     """A reference that follows the policy: the ratchet. Every method is collective over all trainer ranks."""
 
-    candidate: Candidate | None  # the stage's best so far; its weights are in host memory
+    @property
+    def candidate(self) -> Candidate | None:
+        """The stage's best so far; its weights are in host memory."""
 
     def swap(self, step: int, reason: ReferenceReason) -> None:
         """Hard swap: the reference becomes the current policy, or the best of the stage. Never between a forward and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from registry import fault
 from trial import GOLDEN, STEPS, Trial, Wrong
 
 SILENT = "a run that trains on nothing ends with the reason"
+REPLAY = "owpo replay computes a step again and compares it"
 NUMBERS = "a number that is none is named with its cause"
 RULES = {
     "all_crash": "def rule(response, answer):\n    raise RuntimeError('no such file')\n",
@@ -126,3 +128,32 @@ def config_is_cut(trial: Trial) -> None:
     file: Path = trial.run_dir / "config.yaml"
     file.write_text(file.read_text()[: trial.rng.randrange(len(file.read_text()))])
     trial.goes_on(at_least=2)
+
+
+@fault("a logged number is changed", promise=REPLAY, by=("command",))
+def logged_number_changed(trial: Trial) -> None:
+    """The step agrees bit for bit as it was logged, and is found out once a digit of a number is another one."""
+    trial.train().done()
+    step = trial.rng.randint(1, STEPS)
+    ended = trial.owpo("replay", str(trial.run_dir), "--step", str(step))
+    if ended.code != 0 or ended.text.count(": equal") != 3:
+        raise Wrong(f"exit code {ended.code}:\n{ended.text}")
+    lines = lines_of(trial.run_dir)
+    field = trial.rng.choice(["loss", "grad_norm", "weights"])
+    value = lines[step - 1][field]
+    lines[step - 1][field] = f"{'f' if value[0] != 'f' else 'e'}{value[1:]}" if field == "weights" else value * 1.001
+    (trial.run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ended = trial.owpo("replay", str(trial.run_dir), "--step", str(step))
+    if ended.code != 1 or not re.search(rf"{field} .*: differs", ended.text):
+        raise Wrong(f"exit code {ended.code}:\n{ended.text}")
+
+
+@fault("a step with a bad gradient is replayed", promise=REPLAY, by=("command",))
+def bad_step_replayed(trial: Trial) -> None:
+    """The step that ended a run ends in the same way."""
+    ended = trial.train("optimizer.lr=1e10", "optimizer.warmup_steps=0").refused(r"step \d+: the gradient's norm is")
+    found = re.search(r"step (\d+): (the gradient's norm is \S+ at learning rate \S+)", ended.text)
+    assert found is not None
+    again = trial.owpo("replay", str(trial.run_dir), "--step", found[1])
+    if again.code != 1 or f"it ends as follows: step {found[1]}: {found[2]}" not in again.text:
+        raise Wrong(f"exit code {again.code}:\n{again.text}")
