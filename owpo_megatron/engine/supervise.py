@@ -50,7 +50,7 @@ def _reap() -> None:
         pass  # no child is left
 
 
-def _short_folder() -> str | None:
+def short_folder() -> str | None:
     """A folder for temporary files whose path leaves room for a socket's name; None: the usual one.
 
     The name of a socket in the file system has at most 107 characters. Job schedulers set a TMPDIR that is longer.
@@ -65,7 +65,7 @@ def _short_folder() -> str | None:
 
 def main(command: list[str]) -> int:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    temporary = tempfile.mkdtemp(prefix="owpo-engine-", dir=_short_folder())
+    temporary = tempfile.mkdtemp(prefix="owpo-engine-", dir=short_folder())
     try:
         child = subprocess.Popen(
             command,

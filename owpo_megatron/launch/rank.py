@@ -17,6 +17,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -33,6 +34,7 @@ def main(logs: Path, module: str, arguments: list[str]) -> int:
         signal.signal(number, _end_before_the_start)
     _keep_descriptors()
     _write_streams_to(logs / f"rank_{rank}.log", streams=(2,) if rank == 0 else (1, 2))
+    _shorten_temporary_folder()
     return _run(module, arguments, logs / f"error_rank_{rank}.txt")
 
 
@@ -71,6 +73,16 @@ def _keep_descriptors() -> None:
         with contextlib.suppress(OSError):  # the descriptor of the listing itself
             if int(descriptor) > 2:
                 os.set_inheritable(int(descriptor), False)
+
+
+def _shorten_temporary_folder() -> None:
+    """Leave a TMPDIR that is too long for sockets: torch's shared-memory manager has one there, too."""
+    from owpo_megatron.engine.supervise import short_folder  # not before signals are handled
+
+    folder = short_folder()
+    if folder is not None:
+        os.environ["TMPDIR"] = folder
+        tempfile.tempdir = None  # read anew
 
 
 def end_with_parent() -> None:

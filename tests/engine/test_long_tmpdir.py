@@ -18,7 +18,7 @@ def tmpdir(monkeypatch):
     def choose(folder: str, runtime: str = "") -> str | None:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
-        return supervise._short_folder()
+        return supervise.short_folder()
 
     return choose
 
