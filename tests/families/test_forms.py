@@ -15,6 +15,7 @@ from family_cases import CASES
 from safetensors.torch import load_file, save_file
 from tiny import make_hf_model
 
+from owpo_megatron.conversion import export
 from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf
 from owpo_megatron.errors import UserError
 from owpo_megatron.families import HFReader, float32_tensors, read_hf_config
@@ -236,3 +237,43 @@ def test_other_quantisations_are_refused(hf: Path) -> None:
         (hf / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
         with pytest.raises(UserError, match="only mxfp4, and fp8 with weight_block_size, are dequantised"):
             read_hf_config(hf)
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+def test_an_export_in_shards_has_everything_that_the_source_folder_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors of all experts together; a sharded source; an index that transformers reads; the other files."""
+    from transformers import AutoModelForCausalLM
+
+    hf = make_hf_model(tmp_path / "hf", "gpt_oss", **CASES["gpt_oss"][0])
+    tensors = load_file(hf / "model.safetensors")
+    (hf / "model.safetensors").unlink()
+    names = list(tensors)
+    weight_map = {}
+    for number in range(3):
+        file = f"model-{number + 1:05d}-of-00003.safetensors"
+        save_file({name: tensors[name] for name in names[number::3]}, hf / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names[number::3], file)
+    (hf / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    beside = {"LICENSE": "a licence", "README.md": "a card", "generation_config.json": "{}", "chat_template.jinja": "x"}
+    for name, text in beside.items():
+        (hf / name).write_text(text)
+    hf_to_megatron(hf, tmp_path / "megatron")
+    monkeypatch.setattr(export, "_SHARD_BYTES", 60_000)
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "back")
+    back = tmp_path / "back"
+    assert {name: (back / name).read_text() for name in beside} == beside
+    index = json.loads((back / "model.safetensors.index.json").read_text())
+    files = sorted(back.glob("*.safetensors"))
+    assert len(files) > 3 and {file.name for file in files} == set(index["weight_map"].values())
+    found = {}
+    for file in files:
+        part = load_file(file)
+        assert all(index["weight_map"][name] == file.name for name in part)
+        assert len(part) == 1 or sum(tensor.nbytes for tensor in part.values()) <= 60_000
+        found |= part
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in found.values())
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    weight = AutoModelForCausalLM.from_pretrained(back).model.layers[1].mlp.experts.gate_up_proj
+    assert torch.equal(weight, tensors["model.layers.1.mlp.experts.gate_up_proj"])
