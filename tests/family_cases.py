@@ -24,6 +24,11 @@ _LATENT: dict[str, Any] = {name: value for name, value in _GLM_MOE.items() if na
     },
 }  # fmt: skip
 
+_NEXT: dict[str, Any] = _MOE | {
+    "num_experts": 4, "shared_expert_intermediate_size": 48, "head_dim": 16, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+
 _V2: dict[str, Any] = _LATENT | {
     "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False, "routed_scaling_factor": 2.0,
 }  # fmt: skip
@@ -55,6 +60,13 @@ CASES: dict[str, list[dict[str, Any]]] = {
         _MOE | {"num_experts": 6, "shared_expert_intermediate_size": 32, "norm_topk_prob": True, "tied": True},
         _MOE | {"num_experts": 5, "shared_expert_intermediate_size": 64, "num_key_value_heads": 4, "qkv_bias": False},
         _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 24, "vocab_size": 101},
+    ],
+    "qwen3_next": [
+        _NEXT | {"vocab_size": 97},
+        _NEXT | {"linear_num_key_heads": 4, "linear_num_value_heads": 4, "num_experts": 5, "tied": True},
+        _NEXT | {"linear_num_value_heads": 6, "linear_value_head_dim": 10, "num_key_value_heads": 1, "vocab_size": 101},
+        _NEXT | {"num_key_value_heads": 4, "linear_conv_kernel_dim": 3, "norm_topk_prob": False, "num_experts": 6,
+                 "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
     ],
     "glm4_moe": [
         _GLM_MOE | {"use_qk_norm": True, "vocab_size": 97},

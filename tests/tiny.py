@@ -37,7 +37,8 @@ def make_hf_model(
     with torch.no_grad():
         constants = [(name, value) for name, value in model.named_buffers() if name.endswith("correction_bias")]
         for name, param in [*model.named_parameters(), *constants]:
-            centre = 1.0 if "norm" in name else 0.0
+            around_zero = family in ("gemma3_text", "qwen3_next") and "linear_attn" not in name
+            centre = 1.0 if "norm" in name and not around_zero else 0.0
             param.copy_(centre + 0.15 * torch.randn(param.shape, generator=generator))
     model.save_pretrained(out)
     return out

@@ -27,6 +27,7 @@ MODEL_TYPES: dict[str, tuple[str, str]] = {
     "qwen3": ("llama", "QWEN3"),
     "qwen3_moe": ("qwen_moe", "QWEN3_MOE"),
     "qwen2_moe": ("qwen_moe", "QWEN2_MOE"),
+    "qwen3_next": ("qwen_next", "QWEN3_NEXT"),
     "mixtral": ("mixtral", "MIXTRAL"),
     "glm4": ("glm", "GLM4"),
     "glm4_moe": ("glm", "GLM4_MOE"),

@@ -27,6 +27,9 @@ def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:
             f"must divide the model's {heads} attention heads, {kv_heads} key-value heads and "
             f"ffn size {', '.join(map(str, ffn_sizes))}; use one of {_divisors(common)}",
         )
+    if model.delta and parallel.tp > 1:
+        remedy = f"{model.family_name}'s delta nets are not split over tensor-parallel ranks; use 1"
+        raise UserError("parallel.tp", parallel.tp, remedy)
     if model.num_layers % parallel.pp:
         raise UserError(
             "parallel.pp",

@@ -35,12 +35,13 @@ class Attention:
     window: int | None = None  # tokens that attention sees back, itself included; None: all. See `check_context`
     full_layers: tuple[int, ...] = ()  # layers that see all tokens although there is a window
     sinks: bool = False  # a trained score per head that takes its share of the softmax and gives nothing
+    gated: bool = False  # results are multiplied by the sigmoid of one more projection
     scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
 
     @property
     def sizes(self) -> dict[str, int]:
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return {"head": self.head_dim, "heads": self.num_heads, "q": q, "kv": kv}
+        return {"head": self.head_dim, "heads": self.num_heads, "q": q, "gated_q": 2 * q, "kv": kv}
 
     def window_of(self, layer: int) -> int | None:
         """The window of one layer, counted from 0."""
@@ -61,7 +62,8 @@ class Attention:
             qk_layernorm=self.qk_norm == "head",
             softmax_scale=self.scale,
         )
-        return fields | (dict(softmax_type="learnable") if self.sinks else {})
+        fields |= dict(softmax_type="learnable") if self.sinks else {}
+        return fields | (dict(attention_output_gate=True) if self.gated else {})
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class LatentAttention:
     qk_norm: None = None
     window: None = None
     sinks: bool = False
+    gated: bool = False
 
     @property
     def num_kv_heads(self) -> int:
@@ -115,6 +118,31 @@ class LatentAttention:
             v_head_dim=self.v_dim,
             qk_layernorm=True,
         )
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """Gated delta net (arXiv:2412.06464), linear attention that takes the place of attention in some layers."""
+
+    key_heads: int
+    value_heads: int  # a multiple of key_heads
+    key_dim: int  # of a head
+    value_dim: int
+    kernel: int  # tokens that the convolution sees
+    layers: tuple[int, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        keys, values = self.key_heads * self.key_dim, self.value_heads * self.value_dim
+        return {
+            "delta_qkvz": 2 * (keys + values),
+            "delta_ba": 2 * self.value_heads,
+            "delta_conv": 2 * keys + values,
+            "delta_kernel": self.kernel,
+            "delta_heads": self.value_heads,
+            "delta_head": self.value_dim,
+            "delta_v": values,
+        }
 
 
 @dataclass(frozen=True)
@@ -259,6 +287,7 @@ class HFModel:
     rope: Rope
     multipliers: Multipliers = Multipliers()
     local_rope: Rope | None = None  # of the layers with a window; None: they have that of the others
+    delta: DeltaNet | None = None  # in place of attention in its layers
     biases: bool = False  # on every linear layer but the output layer: attention's, experts' and router's
 
     @property
@@ -286,6 +315,20 @@ class HFModel:
         """True where some layers have experts and others have none."""
         return self.experts is not None and bool(self.experts.dense_layers)
 
+    @property
+    def layers_differ(self) -> bool:
+        """True where layers have different parameters."""
+        return self.is_mixed or self.delta is not None
+
+    def is_linear(self, layer: int) -> bool:
+        """Whether a layer has a delta net instead of attention."""
+        return self.delta is not None and layer in self.delta.layers
+
+    @property
+    def attention_layers(self) -> int:
+        """Number of layers with attention."""
+        return self.num_layers - (len(self.delta.layers) if self.delta else 0)
+
     def has_experts(self, layer: int) -> bool:
         return self.experts is not None and layer not in self.experts.dense_layers
 
@@ -293,7 +336,7 @@ class HFModel:
     def sizes(self) -> dict[str, int]:
         """The numbers behind the size names of the rules."""
         own = {"hidden": self.hidden_size, "vocab": self.vocab_size}
-        return own | self.attention.sizes | self.mlp.sizes
+        return own | self.attention.sizes | self.mlp.sizes | (self.delta.sizes if self.delta else {})
 
     def size(self, name: str) -> int:
         return self.sizes[name]
@@ -317,7 +360,7 @@ class HFModel:
             windowed = [int(self.attention.window_of(layer) is not None) for layer in range(self.num_layers)]
             # megatron counts the tokens before the own one
             fields |= dict(window_size=(self.attention.window - 1, 0), window_attn_skip_freq=windowed)
-        if self.is_mixed:
+        if self.layers_differ:
             fields |= dict(moe_layer_freq=[int(self.has_experts(layer)) for layer in range(self.num_layers)])
         if isinstance(self.attention, LatentAttention):
             fields |= self.rope.latent_fields()

@@ -27,9 +27,18 @@ def _read_qwen3(config: HFConfig) -> HFModel:
 
 
 def _read_qwen2(config: HFConfig) -> HFModel:
-    shared = SharedExpert(config.raw.shared_expert_intermediate_size, gated=True)
     attention = attention_of(config, qkv_bias=bool(config.get("qkv_bias", True)))
-    return describe(config, "qwen2_moe", attention, replace(_experts(config), shared=shared))
+    return describe(config, "qwen2_moe", attention, gated_experts(config))
+
+
+def gated_experts(config: HFConfig) -> Experts:
+    """Experts in every layer, and a shared one with a gate."""
+    shared = SharedExpert(config.raw.shared_expert_intermediate_size, gated=True)
+    return replace(_experts(config), shared=shared)
+
+
+def gated_experts_rules() -> tuple[Rule, ...]:
+    return (*experts(), *shared_expert("mlp.shared_expert"), _GATE)
 
 
 def _experts(config: HFConfig) -> Experts:
@@ -46,8 +55,8 @@ def _experts(config: HFConfig) -> Experts:
 
 
 def _rules(model: HFModel) -> tuple[Rule, ...]:
-    shared = (*shared_expert("mlp.shared_expert"), _GATE) if model.experts and model.experts.shared else ()
-    return (*attention_rules(model), *experts(), *shared)
+    shared = model.experts and model.experts.shared
+    return (*attention_rules(model), *(gated_experts_rules() if shared else experts()))
 
 
 _ENGINE = EngineNames(ties=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Fuse = Literal["plain", "qkv", "gate_up", "pairs"]
+Fuse = Literal["plain", "qkv", "gated_qkv", "gate_up", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,15 @@ class Rule:
         fuse:
             plain: the tensor itself.
             qkv: for each query group its query heads, its key head, its value head.
+            gated_qkv: the same where each query head is followed by its gate: a group's gates come behind its queries.
             gate_up: a TP rank holds its rows of the gate, then its rows of the up projection (chunking the
                 concatenation of the full tensors would give the first rank gates only).
             pairs: the same from one HF tensor in which rows (or columns) of gate and up projection alternate.
         tp_dim: megatron's dimension that is split over tensor-parallel ranks, of every part alike; None: replicated.
         stored: the name in a sharded checkpoint, where layers (and experts) are leading dimensions of one tensor;
             None: the last megatron name without its indices.
-        layers: which layers have the parameter, in a model where some have experts and others have none.
+        layers: which layers have the parameter, in a model where some have experts and others have none, or some
+            linear and others full attention.
         float32: kept in float32 whatever the model's dtype, on both sides.
     """
 
@@ -62,7 +64,7 @@ class Rule:
     fuse: Fuse = "plain"
     tp_dim: int | None = None
     stored: str | None = None
-    layers: Literal["all", "dense", "experts"] = "all"
+    layers: Literal["all", "dense", "experts", "linear", "full"] = "all"
     float32: bool = False
 
     @property

@@ -53,7 +53,8 @@ def to_megatron(model: HFModel, name: str, reader: HFReader, *, tp_rank: int = 0
         to_megatron(model, "decoder.layers.7.mlp.linear_fc1.weight", reader, tp_rank=1, tp_size=2)
     """
     rule, index = _find(model, EMBEDDING if model.tied and name == OUTPUT_LAYER else name)
-    assert rule.fuse != "qkv" or model.attention.num_kv_heads % tp_size == 0, "query groups do not divide over TP ranks"
+    grouped = rule.fuse in ("qkv", "gated_qkv")
+    assert not grouped or model.attention.num_kv_heads % tp_size == 0, "query groups do not divide over TP ranks"
     pieces = []
     for part in rule.hf:
         shape, first = _shape(model, part), _first_row(model, part)
@@ -116,7 +117,12 @@ def megatron_names(model: HFModel) -> Iterator[str]:
 
 def in_layer(model: HFModel, rule: Rule, layer: int) -> bool:
     """True where this layer has the parameter of a rule."""
-    return rule.layers == "all" or (rule.layers == "experts") == model.has_experts(layer)
+    return rule.layers not in _absent(model.has_experts(layer), model.is_linear(layer))
+
+
+def _absent(experts: bool, linear: bool) -> tuple[str, str]:
+    """The kinds that a layer is none of."""
+    return "dense" if experts else "experts", "full" if linear else "linear"
 
 
 def hf_parts(model: HFModel, name: str) -> dict[str, tuple[int, ...]]:
@@ -153,7 +159,7 @@ def place_of(model: HFModel, name: str) -> Place:
     """Return the place of the megatron parameter `name` in a sharded checkpoint. Raises UserError as `to_hf`."""
     rule, index = _find(model, name)
     stored_name, sizes = rule.stored_name, {}
-    if rule.per_layer and model.is_mixed:
+    if rule.per_layer and model.layers_differ:
         stored_name = stored_name.replace("decoder.layers.", f"decoder.layers.{index['layer']}.")
     elif rule.per_layer:
         sizes["layer"] = model.num_layers
@@ -188,7 +194,7 @@ def forward_flops(model: HFModel) -> tuple[float, float]:
             continue
         chosen = model.experts.router.chosen / model.num_experts if model.experts and ".experts." in name else 1.0
         active += math.prod(shape) * chosen
-    return 2 * active, 2.0 * model.num_layers * model.size("q")
+    return 2 * active, 2.0 * model.attention_layers * model.size("q")
 
 
 def check_weights(model: HFModel, reader: HFReader) -> None:
@@ -247,7 +253,8 @@ def _find(model: HFModel, name: str) -> tuple[Rule, dict[str, int]]:
             index[axis] = int(match[0])
             known = known and index[axis] < size
             template = pattern.sub(f"{{{axis}}}", template, count=1)
-    rule = _rules_by_name(model, model.has_experts(index["layer"])).get(template)
+    layer = index["layer"]
+    rule = _rules_by_name(model, model.has_experts(layer), model.is_linear(layer)).get(template)
     if rule is None or not known:
         experts = f" and {model.num_experts} experts" if model.experts else ""
         raise UserError(
@@ -259,10 +266,10 @@ def _find(model: HFModel, name: str) -> tuple[Rule, dict[str, int]]:
 
 
 @lru_cache
-def _rules_by_name(model: HFModel, experts: bool) -> dict[str, Rule]:
-    """megatron name -> rule, for layers with experts or without."""
-    left_out = "dense" if experts else "experts"
-    return {name: rule for rule in model.rules if rule.layers != left_out for name in rule.megatron}
+def _rules_by_name(model: HFModel, experts: bool, linear: bool) -> dict[str, Rule]:
+    """megatron name -> rule, for layers with experts or without, with a delta net or attention."""
+    absent = _absent(experts, linear)
+    return {name: rule for rule in model.rules if rule.layers not in absent for name in rule.megatron}
 
 
 def _vocab_rows(reader: HFReader, hf_name: str, vocab_size: int, tp_rank: int, tp_size: int) -> torch.Tensor:
@@ -283,6 +290,9 @@ def _fuse(model: HFModel, rule: Rule, pieces: list[torch.Tensor]) -> torch.Tenso
         return torch.cat([pieces[0][0::2], pieces[0][1::2]])
     assert isinstance(model.attention, Attention)
     groups = pieces[1].shape[0] // model.attention.head_dim
+    if rule.fuse == "gated_qkv":  # each head's queries and gate -> all queries of a group, then its gates
+        by_head = pieces[0].unflatten(0, (groups, -1, 2, model.attention.head_dim))
+        pieces = [by_head.transpose(1, 2).flatten(0, 3), *pieces[1:]]
     grouped = [piece.reshape(groups, -1, *piece.shape[1:]) for piece in pieces]
     return torch.cat(grouped, dim=1).flatten(0, 1)
 
@@ -297,7 +307,11 @@ def _unfuse(model: HFModel, rule: Rule, shard: torch.Tensor, tp_size: int) -> Se
         return [torch.stack(shard.chunk(2), dim=1).flatten(0, 1)]
     attention = model.attention
     assert isinstance(attention, Attention)
-    query_rows = attention.num_heads // attention.num_kv_heads * attention.head_dim
+    query_rows = attention.num_heads // attention.num_kv_heads * attention.head_dim * (1 + attention.gated)
     grouped = shard.reshape(attention.num_kv_heads // tp_size, -1, *shard.shape[1:])
     pieces = grouped.split([query_rows, attention.head_dim, attention.head_dim], dim=1)
-    return [piece.flatten(0, 1) for piece in pieces]
+    queries, keys, values = (piece.flatten(0, 1) for piece in pieces)
+    if rule.fuse == "gated_qkv":
+        by_kind = queries.unflatten(0, (len(grouped), 2, -1, attention.head_dim))
+        queries = by_kind.transpose(1, 2).flatten(0, 3)
+    return [queries, keys, values]

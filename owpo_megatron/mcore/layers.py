@@ -126,6 +126,13 @@ class LatentSelfAttention(MLASelfAttention):
         self.linear_kv_down_proj = ReplicatedLinear(config, config.hidden_size, down)
 
 
+class GatedSelfAttention(SelfAttention):
+    """Self-attention with megatron-core's output gate, which it compiles when it is first called; plain here."""
+
+    def _apply_output_gate(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return (x * torch.sigmoid(gate.reshape(x.shape).float())).to(x.dtype)
+
+
 class LocalSelfAttention(SelfAttention):
     """Self-attention with a rotary embedding of its own instead of the model's.
 

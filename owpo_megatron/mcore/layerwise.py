@@ -29,21 +29,25 @@ _FEW_TOKENS = 8  # vocabulary of the one-layer model, whose embedding is unused
 class StoredLayers:
     """A one-layer model per kind of layer, which loads the stored layers one after another. Use inside `one_rank`.
 
-    Kinds differ in having experts, and in having a window.
+    Kinds differ in having experts, a window, and a delta net instead of attention.
     """
 
     def __init__(self, state: StoredState, model: HFModel):
         self._state, self._model = state, model
         self._chunk_of = cache(self._make_chunk)
 
-    def _make_chunk(self, experts: bool, windowed: bool) -> tuple[Any, Any]:
-        """Return (a one-layer model with or without experts and window, its final norm)."""
-        mlp, attention = self._model.mlp, self._model.attention
+    def _make_chunk(self, experts: bool, windowed: bool, linear: bool) -> tuple[Any, Any]:
+        """Return (a one-layer model of a kind, its final norm)."""
+        mlp, attention, delta = self._model.mlp, self._model.attention, self._model.delta
+        if delta is not None:
+            delta = replace(delta, layers=(0,) if linear else ())
         if isinstance(attention, Attention):
             attention = replace(attention, full_layers=() if windowed else (0,))
         if isinstance(mlp, Experts):
             mlp = replace(mlp, dense_layers=() if experts else (0,))
-        few = replace(self._model, num_layers=1, vocab_size=_FEW_TOKENS, tied=True, mlp=mlp, attention=attention)
+        few = replace(
+            self._model, num_layers=1, vocab_size=_FEW_TOKENS, tied=True, mlp=mlp, attention=attention, delta=delta
+        )
         config = transformer_config(few, ParallelConfig(), torch.float32, {"perform_initialization": False})
         (chunk,) = build_chunks(few, config, temperature=1.0)
         whole = self._model.megatron_fields()
@@ -55,7 +59,8 @@ class StoredLayers:
     def layer(self, number: int, hidden_TH: torch.Tensor) -> torch.Tensor:
         """Apply one layer, and after the last one the final norm: [T, H] -> [T, H]."""
         windowed = self._model.attention.window_of(number) is not None
-        chunk, norm = self._chunk_of(self._model.has_experts(number), windowed)
+        kind = (self._model.has_experts(number), windowed, self._model.is_linear(number))
+        chunk, norm = self._chunk_of(*kind)
         self._load(chunk.decoder, norm, number)
         chunk.decoder.final_layernorm = norm if number == self._model.num_layers - 1 else None
         length = hidden_TH.shape[0]

@@ -23,10 +23,12 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.families import Activation, HFModel, LatentAttention, Yarn
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.attention import PackedCoreAttention
+from owpo_megatron.mcore.delta_net import GatedDeltaNet
 from owpo_megatron.mcore.layers import (
     AddingLayer,
     AllHeadsRMSNorm,
     ExpertDownProjection,
+    GatedSelfAttention,
     LatentSelfAttention,
     LocalSelfAttention,
     ResultNormLayer,
@@ -172,11 +174,22 @@ def layer_spec(hf: HFModel, config: TransformerConfig, vp_stage: int | None) -> 
         if not engine:
             _use_local_modules(layer, hf)
         _use_own_modules(layer, hf)
+        if hf.is_linear(number):
+            _use_delta_net(layer, hf)
         if hf.local_rope and hf.attention.window_of(number) is not None:
             attention = layer.submodules.self_attention
             attention.module = LocalSelfAttention
             attention.params = {**attention.params, "rope_theta": hf.local_rope.theta}
     return spec
+
+
+def _use_delta_net(layer: ModuleSpec, hf: HFModel) -> None:
+    """Replace attention, and the norm that Transformer Engine fuses into its first projection, by our modules."""
+    parts = layer.submodules
+    parts.input_layernorm = RMSNorm
+    parts.self_attention = ModuleSpec(module=GatedDeltaNet, params={"net": hf.delta})
+    names = parts.sharded_state_dict_keys_map
+    parts.sharded_state_dict_keys_map = {own: saved for own, saved in names.items() if own != "input_layernorm."}
 
 
 def _use_local_modules(layer: ModuleSpec, hf: HFModel) -> None:
@@ -216,6 +229,8 @@ def _use_own_modules(layer: ModuleSpec, hf: HFModel) -> None:
             attention.linear_qkv = linear
             if parts.mlp.module is not MoELayer:
                 parts.mlp.submodules.linear_fc1 = linear
+    if hf.attention.gated:
+        parts.self_attention.module = GatedSelfAttention
     if hf.biases:
         layer.module = AddingLayer
     if norms.after:

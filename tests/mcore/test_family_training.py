@@ -22,6 +22,8 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.families import check_parallel, read_hf_config
 
 TOLERANCE = 1e-5
+# the delta rule sums in float32 in another order than the oracle, and a norm of small values follows it
+WIDER = {"qwen3_next": 1e-4}
 LAYOUTS: list[dict[str, Any]] = [{"tp": 2, "sp": True}, {"tp": 2}, {"pp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}]
 
 
@@ -34,9 +36,10 @@ def oracle(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     return model, tmp_path / "oracle.pt"
 
 
-def check(found: dict[str, Any]) -> None:
+def check(found: dict[str, Any], model: Path) -> None:
+    tolerance = WIDER.get(read_hf_config(model).family_name, TOLERANCE)
     errors = {name: found[name] for name in ("logp", "loss", "grad_norm", "weights")}
-    assert max(errors.values()) < TOLERANCE, (found.get("layout"), errors)
+    assert max(errors.values()) < tolerance, (found.get("layout"), errors)
     assert found["names"], "named_weights and the HF checkpoint name different tensors"
     assert found["moved"] > 100 * TOLERANCE, "the updates changed too little for a comparison"
 
@@ -59,7 +62,7 @@ ALL = [pytest.param(tuple(case.values), id=case.id, marks=case.marks or pytest.m
 @pytest.mark.parametrize("oracle", FIRST, indirect=True)
 def test_one_rank(oracle: tuple[Path, Path]) -> None:
     model, file = oracle
-    check(distance(model, torch.load(file), {"tokens_per_microbatch": 24})[1])
+    check(distance(model, torch.load(file), {"tokens_per_microbatch": 24})[1], model)
 
 
 @pytest.mark.parametrize("oracle", ALL, indirect=True)
@@ -71,4 +74,4 @@ def test_two_ranks(oracle: tuple[Path, Path], ranks: Ranks) -> None:
     results = ranks.run(2, distances, [case])[0]
     assert len(results) == len(layouts)
     for found in results:
-        check(found)
+        check(found, model)

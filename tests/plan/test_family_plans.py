@@ -22,7 +22,9 @@ GIB = 1 << 30
 
 
 def halves(model: HFModel) -> list[ParallelConfig]:
-    layouts = [ParallelConfig(tp=2, sp=True), ParallelConfig(pp=2)]
+    layouts = [ParallelConfig(pp=2)]
+    if model.delta is None:
+        layouts.append(ParallelConfig(tp=2, sp=True))
     if model.experts:
         layouts.append(ParallelConfig(dp=2, ep=2))
     for layout in layouts:
