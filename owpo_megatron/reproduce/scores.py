@@ -73,7 +73,9 @@ class Evaluation:
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for place in wanted.places:
             checkpoint = checkpoint_of(wanted.run, self._root, place)
-            jobs = prepared_jobs([], [folder], [checkpoint], self._overrides(wanted.run), wish, None)
+            jobs = prepared_jobs([], [folder], [checkpoint], [], wish, None)
+            if not all(map(_is_finished, jobs)):
+                jobs = prepared_jobs([], [folder], [checkpoint], self._overrides(wanted.run), wish, None)
             for job in jobs:
                 for scores in job.run(wish, self._watch(job)):
                     found[sets[str(scores["set"])], place] = scores
@@ -84,6 +86,11 @@ class Evaluation:
         if self._engine is None or run.config.engine.urls:
             return []
         return [f"engine.urls=['{self._engine.url(run.config)}']"]
+
+
+def _is_finished(job: Job) -> bool:
+    """Whether all its results are there, so that no engine is needed."""
+    return all((job.target.out / f"{one.spec.name}.json").is_file() for one in job.sets)
 
 
 def _options(wish: Wish) -> tuple[Any, ...]:
