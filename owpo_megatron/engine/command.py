@@ -32,8 +32,8 @@ TRAINER_VARIABLES = {
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS"),
 }
-# For weights below this size one thread is faster than synchronising several.
-ONE_THREAD_BYTES = 200 << 20
+# For weights below this size one thread is faster than synchronising several. The trainer's ranks sleep meanwhile.
+ONE_THREAD_BYTES = 8 << 20
 
 
 def find_python(config: EngineConfig) -> Path:
@@ -84,8 +84,20 @@ def check_interpreter(config: EngineConfig) -> None:
 
 
 def server_raw(config: Config) -> dict[str, Any]:
-    """The `sglang` section, with a tokenizer in the server where texts end a response: it has to decode for that."""
-    return ({"skip_tokenizer_init": False} if config.rollout.stop else {}) | config.sglang
+    """The `sglang` section, and before it what other sections ask of the server.
+
+    Texts that end a response need a tokenizer there, since it has to decode for that. Without determinism a GPU's
+    server draws without seeds; a CPU's keeps them (`server_variables`).
+    """
+    raw: dict[str, Any] = {"skip_tokenizer_init": False} if config.rollout.stop else {}
+    if config.rollout.deterministic is False and find_device(config.engine) == "cuda":
+        raw["enable_deterministic_inference"] = False
+    return raw | config.sglang
+
+
+def server_variables(config: Config) -> dict[str, str]:
+    """Environment variables of the server that a run's sections ask for."""
+    return {"OWPO_BATCH_INVARIANT": "0"} if config.rollout.deterministic is False else {}
 
 
 def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,8 +158,8 @@ def command_line(python: Path, arguments: Mapping[str, Any]) -> list[str]:
     return command
 
 
-def environment(config: EngineConfig, model_path: Path) -> dict[str, str]:
-    """Return the environment variables of the server's process."""
+def environment(config: EngineConfig, model_path: Path, variables: Mapping[str, str] = {}) -> dict[str, str]:
+    """Return the environment variables of the server's process; `variables` are added to them."""
     env = {
         name: value
         for name, value in os.environ.items()
@@ -162,4 +174,4 @@ def environment(config: EngineConfig, model_path: Path) -> dict[str, str]:
         if config.tp > 1:
             shares = [cores[rank * threads % len(cores) :][:threads] for rank in range(config.tp)]
             env["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
-    return env
+    return env | dict(variables)

@@ -41,6 +41,7 @@ class Server:
         raw: server arguments of the `sglang` section.
         log_path: file that the server's output is appended to.
         key: API key that every request must carry; it is never part of a command line, where any user could read it.
+        variables: environment variables of the server, besides this process's.
 
     Raises:
         UserError: interpreter, SGLang, model or port are unusable; nothing was started.
@@ -54,11 +55,13 @@ class Server:
         raw: Mapping[str, Any],
         log_path: Path,
         key: str | None = None,
+        variables: Mapping[str, str] = {},
     ):
         check_environment(config, model_path)
         self._arguments = server_arguments(config, model_path, dtype, raw)
         self._config = config
         self._raw = dict(raw)
+        self._variables = dict(variables)
         self._model_path = model_path
         self._process: subprocess.Popen[bytes] | None = None
         self._name = ""
@@ -157,7 +160,7 @@ class Server:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment(self._config, self._model_path),
+                env=environment(self._config, self._model_path, self._variables),
                 start_new_session=True,
             )
         host = "127.0.0.1" if self._config.host == "0.0.0.0" else self._config.host

@@ -24,6 +24,7 @@ def start_fleet(
     raw: Mapping[str, Any],
     log_dir: Path,
     on_restart: Callable[[], None] | None = None,
+    variables: Mapping[str, str] = {},
 ) -> Fleet:
     """Return the configured engines.
 
@@ -55,7 +56,7 @@ def start_fleet(
             except EngineError as error:
                 raise UserError("engine.urls", engine.client.url, f"no SGLang server answers: {error}") from error
         return Fleet(engines, config, on_restart)
-    servers = [_server(index, config, model_path, dtype, raw, log_dir) for index in range(config.count)]
+    servers = [_server(index, config, model_path, dtype, raw, log_dir, variables) for index in range(config.count)]
     with contextlib.ExitStack() as on_failure:
         for server in servers:
             on_failure.callback(server.close)
@@ -66,11 +67,17 @@ def start_fleet(
 
 
 def _server(
-    index: int, config: EngineConfig, model_path: Path, dtype: str, raw: Mapping[str, Any], log_dir: Path
+    index: int,
+    config: EngineConfig,
+    model_path: Path,
+    dtype: str,
+    raw: Mapping[str, Any],
+    log_dir: Path,
+    variables: Mapping[str, str],
 ) -> Server:
     """Create server `index` of this machine, with its own port, log and, on CUDA, `engine.tp` GPUs."""
     own: dict[str, Any] = {}
     if config.count > 1:
         config = config.model_copy(update={"port": config.port + index if config.port else 0})
         own = {"base_gpu_id": index * config.tp} if find_device(config) == "cuda" else {}
-    return Server(config, model_path, dtype, {**own, **raw}, log_dir / f"engine_{index}.log")
+    return Server(config, model_path, dtype, {**own, **raw}, log_dir / f"engine_{index}.log", variables=variables)

@@ -72,7 +72,7 @@ def run_ranks(
     for stale in logs.glob(pulse_file(logs, 0).name.replace("0", "*")):
         stale.unlink()
     pulses = Pulses(logs, range(world_size))
-    command = _command(world_size, logs, module, arguments)
+    command = rank_command(world_size, logs, module, arguments)
     with (logs / "torchrun.log").open("wb") as launcher_log:  # one rank: its output before its log is open
         process = subprocess.Popen(
             command,
@@ -123,7 +123,8 @@ def free_port(host: str = "127.0.0.1") -> int:
     raise RuntimeError(f"none of a hundred ports from {PORTS.start} to {PORTS.stop} is free on {host}")
 
 
-def _command(world_size: int, logs: Path, module: str, arguments: Sequence[str]) -> list[str]:
+def rank_command(world_size: int, logs: Path, module: str, arguments: Sequence[str]) -> list[str]:
+    """The command that runs `module` on every rank."""
     rank = ["owpo_megatron.launch.rank", str(logs), module, *arguments]
     if world_size == 1:
         return [sys.executable, "-m", *rank]

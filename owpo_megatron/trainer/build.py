@@ -14,7 +14,7 @@ from owpo_megatron.config import HF_FILES, Config, hf_folder
 from owpo_megatron.conversion import carry_files
 from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer, make_stream, notes_on
 from owpo_megatron.engine import Fleet, RecordedEngine, start_fleet
-from owpo_megatron.engine.command import server_raw
+from owpo_megatron.engine.command import server_raw, server_variables
 from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
@@ -304,9 +304,9 @@ class _Builder:
         config = self.config
         # Every weight comes by the first push; SGLang need not read the checkpoint.
         raw = {"load_format": "dummy"} | server_raw(config)
-        if config.sync.fp8:
-            raw |= fp8_engine_arguments(raw)
-        fleet = start_fleet(config.engine, self.model_files, config.model.dtype, raw, self.folder.logs)
+        raw |= fp8_engine_arguments(raw) if config.sync.fp8 else {}
+        own, dtype = server_variables(config), config.model.dtype
+        fleet = start_fleet(config.engine, self.model_files, dtype, raw, self.folder.logs, variables=own)
         fleet.notify = self.say
         fleet.check_tokens(self.hf.vocab_size)
         self.stack.callback(fleet.close)

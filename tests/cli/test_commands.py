@@ -103,6 +103,16 @@ COMMANDS = {
             "--transport",
         ),
     ],
+    "bench step": [
+        "--against",
+        "--deterministic",
+        "--json",
+        "--microbatch",
+        "--no-deterministic",
+        "--pairs",
+        "--ranks",
+        "--workload",
+    ],
     "bench swap": ["--dtype", "--json", "--params", "--rounds"],
 }
 

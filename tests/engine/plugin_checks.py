@@ -12,7 +12,7 @@ import sglang.srt.mem_cache.pool_host.common as pool_host
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-from owpo_sglang_cpu import attention, invariance, sampling, symbols
+from owpo_sglang_cpu import attention, decode, invariance, sampling, symbols
 
 
 def murmur3_x86_32(data: bytes) -> int:
@@ -63,6 +63,26 @@ def draws_of_stock() -> dict[str, Any]:
     rows = [slice(row, row + 1) for row in range(200)]
     one_by_one = [sampling.multinomial_with_seed(logprobs[r], seeds[r], positions[r]).item() for r in rows]
     return {"stock": stock.view(-1).tolist(), "ours": ours.view(-1).tolist(), "one_by_one": one_by_one}
+
+
+def quick_draws() -> dict[str, int]:
+    """Rows drawn in float32 alone, rows drawn again in float64, and rows with another token than float64 gives."""
+    torch.manual_seed(5)
+    quick = exact = wrong = 0
+    cases = [(scale * torch.randn(1500, 700)).softmax(-1) for scale in (0.01, 0.3, 1.0, 4.0, 30.0)]
+    # The likely token's noise is among the lowest in one row of a thousand, where float32 does not suffice
+    cases.append(torch.tensor([0.9, 0.1]).expand(300_000, 2).contiguous())
+    for probs in cases:
+        n = len(probs)
+        seeds, positions = torch.randint(0, 2**31, (n,)), torch.randint(0, 4096, (n,))
+        rows = sampling.row_states(seeds.numpy().astype(np.uint64), positions.numpy().astype(np.uint32))
+        sure = sampling._draw_quickly(probs.numpy(), rows)[1]
+        quick, exact = quick + int(sure.sum()), exact + int((~sure).sum())
+        expected = sampling._draw_exactly(probs.log(), rows)
+        filtered = sampling.multinomial_with_seed(probs.double().log(), seeds, positions)
+        for drawn in (sampling.draw_from_probs(probs, seeds, positions), filtered):
+            wrong += int((drawn != expected).sum())
+    return {"quick": quick, "exact": exact, "wrong": wrong}
 
 
 def distribution() -> dict[str, Any]:
@@ -157,6 +177,9 @@ def invariance_failures() -> list[str]:
             whole = torch.nn.functional.linear(a, b, bias)
             if (whole - exact).abs().max() > 1e-3:
                 failures.append(f"product {inner}x{outer} is wrong with {threads} threads")
+            for rows in (1, 32, 33, 100, 200):
+                if not torch.equal(invariance.mm(a[:rows], b.t()), invariance.in_blocks(a[:rows], b.t())):
+                    failures.append(f"product {inner}x{outer} of {rows} rows is not that of the blocks")
             for first, rows in ((0, 1), (7, 1), (3, 5), (30, 16), (100, 17), (60, 128)):
                 part = torch.nn.functional.linear(a[first : first + rows], b, bias)
                 if not torch.equal(part, whole[first : first + rows]):
@@ -177,6 +200,75 @@ def invariance_failures() -> list[str]:
     return failures
 
 
+class Pool:
+    """A cache of 3 requests, 50 tokens each at most, in slots of no order; its keys and values are known per token."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(6)
+        self.table = torch.randperm(150, generator=generator).view(3, 50)
+        self.tokens = torch.randn(3, 2, 50, 2, 12, generator=generator)  # request, key or value, token, head, size
+        self.caches = [torch.full((150, 2, 12), torch.nan) for _ in range(2)]
+
+    def write(self, request: int, tokens: slice) -> None:
+        for cache, values in zip(self.caches, self.tokens[request], strict=True):
+            cache[self.table[request, tokens]] = values[tokens]
+
+    def step(self, rows: decode.Rows, query: torch.Tensor, requests: list[int], lengths: list[int]) -> torch.Tensor:
+        """One decode step of these requests, whose newest token is written first."""
+        for request, length in zip(requests, lengths, strict=True):
+            self.write(request, slice(length - 1, length))
+        new = [
+            torch.stack([self.tokens[r, kind, n - 1] for r, n in zip(requests, lengths, strict=True)])
+            for kind in (0, 1)
+        ]
+        plan = rows.step(torch.tensor(requests), torch.tensor(lengths))
+        keys, values = rows.of_layer(0, plan, new, self.caches, self.table)
+        return decode.attend(query[requests], keys, values, plan, 0.3)
+
+    def expected(self, query: torch.Tensor, request: int, length: int) -> torch.Tensor:
+        key, value = (kind[:length].transpose(0, 1)[None].double() for kind in self.tokens[request])
+        one = query[request][:, None].transpose(0, 1)[None].double().transpose(1, 2)
+        attended = torch.nn.functional.scaled_dot_product_attention(one, key, value, scale=0.3, enable_gqa=True)
+        return attended[0, :, 0]
+
+
+def decode_failures(narrow: int) -> list[str]:
+    """Steps in which rows are made, go on, end, come back and are replaced: against SDPA, and alone, bit for bit."""
+    decode.NARROW, decode.USED = narrow, 0.75
+    query = torch.randn(3, 4, 12, generator=torch.Generator().manual_seed(7))
+    pool, rows, failures = Pool(), decode.Rows(), []
+    for request, length in enumerate((5, 30, 47)):
+        pool.write(request, slice(0, length))
+    steps: list[tuple[list[int], list[int]]] = [
+        ([0, 1, 2], [6, 31, 48]),  # made
+        ([0, 1, 2], [7, 32, 49]),  # goes on
+        ([0, 1, 2], [8, 33, 50]),  # into the second part
+        ([2, 1], [50, 34]),  # one has ended: too few rows, made again, in another order
+        ([1], [35]),
+        ([1, 0], [36, 9]),  # one comes back
+    ]
+    for number, (requests, lengths) in enumerate(steps):
+        together = pool.step(rows, query, requests, lengths)
+        for place, (request, length) in enumerate(zip(requests, lengths, strict=True)):
+            alone = pool.step(decode.Rows(), query, [request], [length])[0]
+            if not torch.equal(alone, together[place]):
+                failures.append(f"step {number}: request {request} has other bits alone")
+            if not (alone - pool.expected(query, request, length)).abs().max() < 1e-6:
+                failures.append(f"step {number}: request {request} is wrong")
+    # another request takes the place of request 1 with as many tokens: its row must not be taken for the old one's
+    pool.tokens[1] = pool.tokens[1].flip(1)
+    pool.write(1, slice(0, 36))
+    rows.forget([1])
+    if not (pool.step(rows, query, [1], [37])[0] - pool.expected(query, 1, 37)).abs().max() < 1e-6:
+        failures.append("the row of an earlier request was used")
+    # rows of ended requests are kept for a while
+    decode.USED, kept = 0.0, decode.Rows()
+    pool.step(kept, query, [0, 1, 2], [40, 40, 40])
+    if not torch.equal(pool.step(kept, query, [2], [41]), pool.step(decode.Rows(), query, [2], [41])):
+        failures.append("a row beside those of ended requests has other bits")
+    return failures
+
+
 def problems_after_a_move() -> list[str]:
     """Return the check's findings for another version, a missing name and a function with other parameters."""
     symbols.SGLANG_VERSION = "0.0.1"
@@ -190,8 +282,10 @@ if __name__ == "__main__":
         "problems": symbols.problems(),
         "hashes": hashes(),
         "draws": draws_of_stock(),
+        "quick_draws": quick_draws(),
         "distribution": distribution(),
         "attention": attention_differences(),
+        "decode": {narrow: decode_failures(narrow) for narrow in (0, 64)},
         "not_invariant": (invariance.enable(), invariance_failures())[1],
         "problems_after_a_move": problems_after_a_move(),
     }

@@ -65,14 +65,14 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         import torch
         from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-        from owpo_sglang_cpu import attention, invariance
+        from owpo_sglang_cpu import attention, decode, invariance, sampling
         from owpo_sglang_cpu.gpt_oss import with_exact_sinks
-        from owpo_sglang_cpu.sampling import multinomial_with_seed
         from owpo_sglang_cpu.shared_expert import gate_shared_output
 
         attention.install(TorchNativeAttnBackend)
+        decode.install(TorchNativeAttnBackend)
         batch_invariant_ops.enable_batch_invariant_mode = invariance.enable
-        sampler.multinomial_with_seed = multinomial_with_seed
+        sampling.install(sampler)
         loader._initialize_model = with_exact_sinks(loader._initialize_model)
         elementwise._launch_fused_gate_sigmoid_mul = gate_shared_output
         # --enable-return-routed-experts pins its host buffer with cudaHostRegister

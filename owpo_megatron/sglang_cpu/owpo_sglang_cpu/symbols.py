@@ -25,7 +25,7 @@ SUBCLASSED = {
         "SRTPlatform.get_dispatch_key_name",
     ],
     "sglang.srt.mem_cache.allocator": ["TokenToKVPoolAllocator"],
-    "sglang.srt.mem_cache.memory_pool": ["MHATokenToKVPool", "MLATokenToKVPool"],
+    "sglang.srt.mem_cache.memory_pool": ["KVWriteLoc", "MHATokenToKVPool", "MLATokenToKVPool"],
 }
 CALLED = {
     "sglang.srt.arg_groups.choices": [
@@ -40,12 +40,13 @@ REPLACED = {
     "sglang.srt.batch_invariant_ops": ["enable_batch_invariant_mode"],
     "sglang.srt.entrypoints.engine": ["_set_envs_and_config"],
     "sglang.srt.layers.attention.torch_native_backend": [
+        "TorchNativeAttnBackend.init_forward_metadata",
         "TorchNativeAttnBackend._run_sdpa_forward_decode",
         "TorchNativeAttnBackend._run_sdpa_forward_extend",
         "TorchNativeAttnBackend.forward_decode",
         "TorchNativeAttnBackend.forward_extend",
     ],
-    "sglang.srt.layers.sampler": ["multinomial_with_seed"],
+    "sglang.srt.layers.sampler": ["multinomial_with_seed", "sampling_from_probs_torch"],
     "sglang.srt.arg_groups.model_hook": ["attention_backends_of"],
     "sglang.srt.mem_cache.pool_host.common": ["_cuda_host_register"],
     "sglang.srt.model_loader.loader": ["_initialize_model"],
@@ -59,7 +60,12 @@ PARAMETERS = {
         "_launch_fused_gate_sigmoid_mul",
     ): "hidden_states gate_weight shared_output output do_add",
     ("sglang.srt.layers.sampler", "multinomial_with_seed"): "logprobs seed positions",
+    ("sglang.srt.layers.sampler", "sampling_from_probs_torch"): "probs sampling_seed positions",
     ("sglang.srt.mem_cache.allocator", "TokenToKVPoolAllocator"): "size dtype device kvcache need_sort",
+    (
+        "sglang.srt.layers.attention.torch_native_backend",
+        "TorchNativeAttnBackend.forward_decode",
+    ): "self q k v layer forward_batch save_kv_cache",
     (
         "sglang.srt.layers.attention.torch_native_backend",
         "TorchNativeAttnBackend._run_sdpa_forward_decode",

@@ -1,0 +1,60 @@
+"""`owpo bench step`: the workloads' files, and the command with the real trainer and engine, and TRL where it is.
+
+No figure is checked: what is measured depends on the machine.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from owpo import Owpo
+
+from owpo_megatron.bench.step import peers_home
+from owpo_megatron.bench.step_workload import WORKLOADS, correct, write_workload
+from owpo_megatron.data import load_tokenizer
+
+TINY = replace(WORKLOADS["small"], vocab=64)
+
+
+def test_every_prompt_has_its_length_and_no_response_can_end(tmp_path: Path) -> None:
+    """The end token's probability, under HF's own model, at every place of the prompts."""
+    from transformers import AutoModelForCausalLM
+
+    write_workload(tmp_path, TINY)
+    tokenizer = load_tokenizer(tmp_path / "policy")
+    prompts = [json.loads(line)["prompt"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    ids = [tokenizer.encode(prompt) for prompt in prompts[:8]]
+    assert {len(prompt) for prompt in ids} == {TINY.prompt}
+    assert tokenizer.eos_ids == (TINY.end,) and TINY.end not in {token for prompt in ids for token in prompt}
+    for name in ("policy", "reference"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)
+        with torch.no_grad():
+            ends = model(torch.tensor(ids)).logits.softmax(-1)[..., TINY.end]
+        assert ends.max() < 1e-9
+
+
+def test_the_reward_is_the_parity_of_the_response() -> None:
+    assert [correct(text) for text in ("t1 t2", "t1 t3", "t7", "")] == [True, False, True, False]
+
+
+@pytest.mark.extra
+def test_the_command_reports_both_sides(tmp_path: Path) -> None:
+    """Against TRL where its environment has been made: the losses on the same tokens agree, or the command fails."""
+    has_peer = (peers_home() / ".made").is_file()
+    against = ["--against", "trl"] if has_peer else []
+    out = tmp_path / "step.json"
+    command = ["bench", "step", "--workload", "small", "--pairs", "1", "--json", str(out), *against]
+    process = Owpo(tmp_path / "out", *command)
+    assert process.wait(600) == 0, process.stderr[-3000:]
+    found = json.loads(out.read_text())
+    assert found["seconds_per_step"] > 0 and found["tokens_per_s"] == pytest.approx(2048 / found["seconds_per_step"])
+    assert {"rollout", "logp_ref", "update", "sync"} <= found["phases"].keys()
+    assert any("scheduler" in name for name in found["peak_bytes"])
+    if has_peer:
+        assert {"rollout", "logp_ref", "update"} == found["peer_phases"].keys()
+        assert found["ratio"] == pytest.approx(found["seconds"][0] / found["peer_seconds"][0])
+        assert abs(found["loss_on_same_tokens"] - found["peer_loss_on_same_tokens"]) < 1e-5
