@@ -62,8 +62,9 @@ def claimed(config: Config, keep_config: bool = True) -> Iterator[Claim]:
         resolved = folder.config if keep_config else folder.logs / CONFIG
         before = _settings(folder.config) if keep_config else {}
         resumes = keep_config and folder.has_checkpoints()
-        changed = changed_fields(before, config)
-        if resumes:
+        unread = f"unknown, since {folder.config} cannot be read; it is written anew"
+        changed = [unread] if before is None else changed_fields(before, config)
+        if resumes and before is not None:
             _refuse_lost_parts(before, config)
         kept = resolved.read_bytes() if resolved.is_file() else None
         config.save(resolved)
@@ -92,9 +93,17 @@ def changed_fields(before: dict[str, Any], config: Config) -> list[str]:
     return [f"{name} {known[name]} -> {now[name]}" for name in now if name in known and known[name] != now[name]]
 
 
-def _settings(file: Path) -> dict[str, Any]:
-    """A resolved configuration as it was written; its method need not be known here."""
-    return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+def _settings(file: Path) -> dict[str, Any] | None:
+    """A resolved configuration as it was written, whose method need not be known here; None: damaged; {}: no file."""
+    if not file.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+    sections = ("model", "data", "algorithm", "verifier")
+    whole = isinstance(found, dict) and all(isinstance(found.get(name, {}), dict) for name in sections)
+    return found if whole else None
 
 
 def _refuse_lost_parts(before: dict[str, Any], config: Config) -> None:

@@ -149,3 +149,13 @@ def test_the_command_goes_through(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: model.path = nowhere: no such folder")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("content", ["model:\n  pa", "- a\n- b\n", "algorithm:\nverifier: {}\n", "\x00\x01", "a: [1"])
+def test_a_damaged_configuration_of_the_run_is_named_and_written_anew(config: Config, content: str) -> None:
+    config.run_dir.mkdir(parents=True)
+    file = config.run_dir / "config.yaml"
+    file.write_text(content)
+    with claimed(config) as claim:
+        assert claim.changed == (f"unknown, since {file} cannot be read; it is written anew",)
+    assert Config.load(file) == config
