@@ -16,7 +16,7 @@ from owpo_megatron.errors import RunError, UserError
 from owpo_megatron.run.layout import RunFolder, step_name, whole_steps
 
 FIELDS = ("loss", "grad_norm", "weights")
-ROUNDING = 1e-5
+ROUNDING, TINY = 1e-5, 1e-6  # relative, absolute
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Replayed:
     field: str
     logged: Any  # None: the line does not have it
     found: Any
+    exact: bool = False  # the weights are the same bit for bit, so that rounding is no excuse
 
     @property
     def verdict(self) -> str:
@@ -39,7 +40,7 @@ class Replayed:
         if self.logged == self.found:
             return "equal"
         numbers = isinstance(self.logged, float) and isinstance(self.found, float)
-        close = numbers and math.isclose(self.logged, self.found, rel_tol=ROUNDING, abs_tol=ROUNDING)
+        close = numbers and not self.exact and math.isclose(self.logged, self.found, rel_tol=ROUNDING, abs_tol=TINY)
         return "close" if close else "differs"
 
 
@@ -103,7 +104,8 @@ def replay(run: RunFolder, step: int) -> Replay:
             train(_settings(config, scratch, rollouts), callbacks=[stop])
         except RunError as error:
             failure = str(error)
-        fields = tuple(Replayed(name, logged.get(name), stop.line.get(name)) for name in FIELDS)
+        exact = "weights" in logged and logged["weights"] == stop.line.get("weights")
+        fields = tuple(Replayed(name, logged.get(name), stop.line.get(name), exact) for name in FIELDS)
         return Replay(step, start, fields, failure)
     finally:
         shutil.rmtree(scratch.path, ignore_errors=True)

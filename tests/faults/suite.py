@@ -121,6 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the kinds")
     options = parser.parse_args(arguments)
     known = [one for one in kinds() if not options.kind or any(text in one.name for text in options.kind)]
+    if options.kind:
+        known = [one for one in known if one.name in options.kind] or known
     known = [one for one in known if options.by is None or options.by in one.by]
     if options.list:
         for kind in known:
