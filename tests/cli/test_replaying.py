@@ -1,4 +1,4 @@
-"""What counts as the same number in `owpo replay`. Real runs that are replayed: tests/faults, kinds_numbers.py."""
+"""Verdicts on the numbers of `owpo replay`; real runs that are replayed are in tests/faults (kinds_numbers.py)."""
 
 from __future__ import annotations
 
