@@ -14,7 +14,7 @@ from owpo_megatron.carried import PREFIX
 from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods import find_method
-from owpo_megatron.run.files import locked
+from owpo_megatron.run.files import locked, whole_file
 from owpo_megatron.run.layout import CONFIG, RunFolder
 
 
@@ -67,7 +67,8 @@ def claimed(config: Config, keep_config: bool = True) -> Iterator[Claim]:
         if resumes and before is not None:
             _refuse_lost_parts(before, config)
         kept = resolved.read_bytes() if resolved.is_file() else None
-        config.save(resolved)
+        with whole_file(resolved) as scratch:
+            config.save(scratch)
         claim = Claim(resolved, lock, resumes, tuple(changed), kept)
         try:
             yield claim

@@ -7,7 +7,6 @@ names the field, the value and the remedy. The resolved configuration is saved i
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -396,6 +395,4 @@ class Config(Section):
     def save(self, path: Path) -> None:
         """Write the resolved configuration, including every default."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        scratch.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
-        os.replace(scratch, path)  # whole, or as it was before
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
