@@ -64,6 +64,7 @@ class FakeEngine:
         pass
 
     def _draw(self, request: SampleRequest, sampling: Sampling) -> Rollout:
+        sampling = request.sampling or sampling
         rng = random.Random(f"{request.prompt.id}/{request.seed}")
         ids = tuple(self._respond(request.prompt, rng))[: sampling.max_tokens]
         logps = tuple(-3.0 * rng.random() for _ in ids)
@@ -220,6 +221,7 @@ def make_batches(config: Any, stages: Any, method: Any = None, policy: Any = Non
 def make_collector(config: Any, *parts: Any, **more: Any) -> Any:
     """A RolloutCollector of a whole configuration; `parts` are those from `main` on."""
     from owpo_megatron.methods import make_method
+    from owpo_megatron.trainer.ledger import PromptLedger
     from owpo_megatron.trainer.noise import RewardNoise
     from owpo_megatron.trainer.rewards import RewardRules
     from owpo_megatron.trainer.rollouts import Planning, RolloutCollector
@@ -227,7 +229,8 @@ def make_collector(config: Any, *parts: Any, **more: Any) -> Any:
     rules = RewardRules.of(config.rollout, config.verifier)
     noise = RewardNoise(config.seed, config.verifier.flip)
     method = more.pop("method", None) or make_method(config.algorithm)
-    planning = Planning(method, config.rollout.keeps_mixed_groups(method), *more.pop("memory", ()))
+    ledger = PromptLedger(method.forgetting, method.first_counts) if method.keeps_ledger else None
+    planning = Planning(method, config.rollout.keeps_mixed_groups(method), *more.pop("memory", (ledger,)))
     steps = config.optimizer.steps
     return RolloutCollector(config.rollout, config.seed, steps, rules, noise, planning, *parts, **more)
 

@@ -30,6 +30,7 @@ from owpo_megatron.cli.runs import runs
 from owpo_megatron.cli.samples import samples
 from owpo_megatron.cli.serve import serve
 from owpo_megatron.cli.setup_engine import setup_engine
+from owpo_megatron.cli.support import coverage, drift
 from owpo_megatron.cli.train import train
 from owpo_megatron.cli.verify import verify
 from owpo_megatron.errors import EngineError, ProofError, UserError
@@ -55,6 +56,8 @@ app.command("report")(report)
 app.command("samples")(samples)
 app.command("replay")(replay)
 app.command("runs")(runs)
+app.command("coverage")(coverage)
+app.command("drift")(drift)
 app.add_typer(config, name="config")
 app.command("push")(push)
 app.command("serve")(serve)

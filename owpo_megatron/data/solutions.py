@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,8 @@ from owpo_megatron.data.tokenizer import Tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import Prompt, Rollout
 
+ANSWER_MARKS = re.compile(r"\\boxed\{|<answer>\s*|####\s*|\b[Aa]nswer(?:\s+is)?\s*:?\s+")
+"""What a response writes before its answer."""
 EXPERT_VERSION = -1  # weights that no run has
 
 
@@ -31,14 +34,27 @@ class ProblemSolutions:
     tokenizer: Tokenizer
     max_tokens: int
 
+    def check(self, method: str) -> None:
+        """Refuse data without a single solution or hint.
+
+        Raises:
+            UserError: naming the method that needs them.
+        """
+        if not any(problem.solutions or problem.hints for problem in self.problems.values()):
+            remedy = "has none: add them to the records, or name their columns with data.columns (docs/data.md)"
+            raise UserError("algorithm.name", method, f"needs `solution` or `hints`, and the data {remedy}")
+
     def hints(self, prompt: Prompt) -> Sequence[str]:
         return self.problems[prompt.id].hints
 
     def solutions(self, prompt: Prompt) -> Sequence[str]:
         return self.problems[prompt.id].solutions
 
-    def hinted(self, prompt: Prompt, hint: str) -> Prompt:
+    def hinted(self, prompt: Prompt, hint: str, words: str = "") -> Prompt:
         """The prompt with the hint after its problem, or after the last turn of a conversation.
+
+        Args:
+            words: text before the hint.
 
         With the template `raw` nothing separates problem and response: the hint then begins the response, and is graded
         with it.
@@ -51,7 +67,7 @@ class ProblemSolutions:
             raise UserError("data.source", prompt.id, "a tokenized prompt cannot take a hint; give its text")
         if self.template.name == "raw":
             return prompt.begun(self.tokenizer.encode(hint))
-        turns = problem.messages
+        hint, turns = words + hint, problem.messages
         if turns:
             last = turns[-1]
             turns = (*turns[:-1], Message(last.role, f"{last.content}\n\n{hint}", last.continued))
@@ -71,24 +87,45 @@ class ProblemSolutions:
             origin="expert",
         )
 
+    def answer_after(self, prompt: Prompt, solution: str) -> Rollout | None:
+        place = solution.rfind(prompt.answer)
+        if place < 0:
+            return None
+        begun = prompt.begun(self.tokenizer.encode(solution[:place])) if place else prompt
+        return replace(self.expert(begun, prompt.answer), response_ids=self.tokenizer.encode(prompt.answer))
+
+    def answered(self, rollout: Rollout) -> tuple[Rollout, Rollout] | None:
+        text = self.tokenizer.decode(rollout.response_ids)
+        marks = list(ANSWER_MARKS.finditer(text))
+        if not marks:
+            return None
+        mark = marks[-1]
+        answer = self.tokenizer.encode(rollout.prompt.answer)
+        whole, bare = (
+            replace(rollout, prompt=rollout.prompt.begun(self.tokenizer.encode(begun)), response_ids=answer)
+            for begun in (text[: mark.end()], mark.group())
+        )
+        return whole, bare
+
 
 def load_solutions(
-    config: DataConfig, tokenizer: Tokenizer, max_tokens: int, date: datetime.date | None, method: str
+    config: DataConfig, tokenizer: Tokenizer, max_tokens: int, date: datetime.date | None
 ) -> ProblemSolutions:
-    """Read the solutions and hints of the training problems; the answers of a generated task are its solutions.
+    """Read the solutions and hints of the training problems.
+
+    The answers of a generated task are its solutions, and their beginnings its hints.
 
     Args:
         max_tokens: longest response.
-        method: that needs them, for the message.
-
-    Raises:
-        UserError: not one problem has a solution or a hint.
     """
-    problems, report = training_problems(config, helped=True)
+    problems, _ = training_problems(config, helped=True)
     if len(config.parts) == 1 and config.parts[0].source.startswith("task:"):
-        problems = [(source, replace(problem, solutions=(problem.answer,))) for source, problem in problems]
-    if not any(problem.solutions or problem.hints for _, problem in problems):
-        remedy = f"{method} needs `solution` or `hints` in the records, or data.columns that name them (docs/data.md)"
-        raise UserError("data.source", report.source, remedy)
+        problems = [(source, _solved(problem)) for source, problem in problems]
     found = {problem.id: problem for _, problem in problems}
     return ProblemSolutions(found, PromptTemplate.of(config, tokenizer, date), tokenizer, max_tokens)
+
+
+def _solved(problem: Problem) -> Problem:
+    """A generated problem, which has an answer alone."""
+    answer = problem.answer
+    return replace(problem, solutions=(answer,), hints=tuple(answer[:count] for count in range(1, len(answer))))

@@ -153,6 +153,7 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
     assert spent_old or all(sample.old_logp is None for sample in chosen), "an old pass covers all samples or none"
     prepared = all(sample.given is not None for sample in chosen)
     names = sorted({name for sample in chosen for name in sample.given or ()})
+    off_policy = [sample.keeps_old for sample in chosen]
     external = [sample.origin == "expert" for sample in chosen]
     behaviour = [sample.behaviour_logp or (0.0,) * len(sample.response_ids) for sample in chosen]
     return TokenBatch(
@@ -172,6 +173,7 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
         if prepared
         else None,
         external_T=per_sample(external, torch.bool) if any(external) else None,
+        off_policy_T=per_sample(off_policy, torch.bool) if any(off_policy) else None,
         old_mode=one_mode([sample.old_mode for sample in chosen if sample.old_logp is not None]),
         ref_mode=one_mode([sample.ref_mode for sample in chosen if sample.ref_logp is not None]),
         now_mode=one_mode([sample.now_mode for sample in chosen if sample.given is not None]),

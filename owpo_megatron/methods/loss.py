@@ -198,6 +198,7 @@ def chunk_batch(
         entropy_C=entropy_C,
         given={name: value_T[rows_C] for name, value_T in (batch.given or {}).items()},
         external_C=None if batch.external_T is None else batch.external_T[rows_C],
+        off_policy_C=None if batch.off_policy_T is None else batch.off_policy_T[rows_C],
     )
 
 

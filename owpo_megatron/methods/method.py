@@ -43,6 +43,7 @@ class ChunkBatch:
     entropy_C: torch.Tensor | None = None  # of the current policy, detached; for methods with needs_entropy
     given: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what `prepare` returned, broadcast to tokens
     external_C: torch.Tensor | None = None  # bool, written by an expert; None: no token of the microbatch is
+    off_policy_C: torch.Tensor | None = None  # bool, with the engine's log-probs as old ones: stored, or under a hint
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class SampleView:
     group: int  # samples of one prompt have the same number
     active: bool
     external: bool = False  # an expert wrote it
+    off_policy: bool = False  # its old log-probs are the engine's: stored, or drawn under a hint
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ class Method:
     """Reads what the run remembers of a prompt: `past_N` in `advantages`, `view.record` in `plan`."""
     needs_solutions: ClassVar[bool] = False
     """Reads the data's hints or solutions: `view.solutions` in `plan`."""
+    needs_answers: ClassVar[bool] = False
+    """Reads `view.solutions` for the prompts' answers alone, which every problem has."""
     stores_responses: ClassVar[int] = 0
     """Right responses per prompt that the run's pool keeps for `view.stored`."""
     keeps_old: ClassVar[bool] = False
@@ -204,7 +208,7 @@ class Method:
         return drawn_groups(view)
 
     def keep(self, view: PlanView) -> Sequence[Group]:
-        """The groups to train on, out of `view.groups`; a group may lose siblings, not gain any."""
+        """The groups to train on, out of `view.groups`; with fewer siblings or other rewards where a method wants it."""
         return first_groups(view)
 
     def advantages(self, step: StepView) -> Sequence[float | torch.Tensor]:

@@ -4,8 +4,8 @@ The collector (trainer/rollouts.py) calls `Method.plan` before each round; what 
 next call sees it. An empty answer ends the step's rollouts, and `Method.keep` picks what is trained on. Dynamic
 sampling is the default plan of methods with `groups = "mixed"`.
 
-A plan is pure: it draws at random with `view.random` alone and remembers between steps through the ledger alone, so
-that a resumed run asks for the same.
+A plan is pure: it draws at random with `view.random` alone and remembers between steps through the ledger, the pool and
+`view.memory` alone, so that a resumed run asks for the same.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from owpo_megatron.types import Group, Origin, Prompt, PromptRecord, Rollout
 
@@ -56,11 +56,18 @@ class Solutions(Protocol):
     def solutions(self, prompt: Prompt) -> Sequence[str]:
         """Whole responses of experts; () where there are none."""
 
-    def hinted(self, prompt: Prompt, hint: str) -> Prompt:
-        """The prompt with a hint after its problem, template applied."""
+    def hinted(self, prompt: Prompt, hint: str, words: str = "") -> Prompt:
+        """The prompt with a hint after its problem, template applied; `words` introduce it."""
 
     def expert(self, prompt: Prompt, solution: str) -> Rollout:
         """The solution as a response to the prompt, with the end-of-sequence token."""
+
+    def answer_after(self, prompt: Prompt, solution: str) -> Rollout | None:
+        """The prompt's answer as a continuation of the solution up to its last mention; None: it never mentions it."""
+
+    def answered(self, rollout: Rollout) -> tuple[Rollout, Rollout] | None:
+        """The prompt's answer in the place of the response's own, and the same without its reasoning; None: it gives no
+        answer."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +100,32 @@ class PlanView:
     stored: Callable[[Prompt], Sequence[Rollout]]  # the pool's earlier responses, oldest first
     statistics: Callable[[Sequence[Rollout]], list[TokenStatistics]]  # the present policy's, by a pass over them
     solutions: Solutions | None  # for methods with needs_solutions
+    memory: dict[str, Any]  # what the plan keeps from step to step, as plain JSON; in checkpoints
     random: random.Random  # a generator of this run, step and round alone
+
+    def prompt(self, group: int) -> Prompt:
+        """The prompt of a group."""
+        return self.groups[group].rollouts[0].prompt
+
+    def failed(self, group: Group) -> bool:
+        """True where no sibling that counts has a reward."""
+        return not any(self.rewards(group))
 
     def success(self, group: Group) -> float:
         """Mean reward of the siblings that count; 0 where none does."""
         rewards = self.rewards(group)
         return sum(rewards) / max(len(rewards), 1)
+
+
+def siblings(group: Group, places: Sequence[int]) -> Group:
+    """The group with these siblings alone."""
+    rollouts, verdicts, rewards = group.rollouts, group.verdicts, group.rewards
+    return replace(
+        group,
+        rollouts=tuple(rollouts[place] for place in places),
+        verdicts=tuple(verdicts[place] for place in places),
+        rewards=tuple(rewards[place] for place in places),
+    )
 
 
 def drawn_groups(view: PlanView) -> list[Ask]:

@@ -100,6 +100,7 @@ def sample_views(
             group=sample if batch.group_S is None else int(batch.group_S[sample]),
             active=active,
             external=chunk.external_C is not None and bool(chunk.external_C[rows_L].any()),
+            off_policy=chunk.off_policy_C is not None and bool(chunk.off_policy_C[rows_L].any()),
         )
     return found
 
@@ -118,6 +119,7 @@ def _view_of(method: Method, sample: Sample, now_L: torch.Tensor, entropy_L: tor
         group=sample.group,
         active=sample.active,
         external=sample.origin == "expert",
+        off_policy=sample.keeps_old,
     )
 
 

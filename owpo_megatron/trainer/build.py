@@ -32,7 +32,7 @@ from owpo_megatron.sync import fp8_engine_arguments, make_sync
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.build_checks import KeptRollouts, build_checks
 from owpo_megatron.trainer.build_metrics import build_metrics
-from owpo_megatron.trainer.build_plan import build_planning
+from owpo_megatron.trainer.build_plan import build_audit, build_planning
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
 from owpo_megatron.trainer.checks import BadGradients, no_weights_are_lost
 from owpo_megatron.trainer.console import RunConsole, headline
@@ -348,6 +348,7 @@ class _Builder:
         check_verdicts: Callable[[Sequence[Verdict]], None],
     ) -> RolloutCollector:
         config = self.config
+        audit = build_audit(config, verifier, self._domains(), self.stack)
         return RolloutCollector(
             config.rollout,
             config.seed,
@@ -357,7 +358,7 @@ class _Builder:
             build_planning(config, method, self.tokenizer, self.date),
             main,
             engine,
-            verifier,
+            audit or verifier,
             stream,
             decode=self.tokenizer.decode if self.tokenizer else _nothing_to_decode,
             stop_token_ids=self.tokenizer.eos_ids if self.tokenizer else (),
@@ -366,6 +367,7 @@ class _Builder:
             date=self.date,
             check_verdicts=check_verdicts,
             mixture=Mixture(config.data.source_names, {prompt.domain for prompt in self.prompts}),
+            audited=audit.taken if audit else None,
         )
 
     def _evaluator(self, engine: RolloutEngine | None, verifier: Verifier | None) -> Evaluator | None:

@@ -1,8 +1,10 @@
-"""Whose plan a run follows, and what the plan may look at: the ledger, the pool, the data's solutions."""
+"""Plan of a run and what it may look at: the ledger, the pool, the data's solutions; the audit of its verifier."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+from collections.abc import Iterable
 
 from owpo_megatron.config import Config
 from owpo_megatron.data import Tokenizer, load_solutions
@@ -10,6 +12,9 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.methods import Method, make_method
 from owpo_megatron.trainer.ledger import PromptLedger, SamplePool
 from owpo_megatron.trainer.rollouts import Planning
+from owpo_megatron.types import Verifier
+from owpo_megatron.verifiers import make_audited
+from owpo_megatron.verifiers.audit import AuditedVerifier
 
 
 def build_planning(config: Config, method: Method, tokenizer: Tokenizer | None, date: datetime.date | None) -> Planning:
@@ -33,6 +38,23 @@ def build_planning(config: Config, method: Method, tokenizer: Tokenizer | None, 
     ledger = PromptLedger(remembering.forgetting, remembering.first_counts) if remembering else None
     pool = SamplePool(plan.stores_responses) if plan.stores_responses else None
     solutions = None
-    if plan.needs_solutions:
-        solutions = load_solutions(config.data, tokenizer, rollout.max_response_tokens, date, plan.name)
+    if plan.needs_solutions or plan.needs_answers:
+        solutions = load_solutions(config.data, tokenizer, rollout.max_response_tokens, date)
+        if plan.needs_solutions:
+            solutions.check(plan.name)
     return Planning(plan, dynamic, ledger, pool, solutions)
+
+
+def build_audit(
+    config: Config, verifier: Verifier | None, domains: Iterable[str], stack: contextlib.ExitStack
+) -> AuditedVerifier | None:
+    """The verifier of the training responses with `verifier.audit`; None without one, and on other ranks.
+
+    Args:
+        stack: what has to be closed is entered here.
+    """
+    if verifier is None or config.verifier.audit is None:
+        return None
+    audited = make_audited(verifier, config.verifier, domains, config.seed)
+    stack.callback(audited.close)
+    return audited

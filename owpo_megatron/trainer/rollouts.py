@@ -60,6 +60,7 @@ class RolloutCollector:
         check_verdicts: raises where not one of a round's answers could be graded.
         date: what the prompts' template printed as today; goes into checkpoints.
         mixture: sources and domains that get metrics of their own.
+        audited: counts of the verifier's audit since the last call (`verifier.audit`).
         record: called on rank 0 with (step, all groups that were generated, those of them that are kept).
     """
 
@@ -82,12 +83,14 @@ class RolloutCollector:
         date: datetime.date | None = None,
         check_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
         mixture: Mixture | None = None,
+        audited: Callable[[], dict[str, int]] | None = None,
     ):
         self._config = config
         self._seed = seed
         self._steps = steps
         self._check_verdicts = check_verdicts
         self._mixture = mixture or Mixture()
+        self._audited = audited
         self._rules = rules
         self._noise = noise
         self._plan, self._dynamic = planning.method, planning.dynamic
@@ -100,6 +103,7 @@ class RolloutCollector:
         self._record = record
         self._progress = progress
         self._date = date
+        self._memory: dict[str, Any] = {}  # the plan's
         self._drawn = 0  # groups opened since the run began
         self._sampling = Sampling(
             config.max_response_tokens,
@@ -118,6 +122,8 @@ class RolloutCollector:
         state = {"drawn": self._drawn, "stream": self._stream.state_dict()}
         kept = {"ledger": self._ledger, "pool": self._pool}
         state |= {name: part.state_dict() for name, part in kept.items() if part is not None}
+        if self._memory:
+            state["memory"] = self._memory
         return state if self._date is None else state | {"date": self._date.isoformat()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -125,6 +131,7 @@ class RolloutCollector:
         assert self._stream is not None
         self._drawn = state["drawn"]
         self._stream.load_state_dict(state["stream"])
+        self._memory = dict(state.get("memory", {}))
         if self._ledger is not None:
             self._ledger.load_state_dict(state.get("ledger", {}))
         if self._pool is not None:
@@ -191,6 +198,7 @@ class RolloutCollector:
             stored=self._stored,
             statistics=self._statistics,
             solutions=self._solutions,
+            memory=self._memory,
             random=random.Random(f"plan/{self._seed}/{step}/{rounds}"),
         )
 
@@ -230,6 +238,7 @@ class RolloutCollector:
                 "verifier": dict(sorted(reasons.items())),
             }
             | self._flipped(seen)
+            | ({"audit": self._audited()} if self._audited else {})
             | self._overlong(rollouts)
             | self._mixture.facts(seen)
         )

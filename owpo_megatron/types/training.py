@@ -85,6 +85,7 @@ class TokenBatch:
     group_S: torch.Tensor | None = None  # int64, equal for siblings; None: each alone
     given: Mapping[str, torch.Tensor] | None = None  # what the method prepared for its tokens; None: nothing yet
     external_T: torch.Tensor | None = None  # bool, tokens that an expert wrote; None: none
+    off_policy_T: torch.Tensor | None = None  # bool, tokens that keep the engine's log-probs as old ones; None: none
     old_mode: LogpMode | None = "exact"  # None: no sample here has such log-probs
     ref_mode: LogpMode | None = "exact"
     now_mode: LogpMode | None = "exact"  # of the log-probs that `given` was worked out of

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from owpo_megatron.config import VerifierConfig
 from owpo_megatron.types import GradingItem, Verdict, Verifier
+from owpo_megatron.verifiers.audit import AuditedVerifier
 from owpo_megatron.verifiers.code import CodeRule
 from owpo_megatron.verifiers.grading import Grading
 from owpo_megatron.verifiers.pool import VerifierPool
@@ -41,6 +42,19 @@ def make_verifier(
     if all(name in TRIVIAL_RULES for name in names.values()):
         return DirectVerifier(rules)
     return VerifierPool(rules, config.workers, config.timeout, memory_bytes=int(config.memory_gb * 2**30))
+
+
+def make_audited(verifier: Verifier, config: VerifierConfig, domains: Iterable[str], seed: int) -> AuditedVerifier:
+    """The verifier with the audit of a configuration; closing it closes both.
+
+    Args:
+        verifier: grades the training responses.
+        domains: domains of the training prompts.
+        seed: the run's seed.
+    """
+    assert config.audit is not None
+    auditor = make_verifier(config.model_copy(update={"rule": config.audit}), domains)
+    return AuditedVerifier(verifier, auditor, config.audit_share, seed)
 
 
 class DirectVerifier:

@@ -92,15 +92,17 @@ class HttpRule:
     Args:
         timeout: seconds of one request; the pool's deadline holds anyway.
         proxy: go through the proxy of the environment (http_proxy, https_proxy).
+        headers: further headers of every request.
     """
 
     url: str
     timeout: float = 30.0
     proxy: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, item: GradingItem) -> VerdictReason | Judgement:
         try:
-            answer = json.loads(self._reply(json.dumps(asdict(item)).encode()))
+            answer = json.loads(self.post(json.dumps(asdict(item)).encode()))
         except TimeoutError:
             return "timeout"
         except (urllib.error.URLError, ValueError, OSError) as error:
@@ -109,9 +111,9 @@ class HttpRule:
             raise TypeError(f"{self.url} replied {answer!r}, not an object with the field `correct`")
         return _result(answer, self.url)
 
-    def _reply(self, body: bytes) -> bytes:
+    def post(self, body: bytes) -> bytes:
         """The reply's body; a connection that is refused or lost is tried again, a reply with an error is not."""
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json", **dict(self.headers)})
         opener = urllib.request.build_opener() if self.proxy else _DIRECT
         for pause in (*RETRIES, None):
             try:

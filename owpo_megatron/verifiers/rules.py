@@ -15,6 +15,7 @@ from owpo_megatron.verifiers.code import CodeRule
 from owpo_megatron.verifiers.dapo import grade_dapo, grade_dapo_strict_box
 from owpo_megatron.verifiers.external import HttpRule, PythonRule
 from owpo_megatron.verifiers.generated_tasks import grade_cipher, grade_countdown
+from owpo_megatron.verifiers.judge import JudgeRule
 from owpo_megatron.verifiers.math_answer import MathRule
 from owpo_megatron.verifiers.one_value import grade_gsm8k, grade_multiple_choice
 
@@ -38,7 +39,7 @@ TASK_RULES = ("cipher", "countdown")  # a domain of this name is the generated t
 
 
 def find_rule(name: str, proxy: bool = False) -> Rule:
-    """The rule of this name, `python:module:function`, or an http(s) URL. Imports sympy only in workers.
+    """The rule of this name, `judge:FILE`, `python:module:function`, or an http(s) URL. Imports sympy only in workers.
 
     Args:
         proxy: a URL is reached through the environment's proxy.
@@ -53,11 +54,14 @@ def find_rule(name: str, proxy: bool = False) -> Rule:
     if name.startswith(("http://", "https://")):
         return HttpRule(name, proxy=proxy)
     kind, _, target = name.partition(":")
+    if kind == "judge" and target:
+        return JudgeRule.read(target, proxy)
     module, _, function = target.rpartition(":")
     if kind == "python" and module and function:
         return PythonRule(module, function).check()
     known = ", ".join(("auto", *RULE_NAMES))
-    raise UserError("verifier.rule", name, f"use one of {known}, python:module:function, or an http(s) URL")
+    remedy = f"use one of {known}, judge:FILE.yaml, python:module:function, or an http(s) URL"
+    raise UserError("verifier.rule", name, remedy)
 
 
 def quick_part(rule: Rule) -> Callable[[GradingItem], VerdictReason | Judgement | None] | None:

@@ -34,6 +34,8 @@ COMMANDS = {
     ],
     "replay": ["--step", "RUN_DIR"],
     "runs": ["--json", "FOLDER"],
+    "coverage": ["--ids", "--json", "--tokenizer", "BASE.jsonl", "MODEL.jsonl"],
+    "drift": ["--json", "--leading", "NEW", "OLD"],
     "config show": ["-c", "--config", "--changed", "FIELD=VALUE"],
     "config explain": ["FIELD"],
     "config init": ["--data", "--force", "--gpus", "--held-out", "--model", "FILE"],

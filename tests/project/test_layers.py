@@ -54,7 +54,7 @@ MAY_IMPORT = {
 # Modules with rules of their own.
 MAY_IMPORT_MODULE = {
     "trainer.build": EVERY_ROOM - {"api", "cli", "report", "launch", "experiments", "bench"},  # the composition root
-    "trainer.build_plan": BASE | {"data", "methods"},
+    "trainer.build_plan": BASE | {"data", "methods", "verifiers"},
     "trainer.build_checks": BASE | {"engine", "run", "samples", "verifiers"},
     "trainer.build_metrics": BASE | {"families", "run"},
     "trainer.build_reference": BASE | {"policy", "families", "engine"},

@@ -157,4 +157,4 @@ def same_length(response, answer):
     """A user's rule: True, False, an error, or something that is no verdict."""
     if response == "boom":
         raise KeyError("boom")
-    return 7 if response == "odd" else len(response) == len(answer)
+    return "seven" if response == "odd" else len(response) == len(answer)

@@ -119,13 +119,13 @@ def test_what_the_prompt_began_belongs_to_the_answer(prompt, response, answer):
 
 def test_the_grader_gets_the_prompt_in_training_and_in_evaluation():
     from owpo_megatron.evaluation import draw
-    from owpo_megatron.trainer.rollouts import RolloutCollector
+    from owpo_megatron.trainer.drawing import Drawing
     from owpo_megatron.types import Prompt, Rollout
 
     rollout = Rollout(Prompt("1", (1,), THINK, "42", "math"), (5,), (0.0,), 0, "length", 1)
-    collector = RolloutCollector.__new__(RolloutCollector)
-    collector._decode = lambda ids: r"\boxed{42}"
-    for item in (collector._item(rollout), draw._item(rollout, lambda ids: r"\boxed{42}")):
+    drawing = Drawing.__new__(Drawing)
+    drawing._decode = lambda ids: r"\boxed{42}"
+    for item in (drawing._item(rollout), draw._item(rollout, lambda ids: r"\boxed{42}")):
         assert item.prompt == THINK and grade_math(item) == "no_answer"
 
 
