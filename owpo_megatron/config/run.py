@@ -7,13 +7,12 @@ names the field, the value and the remedy. The resolved configuration is saved i
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from owpo_megatron.config.checks import ChecksConfig
 from owpo_megatron.config.data import DataConfig
@@ -24,6 +23,7 @@ from owpo_megatron.config.optimizer import OptimizerConfig
 from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig, check_reference, check_teachers
 from owpo_megatron.config.reward import RewardConfig
 from owpo_megatron.config.sinks import ProfileConfig, SinksConfig
+from owpo_megatron.config.verifier import Rule, VerifierConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods.catalogue import find_method
 
@@ -156,47 +156,6 @@ class SyncConfig(Section):
         if self.fp8 and self.verify == "hash":
             raise UserError("sync.verify", "hash", "engines hash quantised weights differently; use logprob")
         return self
-
-
-def _known_rule(name: str) -> str:
-    """The name of a rule, in one of its three forms; whether a function or an endpoint exists is looked at later."""
-    from owpo_megatron.verifiers.rules import RULE_NAMES  # read when a rule is named: most runs keep `auto`
-
-    if name in ("auto", *RULE_NAMES) or re.fullmatch(r"judge:.+|python:[\w.]+:\w+|https?://\S+", name):
-        return name
-    known = ", ".join(("auto", *RULE_NAMES))
-    raise ValueError(f"use one of {known}, judge:FILE.yaml, python:MODULE:FUNCTION, or the URL of an endpoint")
-
-
-Rule = Annotated[str, AfterValidator(_known_rule)]
-
-
-class VerifierConfig(Section):
-    rule: Rule = "auto"
-    """`auto`: the task's own rule, `math` for files. Or `judge:FILE.yaml` (a language model answers a
-    rubric), `python:module:function`, or the URL of an endpoint."""
-    proxy: bool = False
-    """Reach an endpoint through the environment's proxy (http_proxy); false: directly."""
-    workers: int = Field(2, gt=0)
-    """Grading processes."""
-    timeout: float = Field(4.0, gt=0)
-    """Seconds for grading one answer (`code`: all its tests); then its process is killed."""
-    memory_gb: float = Field(2.0, gt=0)
-    """Largest address space of a grading process, in GB."""
-    sandbox: Literal["namespaces", "process"] = "namespaces"
-    """Isolation of programs that the rule `code` runs: `namespaces` hides files, network and processes, and is refused
-    where the kernel does not allow it; `process` limits time, memory and output only."""
-    mask_failures: bool = True
-    """Exclude answers whose grading timed out or crashed from the loss, instead of counting them as wrong."""
-    audit: Rule | None = None
-    """A second rule that judges a share of the training responses as well, for the first one's error rates
-    (reward.false_positive and false_negative); null: none. Its verdicts are counted, and reward nothing."""
-    audit_share: float = Field(0.05, gt=0, le=1)
-    """Share of the training responses that `audit` judges."""
-    flip: float = Field(0.0, ge=0, lt=1)
-    """For research: probability of inverting a training reward. The choice depends only on the run's seed and the
-    sample's position in the stream, so that methods with the same seed see the same noise. Evaluation is not
-    affected."""
 
 
 Instruction = Literal["boxed", "dapo", "none"]

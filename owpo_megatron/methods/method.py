@@ -208,7 +208,7 @@ class Method:
         return drawn_groups(view)
 
     def keep(self, view: PlanView) -> Sequence[Group]:
-        """The groups to train on, out of `view.groups`; with fewer siblings or other rewards where a method wants it."""
+        """The groups to train on, out of `view.groups`; with fewer siblings or other rewards where a method wants."""
         return first_groups(view)
 
     def advantages(self, step: StepView) -> Sequence[float | torch.Tensor]:

@@ -278,10 +278,9 @@ class _Builder:
         )
 
     def _schedule(self, has_reference: bool) -> Schedule:
-        config = self.config
-        stages = StagePlan.of(config.reference, config.optimizer.steps, has_reference)
-        restarts = config.reference.restart_policy and stages.chooses_best
-        return Schedule(stages, config.eval, config.checkpoint, restarts)
+        stages = StagePlan.of(self.config.reference, self.config.optimizer.steps, has_reference)
+        restarts = self.config.reference.restart_policy and stages.chooses_best
+        return Schedule(stages, self.config.eval, self.config.checkpoint, restarts)
 
     # ------------------------------------------------------------------------------------------ engines
     def _start_engine(self) -> Future[RolloutEngine] | None:
@@ -347,15 +346,14 @@ class _Builder:
         method: Method,
         check_verdicts: Callable[[Sequence[Verdict]], None],
     ) -> RolloutCollector:
-        config = self.config
-        audit = build_audit(config, verifier, self._domains(), self.stack)
+        audit = build_audit(self.config, verifier, self._domains(), self.stack)
         return RolloutCollector(
-            config.rollout,
-            config.seed,
-            config.optimizer.steps,
+            self.config.rollout,
+            self.config.seed,
+            self.config.optimizer.steps,
             rules,
-            RewardNoise(config.seed, config.verifier.flip),
-            build_planning(config, method, self.tokenizer, self.date),
+            RewardNoise(self.config.seed, self.config.verifier.flip),
+            build_planning(self.config, method, self.tokenizer, self.date),
             main,
             engine,
             audit or verifier,
@@ -366,7 +364,7 @@ class _Builder:
             progress=self.progress,
             date=self.date,
             check_verdicts=check_verdicts,
-            mixture=Mixture(config.data.source_names, {prompt.domain for prompt in self.prompts}),
+            mixture=Mixture(self.config.data.source_names, {prompt.domain for prompt in self.prompts}),
             audited=audit.taken if audit else None,
         )
 
