@@ -78,7 +78,7 @@ def init(
     """
     if file.exists() and not force:
         raise UserError("FILE", file, "exists already; choose another name, or overwrite it with --force")
-    text = starter(file.stem, model, data, held_out, gpus, _shape_of(Path(model)))
+    text = starter(file.stem, model, data, held_out, gpus, _shape_of(Path(model)), _columns_of(Path(data)))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     out.print(f"written: {escape(str(file))}")
@@ -114,7 +114,30 @@ def _shape_of(model: Path) -> ModelShape:
     return ModelShape(has_chat_template(files), context_length(files, {}))
 
 
-def starter(name: str, model: str, data: str, held_out: str, gpus: int, shape: ModelShape | None = None) -> str:
+def _columns_of(data: Path) -> dict[str, str]:
+    """Other names of the problem and the answer in a file's first record.
+
+    Raises:
+        UserError: the file is there and cannot be read.
+    """
+    if not data.is_file():
+        return {}
+    from owpo_megatron.data.files import records_of, suffix_of
+    from owpo_megatron.data.records import guessed_columns
+
+    _, first = next(records_of(data), ("", None)) if suffix_of(data) else ("", None)
+    return guessed_columns(first)
+
+
+def starter(
+    name: str,
+    model: str,
+    data: str,
+    held_out: str,
+    gpus: int,
+    shape: ModelShape | None = None,
+    columns: dict[str, str] | None = None,
+) -> str:
     """The text of a starter file: small and quick for a CPU, a real run for GPUs."""
     shape = shape or ModelShape()
     on_gpu = gpus > 0
@@ -138,6 +161,7 @@ def starter(name: str, model: str, data: str, held_out: str, gpus: int, shape: M
         "data:",
         f'  source: {data} # one JSON object per line: {{"problem": ..., "answer": ...}}',
         *([] if generated else [f"  eval_source: {held_out}"]),
+        *([f"  columns: {{{', '.join(f'{ours}: {name}' for ours, name in columns.items())}}}"] if columns else []),
         f"  template: {template} # {meaning}",
         f"  max_prompt_tokens: {prompt} # longer prompts are left out",
         "algorithm: {name: owpo}",

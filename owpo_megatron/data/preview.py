@@ -13,7 +13,7 @@ from pathlib import Path
 
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data.sources import load_prompts, read_problems
-from owpo_megatron.data.tokenizer import TOKENIZER_FILES, load_tokenizer, vocab_size_of
+from owpo_megatron.data.tokenizer import TOKENIZER_FILES, generation_eos_ids, load_tokenizer, vocab_size_of
 from owpo_megatron.errors import UserError
 
 FIRST = 256  # problems that are looked at, unless any of them may have a token that the model lacks
@@ -44,13 +44,14 @@ def check_prompts(config: Config) -> None:
 
 
 def _has_more_ids(files: Path) -> bool:
-    """Whether the tokenizer has ids that the model lacks, or may have."""
+    """Whether the tokenizer, or the end of a response, has ids that the model lacks, or may have."""
     vocab_size = vocab_size_of(files / "config.json")
     try:
         content = json.loads((files / "tokenizer.json").read_bytes())
         vocab = content["model"]["vocab"]
         ids = vocab.values() if isinstance(vocab, dict) else [len(vocab) - 1]
-        largest = max([*ids, *(token["id"] for token in content.get("added_tokens") or ())])
+        added = (token["id"] for token in content.get("added_tokens") or ())
+        largest = max([*ids, *added, *generation_eos_ids(files / "generation_config.json")])
     except (OSError, ValueError, KeyError, TypeError):
         return True
     return vocab_size is None or bool(largest >= vocab_size)

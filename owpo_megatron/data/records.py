@@ -87,6 +87,27 @@ def with_help(problem: Problem, record: Any, place: str, columns: Mapping[str, s
     return replace(problem, solutions=found["solution"], hints=found["hints"])
 
 
+def guessed_columns(record: Any) -> dict[str, str]:
+    """`data.columns` for a record that has its problem or its answer under another known name.
+
+    Example:
+        >>> guessed_columns({"question": "1+1", "answer": 2}), guessed_columns({"problem": "1+1", "answer": 2})
+        ({'problem': 'question'}, {})
+    """
+    if not isinstance(record, dict):
+        return {}
+    has = {
+        "problem": any(name in record for name in _PROMPTS),
+        "answer": bool({"answer", "reward_model"} & set(record)),
+    }
+    found = {
+        ours: next((name for name in names if name in record), None)
+        for ours, names in _OTHER_NAMES.items()
+        if not has[ours]
+    }
+    return {ours: name for ours, name in found.items() if name is not None}
+
+
 class _Fields:
     """A record's fields by our names."""
 

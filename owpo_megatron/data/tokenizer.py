@@ -190,11 +190,11 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         raise UserError("model.path", folder, "holds no tokenizer; copy tokenizer.json and tokenizer_config.json there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        generation_eos_ids = _generation_eos_ids(folder / "generation_config.json")
+        eos_ids = generation_eos_ids(folder / "generation_config.json")
         vocab_size = vocab_size_of(folder / "config.json")
     except (OSError, ValueError) as error:
         raise UserError("model.path", folder, f"its tokenizer cannot be read: {_first_line(error)}") from error
-    return Tokenizer(tokenizer, generation_eos_ids, vocab_size)
+    return Tokenizer(tokenizer, eos_ids, vocab_size)
 
 
 def make_character_tokenizer(alphabet: str, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
@@ -254,7 +254,8 @@ def _without_merges(tokens: list[str], vocab_size: int | None, byte_level: bool)
     )
 
 
-def _generation_eos_ids(file: Path) -> list[int]:
+def generation_eos_ids(file: Path) -> list[int]:
+    """Ids that end a response by a generation_config.json; none where there is no such file."""
     if not file.is_file():
         return []
     ids = json.loads(file.read_text()).get("eos_token_id")

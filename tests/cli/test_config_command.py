@@ -119,3 +119,13 @@ def test_the_template_is_the_one_that_the_tokenizer_has(files: dict[str, str], t
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--model"):
         invoke("init", str(tmp_path / "run.yaml"), "--model", str(tmp_path))
+
+
+def test_columns_of_other_names_are_written(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"question": "1+1?", "target": 2}\n')
+    invoke("init", str(tmp_path / "run.yaml"), "--data", str(tmp_path / "d.jsonl"))
+    columns = Config.load(tmp_path / "run.yaml").data.columns
+    assert columns == {"problem": "question", "answer": "target"}
+    (tmp_path / "d.jsonl").write_text('{"problem": "1+1?", "answer": 2}\n')
+    invoke("init", str(tmp_path / "run.yaml"), "--data", str(tmp_path / "d.jsonl"), "--force")
+    assert Config.load(tmp_path / "run.yaml").data.columns == {}

@@ -219,6 +219,16 @@ def test_every_prompt_is_looked_at_where_the_tokenizer_has_more_ids(tmp_path, mo
     assert looked_at(monkeypatch, capsys, files, source=str(tmp_path / "ids.jsonl"))[0] == 2
 
 
+def test_the_end_of_a_response_that_the_model_lacks_is_looked_for(tmp_path, monkeypatch, capsys):
+    """Plain texts of a tokenizer with no more ids than the model need no look; an eos token beyond them does."""
+    files = folder(tmp_path / "m", with_bos(), 280)
+    assert not preview._has_more_ids(files)
+    (files / "generation_config.json").write_text('{"eos_token_id": [271, 300]}')
+    assert preview._has_more_ids(files)
+    code, out = looked_at(monkeypatch, capsys, files, source=str(Path(__file__).parent / "cases" / "d2_float.jsonl"))
+    assert code == 2 and "the end of a response has token 300" in out
+
+
 @pytest.mark.slow
 @pytest.mark.process
 def test_preflight_says_it_in_one_line(tmp_path):
