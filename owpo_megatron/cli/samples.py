@@ -97,7 +97,7 @@ def show(sample: ShownSample) -> None:
             f"step {sample.step}, {escape(sample.prompt_id)}, sample {sample.sibling} of {sample.siblings}", style="dim"
         )
     )
-    out.print(Text(sample.prompt, style="dim"))
+    out.print(Text(_printable(sample.prompt), style="dim"))
     out.print(_colored(sample))
     facts = [f"[{mark}]{escape(sample.verdict)}[/{mark}]", f"expected {escape(sample.answer)}"]
     if row is not None:
@@ -122,7 +122,7 @@ def reward_facts(row: SampleRow) -> list[str]:
 def _colored(sample: ShownSample) -> Text:
     text = Text()
     for token in sample.tokens:
-        text.append(token.text, style=_style(token, sample.color))
+        text.append(_printable(token.text), style=_style(token, sample.color))
     return text
 
 
@@ -150,3 +150,12 @@ def _filter(wrong: bool, right: bool, problem: str | None) -> Callable[[Rollout,
 def for_report(run_dir: Path, steps: Sequence[int], per_step: int) -> list[ShownSample]:
     """Samples for a report's page: of every step the same number, from its beginning."""
     return [one for step in steps for one in find(run_dir, step, lambda rollout, row: True, None, per_step)]
+
+
+_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
+_PICTURES |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
+
+
+def _printable(text: str) -> str:
+    """A text of a model without characters that a terminal would obey; each is shown by its picture."""
+    return text.translate(_PICTURES)

@@ -184,3 +184,10 @@ def test_the_pages_browser_escapes_and_colours(run: RunFolder) -> None:
     assert html.count('class="sample"') == 6 and 'data-verdict="right"' in html
     assert 'class="below" style="--s:1.00" title="w 0.800"' in html
     assert browser([]) == ""
+
+
+def test_a_terminal_obeys_no_sample():
+    """A model may write escape sequences; one picture stands for each of their characters, and columns stay."""
+    from owpo_megatron.cli.samples import _printable
+
+    assert _printable("a\x1b[2J\x07\r\n\tb\x7f\x9bü") == "a␛[2J␇␍\n\tb␡\ufffdü"
