@@ -90,6 +90,10 @@ def serve(
         settings = load_config(config, [])
     engine_settings = settings.engine.model_copy(update={"host": host, "port": port})
     arguments = settings.sglang | dict(_argument(word) for word in words)
+    if settings.sync.fp8:
+        from owpo_megatron.sync import fp8_engine_arguments
+
+        arguments |= fp8_engine_arguments(arguments)
     key = secrets.token_hex(32) if rendezvous is not None else None
     model_files = hf_folder(settings.model.path, "MODEL_DIR" if config is None else "model.path")
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from owpo_megatron.doctor.finding import Finding, Scope
 from owpo_megatron.errors import UserError
-from owpo_megatron.launch.machine import gpu_names, num_cores
+from owpo_megatron.launch.machine import num_cores, usable_gpus
 
 PROBE = "owpo_megatron.doctor.probe"
 MAX_LOCAL_RANKS = 8
@@ -46,7 +46,7 @@ def ranks(scope: Scope) -> Iterator[Finding]:
 def _here(scope: Scope, options: list[str]) -> tuple[list[dict[str, Any]], str]:
     from owpo_megatron.launch.local import free_port
 
-    gpus = len(gpu_names())
+    gpus = len(usable_gpus())
     least, most = (1, gpus) if gpus else (2, max(2, num_cores()))
     world = max(least, min(scope.world_size, most, MAX_LOCAL_RANKS))
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -32,6 +34,7 @@ TRAINER_VARIABLES = {
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS"),
 }
+DEVICES = Path("/dev")
 # For weights below this size one thread is faster than synchronising several. The trainer's ranks sleep meanwhile.
 ONE_THREAD_BYTES = 8 << 20
 
@@ -46,12 +49,23 @@ def find_python(config: EngineConfig) -> Path:
 
 
 def find_device(config: EngineConfig) -> str:
-    """Return "cpu" or "cuda"; "auto" looks for NVIDIA's device files, which is cheaper than importing torch."""
+    """Return "cpu" or "cuda"; "auto": a GPU that this process may use, and an engine whose torch can use it."""
     if config.device != "auto":
         return config.device
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    visible = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
-    return "cuda" if visible and not hidden else "cpu"
+    visible = any(DEVICES.glob("nvidia[0-9]*")) or (DEVICES / "dxg").exists()
+    return "cuda" if visible and not hidden and built_for_cuda(find_python(config)) else "cpu"
+
+
+@functools.cache
+def built_for_cuda(python: Path) -> bool:
+    """Whether that interpreter's torch is a CUDA build. Its version file is read; importing torch takes seconds."""
+    where = "import importlib.util as u; found = u.find_spec('torch'); print(found.origin if found else '')"
+    done = subprocess.run([python, "-c", where], capture_output=True, text=True, timeout=60)
+    version = Path(done.stdout.strip()).with_name("version.py") if done.stdout.strip() else None
+    if version is None or not version.is_file():
+        return False
+    return re.search(r"^cuda\b[^=]*= *['\"]", version.read_text(), re.MULTILINE) is not None
 
 
 def check_environment(config: EngineConfig, model_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
 from owpo_megatron.experiments.spec import RunSpec
-from owpo_megatron.launch.machine import gpu_names
+from owpo_megatron.launch.machine import usable_gpus
 
 WORKER = [sys.executable, "-m", "owpo_megatron.experiments.worker"]
 _LOST = {"ok": False, "reason": "its worker exited; see logs/worker_N.log", "mistake": False}
@@ -172,6 +172,6 @@ def with_needs(specs: Iterable[RunSpec]) -> list[RunSpec]:
 
 
 def _default_workers() -> int:
-    if gpu_names():
+    if usable_gpus():
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -127,6 +127,8 @@ class Job:
         if self.launch.gpus_per_node:
             env["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # megatron's overlap of communication relies on it
             env |= NCCL_WATCH
+            if self.config.sync.transport == "distributed":
+                env["NCCL_CUMEM_ENABLE"] = "0"  # as SGLang sets it in its engines: both ends of a group must agree
         else:
             env |= {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}  # compiling costs more there than it saves
         return env | {name: str(value) for name, value in self.launch.env.items()}

@@ -27,7 +27,7 @@ from types import FrameType
 
 import psutil
 
-from owpo_megatron.launch.machine import LAUNCHER_VARIABLES, gpu_names
+from owpo_megatron.launch.machine import LAUNCHER_VARIABLES, usable_gpus
 from owpo_megatron.launch.rank import end_with_parent
 from owpo_megatron.launch.reason import Outcome, first_reason, why
 from owpo_megatron.run.heartbeat import Pulses, Stillness, pulse_file
@@ -103,8 +103,9 @@ def rank_environment(world_size: int) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     env.setdefault("PYTHONUNBUFFERED", "1")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if gpu_names():
+    if usable_gpus():
         env.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron's overlap of communication relies on it
+        env.setdefault("NCCL_CUMEM_ENABLE", "0")  # as SGLang sets it in its engines: both ends of a group must agree
     else:
         env.setdefault("OMP_NUM_THREADS", "1")
         env.setdefault("TORCHDYNAMO_DISABLE", "1")  # on a CPU compilation takes longer than it saves

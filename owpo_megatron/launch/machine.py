@@ -6,9 +6,12 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from owpo_megatron.engine.command import built_for_cuda
 
 # What a figure may depend on; shown by the doctor and stamped on every benchmark.
 PACKAGES = (
@@ -35,6 +38,12 @@ def gpu_names() -> list[str]:
     if visible is None or listing.returncode:
         return names if listing.returncode == 0 else []
     return names[: len([part for part in visible.split(",") if part.strip() not in ("", "-1")])]
+
+
+def usable_gpus() -> list[str]:
+    """The same where this environment's torch is a CUDA build; [] where it is not, whatever the machine has."""
+    names = gpu_names()
+    return names if names and built_for_cuda(Path(sys.executable)) else []
 
 
 def num_cores() -> int:

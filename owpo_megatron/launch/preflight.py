@@ -11,13 +11,13 @@ from owpo_megatron.carried import PREFIX, is_carried
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data import check_source
 from owpo_megatron.data.preview import check_prompts
-from owpo_megatron.engine.command import check_environment, server_arguments
+from owpo_megatron.engine.command import check_environment, find_device, server_arguments
 from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.engine.server import probe_port
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.sets import check_sets
 from owpo_megatron.launch.job import needs_own_engine
-from owpo_megatron.launch.machine import gpu_names, started_by_torchrun
+from owpo_megatron.launch.machine import gpu_names, started_by_torchrun, usable_gpus
 from owpo_megatron.methods import find_method
 from owpo_megatron.sinks import check_installed
 
@@ -113,9 +113,18 @@ def _megatron(config: Config) -> None:
 
 
 def _devices(config: Config) -> None:
-    gpus = gpu_names()
-    if config.engine.device == "cuda" and not gpus:
+    gpus = usable_gpus()
+    if config.engine.device == "cuda" and not gpu_names():
         raise UserError("engine.device", "cuda", "this machine has no CUDA device; use auto or cpu")
+    if gpus and config.model.dtype == "float32":
+        remedy = "attention kernels of GPUs have no float32; set model.dtype=bfloat16 (masters stay float32)"
+        raise UserError("model.dtype", "float32", remedy)
+    if gpus and needs_own_engine(config) and find_device(config.engine) == "cuda" and not _engine_memory(config):
+        remedy = (
+            "the run's engine shares the trainer's GPUs and would take most of their memory; set "
+            "sglang.mem_fraction_static to its share (e.g. 0.3; owpo plan shows what fits)"
+        )
+        raise UserError("sglang.mem_fraction_static", None, remedy)
     for name in ("fp8", "fp4"):
         if config.megatron.get(name) and not gpus:
             raise UserError(f"megatron.{name}", config.megatron[name], "needs a CUDA device; leave it out on a CPU")
@@ -130,6 +139,10 @@ def _devices(config: Config) -> None:
             f"this machine has {len(gpus)} GPUs; lower it, use several machines (owpo launch, or torchrun), or run on "
             "the CPU with an empty CUDA_VISIBLE_DEVICES=",
         )
+
+
+def _engine_memory(config: Config) -> bool:
+    return bool({"mem_fraction_static", "max_total_tokens"} & config.sglang.keys())
 
 
 def _engine(config: Config) -> None:
@@ -160,7 +173,7 @@ def _engine(config: Config) -> None:
 
 
 def _sync(config: Config) -> None:
-    sync, gpus = config.sync, gpu_names()
+    sync, gpus = config.sync, usable_gpus()
     on_cuda = bool(gpus) and config.engine.device != "cpu"
     if sync.transport == "ipc" and not on_cuda:
         remedy = "CUDA IPC needs CUDA memory; use tensor, which shares host memory with the run's own engines"
