@@ -1,5 +1,7 @@
 """Errors that a user can fix, each in one line: the field, its value and the remedy."""
 
+LONGEST_VALUE = 400  # characters of a value that a message shows
+
 
 class UserError(ValueError):
     """A mistake in a config, a file or the environment; the command line prints it and exits with code 2.
@@ -15,10 +17,18 @@ class UserError(ValueError):
     """
 
     def __init__(self, field: str, value: object, remedy: str):
-        super().__init__(f"{field} = {value}: {remedy}")
+        super().__init__(f"{field} = {_in_one_line(value)}: {remedy}")
         self.field = field
         self.value = value
         self.remedy = remedy
+
+
+def _in_one_line(value: object) -> str:
+    """A value as a message shows it: what cannot be printed is escaped, and the middle of a long text left out."""
+    text = str(value)
+    if len(text) > LONGEST_VALUE:
+        text = f"{text[: LONGEST_VALUE // 2]} ... {text[-LONGEST_VALUE // 2 :]}"
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 class EngineError(RuntimeError):

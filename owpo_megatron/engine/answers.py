@@ -67,7 +67,7 @@ def read_answer(
         reason = meta["finish_reason"]["type"]
         versions = meta.get("weight_versions")
         version = version_of(versions[-1]["version"] if versions else meta["weight_version"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise BadAnswer(f"what is no sample: {shown(answer)}") from error
     rollout = Rollout(
         prompt=request.prompt,

@@ -93,7 +93,11 @@ class HFReader:
 
     def _stored(self, name: str) -> Any:
         """A view of a tensor as the file has it."""
-        return self._open(self._file_of[name]).get_slice(name)
+        file = self._file_of[name]
+        try:
+            return self._open(file).get_slice(name)
+        except SafetensorError as error:
+            raise UserError("model.path", file, f"its index promises {name}, and it is not there") from error
 
     @cached_property
     def _block(self) -> tuple[int, int]:
@@ -113,12 +117,24 @@ class HFReader:
                 raise UserError("model.path", file, f"not a whole safetensors file ({error})") from error
         return files[file]
 
+    def _named_by(self, index: Path) -> dict[str, Path]:
+        """The file of each tensor, as an index has it."""
+        try:
+            weight_map = json.loads(index.read_text())["weight_map"]
+            files = {str(name): self.folder / Path(file).name for name, file in weight_map.items() if file}
+            inside = all(Path(file).name == file for file in weight_map.values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            remedy = f"no index of weights ({type(error).__name__}: {error}); download the checkpoint again"
+            raise UserError("model.path", index, remedy) from error
+        if not inside:
+            raise UserError("model.path", index, "names a file outside of the folder; download the checkpoint again")
+        return files
+
     def _locate(self) -> dict[str, Path]:
         for kind in ("model.safetensors", "pytorch_model.bin"):
             index, single = self.folder / f"{kind}.index.json", self.folder / kind
             if index.is_file():
-                weight_map = json.loads(index.read_text())["weight_map"]
-                return {name: self.folder / file for name, file in weight_map.items()}
+                return self._named_by(index)
             if single.is_file():
                 return {name: single for name in self._open(single).keys()}
         shards = sorted(self.folder.glob("*.safetensors")) or sorted(self.folder.glob("pytorch_model*.bin"))

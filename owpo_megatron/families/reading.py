@@ -48,9 +48,15 @@ def read_hf_config(path: Path | str) -> HFModel:
     """
     path = Path(path)
     family = family_of(_model_type(path), path)
-    config = HFConfig(path, transformers_config(path))
-    _check_quantization(config)
-    return family.read(config)
+    try:
+        config = HFConfig(path, transformers_config(path))
+        _check_quantization(config)
+        return family.read(config)
+    except UserError:
+        raise
+    except Exception as error:  # transformers' validation has many types, and ends in others where it has none
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise UserError("model.path", path / "config.json", f"describes no {family.name} model: {reason}") from error
 
 
 def transformers_config(folder: Path | str) -> Any:
@@ -145,4 +151,8 @@ def _model_type(path: Path) -> str:
         raw = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise UserError(str(file), f"line {error.lineno}", f"not valid JSON: {error.msg}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise UserError("model.path", file, f"not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError("model.path", file, f"contains a {type(raw).__name__}, not an object with the model's fields")
     return str(raw.get("model_type"))
