@@ -88,7 +88,7 @@ def read_answer(
 def _fault(rollout: Rollout, sampling: Sampling | None, expected: Expected) -> str | None:
     """Return what is wrong with a sample in itself; None: nothing."""
     if rollout.finish_reason not in _FINISHED:
-        return f"the finish reason {rollout.finish_reason!r}"
+        return f"the finish reason {shown(repr(rollout.finish_reason))}"
     length = len(rollout.response_ids)
     if not length:
         return "no tokens"

@@ -1,7 +1,8 @@
-"""Damaged documents of five kinds: each is read rightly or refused with one clear line, and never anything else.
+"""Damaged documents of six kinds: each is read rightly or refused with one clear line, and never anything else.
 
-A few dozen of each in `make test`, the same ones every time; 5,000 of each in the matrix. Hypothesis draws them. Rightly read means: what was accepted is well-formed, and where the damage must not
-change the meaning (hashes, weights), nothing has changed.
+A few dozen of each in `make test`, the same ones every time; 5,000 of each in the matrix. Hypothesis draws them.
+Rightly read means: what was accepted is well-formed, and where the damage must not change the meaning (hashes,
+weights), nothing has changed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def one_line(error: Exception) -> str:
 
 
 def check_config(random: Random, ground: Path, here: Path) -> str:
-    """What is accepted can be written and read again, and is the same then."""
+    """Accepts what can be written and read again, and is the same then."""
     whole = random.choice(CONFIGS)
     file = here / "config.yaml"
     if random.random() < 0.3:
@@ -153,7 +154,7 @@ def check_folder(random: Random, ground: Path, here: Path) -> str:
 
 
 def check_answers(random: Random, ground: Path, here: Path) -> str:
-    """What an engine answers: rollouts whose every number can be trained on, or one line."""
+    """Makes of an engine's answer rollouts whose every number can be trained on, or one line."""
     requests = [
         SampleRequest(Prompt(id="p", text="p", token_ids=(1, 2), answer="1", domain="d"), seed=n) for n in (0, 1)
     ]
