@@ -281,3 +281,20 @@ def test_bapo_bounds() -> None:
     met = [Response([LOG(1.5) - 1], [-1.0], 1.0), Response([LOG(5) - 3], [-3.0], -0.1)]
     found = evaluate(method, met)
     assert found.gradients == [[0], [0]] and found.loss == pytest.approx((1.2 - 0.3) / 2)
+
+
+def test_simpo_by_hand_and_against_autograd() -> None:
+    # s = -1 and -2: 2 (1) - 1 = 1: log sigma(1); the slope is sigma(-1) beta, each way
+    pair = [Response([-1.0], 0.0, reward=1.0), Response([-2.0], 0.0, reward=0.0)]
+    found = evaluate(make_method("simpo"), pair)
+    assert found.loss == pytest.approx(-LOG(1 + math.exp(-1)))
+    slope = 2 / (1 + math.e)
+    assert [one[0] / 2 for one in found.gradients] == pytest.approx([slope, -slope])
+
+    def group(now, old, right):
+        good = [n.mean() for n, r in zip(now, right, strict=True) if r]
+        bad = [n.mean() for n, r in zip(now, right, strict=True) if not r]
+        values = [torch.nn.functional.logsigmoid(2 * (g - b) - 1) for g in good for b in bad]
+        return sum(values) / len(values)
+
+    dense(make_method("simpo"), responses(), group)
