@@ -9,7 +9,7 @@ log-probs. Not covered: ranks (tests/policy/test_method_updates.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -23,9 +23,10 @@ from coupled_methods import (
 )
 from head_oracle import dense_logp
 
+from owpo_megatron.errors import UserError
 from owpo_megatron.head import Head
 from owpo_megatron.mcore.packing import build_microbatch, token_batch
-from owpo_megatron.methods import Method
+from owpo_megatron.methods import ChunkBatch, Method, Terms, check_coupling
 from owpo_megatron.methods.loss import chunk_batch
 from owpo_megatron.methods.prepare import prepared_in_minibatch
 from owpo_megatron.types import Sample
@@ -239,6 +240,53 @@ def test_every_method_and_coupled_ones_equal_dense(method: Method, options: dict
                 found[key], value, rtol=1e-9, atol=1e-10,
                 msg=lambda text, where=(name, chunk_rows, key): f"{where}: {text}",
             )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curious(Method):
+    """A log pi, and an entropy bonus for the tokens of right answers alone."""
+
+    name = "curious"
+    summary = "A log pi + 0.3 max(A, 0) H"
+    needs_old = False
+    entropy_bonus = True
+
+    def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
+        return Terms(batch.advantage_C * logp_C, entropy_coef_C=0.3 * batch.advantage_C.clamp(min=0))
+
+
+@pytest.mark.parametrize("everyones", [0.0, 0.1])
+def test_an_entropy_coefficient_per_token_equals_dense(everyones: float) -> None:
+    """With its gradient through all logits, alone and beside the scalar that every method has."""
+    minibatch, method = Minibatch(), Curious(entropy_coef=everyones)
+    weight_VH = minibatch.weight_VH.clone().requires_grad_()
+    hidden = [h.clone().requires_grad_() for h in minibatch.hidden]
+    total = torch.zeros((), dtype=torch.float64)
+    for h, one in zip(hidden, minibatch.samples, strict=True):
+        if not one.masked:
+            logp, entropy = dense_logp(
+                h[len(one.prompt_ids) - 1 :], weight_VH, torch.tensor(one.response_ids), TEMPERATURE
+            )
+            bonus = everyones + 0.3 * max(float(one.advantage), 0.0)
+            total = total + (float(one.advantage) * logp + bonus * entropy).sum()
+    gradients = torch.autograd.grad(-total, [weight_VH, *hidden], allow_unused=True)
+    dh = torch.cat([torch.zeros_like(h) if g is None else g for g, h in zip(gradients[1:], hidden, strict=True)])
+    for name, chunk_rows in CASES:
+        found = minibatch.through_the_head(method, SPLITS[name], chunk_rows)
+        torch.testing.assert_close(found["loss"], -total.detach(), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(found["dh"], dh, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(found["dweight"], gradients[0], rtol=1e-9, atol=1e-10)
+    check_coupling(method)
+
+
+def test_an_entropy_coefficient_that_is_not_declared_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Silent(Curious):
+        name = "silent"
+        entropy_bonus = False
+
+    with pytest.raises(UserError, match=r"method = silent: an entropy_coef_C of terms\(\) and `entropy_bonus = True`"):
+        check_coupling(Silent())
 
 
 def test_the_comparison_would_see_a_broken_seam() -> None:

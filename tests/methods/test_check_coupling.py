@@ -70,6 +70,9 @@ def test_metrics_are_looked_at_too_and_shapes() -> None:
     summed = broken(lambda self, logp_C, batch: Terms(logp_C, {"total": logp_C.detach().sum()}))
     with pytest.raises(UserError, match=r"a metric total of shape \(\) for 18 rows|of shape \(\) for 17 rows"):
         check_coupling(summed)
+    reserved = broken(lambda self, logp_C, batch: Terms(logp_C, {"entropy": logp_C.detach()}))
+    with pytest.raises(UserError, match="method = broken: rename the metric entropy: the trainer uses this name"):
+        check_coupling(reserved)
     with pytest.raises(UserError, match=r"a value of shape \(\)"):
         check_coupling(broken(lambda self, logp_C, batch: Terms(logp_C.sum())))
 
