@@ -41,9 +41,11 @@ def table(folder: Path) -> str:
 
 
 def steps(folder: Path, label: str) -> Iterator[dict[str, Any]]:
-    """The metrics lines of a method's one run."""
-    for line in next((folder / "runs").glob(f"plain-{label}-s1-*/metrics.jsonl")).read_text().splitlines():
-        yield json.loads(line)
+    """The lines of finished steps of a method's one run."""
+    for text in next((folder / "runs").glob(f"plain-{label}-s1-*/metrics.jsonl")).read_text().splitlines():
+        line = json.loads(text)
+        if "seconds" in line:
+            yield line
 
 
 if __name__ == "__main__":

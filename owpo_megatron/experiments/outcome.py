@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.methods import make_method
+from owpo_megatron.methods import Method, make_method
 from owpo_megatron.run.best import SCORE
 from owpo_megatron.run.metrics_reader import RunMetrics, read_run
 
@@ -89,7 +89,8 @@ def token_passes(run: RunMetrics) -> int:
     """Count a run's compute in forward passes of response tokens; prompts are not counted.
 
     A generated token counts 1, a token of an update 3 (forward and backward), the old policy's pass 1 if a step has
-    several updates, the reference's pass 1.
+    several updates, the reference's pass 1, and 1 the pass of the current policy that methods with coupling `group` or
+    `minibatch` prepare from.
     """
     name: str = run.setting("algorithm.name")
     method = make_method(name)
@@ -99,7 +100,16 @@ def token_passes(run: RunMetrics) -> int:
         total += int(line["tokens_generated"]) + 3 * tokens
         total += tokens if method.needs_old and int(line.get("updates", 0)) > 1 else 0
         total += _reference_tokens(method.needs_reference, line, tokens)
+        total += _prepared_tokens(method, int(line.get("updates", 0)), tokens)
     return total
+
+
+def _prepared_tokens(method: Method, updates: int, tokens: int) -> int:
+    """Tokens of the current policy's pass; a step's first minibatch has it from the old policy's."""
+    if method.coupling not in ("group", "minibatch"):
+        return 0
+    is_spared = method.needs_old and updates > 1 and not method.needs_entropy
+    return tokens - tokens // updates if is_spared else tokens
 
 
 def _reference_tokens(needs: str, line: dict[str, Any], tokens: int) -> int:

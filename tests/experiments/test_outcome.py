@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from owpo_megatron.experiments.outcome import chosen_step, read_outcome
+from owpo_megatron.experiments.outcome import _prepared_tokens, chosen_step, read_outcome
+from owpo_megatron.methods import make_method
 
 
 def finished_run(folder: Path, curve: Sequence[tuple[int, float, float]]) -> Path:
@@ -47,3 +48,12 @@ def test_the_first_score_that_is_good_enough(tmp_path: Path) -> None:
 )
 def test_ties_go_to_the_earlier_evaluation(curve: tuple[tuple[int, float], ...], step: int) -> None:
     assert chosen_step(curve) == step
+
+
+@pytest.mark.parametrize(
+    ("method", "updates", "tokens"),
+    [("dapo", 2, 0), ("gspo", 2, 0), ("real", 2, 50), ("real", 4, 75), ("real", 1, 100), ("entropy_mask", 2, 100)],
+)
+def test_the_pass_that_a_coupled_method_prepares_from(method: str, updates: int, tokens: int) -> None:
+    """100 tokens: all, or all but the first minibatch's where the old policy's pass has them; with entropies all."""
+    assert _prepared_tokens(make_method(method), updates, 100) == tokens
