@@ -257,7 +257,7 @@ class Curious(Method):
 
 @pytest.mark.parametrize("everyones", [0.0, 0.1])
 def test_an_entropy_coefficient_per_token_equals_dense(everyones: float) -> None:
-    """With its gradient through all logits, alone and beside the scalar that every method has."""
+    """The gradient goes through all logits; alone, and beside the scalar that every method has."""
     minibatch, method = Minibatch(), Curious(entropy_coef=everyones)
     weight_VH = minibatch.weight_VH.clone().requires_grad_()
     hidden = [h.clone().requires_grad_() for h in minibatch.hidden]
