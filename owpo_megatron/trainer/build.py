@@ -6,19 +6,17 @@ import contextlib
 import datetime
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from owpo_megatron.config import HF_FILES, Config, hf_folder
 from owpo_megatron.conversion import carry_files
 from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer, make_stream, notes_on
-from owpo_megatron.engine import Fleet, RecordedEngine, start_fleet
-from owpo_megatron.engine.command import server_raw, server_variables
+from owpo_megatron.engine import Fleet
 from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
-from owpo_megatron.families import EngineLayout, check_context, check_parallel, hf_shapes, read_hf_config
+from owpo_megatron.families import check_context, check_parallel, hf_shapes, read_hf_config
 from owpo_megatron.mcore.topology import Topology, close_topology, init_topology
 from owpo_megatron.methods import Method, check_coupling, make_method
 from owpo_megatron.policy import MegatronPolicy, SlotReference
@@ -28,9 +26,9 @@ from owpo_megatron.run.layout import RunFolder
 from owpo_megatron.run.state import RunState
 from owpo_megatron.samples import SampleRecorder
 from owpo_megatron.sinks import make_sinks
-from owpo_megatron.sync import fp8_engine_arguments, make_sync
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.build_checks import KeptRollouts, build_checks
+from owpo_megatron.trainer.build_engine import EngineBuilder
 from owpo_megatron.trainer.build_metrics import build_metrics
 from owpo_megatron.trainer.build_plan import build_audit, build_planning
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
@@ -48,7 +46,6 @@ from owpo_megatron.trainer.rollouts import RolloutCollector
 from owpo_megatron.trainer.schedule import Schedule, StagePlan
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.swap_check import CheckedSwaps
-from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
 from owpo_megatron.trainer.watchdog import Watchdog
 from owpo_megatron.types import (
     Prompt,
@@ -150,7 +147,8 @@ class _Builder:
         method = self.given.method or make_method(config.algorithm)
         check_coupling(method)
         references = self._references(method)
-        engine_start = self._start_engine()  # while the model is built
+        engines = EngineBuilder(config, self.hf, self.model_files, self.evaluation_only, self.say, self.stack)
+        engine_start = engines.start(self.given.engine) if self.is_main else None  # while the model is built
         self.say(headline(config, sum(math.prod(shape) for shape in hf_shapes(self.hf).values())))
         schedule = self._schedule(references.keeps_reference)
         policy = self.given.policy or self._policy(references.keeps_reference)
@@ -162,12 +160,13 @@ class _Builder:
         fleet = engine if isinstance(engine, Fleet) else None
         revive = fleet.revive if fleet else (lambda error: 0)
         checks = build_checks(config, fleet, self.say)
-        sync, waiting = self._sync(fleet), self.watchdog.waiting
+        sync = (self.given.sync or engines.sync(fleet)) if self.is_main else None
+        waiting = self.watchdog.waiting
         main = MainRank(topology.broadcast, policy.named_weights, sync, revive, policy, waiting)
         if fleet:
             fleet.on_restart = main.push_again
             self.watchdog.abort_engines = fleet.abort
-        check = self._sync_check(main, policy, fleet)
+        check = engines.check(main, policy, fleet) if self.given.engine is None else None
         reference = references.build(policy, main)
         ratchet = None
         if isinstance(reference, SlotReference) and schedule.stages.every is not None:
@@ -281,51 +280,6 @@ class _Builder:
         stages = StagePlan.of(self.config.reference, self.config.optimizer.steps, has_reference)
         restarts = self.config.reference.restart_policy and stages.chooses_best
         return Schedule(stages, self.config.eval, self.config.checkpoint, restarts)
-
-    # ------------------------------------------------------------------------------------------ engines
-    def _start_engine(self) -> Future[RolloutEngine] | None:
-        """Global rank 0's engine, on its way."""
-        if not self.is_main:
-            return None
-        pool = ThreadPoolExecutor(1)
-        self.stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a mistake elsewhere need not wait for it
-        if self.given.engine is not None:
-            return pool.submit(lambda: self.given.engine)  # type: ignore[arg-type, return-value]
-        if self.config.rollout.replay and not self.evaluation_only:
-            return pool.submit(RecordedEngine, self.config.rollout.replay)
-        if self.config.engine.rendezvous is not None:
-            self.say("waiting for the engines; meanwhile the model is built")
-        elif not self.config.engine.urls:
-            self.say("starting the SGLang server; meanwhile the model is built")
-        return pool.submit(self._start_fleet)
-
-    def _start_fleet(self) -> Fleet:
-        config = self.config
-        # Every weight comes by the first push; SGLang need not read the checkpoint.
-        raw = {"load_format": "dummy"} | server_raw(config)
-        raw |= fp8_engine_arguments(raw) if config.sync.fp8 else {}
-        own, dtype = server_variables(config), config.model.dtype
-        fleet = start_fleet(config.engine, self.model_files, dtype, raw, self.folder.logs, variables=own)
-        fleet.notify = self.say
-        fleet.check_tokens(self.hf.vocab_size)
-        self.stack.callback(fleet.close)
-        return fleet
-
-    def _sync(self, fleet: Fleet | None) -> WeightSync | None:
-        if not self.is_main or self.given.sync is not None:
-            return self.given.sync if self.is_main else None
-        clients = fleet.clients if fleet else []
-        sync = make_sync(self.config.sync, clients, self.folder.sync, EngineLayout.of(self.hf))
-        self.stack.callback(sync.close)
-        return sync
-
-    def _sync_check(self, main: MainRank, policy: MegatronPolicy, fleet: Fleet | None) -> LogprobCheck | None:
-        config = self.config
-        has_fleet = self.given.engine is None and (self.evaluation_only or not config.rollout.replay)
-        if config.sync.verify != "logprob" or not has_fleet:
-            return None
-        tolerance = tolerance_of(config.sync, config.model.dtype)
-        return LogprobCheck(tolerance, config.rollout.temperature, main, policy, fleet, self.hf.vocab_size)
 
     # ------------------------------------------------------------------------------------------ grading and drawing
     def _verifier(self) -> Verifier | None:

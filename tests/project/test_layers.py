@@ -56,6 +56,7 @@ MAY_IMPORT_MODULE = {
     "trainer.build": EVERY_ROOM - {"api", "cli", "report", "launch", "experiments", "bench"},  # the composition root
     "trainer.build_plan": BASE | {"data", "methods", "verifiers"},
     "trainer.build_checks": BASE | {"engine", "run", "samples", "verifiers"},
+    "trainer.build_engine": BASE | {"engine", "families", "policy", "run", "sync"},
     "trainer.build_metrics": BASE | {"families", "run"},
     "trainer.build_reference": BASE | {"policy", "families", "engine"},
     "trainer.evaluate": BASE | {"data", "evaluation"},

@@ -1,0 +1,86 @@
+"""Builds what global rank 0 talks to the engines with: the engines themselves, the sync of weights, and its check."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from owpo_megatron.config import Config
+from owpo_megatron.engine import Fleet, RecordedEngine, start_fleet
+from owpo_megatron.engine.command import server_raw, server_variables
+from owpo_megatron.families import EngineLayout, HFModel
+from owpo_megatron.policy import MegatronPolicy
+from owpo_megatron.run.layout import RunFolder
+from owpo_megatron.sync import fp8_engine_arguments, make_sync
+from owpo_megatron.trainer.main_rank import MainRank
+from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
+from owpo_megatron.types import RolloutEngine, WeightSync
+
+
+class EngineBuilder:
+    """Starts the engines of a run while its model is built, and brings them its weights.
+
+    Args:
+        model_files: HF folder of the model that the engines serve.
+        evaluation_only: an engine is needed even where rollouts are replayed.
+        say: called with a line for a person.
+        stack: receives everything that must be closed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hf: HFModel,
+        model_files: Path,
+        evaluation_only: bool,
+        say: Callable[[str], None],
+        stack: contextlib.ExitStack,
+    ):
+        self._config, self._hf, self._model_files = config, hf, model_files
+        self._folder = RunFolder.of(config)
+        self._replays = config.rollout.replay is not None and not evaluation_only
+        self._say, self._stack = say, stack
+
+    def start(self, given: RolloutEngine | None) -> Future[RolloutEngine]:
+        """The engines, on their way; a given one as it is, or recorded rollouts."""
+        pool = ThreadPoolExecutor(1)
+        self._stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a mistake elsewhere need not wait for it
+        if given is not None:
+            return pool.submit(lambda: given)
+        if self._replays:
+            assert self._config.rollout.replay is not None
+            return pool.submit(RecordedEngine, self._config.rollout.replay)
+        if self._config.engine.rendezvous is not None:
+            self._say("waiting for the engines; meanwhile the model is built")
+        elif not self._config.engine.urls:
+            self._say("starting the SGLang server; meanwhile the model is built")
+        return pool.submit(self._start_fleet)
+
+    def sync(self, fleet: Fleet | None) -> WeightSync:
+        """The way of the weights to these engines; with none it still reads them."""
+        clients = fleet.clients if fleet else []
+        sync = make_sync(self._config.sync, clients, self._folder.sync, EngineLayout.of(self._hf))
+        self._stack.callback(sync.close)
+        return sync
+
+    def check(self, main: MainRank, policy: MegatronPolicy, fleet: Fleet | None) -> LogprobCheck | None:
+        """`sync.verify: logprob`, on every rank; None where it is off or rollouts are replayed."""
+        config = self._config
+        if config.sync.verify != "logprob" or self._replays:
+            return None
+        tolerance = tolerance_of(config.sync, config.model.dtype)
+        return LogprobCheck(tolerance, config.rollout.temperature, main, policy, fleet, self._hf.vocab_size)
+
+    def _start_fleet(self) -> Fleet:
+        config = self._config
+        # Every weight comes by the first push; SGLang need not read the checkpoint.
+        raw = {"load_format": "dummy"} | server_raw(config)
+        raw |= fp8_engine_arguments(raw) if config.sync.fp8 else {}
+        own, dtype = server_variables(config), config.model.dtype
+        fleet = start_fleet(config.engine, self._model_files, dtype, raw, self._folder.logs, variables=own)
+        fleet.notify = self._say
+        fleet.check_tokens(self._hf.vocab_size)
+        self._stack.callback(fleet.close)
+        return fleet
