@@ -152,6 +152,8 @@ class Method:
     """Default of `reference.refresh`."""
     keeps_ledger: ClassVar[bool] = False
     """Reads what the run remembers of a prompt: `past_N` in `advantages`, `view.record` in `plan`."""
+    draws_as_policy: ClassVar[bool] = True
+    """False: the plan draws at other temperatures, so the engine's log-probs are not those of the policy."""
     needs_solutions: ClassVar[bool] = False
     """Reads the data's hints or solutions: `view.solutions` in `plan`."""
     needs_answers: ClassVar[bool] = False

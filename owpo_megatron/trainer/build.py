@@ -42,7 +42,7 @@ from owpo_megatron.trainer.parts import Parts
 from owpo_megatron.trainer.profile import StepProfiler
 from owpo_megatron.trainer.record import RunRecord
 from owpo_megatron.trainer.rewards import RewardRules
-from owpo_megatron.trainer.rollouts import RolloutCollector
+from owpo_megatron.trainer.rollouts import Planning, RolloutCollector
 from owpo_megatron.trainer.schedule import Schedule, StagePlan
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.swap_check import CheckedSwaps
@@ -159,7 +159,8 @@ class _Builder:
         engine = engine_start.result() if engine_start else None
         fleet = engine if isinstance(engine, Fleet) else None
         revive = fleet.revive if fleet else (lambda error: 0)
-        checks = build_checks(config, fleet, self.say)
+        planning = build_planning(config, method, self.tokenizer, self.date)
+        checks = build_checks(config, fleet, planning.method.draws_as_policy, self.say)
         sync = (self.given.sync or engines.sync(fleet)) if self.is_main else None
         waiting = self.watchdog.waiting
         main = MainRank(topology.broadcast, policy.named_weights, sync, revive, policy, waiting)
@@ -174,7 +175,7 @@ class _Builder:
         verifier = self._verifier()
         stream = (self.given.stream or make_stream(config.data, self.prompts, config.seed)) if self.is_main else None
         rules = RewardRules.of(config.rollout, config.verifier, config.reward)
-        rollouts = self._collector(main, rules, engine, verifier, stream, method, checks.verdicts)
+        rollouts = self._collector(main, rules, engine, verifier, stream, planning, checks.verdicts)
         batches = BatchBuilder(
             config.algorithm,
             config.rollout.group_size,
@@ -297,7 +298,7 @@ class _Builder:
         engine: RolloutEngine | None,
         verifier: Verifier | None,
         stream: PromptStream | None,
-        method: Method,
+        planning: Planning,
         check_verdicts: Callable[[Sequence[Verdict]], None],
     ) -> RolloutCollector:
         audit = build_audit(self.config, verifier, self._domains(), self.stack)
@@ -307,7 +308,7 @@ class _Builder:
             self.config.optimizer.steps,
             rules,
             RewardNoise(self.config.seed, self.config.verifier.flip),
-            build_planning(self.config, method, self.tokenizer, self.date),
+            planning,
             main,
             engine,
             audit or verifier,

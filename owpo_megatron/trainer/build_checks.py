@@ -14,13 +14,17 @@ from owpo_megatron.types import Group
 from owpo_megatron.verifiers import refuse_failed_grading
 
 
-def build_checks(config: Config, fleet: Fleet | None, report: Callable[[str], None]) -> StepChecks:
+def build_checks(
+    config: Config, fleet: Fleet | None, draws_as_policy: bool, report: Callable[[str], None]
+) -> StepChecks:
     """The checks of a run's steps.
 
     Args:
         fleet: engines that sample with the policy's weights; None: rollouts are replayed, or another rank's.
+        draws_as_policy: the plan draws at the run's own temperature, so that log-probs can be compared.
     """
-    bound = mismatch_bound(config.checks, config.sync, config.model.dtype) if fleet else None
+    compares = fleet is not None and draws_as_policy
+    bound = mismatch_bound(config.checks, config.sync, config.model.dtype) if compares else None
     refuse = partial(refuse_failed_grading, rule=config.verifier.rule)
     return StepChecks(config.checks, bound, refuse, lambda: fleet.restarts if fleet else 0, report)
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from tiny import make_config
 
 from owpo_megatron.config import ChecksConfig, EngineConfig, SyncConfig
+from owpo_megatron.engine import Fleet
 from owpo_megatron.errors import RunError, UserError
+from owpo_megatron.methods import make_method
 from owpo_megatron.run.layout import RunFolder
+from owpo_megatron.trainer.build_checks import build_checks
 from owpo_megatron.trainer.checks import BadGradients, StepChecks, mismatch_bound, no_weights_are_lost, silence
 from owpo_megatron.trainer.watchdog import Watchdog
 from owpo_megatron.types import Verdict
@@ -126,3 +132,15 @@ def test_weights_that_are_not_finite() -> None:
     no_weights_are_lost(Path("m"), True)
     with pytest.raises(UserError, match="model.path = m: has weights that are not finite"):
         no_weights_are_lost(Path("m"), False)
+
+
+def test_what_a_plan_draws_at_other_temperatures_is_not_compared(tmp_path: Path) -> None:
+    """EAD's responses are the policy's at falling temperatures: their engine log-probs are no sign of wrong weights."""
+    config = make_config(tmp_path)
+    fleet = cast(Fleet, SimpleNamespace(restarts=0))
+    far = FINE | {"step": 1, "mismatch": 9.0}
+    for name, stops in (("dapo", True), ("ead", False)):
+        judge = build_checks(config, fleet, make_method(name).draws_as_policy, lambda text: None)
+        with pytest.raises(RunError, match="mismatch") if stops else nullcontext():
+            for step in range(1, config.checks.mismatch_steps + 1):
+                judge.step(far | {"step": step})

@@ -1,6 +1,6 @@
 """The rule `judge:FILE.yaml` against an endpoint that records its requests and replies as the test wants.
 
-The real engine replies in tests/e2e; whether a judge's numbers are good is not tested.
+Not covered: a real engine as the judge, and whether a judge's numbers are good.
 """
 
 from __future__ import annotations
