@@ -187,7 +187,7 @@ def _prompt(value: Any, place: str, name: str) -> tuple[str, tuple[Message, ...]
 
 def _message(value: Mapping[str, Any], place: str, name: str) -> Message:
     role = value.get("role", value.get("from"))
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise UserError(f"{place} {name}.role", short(role), "use system, user, assistant or tool")
     content = value.get("content", value.get("value"))
     if value.get("tool_calls"):
