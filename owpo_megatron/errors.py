@@ -17,18 +17,26 @@ class UserError(ValueError):
     """
 
     def __init__(self, field: str, value: object, remedy: str):
-        super().__init__(f"{field} = {_in_one_line(value)}: {remedy}")
+        super().__init__(f"{printable(field)} = {printable(_shortened(str(value)))}: {printable(remedy)}")
         self.field = field
         self.value = value
         self.remedy = remedy
 
 
-def _in_one_line(value: object) -> str:
-    """A value as a message shows it: what cannot be printed is escaped, and the middle of a long text left out."""
-    text = str(value)
-    if len(text) > LONGEST_VALUE:
-        text = f"{text[: LONGEST_VALUE // 2]} ... {text[-LONGEST_VALUE // 2 :]}"
+def printable(text: str) -> str:
+    r"""The text in one line, with escapes for what cannot be printed.
+
+    Example:
+        >>> printable("a\nb")
+        'a\\nb'
+    """
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def _shortened(text: str) -> str:
+    """The text without its middle, if it is long."""
+    half = LONGEST_VALUE // 2
+    return text if len(text) <= LONGEST_VALUE else f"{text[:half]} ... {text[-half:]}"
 
 
 class EngineError(RuntimeError):

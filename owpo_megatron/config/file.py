@@ -85,6 +85,8 @@ def parse_value(text: str, field: str) -> Any:
 
 def _read(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     field = "include" if including else "config"
+    if any(len(part.encode()) > 255 for part in path.parts):
+        raise UserError(field, path, "the name is too long for a file; give an existing YAML file")
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         raise UserError(field, path, f"{what}; give an existing YAML file" + ("" if including else " with -c"))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from owpo_megatron.errors import printable
 from owpo_megatron.types import Rollout, SampleRequest, Sampling
 
 UNKNOWN_VERSION = -1
@@ -113,5 +114,5 @@ def version_of(name: Any) -> int:
 
 def shown(answer: Any, limit: int = 120) -> str:
     """Return the beginning of an answer, as it is put into a message."""
-    text = answer if isinstance(answer, str) else repr(answer)
+    text = printable(answer) if isinstance(answer, str) else repr(answer)
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

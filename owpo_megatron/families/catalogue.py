@@ -60,7 +60,7 @@ def family_of(model_type: str, path: Path | str) -> Family:
         return family
     outside = _from_outside().get(model_type)
     if outside is None:
-        remedy = f"model_type {model_type} is not supported; supported: {', '.join(known_types())} ({PAGE})"
+        remedy = f"model_type {model_type:.60} is not supported; supported: {', '.join(known_types())} ({PAGE})"
         raise UserError("model.path", path, remedy)
     try:
         family = outside.load()

@@ -11,8 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.engine.command import built_for_cuda
-
 # What a figure may depend on; shown by the doctor and stamped on every benchmark.
 PACKAGES = (
     "torch",
@@ -42,6 +40,8 @@ def gpu_names() -> list[str]:
 
 def usable_gpus() -> list[str]:
     """The same where this environment's torch is a CUDA build; [] where it is not, whatever the machine has."""
+    from owpo_megatron.engine.command import built_for_cuda  # here: the doctor must work where its imports do not
+
     names = gpu_names()
     return names if names and built_for_cuda(Path(sys.executable)) else []
 

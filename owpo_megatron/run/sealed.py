@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from owpo_megatron.errors import printable
 from owpo_megatron.run.files import put_in_place
 from owpo_megatron.run.layout import MANIFEST
 
@@ -34,13 +35,13 @@ def fault_of(folder: Path) -> str | None:
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
             return f"{MANIFEST} names {name!r}, which is not in the folder"
-        if not file.is_file():
-            return f"{name} is missing"
         try:
+            if not file.is_file():
+                return f"{name} is missing"
             if _sha256(file) != sha:
                 return f"{name} has another content than when it was written"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
+        except OSError as error:  # also a name that is too long for one
+            return f"{printable(name)[:80]} cannot be read: {error.strerror}"
     return None
 
 

@@ -44,8 +44,7 @@ def gpus(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture(params=[False, True], ids=["cpu build", "cuda build"])
 def cuda_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    for module in ("owpo_megatron.engine.command", "owpo_megatron.launch.machine"):
-        monkeypatch.setattr(f"{module}.built_for_cuda", lambda python: request.param)
+    monkeypatch.setattr(command, "built_for_cuda", lambda python: request.param)
     build: bool = request.param
     return build
 
