@@ -85,16 +85,31 @@ def random_samples(seed: int, count: int = 8, vocab_size: int = 96, logps: bool 
     return samples
 
 
+_newest: list[Any] = []  # a layout and its topology
+
+
+def _shared_topology(config: Config) -> Any:
+    from megatron.core import parallel_state
+
+    from owpo_megatron.mcore.topology import init_topology
+
+    if _newest and _newest[0] == config.parallel and parallel_state.model_parallel_is_initialized():
+        if parallel_state.get_tensor_model_parallel_group() is _newest[1].tp_group:
+            return _newest[1]
+    _newest[:] = [config.parallel, init_topology(config.parallel, config.seed)]
+    return _newest[1]
+
+
 def build_policy(config: Config, topology: Any = None) -> Any:
     """The policy of a config in this process, which is one rank of `config.parallel` (a world of one under pytest).
 
-    Several policies of one layout should share a topology: every gloo group brings threads of its own.
+    Policies of one layout share the newest topology: every gloo group brings threads of its own, which wake a hundred
+    times a second.
     """
     from owpo_megatron.families import read_hf_config
-    from owpo_megatron.mcore.topology import init_topology
     from owpo_megatron.policy import MegatronPolicy
 
-    topology = topology or init_topology(config.parallel, config.seed)
+    topology = topology or _shared_topology(config)
     hf = read_hf_config(hf_folder(config.model.path))
     temperature, raw = config.rollout.temperature, config.megatron
     return MegatronPolicy(
