@@ -28,7 +28,8 @@ UNPICKLERS = {
     "api/given.py": "objects of the notebook that starts the run, passed to its own ranks",
     "mcore/no_code.py": "the restricted unpickler itself",
     "verifiers/external.py": "the user's own function, passed from a notebook to the workers",
-    "verifiers/protocol.py": "frames from the pool to its workers",
+    "verifiers/guard.py": "the pool's own first frame: which rules a worker grades by",
+    "verifiers/worker.py": "items from the pool, by way of the guard",
 }
 
 
