@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine import supervise
 from owpo_megatron.engine.client import EngineClient
@@ -124,6 +122,8 @@ class Server:
 
     def abort(self) -> None:
         """Make the server's main process write the stacks of its threads into the log, and end it."""
+        import psutil  # here: `owpo doctor` must start where it is missing
+
         if self._process is not None:
             for child in psutil.Process(self._process.pid).children():
                 child.send_signal(signal.SIGABRT)

@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
 from owpo_megatron.launch.machine import LAUNCHER_VARIABLES, usable_gpus
 from owpo_megatron.launch.rank import end_with_parent
 from owpo_megatron.launch.reason import Outcome, first_reason, why
@@ -233,6 +231,8 @@ def frozen_ranks(found: Mapping[int, Stillness]) -> str:
 
 def _signal_ranks(process: subprocess.Popen[bytes], world_size: int, number: int) -> None:
     """Signal the ranks directly: torchrun would end them after its timeout, in the middle of a step."""
+    import psutil  # here: `owpo doctor` must start where it is missing
+
     if world_size == 1:
         process.send_signal(number)
         return
@@ -244,6 +244,8 @@ def _signal_ranks(process: subprocess.Popen[bytes], world_size: int, number: int
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    import psutil
+
     if process.poll() is not None:
         return
     tree = psutil.Process(process.pid).children(recursive=True)

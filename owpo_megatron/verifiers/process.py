@@ -13,13 +13,15 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
-
-import psutil
+from typing import TYPE_CHECKING
 
 from owpo_megatron.types import GradingItem, Judgement, VerdictReason
 from owpo_megatron.verifiers import protocol
 from owpo_megatron.verifiers.grading import Grading
 from owpo_megatron.verifiers.protocol import frame, judged, take_frames
+
+if TYPE_CHECKING:
+    import psutil  # where it is used: `owpo doctor` must start where it is missing
 
 STOP_GRACE = 1.0  # seconds for a guard to exit by itself once its socket is closed
 RECEIVE_BYTES = 65536
@@ -121,6 +123,8 @@ class WorkerProcess:
 
     def starved(self, seconds: float) -> bool:
         """Whether it is runnable but got less than this CPU time for its item: the machine is at fault."""
+        import psutil
+
         try:
             wants_to_run = self._worker is not None and self._worker.status() == psutil.STATUS_RUNNING
         except psutil.Error:
@@ -137,6 +141,8 @@ class WorkerProcess:
             return self.process.wait()
 
     def _take_worker(self, pid: int) -> None:
+        import psutil
+
         self.started = self.ready = True
         try:
             self._worker = psutil.Process(pid)
@@ -144,6 +150,8 @@ class WorkerProcess:
             self._worker = None
 
     def _cpu_seconds(self) -> float:
+        import psutil
+
         try:
             times = self._worker.cpu_times() if self._worker is not None else None
         except psutil.Error:  # it has just died; the guard reports it

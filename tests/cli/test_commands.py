@@ -81,7 +81,7 @@ COMMANDS = {
     "doctor": ["--backend", "--config", "--json", "--nodes", "--only", "--quick", "-c", "FIELD=VALUE"],
     "setup-engine": ["--device", "--dir", "--python"],
     "plan": ["-c", "--config", "--cpu", "--gpu", "--gpu-memory", "--json", "FIELD=VALUE"],
-    "methods": ["--figure", "--json"],
+    "methods": ["--coupling", "--figure", "--json", "--kind", "--needs", "[WORD]..."],
     "data check": ["--against", "--column", "--json", "--overlap", "--rule", "SOURCE"],
     "convert import": [
         *("--dtype", "--ep", "--hf", "--jobs", "--json", "--no-prove", "--out", "--pp", "--prove", "--tp"),

@@ -23,7 +23,10 @@ def test_the_table_and_the_file_have_every_method(tmp_path: Path) -> None:
     assert {name: value for name, value in grpo["needs"].items() if value} == {"old": True, "reference": "all"}
     assert (grpo["kind"], next(row for row in rows if row["name"] == "rloo")["kind"]) == ("objective", "advantage")
     assert (grpo["coupling"], grpo["divisor"], grpo["groups"]) == ("token", "samples", "all")
-    assert grpo["settings"] == {"clip_low": 0.2, "clip_high": 0.2, "beta": 0.001} and "2402.03300" in grpo["paper"]
+    assert (
+        grpo["settings"] == {"clip_low": 0.2, "clip_high": 0.2, "beta": 0.001, "penalty": "k3"}
+        and "2402.03300" in grpo["paper"]
+    )
     assert grpo["hyper"][2]["bounds"] == "at least 0"
 
 
