@@ -101,13 +101,17 @@ def test_a_broken_weight_shows_in_the_logprobs(engine: Fleet, model: PreTrainedM
 
 
 def test_push_in_the_middle_of_generation(engine: Fleet, model: PreTrainedModel, tmp_path: Path) -> None:
-    """Requests in flight are kept and computed anew with the new weights; equal weights give equal bits."""
+    """Requests in flight are kept and computed anew with the new weights; equal weights give equal bits.
+
+    By the engine alone: a fleet takes samples of other weights than the pushed ones for a fault.
+    """
     requests = [SampleRequest(PROMPTS[i % 4], seed=i) for i in range(64)]
-    undisturbed = engine.generate(requests, Sampling(230))
+    (client,) = engine.clients
+    undisturbed = client.generate(requests, Sampling(230))
     sync = make_sync(SyncConfig(), engine.clients, tmp_path)
     timer = threading.Timer(0.4, lambda: sync.push(model.state_dict().items(), version=5))
     timer.start()
-    rollouts = engine.generate(requests, Sampling(230))
+    rollouts = client.generate(requests, Sampling(230))
     timer.join()
     assert engine.weight_versions() == [5]
     assert 5 in {r.policy_version for r in rollouts}, "generation ended before the push; make it longer"
