@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Write the table of all methods into docs/lab.md, from the results of the two comparisons of examples/cpu-lab.
+"""Write the tables of all methods into docs/lab.md, from the results of three comparisons of examples/cpu-lab.
 
-owpo compare -c examples/cpu-lab/zoo.yaml && owpo compare -c examples/cpu-lab/zoo_advantages.yaml
+for name in zoo zoo_advantages plans; do owpo compare -c examples/cpu-lab/$name.yaml; done
 .venv/bin/python tools/document_lab_methods.py
+
+A comparison without results here keeps its table.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "lab.md"
-BEGIN, END = "<!-- all methods: begin -->", "<!-- all methods: end -->"
-COMPARISONS = ("cipher-zoo", "cipher-zoo-advantages")
+COMPARISONS = ("cipher-zoo", "cipher-zoo-advantages", "cipher-plans")
 
 
 def page(text: str, runs: Path) -> str:
     """The page with the tables as the results have them."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{''.join(table(runs / name) for name in COMPARISONS)}{END}{after}"
+    for name in COMPARISONS:
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if (runs / name / "table.json").is_file():
+            before, _, rest = text.partition(begin)
+            _, _, after = rest.partition(end)
+            text = f"{before}{begin}\n{table(runs / name)}{end}{after}"
+    return text
 
 
 def table(folder: Path) -> str:
@@ -42,7 +47,7 @@ def table(folder: Path) -> str:
 
 def steps(folder: Path, label: str) -> Iterator[dict[str, Any]]:
     """The lines of finished steps of a method's one run."""
-    for text in next((folder / "runs").glob(f"plain-{label}-s1-*/metrics.jsonl")).read_text().splitlines():
+    for text in next((folder / "runs").glob(f"*-{label}-s1-*/metrics.jsonl")).read_text().splitlines():
         line = json.loads(text)
         if "seconds" in line:
             yield line

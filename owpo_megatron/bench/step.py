@@ -27,12 +27,20 @@ from owpo_megatron.run.files import write_whole
 
 WARM_UP = 2
 LOSS_TOLERANCE = 1e-5
+NORM_TOLERANCE = 1e-4  # relative
 PHASES = ("rollout", "verify", "logp_ref", "update", "sync")
 Log = Callable[[str], None]
 
 
 def bench_step(
-    name: str, against: str | None, pairs: int, ranks: int, deterministic: bool, microbatch: int | None, log: Log
+    name: str,
+    against: str | None,
+    pairs: int,
+    ranks: int,
+    engines: int,
+    deterministic: bool,
+    microbatch: int | None,
+    log: Log,
 ) -> dict[str, Any]:
     """Measure a workload.
 
@@ -41,6 +49,7 @@ def bench_step(
         against: "trl", or None for our side alone.
         pairs: counted steps of each side; results are medians.
         ranks: data-parallel ranks of the trainer.
+        engines: SGLang servers that share the responses.
         deterministic: `rollout.deterministic`.
         microbatch: samples that TRL passes through its model at a time; None: all.
 
@@ -50,7 +59,8 @@ def bench_step(
 
     Raises:
         UserError: no such workload.
-        RunError: a side failed, or the losses on the same tokens differ by more than 1e-5.
+        RunError: a side failed, or on the same tokens the losses differ by more than 1e-5, the gradients' norms by more
+            than one part in 10,000.
     """
     if name not in WORKLOADS:
         raise UserError("--workload", name, f"use one of {', '.join(WORKLOADS)}")
@@ -59,7 +69,7 @@ def bench_step(
         folder = Path(scratch)
         write_workload(folder, workload)
         log("starting the trainer and its engine")
-        ours = stack.enter_context(_our_side(folder, workload, steps, ranks, deterministic))
+        ours = stack.enter_context(_our_side(folder, workload, steps, ranks, engines, deterministic))
         peer = None
         if against:
             log("starting TRL")
@@ -76,15 +86,17 @@ def bench_step(
         if peer:
             log("both losses on the same tokens")
             figures |= _same_loss(folder, workload, peer_lines[0])
-    return {"workload": name, "deterministic": deterministic, "ranks": ranks} | figures
+    return {"workload": name, "deterministic": deterministic, "ranks": ranks, "engines": engines} | figures
 
 
 @contextlib.contextmanager
-def _our_side(folder: Path, workload: Workload, steps: int, ranks: int, deterministic: bool) -> Iterator[Side]:
+def _our_side(
+    folder: Path, workload: Workload, steps: int, ranks: int, engines: int, deterministic: bool
+) -> Iterator[Side]:
     from owpo_megatron.config import Config
     from owpo_megatron.launch.local import rank_command, rank_environment
 
-    raw = run_config(folder, workload, steps, ranks, deterministic)
+    raw = run_config(folder, workload, steps, ranks, engines, deterministic)
     config_file = folder / "config.json"
     config_file.write_text(json.dumps(raw))
     Config.load(config_file)
@@ -199,5 +211,9 @@ def _same_loss(folder: Path, workload: Workload, peer: Mapping[str, Any]) -> dic
     ours = json.loads(result_file.read_text())
     if not abs(ours["loss"] - peer["loss"]) <= LOSS_TOLERANCE:
         raise RunError(f"on the same tokens our loss is {ours['loss']:.7f} and the peer's {peer['loss']:.7f}")
+    if not abs(ours["grad_norm"] / peer["grad_norm"] - 1) <= NORM_TOLERANCE:
+        raise RunError(
+            f"on the same tokens our gradient's norm is {ours['grad_norm']:.6f} and the peer's {peer['grad_norm']:.6f}"
+        )
     norms = {"grad_norm": ours["grad_norm"], "peer_grad_norm": peer["grad_norm"]}
     return {"loss_on_same_tokens": ours["loss"], "peer_loss_on_same_tokens": peer["loss"]} | norms

@@ -114,6 +114,7 @@ def main(settings_file: str, go: str, done: str) -> None:
         beta=settings["beta"],
         epsilon=settings["clip"],
         loss_type="grpo",
+        use_bias_correction_kl=False,  # TRL multiplies the KL by the ratio by default, which changes its gradient
         learning_rate=settings["lr"],
         lr_scheduler_type="constant",
         max_grad_norm=settings["clip_grad"],

@@ -74,7 +74,9 @@ def write_workload(folder: Path, workload: Workload) -> None:
             file.write(json.dumps({"problem": words, "answer": "1", "prompt": words}) + "\n")
 
 
-def run_config(folder: Path, workload: Workload, steps: int, ranks: int, deterministic: bool = True) -> dict[str, Any]:
+def run_config(
+    folder: Path, workload: Workload, steps: int, ranks: int, engines: int = 1, deterministic: bool = True
+) -> dict[str, Any]:
     """The configuration of our side; what a step of the other side has no counterpart to is off."""
     return {
         "name": "step",
@@ -94,6 +96,7 @@ def run_config(folder: Path, workload: Workload, steps: int, ranks: int, determi
         "verifier": {"rule": "python:owpo_megatron.bench.step_workload:grade"},
         "optimizer": {"steps": steps, "updates_per_step": 1, "lr": LEARNING_RATE, "clip_grad": CLIP_GRAD},
         "parallel": {"dp": ranks},
+        "engine": {"count": engines},
         "eval": {"before": False, "after": False, "every": 0},
         "checkpoint": {"every": 0, "export_hf": False},
     }  # fmt: skip

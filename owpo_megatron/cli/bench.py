@@ -211,6 +211,7 @@ def step(
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Data-parallel ranks of the trainer; default: one per core, at most 2.")
     ] = None,
+    engines: Annotated[int, typer.Option(min=1, help="SGLang servers of our side (engine.count).")] = 1,
     deterministic: Annotated[
         bool, typer.Option(help="Responses do not depend on what else is generated (rollout.deterministic).")
     ] = True,
@@ -230,7 +231,7 @@ def step(
     peer = None if against == "none" else against
     world = ranks or min(2, len(os.sched_getaffinity(0)))
     with progress("step") as log:
-        figures = bench_step(workload, peer, pairs, world, deterministic, microbatch, log)
+        figures = bench_step(workload, peer, pairs, world, engines, deterministic, microbatch, log)
     report_rows(step_rows(figures), json_file, figures)
 
 

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from owpo_megatron.methods.hyper import hyper
-from owpo_megatron.methods.method import ChunkBatch, Method, StepView, Terms
-from owpo_megatron.methods.metrics import policy_metrics
-from owpo_megatron.methods.surrogate import clipped_surrogate
-
-if TYPE_CHECKING:
-    import torch
+from owpo_megatron.methods.clipped import Clipped
+from owpo_megatron.methods.method import StepView
 
 
 @dataclass(frozen=True)
-class Sampled(Method):
+class Sampled(Clipped):
     """min(r A, clip(r) A), summed over tokens, for subclasses with a plan of their own."""
 
     kind = "sampling"
-
-    clip_low: float = hyper(0.2, "Lower clip range of the ratio.", gt=0, lt=1)
-    clip_high: float = hyper(0.2, "Upper clip range of the ratio.", gt=0)
-
-    def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
-        surrogate = clipped_surrogate(logp_C, batch, self.clip_low, self.clip_high)
-        return Terms(surrogate.value_C, policy_metrics(logp_C, batch, surrogate.ratio_C, surrogate.clipped_C))
 
 
 def minus_mean(step: StepView) -> list[float]:
