@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from owpo_megatron.methods.hyper import hyper
-from owpo_megatron.methods.method import ChunkBatch, Method, Terms
+from owpo_megatron.methods.method import ChunkBatch, Kind, Method, Terms
 from owpo_megatron.methods.metrics import policy_metrics
 from owpo_megatron.methods.surrogate import clipped_surrogate
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Clipped(Method):
     """min(r A, clip(r) A), for subclasses with advantages of their own."""
 
-    kind = "advantage"
+    kind: ClassVar[Kind] = "advantage"
 
     clip_low: float = hyper(0.2, "Lower clip range of the ratio.", gt=0, lt=1)
     clip_high: float = hyper(0.2, "Upper clip range of the ratio.", gt=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from owpo_megatron.methods.hyper import hyper
-from owpo_megatron.methods.method import Method
 from owpo_megatron.methods.token.grpo import Grpo
 
 
@@ -16,8 +15,8 @@ class SymDapo(Grpo):
     name = "sym_dapo"
     summary = "S - β k3"
     paper = "OWPO B.3, B.4"
-    divisor = Method.divisor
+    divisor = "tokens"
     groups = "mixed"
-    refresh = Method.refresh
+    refresh = "interval"
 
     clip_high: float = hyper(0.28, "Upper clip range of the ratio.", gt=0)

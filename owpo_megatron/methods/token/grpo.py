@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from owpo_megatron.methods.hyper import hyper
-from owpo_megatron.methods.method import ChunkBatch, Method, Terms
+from owpo_megatron.methods.method import ChunkBatch, Divisor, Method, Refresh, Terms
 from owpo_megatron.methods.surrogate import penalised_surrogate
 from owpo_megatron.types import ReferenceNeed
 
@@ -21,9 +21,9 @@ class Grpo(Method):
     name = "grpo"
     summary = "S - β k3"
     paper = "arXiv:2402.03300; OWPO Eq. 1, B.4"
-    divisor = "samples"
+    divisor: ClassVar[Divisor] = "samples"
     reference = "all"
-    refresh = "fixed"
+    refresh: ClassVar[Refresh] = "fixed"
 
     clip_low: float = hyper(0.2, "Lower clip range of the ratio.", gt=0, lt=1)
     clip_high: float = hyper(0.2, "Upper clip range of the ratio.", gt=0)
