@@ -16,6 +16,7 @@ methods with a reference. A token outside its metric's set adds 0.
 | case_1 .. case_4 | reference tokens | 1 in that case of the paper's Table 1; tokens with delta = 0 are in none |
 | delta_hist | reference tokens with A != 0 | [16] counts of delta in equal bins over [-0.5, 0.5], open at both ends |
 | reversed_count | reference tokens | 1 where the gradient moves the token against the sign of A (force reversal) |
+| turned_count | reference tokens (methods with a clipped surrogate) | [9] 1 where a symmetric KL would do that, for each of BETAS |
 | active_tokens | active tokens (OWPO family) | 1 |
 | w_sum | response tokens (OWPO family) | w, 1 for inactive tokens |
 | w_at_low, w_at_high | active tokens (OWPO family) | 1 where w is at that bound |
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 DELTA_BINS = 16
 DELTA_RANGE = 0.5  # the histogram spans [-0.5, 0.5]: w's window is about [-0.18, 0.22]
+BETAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # coefficients of the symmetric KL that is asked about
 
 
 def directional_deviation(logp_C: torch.Tensor, ref_logp_C: torch.Tensor, advantage_C: torch.Tensor) -> torch.Tensor:
@@ -77,6 +79,22 @@ def reference_metrics(
         "delta_hist": (bin_C[:, None] == bins_B) & (good_C | bad_C)[:, None],
         "reversed_count": has_ref_C & (push_C.sign() * batch.advantage_C.sign() < 0),
     }
+
+
+def turned_metrics(
+    logp_C: torch.Tensor, batch: ChunkBatch, has_ref_C: torch.Tensor, push_C: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return the tokens whose update a symmetric KL to the reference would turn against the verifier, by its beta.
+
+    The penalty beta z^2 / 2 (paper, section 4) turns `push_C`, d value / d logp of the surrogate alone, where
+    sgn(A) (push - beta z) < 0. A clipped token is pushed nowhere: any beta turns it where it is ahead of the reference.
+    """
+    import torch
+
+    z_C = logp_C.detach() - batch.ref_logp_C
+    beta_B = torch.tensor(BETAS, device=z_C.device, dtype=z_C.dtype)
+    after_CB = push_C[:, None] - beta_B * z_C[:, None]
+    return {"turned_count": has_ref_C[:, None] & (after_CB.sign() * batch.advantage_C.sign()[:, None] < 0)}
 
 
 def weight_metrics(weight_C: torch.Tensor, batch: ChunkBatch, low: float, high: float) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from owpo_megatron.methods.method import ChunkBatch, Terms
-from owpo_megatron.methods.metrics import every_row, policy_metrics, reference_metrics
+from owpo_megatron.methods.metrics import every_row, policy_metrics, reference_metrics, turned_metrics
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,7 @@ def penalised_surrogate(
     # d k / d logp, the pull-back that may outweigh the verifier's direction; of k3 it is 1 - exp(ref - logp)
     lag_C = batch.ref_logp_C - logp_C.detach()
     pull_C = beta * (-lag_C if penalty == "k2" else 1 - lag_C.exp())
-    push_C = surrogate_push(surrogate, batch.advantage_C) - pull_C
-    metrics |= reference_metrics(logp_C, batch, every_row(batch), push_C)
+    direct_C = surrogate_push(surrogate, batch.advantage_C)
+    metrics |= reference_metrics(logp_C, batch, every_row(batch), direct_C - pull_C)
+    metrics |= turned_metrics(logp_C, batch, every_row(batch), direct_C)
     return Terms(surrogate.value_C - beta * PENALTIES[penalty](logp_C, batch.ref_logp_C), metrics)

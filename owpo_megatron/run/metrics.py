@@ -36,6 +36,7 @@ _MEANS = {
     "case_3": ("case_3", "ref_tokens"),
     "case_4": ("case_4", "ref_tokens"),
     "reversed_count": ("reversed_fraction", "ref_tokens"),
+    "turned_count": ("turned_by_beta", "ref_tokens"),
 }
 _COUNTS = ("tokens", "active_tokens", "delta_hist")
 # sums that are divisors, or that no line has; every further one is a method's own metric
@@ -98,7 +99,7 @@ class StepLine:
             line["grad_norm"] = sum(self._grad_norms) / len(self._grad_norms)
         for name, (field, divisor) in _MEANS.items():
             if self._sums.get(divisor):
-                line[field] = self._sums[name] / self._sums[divisor] if name in self._sums else None
+                line[field] = _divided(self._sums[name], self._sums[divisor]) if name in self._sums else None
         for name in _COUNTS:
             if name in self._sums:
                 line[name] = self._sums[name]

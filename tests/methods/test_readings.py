@@ -9,6 +9,7 @@ import torch
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods import ChunkBatch, Method, dense_loss, effective_progress, make_method
+from owpo_megatron.methods.metrics import BETAS
 from owpo_megatron.types import TokenBatch
 
 
@@ -96,3 +97,29 @@ def test_the_divisor_can_be_chosen(name: str, divisor: str, loss_sum: float, cou
     loss = dense_loss(method, torch.full((4,), -1.0), batch)
     scale = 5.0 * -1.0 if name == "mopd" else 1.0  # sg(alpha A) logp with logp = -1
     assert loss.loss_sum.item() == pytest.approx(loss_sum * scale) and int(loss.count) == count
+
+
+def test_tokens_that_a_symmetric_kl_would_turn() -> None:
+    """A r = 1 is turned where beta z > 1: z = 0.5 from beta 3 on (1.5), 0.05 not even by 10 (0.5), -0.5 never.
+
+    The fourth token mirrors the first: A = -1, z = -0.5. The last one's ratio is e^0.5 > 1.28: it is clipped, pushed
+    nowhere, and any beta turns it, since z = 0.2 > 0.
+    """
+    logp_C, batch = chunk([-1.0] * 4 + [-0.5], [-1.5, -1.05, -0.5, -0.5, -0.7], [-1.0] * 5, [1.0, 1.0, 1.0, -1.0, 1.0])
+    for name in ("owpo", "owpo_no_accel", "sym_dapo"):
+        found_CB = make_method(name).terms(logp_C, batch).metrics["turned_count"]
+        large = [beta >= 3 for beta in BETAS]
+        assert found_CB.tolist() == [large, [False] * 9, [False] * 9, large, [True] * 9]
+    assert not make_method("owpo").terms(logp_C, batch).metrics["reversed_count"].any()
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_what_is_asked_of_owpos_tokens_is_what_sym_dapo_does(beta: float) -> None:
+    """The count for a beta is the number of tokens that Sym-DAPO's own gradient turns with this beta."""
+    generator = torch.Generator().manual_seed(1)
+    old, noise, ref = torch.randn(3, 200, generator=generator, dtype=torch.float64)
+    logp_C, batch = chunk((old + 0.2 * noise).tolist(), (old + 0.5 * ref).tolist(), old.tolist(), noise.sign().tolist())
+    asked_C = make_method("owpo").terms(logp_C, batch).metrics["turned_count"][:, BETAS.index(beta)]
+    slope_C = torch.tensor(gradient(make_method("sym_dapo", beta=beta, penalty="k2"), logp_C, batch))
+    assert torch.equal(asked_C, slope_C * batch.advantage_C < 0)
+    assert asked_C.any() and not asked_C.all()

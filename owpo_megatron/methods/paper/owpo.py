@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from owpo_megatron.methods.hyper import hyper
 from owpo_megatron.methods.method import ChunkBatch, Method, Terms
-from owpo_megatron.methods.metrics import directional_deviation, policy_metrics, reference_metrics, weight_metrics
+from owpo_megatron.methods.metrics import (
+    directional_deviation,
+    policy_metrics,
+    reference_metrics,
+    turned_metrics,
+    weight_metrics,
+)
 from owpo_megatron.methods.surrogate import clipped_surrogate, surrogate_push
 
 if TYPE_CHECKING:
@@ -85,10 +91,11 @@ class Owpo(Method):
     def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
         surrogate = clipped_surrogate(logp_C, batch, self.clip_low, self.clip_high)
         weight_C = self.weights(logp_C, batch)
-        push_C = weight_C * surrogate_push(surrogate, batch.advantage_C)
+        direct_C = surrogate_push(surrogate, batch.advantage_C)
         metrics = (
             policy_metrics(logp_C, batch, surrogate.ratio_C, surrogate.clipped_C)
-            | reference_metrics(logp_C, batch, batch.active_C, push_C)
+            | reference_metrics(logp_C, batch, batch.active_C, weight_C * direct_C)
+            | turned_metrics(logp_C, batch, batch.active_C, direct_C)
             | weight_metrics(weight_C, batch, self.weight_low, self.weight_high)
         )
         return Terms(weight_C * surrogate.value_C, metrics)
