@@ -73,6 +73,25 @@ def check_reference(reference: ReferenceConfig, eval_every: int) -> None:
         )
 
 
+def check_whole_vocabulary(method: Method, teachers: Sequence[TeacherConfig], head: str, tis_cap: float | None) -> None:
+    """Refuse what a comparison of the whole vocabulary cannot have.
+
+    Raises:
+        UserError: the teacher's weights are not here, the head is not exact, or a token would be weighed.
+    """
+    if not method.whole_vocabulary:
+        return
+    what = f"{method.name} with vocabulary full"
+    for teacher in teachers:
+        if teacher.urls:
+            remedy = f"{what} needs the teacher's weights, and servers return the sampled tokens' log-probs alone"
+            raise UserError(f"teachers ({teacher.name}) urls", ", ".join(teacher.urls), f"{remedy}; use path")
+    if head != "exact":
+        raise UserError("model.head", head, f"{what} is exact alone; set model.head exact")
+    if tis_cap is not None:
+        raise UserError("algorithm.tis_cap", tis_cap, f"{what} weighs no sampled token; leave it out")
+
+
 def check_teachers(
     teachers: Sequence[TeacherConfig], method: type[Method], reference: ReferenceConfig, temperature: float
 ) -> None:

@@ -20,12 +20,18 @@ from owpo_megatron.config.file import Section, first_mistake, read_mapping
 from owpo_megatron.config.launch import LaunchConfig
 from owpo_megatron.config.method import AlgorithmConfig, RolloutConfig
 from owpo_megatron.config.optimizer import OptimizerConfig
-from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig, check_reference, check_teachers
+from owpo_megatron.config.reference import (
+    ReferenceConfig,
+    TeacherConfig,
+    check_reference,
+    check_teachers,
+    check_whole_vocabulary,
+)
 from owpo_megatron.config.reward import RewardConfig
 from owpo_megatron.config.sinks import ProfileConfig, SinksConfig
 from owpo_megatron.config.verifier import Rule, VerifierConfig
 from owpo_megatron.errors import UserError
-from owpo_megatron.methods.catalogue import find_method
+from owpo_megatron.methods.catalogue import find_method, make_method
 
 log = logging.getLogger(__name__)
 
@@ -314,6 +320,7 @@ class Config(Section):
         self._has_a_best()
         method = find_method(self.algorithm.name)
         check_teachers(self.teachers, method, self.reference, roll.temperature)
+        check_whole_vocabulary(make_method(self.algorithm), self.teachers, self.model.head, self.algorithm.tis_cap)
         if max(self.eval.pass_at) > self.eval.samples:
             raise UserError("eval.pass_at", self.eval.pass_at, f"cannot exceed eval.samples = {self.eval.samples}")
         if roll.oversampling > 1 and not roll.keeps_mixed_groups(method):

@@ -11,6 +11,7 @@ from owpo_megatron.head.logprobs import (
     RefinedLogProbs,
 )
 from owpo_megatron.head.shard import VocabShard
+from owpo_megatron.head.whole import TeacherRows
 
 __all__ = [
     "ComparableLogProbs",
@@ -23,6 +24,7 @@ __all__ = [
     "LogProbs",
     "RawLogProbs",
     "RefinedLogProbs",
+    "TeacherRows",
     "VocabShard",
     "head_error",
     "settled_mode",

@@ -16,6 +16,7 @@ from owpo_megatron.head.fp8 import Fp8Weight
 from owpo_megatron.head.gradients import FormedGradients, attach
 from owpo_megatron.head.logprobs import ExactLogProbs, LogProbs, RawLogProbs, RefinedLogProbs, check_batch
 from owpo_megatron.head.shard import VocabShard
+from owpo_megatron.head.whole import TeacherRows, WholeVocabulary
 from owpo_megatron.methods.loss import Chunk, MethodLoss
 from owpo_megatron.methods.method import Method
 from owpo_megatron.methods.prepare import prepared_in_microbatch
@@ -113,6 +114,7 @@ class Head:
         batch: TokenBatch,
         method: Method,
         mode: LogpMode = "exact",
+        teacher: TeacherRows | None = None,
     ) -> HeadLoss:
         """The method's loss, with the gradients of h and the weight formed on the way: 6 T V H, or less.
 
@@ -125,10 +127,11 @@ class Head:
             batch: its values must be the same on every tensor-parallel rank: they decide which rows leave.
             method: with coupling `sample` its `prepare` runs here, after a first pass over the same hidden states.
             mode: "exact" or "fp8_refined", the mode of the batch's log-probs.
+            teacher: for methods with `whole_vocabulary`, and for no other.
 
         Raises:
-            TypeError: a ratio would be formed of log-probs of two modes, or of raw FP8; or a method whose coupling is
-                `group` or `minibatch` was not prepared.
+            TypeError: a ratio would be formed of log-probs of two modes, or of raw FP8; a method whose coupling is
+                `group` or `minibatch` was not prepared; or a whole-vocabulary method has no teacher.
 
         The gradient of h is this rank's PARTIAL sum (over its part of the vocabulary): the caller reduces it, as
         megatron's copy-to / gather-from regions in front of the output layer do. The weight's is complete.
@@ -136,8 +139,9 @@ class Head:
         check_batch(batch, method.needs_reference, mode)
         batch = self._prepared(h_TH, target_T, batch, method, mode)
         formed = FormedGradients(h_TH, self.weight_VH)
+        whole = self._compared(method, teacher)
         with torch.no_grad():
-            out = self._form(h_TH, target_T, batch, method, formed, self._backend(mode))
+            out = self._form(h_TH, target_T, batch, method, formed, self._backend(mode), whole)
         return replace(out, loss_sum=attach(h_TH, self.weight_VH, out.loss_sum, formed)) if formed.wanted else out
 
     @torch.no_grad()
@@ -164,6 +168,7 @@ class Head:
         method: Method,
         formed: FormedGradients,
         backend: Backend,
+        whole: WholeVocabulary | None,
     ) -> HeadLoss:
         rows = self._rows(backend, h_TH, target_T, batch.row_mask_T)
         logp_T = torch.zeros(h_TH.shape[0], dtype=wide(h_TH), device=h_TH.device)
@@ -174,7 +179,8 @@ class Head:
             stats = self.shard.combine(logits.stats())
             rows_C = rows.places(chunk)
             logp_T[rows_C], entropy_T[rows_C] = stats.logp_C, stats.entropy_C
-            slope = loss.add(rows_C, stats.logp_C, stats.entropy_C, gradient=formed.wanted)
+            far = whole.chunk(chunk, rows.h_RH) if whole else None
+            slope = loss.add(rows_C, stats.logp_C, stats.entropy_C, formed.wanted, far.kl_C if far else None)
             if slope is None:
                 continue
             keep_K = _with_gradient(slope)
@@ -183,6 +189,8 @@ class Head:
             if count == 0:
                 continue
             dlogits_KV = logits.dlogits(keep_K, stats, slope.dlogp_C, slope.dentropy_C)
+            if far is not None and slope.dkl_C is not None:
+                dlogits_KV += far.dlogits(keep_K, slope.dkl_C)
             if formed.dh_TH is not None:
                 formed.dh_TH[_chosen(rows_C, keep_K)] = backend.dgrad(dlogits_KV).to(h_TH.dtype)
             if formed.sum_VH is not None:
@@ -204,6 +212,13 @@ class Head:
             raise TypeError(f"{what}: the trainer calls its `prepare` before the update (methods/prepare.py)")
         now = self.logprobs(h_TH.detach(), target_T, batch.row_mask_T, mode)
         return prepared_in_microbatch(method, batch, now.logp_T, now.entropy_T)
+
+    def _compared(self, method: Method, teacher: TeacherRows | None) -> WholeVocabulary | None:
+        if method.whole_vocabulary != (teacher is not None):
+            raise TypeError(f"{method.name}: a teacher's rows go with a method that compares the whole vocabulary")
+        if teacher is None:
+            return None
+        return WholeVocabulary(self.weight_VH, teacher, self._inverse_temperature, self.shard)
 
     def _backend(self, mode: LogpMode) -> Backend:
         if mode not in self._backends:
@@ -253,8 +268,9 @@ class _Rows:
 def _with_gradient(slope: Chunk) -> torch.Tensor | None:
     """Rows of the chunk that have a gradient; None: all."""
     has_C = slope.dlogp_C != 0
-    if slope.dentropy_C is not None:
-        has_C = has_C | (slope.dentropy_C != 0)
+    for further_C in (slope.dentropy_C, slope.dkl_C):
+        if further_C is not None:
+            has_C = has_C | (further_C != 0)
     keep_K = has_C.nonzero()[:, 0]
     return None if len(keep_K) == len(has_C) else keep_K
 

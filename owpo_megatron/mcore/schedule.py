@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from owpo_megatron.head import Head, HeadError, HeadLoss, LogProbs, head_error
+from owpo_megatron.head import Head, HeadError, HeadLoss, LogProbs, TeacherRows, head_error
 from owpo_megatron.mcore.packing import Microbatch
 from owpo_megatron.methods import Method
 from owpo_megatron.types import LogpMode, TokenBatch
@@ -25,15 +25,18 @@ def forward_backward(
     batch_of: Callable[[Microbatch], TokenBatch],
     collect: Callable[[TokenBatch, HeadLoss], Collected],
     mode: LogpMode = "exact",
+    teaching: Mapping[int, TeacherRows] | None = None,
 ) -> list[Collected]:
     """Accumulate gradients of sum(loss) / sum(count over all ranks) in main_grad.
 
+    `teaching` is what `forward_teacher` returned for these microbatches, for methods that compare whole vocabularies.
     Returns the result of `collect` for each microbatch, on the last pipeline stage (empty elsewhere).
     """
 
     def loss(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
         batch = batch_of(microbatch)
-        out = head.loss(h_TH, microbatch.target_T[0], batch, method, mode)
+        teacher = None if teaching is None else teaching[id(microbatch)]
+        out = head.loss(h_TH, microbatch.target_T[0], batch, method, mode, teacher)
         return out.loss_sum, out.count.int(), collect(batch, out)
 
     return _run(chunks, microbatches, loss, forward_only=False)
@@ -49,6 +52,24 @@ def forward_logprobs(
         return microbatch, head.logprobs(h_TH, microbatch.target_T[0], microbatch.mask_T[0], mode)
 
     return _run(chunks, microbatches, collect, forward_only=True)
+
+
+@torch.no_grad()
+def forward_teacher(
+    chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch]
+) -> dict[int, TeacherRows]:
+    """Return the rows of the weights that are shown by `id(microbatch)`, on the last pipeline stage ({} elsewhere).
+
+    They hold H numbers per response token until they are dropped, and a copy of the output embedding.
+    """
+    weight: list[torch.Tensor] = []
+
+    def collect(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> tuple[int, TeacherRows]:
+        if not weight:
+            weight.append(head.weight_VH.detach().clone())  # a view would keep all of an offloaded slot on the device
+        return id(microbatch), TeacherRows(h_TH[microbatch.mask_T[0]], weight[0])
+
+    return dict(_run(chunks, microbatches, collect, forward_only=True))
 
 
 @torch.no_grad()

@@ -118,6 +118,13 @@ class ParameterSlots:
             yield
 
     @contextlib.contextmanager
+    def showing_teacher(self) -> Iterator[None]:
+        """The same with the only further slot, or with the reference where there is none."""
+        assert len(self._further) < 2, "several teachers"
+        with self.showing(next(iter(self._further))) if self._further else self.showing_reference():
+            yield
+
+    @contextlib.contextmanager
     def filling(self, name: str, resident: bool) -> Iterator[None]:
         """Context in which the parameters view a new slot; load weights there. `resident`: keep it on the device."""
         slot = _Slot(self._layout, [torch.zeros_like(data) for data in self._policy.buffers])

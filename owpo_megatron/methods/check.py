@@ -71,8 +71,12 @@ def _evaluated(
         raise UserError("method", method.name, "an entropy_coef_C of terms() and `entropy_bonus = True` go together")
     if taken := sorted(RESERVED & set(terms.metrics)):
         raise UserError("method", method.name, f"rename the metric {taken[0]}: the trainer uses this name")
+    if (terms.kl_coef_C is not None) != method.whole_vocabulary:
+        raise UserError("method", method.name, "a kl_coef_C of terms() and `whole_vocabulary` go together")
     if terms.entropy_coef_C is not None:
         found["entropy_coef"] = terms.entropy_coef_C
+    if terms.kl_coef_C is not None:
+        found["kl_coef"] = terms.kl_coef_C
     for name, value_C in found.items():
         if value_C.dim() == 0 or len(value_C) != len(rows_C):
             shape = tuple(value_C.shape)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 
-RESERVED = frozenset({"value", "entropy", "entropy_bonus", "tokens", "tis_sum", "tis_capped"})
+RESERVED = frozenset(
+    {"value", "entropy", "entropy_bonus", "kl_value", "kl_whole_sum", "tokens", "tis_sum", "tis_capped"}
+)
 """Names of the trainer's own sums, which no metric of a method may have."""
 
 
@@ -36,6 +38,7 @@ class Chunk(NamedTuple):
 
     dlogp_C: torch.Tensor  # d loss_sum / d logp; exactly 0 where a token has no gradient
     dentropy_C: torch.Tensor | None  # d loss_sum / d entropy; None without an entropy bonus
+    dkl_C: torch.Tensor | None = None  # d loss_sum / d KL over the whole vocabulary; None for methods without
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,14 @@ class MethodLoss:
         self._columns: dict[str, torch.Tensor] = {}
 
     def add(
-        self, rows_C: torch.Tensor | slice, logp_C: torch.Tensor, entropy_C: torch.Tensor, gradient: bool = True
-    ) -> Chunk | None:
-        """Evaluate the method on these rows; returns the gradient where it is wanted."""
+        self, rows_C: torch.Tensor | slice, logp_C: torch.Tensor, entropy_C: torch.Tensor, gradient: bool = True,
+        kl_C: torch.Tensor | None = None,
+    ) -> Chunk | None:  # fmt: skip
+        """Evaluate the method on these rows; returns the gradient where it is wanted.
+
+        Args:
+            kl_C: KL(policy || teacher) over the whole vocabulary, for methods with `whole_vocabulary`.
+        """
         import torch
 
         batch = chunk_batch(self._batch, rows_C, logp_C, entropy_C if self._method.needs_entropy else None)
@@ -93,7 +101,7 @@ class MethodLoss:
             # A microbatch without a sample that counts has nothing prepared, and no row that is read.
             idle = self._method.coupling != "token" and not batch.given
             terms = Terms(leaf_C * 0) if idle else self._method.terms(leaf_C, batch)
-        factor_C = self._keep(rows_C, terms, batch, logp_C, entropy_C)
+        factor_C = self._keep(rows_C, terms, batch, logp_C, entropy_C, kl_C)
         if not gradient:
             return None
         mask_C = self._batch.mask_T[rows_C]
@@ -102,12 +110,13 @@ class MethodLoss:
         if terms.entropy_coef_C is not None:
             of_tokens_C = upstream_C * terms.entropy_coef_C.detach()
             dentropy_C = of_tokens_C if dentropy_C is None else dentropy_C + of_tokens_C
+        dkl_C = None if terms.kl_coef_C is None else upstream_C * terms.kl_coef_C.detach()
         if factor_C is not None:
             upstream_C = upstream_C * factor_C
         if not terms.value_C.requires_grad:
-            return Chunk(torch.zeros_like(logp_C), dentropy_C)
+            return Chunk(torch.zeros_like(logp_C), dentropy_C, dkl_C)
         (dlogp_C,) = torch.autograd.grad(terms.value_C, leaf_C, upstream_C)
-        return Chunk(dlogp_C.masked_fill(~mask_C, 0), dentropy_C)
+        return Chunk(dlogp_C.masked_fill(~mask_C, 0), dentropy_C, dkl_C)
 
     def total(self) -> Loss:
         """The sums over all chunks that were added."""
@@ -120,13 +129,14 @@ class MethodLoss:
             loss_sum = -self._summed(value_T)
         if "entropy" in columns:
             loss_sum = loss_sum - self._method.entropy_coef * self._summed(columns.pop("entropy"))
-        if "entropy_bonus" in columns:
-            loss_sum = loss_sum - self._summed(columns.pop("entropy_bonus"))
+        for name in ("entropy_bonus", "kl_value"):
+            if name in columns:
+                loss_sum = loss_sum - self._summed(columns.pop(name))
         return Loss(loss_sum, self._division.count, metric_sums(columns, batch.mask_T))
 
     def _keep(
         self, rows_C: torch.Tensor | slice, terms: Terms, batch: ChunkBatch, logp_C: torch.Tensor,
-        entropy_C: torch.Tensor,
+        entropy_C: torch.Tensor, kl_C: torch.Tensor | None,
     ) -> torch.Tensor | None:  # fmt: skip
         """Note what has to be summed; returns the factor of truncated importance sampling."""
         columns = {"value": terms.value_C.detach(), **terms.metrics}
@@ -134,6 +144,9 @@ class MethodLoss:
             columns["entropy"] = entropy_C
         if terms.entropy_coef_C is not None:
             columns["entropy_bonus"] = terms.entropy_coef_C * entropy_C
+        if terms.kl_coef_C is not None:
+            assert kl_C is not None, "the method compares the whole vocabulary, and there is no teacher"
+            columns |= {"kl_value": terms.kl_coef_C * kl_C, "kl_whole_sum": kl_C}
         factor_C = None
         if self._method.tis_cap is not None:
             factor_C, capped_C = truncated_importance(batch, self._method.tis_cap)
@@ -155,8 +168,14 @@ class MethodLoss:
         return value_C if length_T is None else value_C / length_T[rows_C]
 
 
-def dense_loss(method: Method, logp_T: torch.Tensor, batch: TokenBatch, entropy_T: torch.Tensor | None = None) -> Loss:
-    """The loss in one piece, differentiable in `logp_T` and `entropy_T`: for tests and benchmarks, without a head."""
+def dense_loss(
+    method: Method,
+    logp_T: torch.Tensor,
+    batch: TokenBatch,
+    entropy_T: torch.Tensor | None = None,
+    kl_T: torch.Tensor | None = None,
+) -> Loss:
+    """The loss in one piece, differentiable in its tensors [T]: for tests and benchmarks, without a head."""
     everything = slice(None)
     given_T = entropy_T.detach() if entropy_T is not None and method.needs_entropy else None
     chunk = chunk_batch(batch, everything, logp_T.detach(), given_T)
@@ -171,6 +190,9 @@ def dense_loss(method: Method, logp_T: torch.Tensor, batch: TokenBatch, entropy_
     if terms.entropy_coef_C is not None:
         assert entropy_T is not None, "an entropy bonus needs the entropies"
         value_T = value_T + terms.entropy_coef_C.detach() * entropy_T
+    if terms.kl_coef_C is not None:
+        assert kl_T is not None, "the method compares the whole vocabulary"
+        value_T, columns = value_T + terms.kl_coef_C.detach() * kl_T, columns | {"kl_whole_sum": kl_T}
     if division.length_T is not None:
         value_T = value_T / division.length_T
     loss_sum = -value_T.masked_fill(~batch.mask_T, 0).sum()

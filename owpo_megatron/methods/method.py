@@ -57,6 +57,7 @@ class Terms:
     value_C: torch.Tensor  # to be maximised; differentiable in logp_C
     metrics: Mapping[str, torch.Tensor] = field(default_factory=dict)
     entropy_coef_C: torch.Tensor | None = None  # adds this times the token's entropy; for methods with entropy_bonus
+    kl_coef_C: torch.Tensor | None = None  # adds this times KL(policy || teacher); for methods with whole_vocabulary
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,12 @@ class Method:
     def needs_reference(self) -> ReferenceNeed:
         """The declared `reference`; a method whose settings switch it off overrides this."""
         return self.reference
+
+    @property
+    def whole_vocabulary(self) -> bool:
+        """`terms` returns a coefficient of the KL to the teacher over the whole vocabulary: its weights must be a slot
+        of the policy's model."""
+        return False
 
     @property
     def has_entropy_bonus(self) -> bool:

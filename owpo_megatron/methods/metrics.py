@@ -16,7 +16,7 @@ methods with a reference. A token outside its metric's set adds 0.
 | case_1 .. case_4 | reference tokens | 1 in that case of the paper's Table 1; tokens with delta = 0 are in none |
 | delta_hist | reference tokens with A != 0 | [16] counts of delta in equal bins over [-0.5, 0.5], open at both ends |
 | reversed_count | reference tokens | 1 where the gradient moves the token against the sign of A (force reversal) |
-| turned_count | reference tokens (methods with a clipped surrogate) | [9] 1 where a symmetric KL would do that, for each of BETAS |
+| turned_count | reference tokens (owpo, grpo, sym_dapo) | [9] 1 where a symmetric KL would do that, for each of BETAS |
 | active_tokens | active tokens (OWPO family) | 1 |
 | w_sum | response tokens (OWPO family) | w, 1 for inactive tokens |
 | w_at_low, w_at_high | active tokens (OWPO family) | 1 where w is at that bound |

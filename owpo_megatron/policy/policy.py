@@ -15,7 +15,7 @@ import torch
 from owpo_megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, ReferenceConfig
 from owpo_megatron.errors import RunError
 from owpo_megatron.families import HFModel, stacked, to_hf
-from owpo_megatron.head import HeadLoss, settled_mode
+from owpo_megatron.head import HeadLoss, TeacherRows, settled_mode
 from owpo_megatron.mcore import checkpoint, cpu
 from owpo_megatron.mcore.optimizer import (
     gradient_norm,
@@ -33,7 +33,7 @@ from owpo_megatron.mcore.packing import (
     plan_microbatches,
     token_batch,
 )
-from owpo_megatron.mcore.schedule import forward_backward, forward_head_errors, forward_logprobs
+from owpo_megatron.mcore.schedule import forward_backward, forward_head_errors, forward_logprobs, forward_teacher
 from owpo_megatron.mcore.slots import ParameterSlots
 from owpo_megatron.mcore.spec import transformer_config
 from owpo_megatron.mcore.topology import Topology
@@ -115,12 +115,13 @@ class MegatronPolicy:
         """
         microbatches = self._microbatches(samples)
         self._settle_head(microbatches)
+        teaching = self._teaching(microbatches) if method.whole_vocabulary else None
         for chunk in self._chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
         collected = forward_backward(
-            self._chunks, microbatches, method, partial(token_batch, samples), _sums, self.logp_mode
+            self._chunks, microbatches, method, partial(token_batch, samples), _sums, self.logp_mode, teaching
         )
         metrics = self._summed(collected)
         if not metrics["loss_count"]:
@@ -225,6 +226,12 @@ class MegatronPolicy:
                 offset += lengths[index]
         self.topology.sum_over_data_and_stages(flat_K)
         return [list(flat.split(lengths)) for flat in flat_K.cpu()]
+
+    def _teaching(self, microbatches: list[Microbatch]) -> dict[int, TeacherRows]:
+        for chunk in self._chunks:
+            chunk.eval()
+        with self.slots.showing_teacher():
+            return forward_teacher(self._chunks, microbatches)
 
     def _settle_head(self, microbatches: list[Microbatch]) -> None:
         """Before the first pass in FP8: one look at its error on these tokens, and all ranks go on alike."""

@@ -1,4 +1,4 @@
-"""Figures 4 to 6 in the paper's layout, and a figure of force reversals, from a reproduction's result."""
+"""Figures 4 to 6 in the paper's layout, from a reproduction's result."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from owpo_megatron.report import style
 from owpo_megatron.report.comparison import draw_band, entry_colors
+from owpo_megatron.report.reversals import draw_reversals
 
 Result = Mapping[str, Any]
 """See reproduce/execute.py."""
@@ -19,7 +20,7 @@ MAIN = "owpo"
 
 def draw(result: Result, file: Path) -> Path:
     """Draw the figure of a result's kind; returns `file`."""
-    figure = {"curves": _curves, "stages": _stages, "bars": _bars, "reversals": _reversals}[result["kind"]](result)
+    figure = {"curves": _curves, "stages": _stages, "bars": _bars, "reversals": draw_reversals}[result["kind"]](result)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, metadata={"Software": None})
     return file
@@ -29,13 +30,14 @@ def _curves(result: Result) -> Figure:
     """Figure 4: Pass@1 on the validation set during training, the reference as a dashed line."""
     figure, (axis,) = style.new_figure(1, 1, height=3.8)
     (title,) = result["titles"].values()
-    style.dress(axis, f"Pass@1 on {title} during training", percent=True)
+    style.dress(axis, f"{title} during training", ylabel="Pass@1", percent=True)
     (height,) = result["reference"].values()
     _dashed(axis, height, "reference: best of DAPO")
     colors = entry_colors(result["rows"], MAIN)
     for label in result["rows"]:
-        _curve(axis, result["curves"][label], colors[label], label)
-    _finish(axis)
+        _curve(axis, result["curves"][label], colors[label], shown(label))
+    _finish(axis, result["curves"])
+    style.legend(axis, outside=True)
     return figure
 
 
@@ -49,18 +51,20 @@ def _stages(result: Result) -> Figure:
         seeds = result["curves"][label]
         last = max(point[0] for one in seeds.values() for point in one["curve"])
         stages = round(last / result["stage_steps"])
-        style.dress(axis, f"{label}: {stages} iterations, Pass@1 on {title}", percent=True)
+        style.dress(axis, f"{shown(label)}: {stages} iterations on {title}", ylabel="Pass@1", percent=True)
         _dashed(axis, prior, "prior")
-        _curve(axis, seeds, style.MAIN if label == MAIN else style.WARM, label)
+        _curve(axis, seeds, style.MAIN if label == MAIN else style.WARM, shown(label))
         style.mark_swaps(axis, [result["stage_steps"] * stage for stage in range(1, stages)], name=True)
-        _finish(axis, top=1.1 * max(heights))
+        _finish(axis, {label: seeds}, top=1.12 * max(heights))
+        axis.set_xticks(range(0, last + 1, result["stage_steps"]))
+        style.legend(axis, place="lower right")
     return figure
 
 
 def _bars(result: Result) -> Figure:
     """Figure 6: a group of bars for each set, the reference's score as a dashed line over its group."""
     figure, (axis,) = style.new_figure(1, 1, height=3.6)
-    style.dress(axis, "Pass@1 at the best checkpoint, suboptimal reference", xlabel="", percent=True)
+    style.dress(axis, "Best checkpoint under a suboptimal reference", xlabel="", ylabel="Pass@1", percent=True)
     values = {tuple(entry[:4]): sum(entry[4]) / len(entry[4]) for entry in result["values"]}
     rows, width = result["rows"], 0.8 / len(result["rows"])
     colors = entry_colors(rows, MAIN)
@@ -69,31 +73,20 @@ def _bars(result: Result) -> Figure:
         for index, label in enumerate(rows):
             place = group + (index - (len(rows) - 1) / 2) * width
             height = values[(label, *cell)]
-            axis.bar(place, height, 0.92 * width, color=colors[label], label=label if group == 0 else None)
+            axis.bar(place, height, 0.92 * width, color=colors[label], label=shown(label) if group == 0 else None)
             axis.annotate(f"{100 * height:.1f}", (place, height), ha="center", va="bottom", fontsize=8)
-        shown = "reference" if group == 0 else "_nolegend_"
-        axis.hlines(
-            result["reference"][name], group - 0.45, group + 0.45, color=style.MUTED, linestyle="--", label=shown
-        )
+        text = "reference" if group == 0 else "_nolegend_"
+        height = result["reference"][name]
+        axis.hlines(height, group - 0.45, group + 0.45, color=style.INK, linestyle="--", label=text, zorder=4)
     axis.set_xticks(range(len(result["columns"])), [result["titles"][cell[0]] for cell in result["columns"]])
     axis.set_ylim(0, 1.15 * max(*values.values(), *result["reference"].values()))
     style.legend(axis, outside=True)
     return figure
 
 
-def _reversals(result: Result) -> Figure:
-    """Share of the reference's tokens whose update points against the verifier, step by step."""
-    figure, (axis,) = style.new_figure(1, 1, height=3.8)
-    style.dress(axis, "Force reversal: tokens pushed against the sign of their advantage", percent=True)
-    colors = entry_colors(result["rows"], MAIN)
-    for label in result["rows"]:
-        rows = [[value for _, value in one["reversed"]] for one in result["curves"][label].values()]
-        steps = [int(step) for step, _ in next(iter(result["curves"][label].values()))["reversed"]]
-        if steps:
-            draw_band(axis, steps, rows, colors[label], label, label == MAIN)
-    axis.set_ylim(bottom=0)
-    style.legend(axis, outside=True)
-    return figure
+def shown(label: str) -> str:
+    """A method's name as the paper writes it; ablations stay as they are."""
+    return {"sym_dapo": "Sym-DAPO"}.get(label, label if label.startswith("w/o") else label.upper())
 
 
 def _curve(axis: Axes, seeds: Mapping[str, Any], color: str, label: str) -> None:
@@ -106,6 +99,8 @@ def _dashed(axis: Axes, height: float, label: str) -> None:
     axis.axhline(height, color=style.MUTED, linewidth=1.0, linestyle="--", label=label)
 
 
-def _finish(axis: Axes, top: float | None = None) -> None:
+def _finish(axis: Axes, curves: Mapping[str, Any], top: float | None = None) -> None:
+    """End the axis at the last step, so that no tick lies beyond it."""
+    last = max(point[0] for seeds in curves.values() for one in seeds.values() for point in one["curve"])
     axis.set_ylim(0, top)
-    style.legend(axis)
+    axis.set_xlim(-0.02 * last, 1.02 * last)

@@ -73,10 +73,10 @@ def mark_swaps(axis: Axes, swaps: Iterable[int], name: bool = False) -> None:
             )
 
 
-def legend(axis: Axes, columns: int = 1, outside: bool = False) -> None:
-    """A frameless legend; `outside` puts it to the right of the panel."""
-    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if outside else {"loc": "best"}
-    axis.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=columns, handlelength=1.4, **place)
+def legend(axis: Axes, columns: int = 1, outside: bool = False, place: str = "best") -> None:
+    """A frameless legend at a place in the panel; `outside` puts it to the right of the panel."""
+    where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if outside else {"loc": place}
+    axis.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=columns, handlelength=1.4, **where)
 
 
 def say_missing(axis: Axes, what: str) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 from owpo_megatron.api.evaluate import Wish
 from owpo_megatron.experiments.pool import Failure, OnEvent, run_all, with_needs
 from owpo_megatron.experiments.spec import RunSpec
+from owpo_megatron.methods.metrics import BETAS
+from owpo_megatron.report.reversals import reversal_table
 from owpo_megatron.report.scores import ScoreTable
 from owpo_megatron.reproduce.artefacts import AVERAGE, VALIDATION, Artefact
 from owpo_megatron.reproduce.recipe import Recipe
@@ -70,6 +72,7 @@ class Reproduction:
             "reference": reference,
             "curves": self._curves() if self.artefact.kind in ("curves", "stages", "reversals") else {},
             "stage_steps": self.recipe.stage_steps,
+            "betas": list(BETAS),
             "runs": {run.label: str(run.folder(self.root)) for run in self.runs},
         }
 
@@ -90,7 +93,7 @@ class Reproduction:
         return {name: sum(values) / len(values) for name, values in found.items()}
 
     def _curves(self) -> dict[str, Any]:
-        """Return by row and seed the validation curve, and the share of tokens whose update was reversed."""
+        """Return by row and seed the validation curve, and the shares of tokens that were turned, or would be."""
         out: dict[str, Any] = {}
         for row in self.rows:
             for seed, run in row.runs.items():
@@ -98,12 +101,15 @@ class Reproduction:
                 out.setdefault(row.entry.label, {})[str(seed)] = {
                     "curve": [list(point) for point in metrics.eval_column("pass@1")],
                     "reversed": [list(point) for point in metrics.column("reversed_fraction")],
+                    "turned": [list(point) for point in metrics.column("turned_by_beta")],
                 }
         return out
 
 
 def table_of(result: dict[str, Any]) -> ScoreTable:
     """Lay a result out as the paper's table: a row per method, percent, means over the seeds."""
+    if result["kind"] == "reversals":
+        return reversal_table(result)
     values = {tuple(entry[:4]): 100 * sum(entry[4]) / len(entry[4]) for entry in result["values"]}
     columns = [tuple(cell) for cell in result["columns"]]
     by_checkpoint = len({metric for _, metric, _ in columns}) == 1

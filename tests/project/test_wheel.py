@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from recipe_models import SHAPES
 
 from owpo_megatron import __version__
 
@@ -100,6 +101,20 @@ def test_the_library_is_the_installed_one(installed: Installed) -> None:
 )
 def test_the_command_runs(installed: Installed, command: list[str]) -> None:
     assert installed.run("owpo", *command)
+
+
+def test_reproduce_finds_its_data(installed: Installed) -> None:
+    """The recipe of the paper's model, the presets and the published numbers are in the wheel; nothing is trained."""
+    model = installed.folder / "Qwen2.5-Math-7B"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(SHAPES["qwen2.5-math-7b"]))
+    said = installed.run("owpo", "reproduce", "table2", "--model", str(model), "--beside", "paper", "--dry-run")
+    assert "6 runs, 6 to train: 2,400 steps" in said and "GPU hours" in said
+    code = "from owpo_megatron.report.published import published, errata; print(len(published()), len(errata()))"
+    numbers, errata = installed.run("python", "-c", code).split()
+    assert int(numbers) > 200 and int(errata) == 6
+    small = installed.run("owpo", "reproduce", "table3", "--scale", "cpu", "--model", str(model), "--dry-run")
+    assert "6 runs, 6 to train: 120 steps" in small and "CIPHER-D at 6 checkpoints" in small
 
 
 def test_without_an_engine_the_quickstart_names_the_command_that_installs_one(installed: Installed) -> None:

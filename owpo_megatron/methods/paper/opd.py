@@ -30,7 +30,12 @@ def distillation(logp_C: torch.Tensor, batch: ChunkBatch, clip_low: float, clip_
 
 @dataclass(frozen=True)
 class Opd(Method):
-    """sg(r) sg(ref_logp - logp) logp: the advantage is not used."""
+    """sg(r) sg(ref_logp - logp) logp: the advantage is not used.
+
+    With `vocabulary: full` the value of a token is -KL(policy || teacher) over the whole vocabulary at its place, with
+    its exact gradient (GKD, arXiv:2306.13649, reverse KL on the policy's own samples). Without a ratio and a clip: the
+    places are taken as they were drawn. At r = 1 the sampled form has this gradient as its mean over tokens.
+    """
 
     name = "opd"
     summary = "sg(r) sg(-z) log π"
@@ -44,5 +49,21 @@ class Opd(Method):
     clip_low: float = hyper(0.2, "A token with a ratio below 1 - clip_low is dropped.", gt=0, lt=1)
     clip_high: float = hyper(0.28, "A token with a ratio above 1 + clip_high is dropped.", gt=0)
 
+    vocabulary: str = hyper(
+        "sampled",
+        "Tokens of the KL: the sampled one, or full, the whole vocabulary (no clip; needs the teacher's weights).",
+        choices=("sampled", "full"),
+    )
+
+    @property
+    def whole_vocabulary(self) -> bool:
+        return self.vocabulary == "full"
+
     def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
-        return distillation(logp_C, batch, self.clip_low, self.clip_high, alpha=0.0)
+        if not self.whole_vocabulary:
+            return distillation(logp_C, batch, self.clip_low, self.clip_high, alpha=0.0)
+        ratio_C = (logp_C.detach() - batch.old_logp_C).exp()
+        metrics = policy_metrics(logp_C, batch, ratio_C, ~every_row(batch))  # nothing is cut
+        metrics |= reference_metrics(logp_C, batch, every_row(batch), batch.ref_logp_C - logp_C.detach())
+        del metrics["reversed_count"]  # no single token is pushed
+        return Terms(logp_C * 0, metrics, kl_coef_C=-logp_C.new_ones(logp_C.shape))
