@@ -35,7 +35,7 @@ def _curves(result: Result) -> Figure:
     _dashed(axis, height, "reference: best of DAPO")
     colors = entry_colors(result["rows"], MAIN)
     for label in result["rows"]:
-        _curve(axis, result["curves"][label], colors[label], shown(label))
+        _curve(axis, result["curves"][label], colors[label], label)
     _finish(axis, result["curves"])
     style.legend(axis, outside=True)
     return figure
@@ -53,7 +53,7 @@ def _stages(result: Result) -> Figure:
         stages = round(last / result["stage_steps"])
         style.dress(axis, f"{shown(label)}: {stages} iterations on {title}", ylabel="Pass@1", percent=True)
         _dashed(axis, prior, "prior")
-        _curve(axis, seeds, style.MAIN if label == MAIN else style.WARM, shown(label))
+        _curve(axis, seeds, style.MAIN if label == MAIN else style.WARM, label)
         style.mark_swaps(axis, [result["stage_steps"] * stage for stage in range(1, stages)], name=True)
         _finish(axis, {label: seeds}, top=1.12 * max(heights))
         axis.set_xticks(range(0, last + 1, result["stage_steps"]))
@@ -92,7 +92,7 @@ def shown(label: str) -> str:
 def _curve(axis: Axes, seeds: Mapping[str, Any], color: str, label: str) -> None:
     curves: Sequence[Any] = [one["curve"] for one in seeds.values()]
     rows = [[score for _, score in points] for points in curves]
-    draw_band(axis, [int(step) for step, _ in curves[0]], rows, color, label, label == MAIN, "o")
+    draw_band(axis, [int(step) for step, _ in curves[0]], rows, color, shown(label), label == MAIN, "o")
 
 
 def _dashed(axis: Axes, height: float, label: str) -> None:

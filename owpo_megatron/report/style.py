@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -74,9 +75,12 @@ def mark_swaps(axis: Axes, swaps: Iterable[int], name: bool = False) -> None:
 
 
 def legend(axis: Axes, columns: int = 1, outside: bool = False, place: str = "best") -> None:
-    """A frameless legend at a place in the panel; `outside` puts it to the right of the panel."""
-    where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if outside else {"loc": place}
-    axis.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=columns, handlelength=1.4, **where)
+    """A legend on white at a place in the panel; `outside` puts it to the right of the panel."""
+    where: dict[str, Any] = {"loc": place}
+    if outside:
+        where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+    where |= {"facecolor": "white", "edgecolor": "none", "framealpha": 0.9}
+    axis.legend(fontsize=8, labelcolor=INK, ncols=columns, handlelength=1.4, **where)
 
 
 def say_missing(axis: Axes, what: str) -> None:
