@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from owpo_megatron.errors import UserError
+from owpo_megatron.experiments import compare
 from owpo_megatron.experiments.compare import Cell, plan, specs_of
 from owpo_megatron.experiments.lab import Lab, load_section
+from owpo_megatron.experiments.outcome import Outcome
 from owpo_megatron.experiments.pool import with_needs
 from owpo_megatron.experiments.protocols import SelfEvolution, TwoStage
 from owpo_megatron.experiments.spec import RunSpec, model_digest
@@ -130,6 +132,20 @@ def test_a_method_may_have_iterations_of_its_own(file: Path) -> None:
     settings = load_section(SelfEvolution, protocol_file(file, methods=methods), ["iterations=4", "stage_steps=10"])
     steps = {cell.arm.label: cell.run.config.optimizer.steps for cell in plan(settings.lab())}
     assert steps == {"owpo": 40, "mopd": 60} and settings.most_iterations == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "score"), [({"weights": "best"}, 0.3719), ({"weights": "final"}, 0.3188), ({"at_score": 0.3}, 0.31)]
+)
+def test_the_score_of_the_reference_is_that_of_the_weights_that_are_used(
+    file: Path, fields: dict[str, Any], score: float
+) -> None:
+    """The paper's DAPO ends below its best: tables and dashed lines show the checkpoint that the methods refer to."""
+    lab = Lab.load(file, [])
+    assert lab.reference is not None
+    used = lab.model_copy(update={"reference": lab.reference.model_copy(update=fields)})
+    curve = ((0, 0.1), (20, 0.31), (40, 0.3719), (60, 0.3188))
+    assert compare._used(used, Outcome(curve, curve, 0.0, 0, 0.0, {})) == score
 
 
 def test_a_prior_can_be_asked_for_by_its_score(file: Path, tmp_path: Path) -> None:
