@@ -65,10 +65,12 @@ test-all:  ## test, then test-extra
 matrix: setup  ## hours: every layout with every family, curves of many seeds, fuzzing; writes docs/matrix.md
 	$(PYTEST) -m matrix --matrix-result=docs/matrix.md $(PYTEST_ARGS)
 
-# N faults of kinds drawn uniformly: make faults N=200 SEED=1; KIND="rank" for those whose name has it.
+# N faults of kinds drawn uniformly: make faults N=200 SEED=1; KIND="rank" for those whose name has it. RESULTS=FILE
+# MINUTES=8 begins no fault after so many minutes, and goes on when it is called again.
 N ?= 20
 faults: $(TRAINER)  ## inject N faults into real runs (docs/reliability.md); SEED=... repeats a draw
-	$(BIN)/python tests/faults/suite.py --count $(N) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind "$(KIND)")
+	$(BIN)/python tests/faults/suite.py --count $(N) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind "$(KIND)") \
+		$(if $(RESULTS),--results $(RESULTS)) $(if $(MINUTES),--minutes $(MINUTES))
 
 nemo: $(NEMO)  ## make .venv-nemo, the environment of NeMo-Run, for `owpo launch --with nemo-run`
 

@@ -3,6 +3,7 @@
     python tests/faults/suite.py --count 200 --seed 1            # kinds drawn uniformly; the seed is printed
     python tests/faults/suite.py --kind "a signal to stop"       # one kind, every way in which it can be injected
     python tests/faults/suite.py --each                          # every kind once, every way
+    python tests/faults/suite.py --count 200 --seed 1 --results FILE --minutes 8   # a part; again: the next one
 
 At least a fifth of the faults go through the `owpo` command. The exit code is 0 only where no fault had an effect that
 it must not have: a wrong result, a hang, a lost checkpoint, a traceback shown to a user.
@@ -109,6 +110,17 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(rows)
 
 
+def earlier(file: Path | None, drawn: Sequence[Draw]) -> list[Result]:
+    """Results of the first faults of this draw, from a file that an earlier call wrote."""
+    if file is None or not file.is_file():
+        return []
+    results = [Result(**one) for one in json.loads(file.read_text())]
+    for result, draw in zip(results, drawn, strict=False):
+        if (result.kind, result.by, result.seed) != (draw.kind.name, draw.by, draw.seed):
+            raise SystemExit(f"{file} has the results of another draw: its {result.kind!r} is {draw.kind.name!r} here")
+    return results
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20)
@@ -117,7 +129,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--each", action="store_true", help="every kind once, every way in which it can be injected")
     parser.add_argument("--by", choices=("command", "ranks", "part"), help="only this way")
     parser.add_argument("--minutes", type=float, help="begin no fault after so many")
-    parser.add_argument("--json", type=Path, help="write the results")
+    parser.add_argument(
+        "--results", type=Path, help="file of results; faults of this draw that are in it are not repeated"
+    )
     parser.add_argument("--list", action="store_true", help="print the kinds")
     options = parser.parse_args(arguments)
     known = [one for one in kinds() if not options.kind or any(text in one.name for text in options.kind)]
@@ -137,12 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         drawn = draws(options.count, seed, known)
     print(f"{len(drawn)} faults of {len({draw.kind.name for draw in drawn})} kinds, seed {seed}", flush=True)
+    results = earlier(options.results, drawn)
     here = Path(tempfile.mkdtemp(prefix="owpo-faults-"))
-    results = []
     with_ranks = Ranks(here)
     ground = Ground(here / "ground", with_ranks)
     began = time.monotonic()
-    for number, draw in enumerate(drawn, start=1):
+    for number, draw in enumerate(drawn[len(results) :], start=len(results) + 1):
         if options.minutes is not None and time.monotonic() - began > 60 * options.minutes:
             print(f"{number - 1} of {len(drawn)} faults after {options.minutes:g} min")
             break
@@ -151,9 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
         sign = "" if result.outcome == "right" else f"\n{result.told}"
         print(f"{number:4d} {result.outcome:15} {result.seconds:6.1f} s  {draw.kind.name} "
               f"({draw.by}, seed {draw.seed}){sign}", flush=True)  # fmt: skip
+        if options.results:
+            options.results.write_text(json.dumps([asdict(one) for one in results], indent=1))
     print(table(results))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
     broken = [result for result in results if result.outcome != "right"]
     if not broken:
         shutil.rmtree(here, ignore_errors=True)
