@@ -21,15 +21,15 @@ class Dispatcher:
     """Owns the workers; all but `enqueue` and `close` runs in its thread.
 
     Args:
-        hello: first frame of a worker: its rules and limits.
+        rules: first message to a guard: rules and limits of its worker.
         workers: processes that grade at the same time.
         timeout: seconds from the start of grading an item until its worker is killed; at most twice that for one that
             is runnable but got less than half of it in CPU time, because then the machine is at fault.
         max_pending: items that wait or are being graded, beyond which `enqueue` blocks.
     """
 
-    def __init__(self, hello: bytes, workers: int, timeout: float, max_pending: int):
-        self._hello = hello
+    def __init__(self, rules: bytes, workers: int, timeout: float, max_pending: int):
+        self._rules = rules
         self._timeout = timeout
         self._max_pending = max_pending
         self._changed = threading.Condition()  # guards what follows
@@ -93,8 +93,6 @@ class Dispatcher:
                     self._replace(place)
                     break
                 worker.begin(job, self._timeout)
-            if not worker.failed:
-                self._watch(worker)
 
     def _next_job(self) -> Job | None:
         with self._changed:
@@ -143,8 +141,7 @@ class Dispatcher:
         if worker.idle or now < _deadline(worker):
             return None
         if worker.job is None:  # neither started nor replaced in time
-            worker.process.kill()
-            worker.failed = True
+            worker.kill()
             return None
         last = worker.since + STARVED * self._timeout
         if now < last and worker.starved(self._timeout / 2):
@@ -155,20 +152,13 @@ class Dispatcher:
         return "timeout", f"no verdict within {taken:.1f} s"
 
     def _start(self) -> WorkerProcess:
-        worker = WorkerProcess(self._hello)
-        self._selector.register(worker.socket, worker.interest, worker)
-        return worker
-
-    def _watch(self, worker: WorkerProcess) -> None:
-        if self._selector.get_key(worker.socket).events != worker.interest:
-            self._selector.modify(worker.socket, worker.interest, worker)
+        return WorkerProcess(self._rules, self._selector)
 
     def _replace(self, place: int) -> None:
         self._discard(self._workers[place])
         self._workers[place] = self._start()
 
     def _discard(self, worker: WorkerProcess) -> None:
-        self._selector.unregister(worker.socket)
         status = worker.stop()
         if not worker.started:
             self._failed_starts += 1

@@ -1,11 +1,14 @@
 """The guard of one worker of the pool: `python -m owpo_megatron.verifiers.guard FD`.
 
-    pool <------> guard <------> worker (forked: rules are imported once) <---> whatever its rule starts
+    pool <--- orders, a worker's number and socket ---> guard
+      ^                                                   | forks: rules are imported once
+      '----------------- items, replies ---------------> worker <---> whatever its rule starts
 
 The guard imports the rules and forks the worker, which takes milliseconds, so that a hang costs its time limit and
-nothing else. It never runs a rule. Orphans of the worker become its children, in whatever session they are: it ends all
-of them when the worker ends, and replaces a worker that has children left after an item. Where importing the rules
-started threads, which a fork would lose, each worker imports them itself.
+nothing else. It never runs a rule, and no item passes through it. Orphans of the worker become its children, in
+whatever session they are: the pool sees them there (verifiers/kin.py) and orders another worker before the next item,
+and all of them end with the worker. Where importing the rules started threads, which a fork would lose, each worker
+imports them itself.
 """
 
 from __future__ import annotations
@@ -30,7 +33,6 @@ RECEIVE_BYTES = 65536
 KEPT = 2000  # last characters of stderr
 READY = b"+"
 IMPORT_SECONDS = 120.0
-FORWARD_SECONDS = 30.0  # for the worker to take an item; it does nothing else
 END_SECONDS = 10.0  # for the kernel to end processes
 
 
@@ -43,8 +45,8 @@ class Guard:
 
     def __init__(self, connection: socket.socket):
         self._pool = connection
-        self._stream = connection.makefile("rb")
-        body = read_frame(self._stream)
+        with connection.makefile("rb") as stream:
+            body = read_frame(stream)  # the pool sends nothing more before it is told of a worker
         assert body is not None, "the pool is gone"
         self._hello = body
         self._rules, self._memory_bytes = _rules_of(body)
@@ -59,25 +61,23 @@ class Guard:
 
     def serve(self) -> None:
         self._start()
+        orders = bytearray()
         while True:
-            sources: list[Any] = [self._pool, self._worker, self._stderr, self._woken]
+            sources: list[Any] = [self._pool, self._stderr, self._woken]
             ready, _, _ = select.select(sources, (), ())
             if self._stderr in ready:
                 self._keep()
-            if self._worker in ready:
-                self._hear()
             if self._woken in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._woken, RECEIVE_BYTES)
                 self._reap()
             if self._pool in ready:
-                body = read_frame(self._stream)
-                if body is None:
+                received = self._pool.recv(RECEIVE_BYTES)
+                if not received:
                     return
-                if body[:1] == protocol.END:
-                    self._replace()
-                else:
-                    self._forward(body[1:])
+                orders += received
+                for order in take_frames(orders):
+                    self._obey(order[:1], int(order[1:]))
 
     def end(self) -> None:
         """Kill the worker and everything that it started."""
@@ -93,12 +93,11 @@ class Guard:
                 return
 
     def _start(self) -> None:
-        self._worker, theirs = socket.socketpair()
+        pools, theirs = socket.socketpair()
         self._stderr, stderr = os.pipe()
         os.set_blocking(self._stderr, False)
-        self._incoming, self._said = bytearray(), b""
-        self._busy = False
-        self._strays = False  # an orphan of the worker has ended: a rule started processes
+        self._said = b""
+        self._orphan: int | None = None  # one of those that ended, left for the pool to see
         if self._forks:
             self._pid = os.fork()
             if self._pid == 0:
@@ -109,74 +108,56 @@ class Guard:
         theirs.close()
         os.close(stderr)
         if not self._forks:
-            self._worker.settimeout(IMPORT_SECONDS)
-            self._worker.sendall(protocol.frame(self._hello))
-            if self._worker.recv(1) != READY:
+            pools.settimeout(IMPORT_SECONDS)
+            pools.sendall(protocol.frame(self._hello))
+            if pools.recv(1) != READY:
                 raise RuntimeError("a worker could not import the rules")
-        self._worker.settimeout(FORWARD_SECONDS)
-        self._tell(worker=self._pid)
+        with pools:
+            socket.send_fds(self._pool, [told(worker=self._pid)], [pools.fileno()])
+
+    def _obey(self, order: bytes, worker: int) -> None:
+        if worker != self._pid:
+            return  # it died before the order came
+        if order == protocol.LOST:
+            self._crashed()
+        else:
+            self._replace()
 
     def _replace(self) -> None:
         self.end()
-        self._worker.close()
         os.close(self._stderr)
         self._start()
 
-    def _forward(self, body: bytes) -> None:
-        self._busy = True
-        try:
-            self._worker.sendall(protocol.frame(body))
-        except OSError:  # dead, or not reading: both are a crash
-            self._crashed()
-
-    def _hear(self) -> None:
-        """The worker's reply, or its end."""
-        try:
-            received = self._worker.recv(RECEIVE_BYTES)
-            self._incoming += received
-            bodies = take_frames(self._incoming)
-        except (OSError, ValueError):
-            received, bodies = b"", []
-        if not received:
-            self._crashed()
-            return
-        for body in bodies:
-            self._busy = False
-            self._reap()
-            if self._strays or descendants(os.getpid()) != [self._pid]:
-                self._replace()  # before the pool sends the next item
-            self._pool.sendall(protocol.frame(body))
-
     def _crashed(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)  # no-op for what has ended: only `end` and `_reap` collect it
-        status = self._collect()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)  # no-op for what has ended: only `end` and this collect it
+        status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         self._keep()
-        busy, said = self._busy, self._said.decode(errors="replace").strip().rpartition("\n")[2]
-        self._tell(died=f"its process {_how(status)}{': ' + said if said else ''}", busy=busy)
+        said = self._said.decode(errors="replace").strip().rpartition("\n")[2]
+        self._pool.sendall(told(died=f"its process {_how(status)}{': ' + said if said else ''}"))
         self._replace()
 
-    def _collect(self) -> int | None:
-        """The worker's own end, from before it was killed here."""
-        with contextlib.suppress(ChildProcessError):
-            return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-        return None
-
     def _reap(self) -> None:
-        """Collect orphans that ended; the worker's own status is left for `_collect`."""
-        with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-                if ended.si_pid == self._pid:
-                    return  # its socket ends, too
-                os.waitpid(ended.si_pid, 0)
-                self._strays = True
+        """Collect what ended: orphans but for one, and the worker, which takes all others with it."""
+        for pid in descendants(os.getpid()):
+            try:
+                ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                continue  # a child of the worker's
+            if ended is None or pid == self._orphan:
+                continue
+            if pid == self._pid:
+                self._crashed()
+                return
+            if self._orphan is None:
+                self._orphan = pid
+            else:
+                os.waitpid(pid, 0)
 
     def _keep(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._stderr, RECEIVE_BYTES):
                 self._said = (self._said + chunk)[-KEPT:]
-
-    def _tell(self, **values: Any) -> None:
-        self._pool.sendall(told(**values))
 
 
 def _how(status: int | None) -> str:

@@ -13,6 +13,7 @@ and in scripts without a main guard, and no fork copies a process that runs gloo
 
 from __future__ import annotations
 
+import pickle
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,6 @@ from owpo_megatron.types import GradingItem, Verdict
 from owpo_megatron.verifiers.dispatcher import Dispatcher
 from owpo_megatron.verifiers.grading import Grading
 from owpo_megatron.verifiers.process import Job
-from owpo_megatron.verifiers.protocol import packed
 from owpo_megatron.verifiers.rules import Rule, quick_part
 
 
@@ -49,8 +49,7 @@ class VerifierPool:
         max_pending: int = 4096,
     ):
         self._quick = {domain: quick_part(rule) for domain, rule in rules.items()}
-        hello = packed((dict(rules), memory_bytes))
-        dispatcher = Dispatcher(hello, workers, timeout, max_pending)
+        dispatcher = Dispatcher(pickle.dumps((dict(rules), memory_bytes), protocol=5), workers, timeout, max_pending)
         self._dispatcher = dispatcher
         self._finalizer = weakref.finalize(self, dispatcher.close)
 

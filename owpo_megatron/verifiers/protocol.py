@@ -1,19 +1,19 @@
 """Messages between the pool, the guard of a worker, and the worker, over socket pairs that only they hold.
 
 A frame is a 4-byte big-endian length and a body. Pickles go one way only, from the pool outwards: (rules, memory) once,
-then orders. What comes back is JSON, because a worker runs code that nobody here has written. An item carries a number
+then items. What comes back is JSON, because a worker runs code that nobody here has written. An item carries a number
 and a nonce that its reply repeats, so that no process that is left from an earlier item can answer for it.
 
-    pool -> guard     GRADE + pickle of (number, nonce, item), or END: kill the worker and start another
-    guard -> worker   the same pickle
-    worker -> guard   {"number", "nonce", "verdict", "detail"}
-    guard -> pool     that, or {"worker": pid}: there is a new one; or {"died": how, "busy": whether with an item}
+    pool -> guard     END or LOST + the worker's number: kill it with all that it started, and fork another;
+                      LOST: say how it died
+    guard -> pool     {"worker": number}, with the pool's end of a socket to it: there is a new one; {"died": how}
+    pool -> worker    pickle of (number, nonce, item)
+    worker -> pool    {"number", "nonce", "verdict", "detail"}
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import struct
 from dataclasses import asdict
 from typing import Any, BinaryIO, get_args
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, get_args
 from owpo_megatron.types import Judgement, VerdictReason
 
 LENGTH = struct.Struct("!I")
-GRADE, END = b"g", b"e"
+END, LOST = b"e", b"l"
 MAX_REPLY = 2**20  # bytes; a longer one is no reply of the worker's own code
 _REASONS = frozenset(get_args(VerdictReason))
 
@@ -29,11 +29,6 @@ _REASONS = frozenset(get_args(VerdictReason))
 def frame(body: bytes) -> bytes:
     """Encode one body."""
     return LENGTH.pack(len(body)) + body
-
-
-def packed(value: Any) -> bytes:
-    """A frame that holds a pickle."""
-    return frame(pickle.dumps(value, protocol=5))
 
 
 def told(**values: Any) -> bytes:

@@ -1,7 +1,7 @@
 """The worker process of the pool: runs the rules, one item at a time, until its socket ends.
 
-It is forked from its guard (verifiers/guard.py), which has imported the rules. Its descriptors are its own: stdin and
-stdout lead nowhere, the guard keeps the end of what it writes to stderr.
+It is forked from its guard (verifiers/guard.py), which has imported the rules, and talks with the pool. Its descriptors
+are its own: stdin and stdout lead nowhere, the guard keeps the end of what it writes to stderr.
 """
 
 from __future__ import annotations
