@@ -28,6 +28,8 @@ OWNED = {
     "tensor_parallel_size": "engine.tp",
     "served_model_name": None,
     "weight_version": None,
+    "config": None,
+    "api_key": None,
 }
 # torchrun's variables would make the engine's own process group join the trainer's.
 TRAINER_VARIABLES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,11 +26,16 @@ def start_fleet(
     log_dir: Path,
     on_restart: Callable[[], None] | None = None,
     variables: Mapping[str, str] = {},
+    with_keys: bool = False,
 ) -> Fleet:
     """Return the configured engines.
 
     These are the servers at `config.urls`, those behind `config.router`, those that announce themselves in
     `config.rendezvous`, or `config.count` servers of our own that log to log_dir/engine_N.log.
+
+    Args:
+        with_keys: servers of our own answer only to this fleet; without, any user of the machine may load weights into
+            them.
 
     Raises:
         UserError: a URL or the router does not answer, or interpreter, SGLang, model or port are unusable.
@@ -56,7 +62,9 @@ def start_fleet(
             except EngineError as error:
                 raise UserError("engine.urls", engine.client.url, f"no SGLang server answers: {error}") from error
         return Fleet(engines, config, on_restart)
-    servers = [_server(index, config, model_path, dtype, raw, log_dir, variables) for index in range(config.count)]
+    servers = [
+        _server(index, config, model_path, dtype, raw, log_dir, variables, with_keys) for index in range(config.count)
+    ]
     with contextlib.ExitStack() as on_failure:
         for server in servers:
             on_failure.callback(server.close)
@@ -74,10 +82,12 @@ def _server(
     raw: Mapping[str, Any],
     log_dir: Path,
     variables: Mapping[str, str],
+    with_key: bool,
 ) -> Server:
     """Create server `index` of this machine, with its own port, log and, on CUDA, `engine.tp` GPUs."""
     own: dict[str, Any] = {}
     if config.count > 1:
         config = config.model_copy(update={"port": config.port + index if config.port else 0})
         own = {"base_gpu_id": index * config.tp} if find_device(config) == "cuda" else {}
-    return Server(config, model_path, dtype, {**own, **raw}, log_dir / f"engine_{index}.log", variables=variables)
+    key = secrets.token_hex(32) if with_key else None
+    return Server(config, model_path, dtype, {**own, **raw}, log_dir / f"engine_{index}.log", key, variables)

@@ -4,12 +4,13 @@
 
 The parent holds the other end of standard input: however it dies, even by SIGKILL, the pipe closes. (PR_SET_PDEATHSIG
 in the command itself would be tied to the parent's starting *thread* and would miss the command's own children.) The
-command's temporary files go to a folder that is removed afterwards. Standard library only. The exit status is the
-command's.
+command's temporary files go to a folder that is removed afterwards, as is what it left in shared memory. Standard
+library only. The exit status is the command's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -18,10 +19,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 MAX_SOCKET_PATH = 107  # characters: sun_path of a Unix socket
+SHARED_MEMORY = "/dev/shm"
+LEFT_BEHIND = "sglang_loads_"  # SGLang's snapshots of its load; the names hold no process id
 SOCKET_ROOM = 48  # of them for our folder and the names of files in it
 
 
@@ -50,6 +54,30 @@ def _reap() -> None:
         pass  # no child is left
 
 
+def _sweep(since: float) -> None:
+    """Remove what the killed command left in shared memory.
+
+    A file goes if it is this user's, was made after `since` (seconds of the epoch), and no process has it open or
+    mapped: it is not another engine's.
+    """
+    left = set()
+    for name in os.listdir(SHARED_MEMORY) if os.path.isdir(SHARED_MEMORY) else ():
+        path = os.path.join(SHARED_MEMORY, name)
+        if name.startswith(LEFT_BEHIND):
+            with contextlib.suppress(OSError):
+                facts = os.stat(path)
+                if facts.st_uid == os.getuid() and facts.st_ctime >= since:
+                    left.add(path)
+    for pid in filter(str.isdigit, os.listdir("/proc")) if left else ():
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            with open(f"/proc/{pid}/maps") as file:
+                left -= {line.split(maxsplit=5)[-1].strip() for line in file if SHARED_MEMORY in line}
+            left -= {os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")}
+    for path in left:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
 def short_folder() -> str | None:
     """A folder for temporary files whose path leaves room for a socket's name; None: the usual one.
 
@@ -65,6 +93,7 @@ def short_folder() -> str | None:
 
 def main(command: list[str]) -> int:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    started = time.time()
     temporary = tempfile.mkdtemp(prefix="owpo-engine-", dir=short_folder())
     try:
         child = subprocess.Popen(
@@ -83,6 +112,7 @@ def main(command: list[str]) -> int:
         status = child.wait()
         _kill(child.pid)
         _reap()
+        _sweep(started)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return status if status >= 0 else 128 - status

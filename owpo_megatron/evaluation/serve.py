@@ -70,7 +70,7 @@ def evaluate_weights(
     with ExitStack() as stack:
         model = stack.enter_context(served())
         fleet = stack.enter_context(
-            start_fleet(config.engine, model, config.model.dtype, server_raw(config), out / "logs")
+            start_fleet(config.engine, model, config.model.dtype, server_raw(config), out / "logs", with_keys=True)
         )
         if not isinstance(fleet.engines[0], Server):
             fleet.on_restart = partial(_load, fleet, model)

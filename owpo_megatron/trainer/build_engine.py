@@ -79,7 +79,9 @@ class EngineBuilder:
         raw = {"load_format": "dummy"} | server_raw(config)
         raw |= fp8_engine_arguments(raw) if config.sync.fp8 else {}
         own, dtype = server_variables(config), config.model.dtype
-        fleet = start_fleet(config.engine, self._model_files, dtype, raw, self._folder.logs, variables=own)
+        fleet = start_fleet(
+            config.engine, self._model_files, dtype, raw, self._folder.logs, variables=own, with_keys=True
+        )
         fleet.notify = self._say
         fleet.check_tokens(self._hf.vocab_size)
         self._stack.callback(fleet.close)

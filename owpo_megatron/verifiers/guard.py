@@ -198,7 +198,7 @@ def main() -> None:
     guard = Guard(socket.socket(fileno=int(sys.argv[1])))
     try:
         guard.serve()
-    except BrokenPipeError:
+    except ConnectionError:
         pass  # the pool is gone
     finally:
         guard.end()

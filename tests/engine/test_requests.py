@@ -132,7 +132,13 @@ def test_cuda_server_keeps_sglangs_own_backends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"), [("port", "set engine.port"), ("tp-size", "set engine.tp"), ("weight_version", "remove it")]
+    ("name", "remedy"),
+    [
+        ("port", "set engine.port"),
+        ("tp-size", "set engine.tp"),
+        ("weight_version", "remove it"),
+        ("api-key", "remove it"),
+    ],
 )
 def test_raw_arguments_with_a_field_of_their_own_are_refused(name: str, remedy: str) -> None:
     with pytest.raises(UserError, match=remedy):

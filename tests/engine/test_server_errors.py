@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -17,6 +20,8 @@ from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine import Server, start_fleet, supervise
 from owpo_megatron.engine import server as server_module
 from owpo_megatron.errors import EngineError, UserError
+
+SNAPSHOTS = Path("/dev/shm")
 
 pytestmark = pytest.mark.process
 
@@ -91,12 +96,42 @@ def test_port_that_is_taken_during_the_start_is_given_up(
         ports = iter([taken, server_module._free_port("127.0.0.1")])
         monkeypatch.setattr(server_module, "_free_port", lambda host: next(ports))
         config = EngineConfig(python=engine_python, device="cpu")
-        with start_fleet(config, tiny_model, "float32", {}, tmp_path) as fleet:
+        before = set(SNAPSHOTS.glob("sglang_loads_*"))
+        with start_fleet(config, tiny_model, "float32", {}, tmp_path, with_keys=True) as fleet:
             assert fleet.weight_versions() == [0]
             assert not fleet.clients[0].url.endswith(f":{taken}")
+            own = set(SNAPSHOTS.glob("sglang_loads_*")) - before
+            with pytest.raises(urllib.error.HTTPError, match="401"):  # anybody else
+                change = json.dumps({"new_version": "7", "abort_all_requests": False}).encode()
+                headers = {"Content-Type": "application/json"}
+                url = f"{fleet.clients[0].url}/update_weight_version"
+                urllib.request.urlopen(urllib.request.Request(url, change, headers), timeout=20)
+            assert fleet.weight_versions() == [0]
+        assert own and not own & set(SNAPSHOTS.iterdir()), "shared memory is left behind"
     finally:
         stranger.kill()
         stranger.wait()
+
+
+def test_shared_memory_of_a_killed_command_goes(tmp_path: Path) -> None:
+    """Not that of others: made before, or open in a process that lives."""
+    mark = os.urandom(6).hex()
+    old, used, own = (SNAPSHOTS / f"sglang_loads_test_{mark}_{name}.shm" for name in ("old", "used", "own"))
+    old.touch()
+    time.sleep(0.1)
+    command = [sys.executable, supervise.__file__, "sh", "-c", f"echo x > {own}; sleep 600"]
+    supervisor = subprocess.Popen(command, stdin=subprocess.PIPE)
+    try:
+        with used.open("w"):
+            wait_for(own.exists)
+            assert supervisor.stdin is not None
+            supervisor.stdin.close()
+            supervisor.wait(20)
+            assert not own.exists() and used.exists() and old.exists()
+    finally:
+        supervisor.kill()
+        for file in (old, used, own):
+            file.unlink(missing_ok=True)
 
 
 def test_supervised_command_dies_with_a_killed_parent(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ UNPICKLERS = {
     "mcore/no_code.py": "the restricted unpickler itself",
     "verifiers/external.py": "the user's own function, passed from a notebook to the workers",
     "verifiers/guard.py": "the pool's own first frame: which rules a worker grades by",
-    "verifiers/worker.py": "items from the pool, by way of the guard",
+    "verifiers/worker.py": "items from the pool",
 }
 
 
