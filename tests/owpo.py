@@ -57,7 +57,7 @@ class Owpo:
             try:
                 if (
                     "owpo_megatron.launch.rank" in process.cmdline()
-                    and "torch.distributed.run" not in process.cmdline()
+                    and "owpo_megatron.launch.torchrun" not in process.cmdline()
                 ):
                     found[int(process.environ().get("RANK", "0"))] = process
             except psutil.Error:

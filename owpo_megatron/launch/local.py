@@ -128,7 +128,7 @@ def rank_command(world_size: int, logs: Path, module: str, arguments: Sequence[s
     if world_size == 1:
         return [sys.executable, "-m", *rank]
     return [
-        *(sys.executable, "-m", "torch.distributed.run"),
+        *(sys.executable, "-m", "owpo_megatron.launch.torchrun"),
         f"--nproc-per-node={world_size}",
         *("--nnodes=1", "--node-rank=0", "--master-addr=127.0.0.1", f"--master-port={free_port()}"),
         *("--rdzv-backend=static", f"--shutdown-timeout={_SHUTDOWN_SECONDS}"),

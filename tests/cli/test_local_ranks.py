@@ -126,6 +126,8 @@ def test_a_stop_reaches_every_rank_and_nothing_stays(program: str, tmp_path: Pat
         assert launcher.poll() is None
         time.sleep(0.1)
     family = psutil.Process(launcher.pid).children(recursive=True)
+    heard = [one.laddr.ip for process in family for one in process.net_connections() if one.status == "LISTEN"]
+    assert set(heard) == (set() if ranks == 1 else {"127.0.0.1"}), "the ranks' store listens to other machines"
     os.kill(launcher.pid, signal.SIGTERM)
     output, _ = launcher.communicate(timeout=40)
     assert launcher.returncode == 0
