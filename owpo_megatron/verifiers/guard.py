@@ -46,7 +46,7 @@ class Guard:
     def __init__(self, connection: socket.socket):
         self._pool = connection
         with connection.makefile("rb") as stream:
-            body = read_frame(stream)  # the pool sends nothing more before it is told of a worker
+            body = read_frame(stream)  # the pool sends nothing more before it knows of a worker
         assert body is not None, "the pool is gone"
         self._hello = body
         self._rules, self._memory_bytes = _rules_of(body)

@@ -5,7 +5,7 @@ then items. What comes back is JSON, because a worker runs code that nobody here
 and a nonce that its reply repeats, so that no process that is left from an earlier item can answer for it.
 
     pool -> guard     END or LOST + the worker's number: kill it with all that it started, and fork another;
-                      LOST: say how it died
+                      LOST: and report how it died
     guard -> pool     {"worker": number}, with the pool's end of a socket to it: there is a new one; {"died": how}
     pool -> worker    pickle of (number, nonce, item)
     worker -> pool    {"number", "nonce", "verdict", "detail"}

@@ -72,7 +72,7 @@ def foreign_names(trial: Trial) -> None:
 
 @fault("half of a checkpoint, half of a pruned one", promise=LEFT, by=("command", "ranks"))
 def half_done(trial: Trial) -> None:
-    """As killed while one was written and another removed, by this version or an older one."""
+    """Leftovers of a run killed while one was written and another removed, by this version or an older one."""
     newest = _three_checkpoints(trial)
     root = trial.checkpoint(newest).parent
     left = [f".writing_{newest + 1:06d}", f".writing_{newest + 7:06d}", ".pruned_000001", "step_000000"]
@@ -86,7 +86,7 @@ def half_done(trial: Trial) -> None:
 
 @fault("a checkpoint whose table runs code", promise=NO_CODE, by=("command", "ranks"))
 def table_runs_code(trial: Trial) -> None:
-    """With the right hashes, as one who writes into the folder can make them: no line of it is executed."""
+    """Hashes are right, as one who writes into the folder can make them; no line of it is executed."""
     newest = _three_checkpoints(trial)
     target = trial.folder / "PWNED"
     file = trial.rng.choice(["state/.metadata", "state/common.pt"])
@@ -127,7 +127,7 @@ def _small_disk(folder: Path, size: str) -> Iterator[bool]:
 
 @fault("the disk becomes full", promise=LEFT, by=("command", "ranks"))
 def disk_full(trial: Trial) -> None:
-    """One line that says so; with more room the run goes on from its last whole checkpoint to the right end."""
+    """One line names it; with more room the run goes on from its last whole checkpoint to the right end."""
     runs = Path(trial.settings["runs_dir"])
     size = trial.rng.randint(2, 6)
     with _small_disk(runs, f"{size}m") as mounted:
@@ -148,7 +148,7 @@ def disk_full(trial: Trial) -> None:
 
 
 def _filled(filler: Path, runs: Path, trial: Trial) -> bool:
-    """From the first checkpoint on, take what is left of the disk."""
+    """Take what is left of the disk, from the first checkpoint on."""
     if trial.saved():
         with filler.open("ab") as file:
             try:

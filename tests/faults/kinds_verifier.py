@@ -68,7 +68,7 @@ def _is_alive(pid: int) -> bool:
 
 @fault("a rule hangs", promise=HANGS, by=("part",), quick=True)
 def rule_hangs(trial: Trial) -> None:
-    """In Python, in C code that holds the interpreter, asleep, or stopped by a signal."""
+    """A loop in Python or in C code that holds the interpreter, a sleep, a stop by a signal."""
     order = trial.rng.choice(["spin", "hang", "sleep 60", "stop"])
     with pool() as one:
         verdicts = grade(one, "fine", "wrong", order, "wrong", "fine")
@@ -92,7 +92,7 @@ def rules_hang(trial: Trial) -> None:
 
 @fault("a rule's process dies", promise=DEATHS, by=("part",), quick=True)
 def rule_dies(trial: Trial) -> None:
-    """By itself, by a signal, for lack of memory, or with its socket broken."""
+    """Exit, a signal, lack of memory, a broken socket."""
     order = trial.rng.choice(["exit", "die", "kill", "eat", "complain", "raise", "babble", "oversize", "close"])
     with pool() as one:
         expect(grade(one, "wrong", order, "wrong", "fine"), "wrong", "crashed", "wrong", "ok")

@@ -56,7 +56,7 @@ def test_there_are_twenty() -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda one: one["name"])
 def test_a_broken_build_is_caught(mutant: dict[str, Any], tmp_path: Path) -> None:
-    """By its effect, not by a machine so busy that a run seems to hang: only a check of hangs may come out as one."""
+    """The effect counts, not a machine so busy that a run seems to hang: only a check of hangs comes out as one."""
     hangs = mutant.get("outcome") == "hang"
     tree, results = build(mutant, tmp_path / "tree"), tmp_path / "results.json"
     chosen = ("--kind", mutant["kind"], "--by", mutant.get("by", "ranks"), "--seed", "1", "--results", str(results))
