@@ -1,5 +1,7 @@
 """Errors that a user can fix, each in one line: the field, its value and the remedy."""
 
+import errno
+
 LONGEST_VALUE = 400  # characters of a value that a message shows
 
 
@@ -55,13 +57,21 @@ class ProofError(RuntimeError):
     """A conversion whose two sides are not the same model; the message names the first differences."""
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an error: errors of this module as they are, others with the name of their type.
+
+    A disk that is full, read-only or broken is no mistake of the program's: its line names the file.
 
     Example:
         >>> one_line(EngineError("engine 0 is gone")), one_line(KeyError("x"))
         ('engine 0 is gone', "KeyError: 'x'")
     """
+    if isinstance(error, OSError) and error.errno in _DISK:
+        where = error.filename or "a file of the run"
+        return f"{where} could not be written: {error.strerror}; start the same command again once it can be"
     reason = (str(error).splitlines() or [""])[0]
     ours = (UserError, EngineError, RunError, CallbackError, ProofError)
     return reason if isinstance(error, ours) and reason else f"{type(error).__name__}: {reason}"

@@ -27,5 +27,5 @@ class LoopbackStore(TCPStore):
 
 
 if __name__ == "__main__":
-    static_tcp_rendezvous.TCPStore = LoopbackStore  # type: ignore[attr-defined]
+    static_tcp_rendezvous.TCPStore = LoopbackStore  # type: ignore[misc, assignment]
     main()

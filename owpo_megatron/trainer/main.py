@@ -6,12 +6,15 @@ import argparse
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from owpo_megatron.config import Config
 from owpo_megatron.errors import EngineError, UserError, one_line
 from owpo_megatron.run.layout import RunFolder
 from owpo_megatron.types import Verifier
+
+SPARE_BYTES = 4096
 
 
 def main(argv: list[str] | None = None, verifier: Verifier | None = None) -> int:
@@ -34,7 +37,9 @@ def main(argv: list[str] | None = None, verifier: Verifier | None = None) -> int
     logs.mkdir(parents=True, exist_ok=True)
     error_file = logs / f"error_rank_{rank}.txt"
     error_file.unlink(missing_ok=True)
+    spare = logs / f".spare_rank_{rank}"
     try:
+        spare.write_bytes(b"\n" * SPARE_BYTES)
         from owpo_megatron.trainer.build import Given
         from owpo_megatron.trainer.train import evaluate_run, train_run
 
@@ -43,33 +48,46 @@ def main(argv: list[str] | None = None, verifier: Verifier | None = None) -> int
         else:
             train_run(config, args.stop_file, Given(verifier=verifier), logs=logs)
     except BaseException as error:  # torch's CheckpointException is no Exception
-        return report(error, error_file, rank)
+        return report(error, error_file, rank, spare)
+    finally:
+        spare.unlink(missing_ok=True)
     return 0
 
 
-def report(error: BaseException, error_file: Path, rank: int) -> int:
-    """Write why this rank failed, where launch/reason.py reads it; returns the exit code."""
+def report(error: BaseException, error_file: Path, rank: int, spare: Path) -> int:
+    """Write why this rank failed, where launch/reason.py reads it; returns the exit code.
+
+    Args:
+        spare: a file of SPARE_BYTES that becomes the error file where the disk is too full for another one.
+    """
     is_mistake = isinstance(error, UserError)
     # The launcher shows the last line: the reason, not the last line of an engine's log that comes with it.
     content = f"error: {error}\n" if is_mistake else f"{traceback.format_exc()}\n{one_line(error)}\n"
     try:
         error_file.write_text(content)
-    except OSError as no_room:  # a full disk is a reason to fail, and takes no error file
-        print(f"{one_line(error)} ({error_file} could not be written: {no_room.strerror})", flush=True)
-    if is_mistake:
-        if rank == 0:
+    except OSError as refused:
+        try:
+            with spare.open("r+b") as file:  # over bytes that have their place on the disk
+                file.write(content.encode()[-SPARE_BYTES:])
+                file.truncate()
+            os.replace(spare, error_file)
+        except OSError:  # read-only, or gone
+            print(f"{one_line(error)} ({error_file} could not be written: {refused.strerror})", flush=True)
+    with suppress(OSError):  # stderr is a file on the same disk
+        if not is_mistake:
+            traceback.print_exc()
+        elif rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    traceback.print_exc()
     details = str(error).partition("\n")[2]
     if isinstance(error, EngineError) and details:
         print(details, flush=True)
-    return 1
+    return 2 if is_mistake else 1
 
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # onto a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Other ranks may wait in a collective for a rank that failed; do not wait for them while the groups are torn down.
     os._exit(code)
