@@ -77,6 +77,8 @@ def _lines(path: Path) -> list[tuple[dict[str, Any], str]]:
         if not isinstance(fields, dict):
             raise UserError(where, line[:60], "write one JSON object per line")
         found.append((fields, where))
+    if not found:
+        raise UserError("cases", path, "holds no records; write one JSON object per line")
     return found
 
 

@@ -16,9 +16,9 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 
 from owpo_megatron.types import VerdictReason
 from owpo_megatron.verifiers.golds import gold_text
-from owpo_megatron.verifiers.integer_families import same_parameter, same_residue
+from owpo_megatron.verifiers.integer_families import same_family, same_parameter, same_residue
 from owpo_megatron.verifiers.limits import refuse_expression, refuse_text
-from owpo_megatron.verifiers.piecewise import same_branches
+from owpo_megatron.verifiers.piecewise import same_branches, undecided
 from owpo_megatron.verifiers.real_sets import same_set
 from owpo_megatron.verifiers.spelling import respelled
 from owpo_megatron.verifiers.surface import clean
@@ -36,6 +36,7 @@ _LATEX = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=Nor
 _PLAIN = [ExprExtractionConfig()]
 _NUMBERLIKE = re.compile(r"[-+]?[0-9.,][0-9.,]*(?: [0-9]{3})*[0-9.,]*\s*(?:\\?%)?")
 _ARITHMETIC = re.compile(r"[-+0-9.,/*^() ]*[0-9)][-+0-9.,/*^() %]*")
+_DANGLING = re.compile(r"(?:[-+*/^=<>]|\\times|\\cdot|\\div)\s*$")  # what follows is missing
 _ARROW = re.compile(r"\\(?:to|mapsto|gets|implies|iff|(?:long|Long)?(?:left)?(?:right|Right)arrow)(?![A-Za-z])|[-=]>")
 _EQUALS = re.compile(r"(?<![\\<>!:=])=(?!=)")
 _LISTED = re.compile(r"[,;&]|\\\\|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
@@ -97,11 +98,14 @@ def equivalent(answer: str, gold: str, derived: bool = False, strict: bool = Tru
     verdict = _verdict(answer, gold, derived, strict)
     if verdict in ("ok", "too_long") or refuse_text(answer, gold):
         return verdict
-    plain, plain_gold = same_parameter(respelled(answer, gold), respelled(gold, answer))
+    spelled, spelled_gold = respelled(answer, gold), respelled(gold, answer)
+    plain, plain_gold = same_parameter(spelled, spelled_gold)
     if (plain, plain_gold) != (answer, gold):
         again = _verdict(plain, plain_gold, derived, strict)
         verdict = again if again != "parse_failed" else verdict
     if verdict == "ok" or same_set(plain, plain_gold, _number, strict) or same_residue(plain, plain_gold):
+        return "ok"
+    if same_family(spelled, spelled_gold, _number):
         return "ok"
 
     def same(one: str, other: str) -> bool:
@@ -130,6 +134,10 @@ def _equal(answer: str, gold: str, derived: bool, strict: bool) -> bool:
         return False
     if _ROWS.search(answer) and r"\begin" not in answer and not _ROWS.search(gold):
         return False  # several lines are no single value: math-verify takes the last one
+    if _DANGLING.search(answer) and not _DANGLING.search(gold):
+        raise Refused("parse_failed")
+    if undecided(answer) and not undecided(gold):
+        return False
     answer = _without_choice(answer, gold)
     answer, gold = _unit_words(_scaled(answer)), _unit_words(_scaled(gold))
     answer, gold = _mixed(answer), _mixed(gold)

@@ -8,6 +8,15 @@ from __future__ import annotations
 
 import re
 
+from owpo_megatron.verifiers.announcing import (
+    AFTER_MARKER,
+    CLAUSE,
+    CLOSING_COPULA,
+    DOUBTED,
+    LINKING,
+    MARKER,
+    TAKEN_BACK,
+)
 from owpo_megatron.verifiers.opening import Opening, conclusion, opening_of
 from owpo_megatron.verifiers.surface import visible
 
@@ -30,7 +39,8 @@ _SETTLED = re.compile(
     r"|fine|checks? out|the same|i'm sure|final)\b|✓|✔",
     re.IGNORECASE,
 )
-_FRAME = re.compile(r"<\s*(/?)\s*(?:(?:final[_ ]?)?answer|solution)\s*>", re.IGNORECASE)
+_FRAME = re.compile(r"<\s*(/?)\s*(?:(?:final[_ ]?)?answer|ans|solution)(?:\s+[a-z]+=[^<>]{0,40})?\s*>", re.IGNORECASE)
+_OTHER_FRAME = re.compile(r"\[(/?)(?:final[_ ]?)?answer\]|<\|(/?)answer\|>|&lt;(/?)answer&gt;", re.IGNORECASE)
 _SOLUTION_MARK = re.compile(r"<\|(?:begin|(end))_of_solution\|>")
 _TAG_AT_END = re.compile(r"(?:\s*</?[A-Za-z_]{1,20}>)+\s*$")
 
@@ -39,38 +49,12 @@ _DELIMITERS = re.compile(r"\\[()\[\]]|\$|\\q?quad(?![a-z])|\\[,;:! ]|~|\\text\s*
 _ASSIGNED = re.compile(r"[A-Za-z](?:_\{?\w\}?)?\s*=\s*")
 _JOINT = re.compile(r"\s*(?:[,;&]|\b(?:and|or)\b)*\s*(?:and|or)?\s*", re.IGNORECASE)
 
-# "Answer" in the languages that models answer in.
-_MARKER = re.compile(
-    r"(?<![a-z])(?:answers?|antwort|réponse|reponse|respuesta|resposta|risposta|antwoord|odpowied[źz]|odpověď|svar"
-    r"|cevap|válasz|răspuns|vastaus)(?![a-z])|ответ(?![а-я])|відповідь|отговор|απάντηση|الإجابة|الجواب|उत्तर|คำตอบ"
-    r"|đáp án|đáp số|答案|答え|解答|答(?=\s*[:：])|정답|(?<![가-힣])답",
-    re.IGNORECASE,
-)
-_AFTER_MARKER = re.compile(
-    r"""(?:\s+(?:final|finale|correcta|correcte))?(?![a-z])
-        (?:\s+(?:to|of|for)\s[^.:\n]{0,80}?)?      # the answer to the problem ...
-        [\s*_]*
-        (?:(?P<colon>[:：])
-          |(?:is|are|equals|must\ be|should\ be|will\ be|es|est|ist|lautet|è|é|jest|är|er|là|это|равен|является)
-            (?![a-zà-ÿа-я])\s*[:：]?
-          |(?:是|为|為|は|은|는)\s*[:：]?|=)
-        [ \t*_、]*""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_LINKING = re.compile(  # between "the answer is" and the value
-    r"(?:\s*,?\s*\b(?:therefore|thus|hence|then|so|simply|just|exactly|precisely|clearly|obviously|indeed|also|now"
-    r"|again|actually|finally|still|in fact|of course|given by|equal to|daher|also|somit|donc|entonces|por tanto)\b"
-    r"\s*,?\s*)+",
-    re.IGNORECASE,
-)
-_CLOSING_COPULA = re.compile(r"\s*(?:です|である|になります|となります|입니다|이다|예요|이에요)$")
 _HEADING = re.compile(r"[ \t*_#:]*\n")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*_\-]*(?:(?:the|my|so|thus|final|correct)\s+){0,3}$", re.IGNORECASE)
 _MINERVA_END = re.compile(r"I hope (?:it|this) is correct", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?。](?=\s+(?:[A-Z]|\[|<|$)|\s*$|[*\"”']+\s*$)|。")
 _HASHES = re.compile(r"####[ \t]*([^\n#]+)$")  # GSM8K's form, as the last line
 _SENTENCE_BREAK = re.compile(r"[.!?]\s+")
-_CLAUSE = re.compile(r",?\s+(?:because|since|which|where|so that|due to|as (?:it|the|we))\b", re.IGNORECASE)
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _INNER_TEXT = re.compile(r"\\(?:text|mathrm|operatorname|mbox|textbf|begin|end)\s*\{[^{}]*\}")
 _COPULA = re.compile(r"\b(?:is|are|equals|equal to|be)\b\s*:?\s*", re.IGNORECASE)
@@ -116,7 +100,7 @@ def closing_value(response: str, prompt: str = "") -> str | None:
     For answers that cannot be read: `The answer is $garbled$. I hope. $42$` still claims 42.
     """
     text = _concluded(response, opening_of(prompt))
-    markers = [match for match in _MARKER.finditer(text, max(0, len(text) - MAX_SEGMENT))]
+    markers = [match for match in MARKER.finditer(text, max(0, len(text) - MAX_SEGMENT))]
     if not markers:
         return None
     sentences = _SENTENCE_BREAK.split(text[markers[-1].end() :].strip())
@@ -128,7 +112,7 @@ def _concluded(response: str, opening: Opening) -> str:
     text = visible(conclusion(response, opening)).rstrip()
     if "_of_solution|>" in text:
         text = _SOLUTION_MARK.sub(lambda mark: "</solution>" if mark[1] else "<solution>", text)
-    return text
+    return _OTHER_FRAME.sub(lambda mark: f"<{mark[1] or mark[2] or mark[3] or ''}answer>", text)
 
 
 def _answer_in(text: str) -> str | None:
@@ -152,6 +136,8 @@ def _framed(text: str) -> str | None:
     tags = list(_FRAME.finditer(text, max(0, len(text) - WINDOW)))
     if not tags:
         return None
+    while len(tags) > 1 and tags[-1][1] and tags[-2][1] and not text[tags[-2].end() : tags[-1].start()].strip():
+        tags.pop()  # closed twice
     last = tags[-1]
     behind = text[last.end() :]
     if any(name in behind for name in _BOXES) or _marked(behind, -1) is not None:
@@ -232,19 +218,23 @@ def _braced(text: str, start: int) -> tuple[str | None, int]:
 # ------------------------------------------------------------------------------------------- lines and sentences
 def _marked(text: str, box: int) -> str | None:
     """The answer after the last answer marker behind the last box; "" if that answer is empty, None without one."""
-    markers = list(_MARKER.finditer(text, max(0, box, len(text) - WINDOW)))
+    markers = list(MARKER.finditer(text, max(0, box, len(text) - WINDOW)))
     for match in reversed(markers[-MAX_MARKERS:]):
         starts_line = bool(_LINE_START.search(text, max(0, match.start() - 80), match.start()))
-        after = _AFTER_MARKER.match(text, match.end()) or (starts_line and _HEADING.match(text, match.end()))
+        after = AFTER_MARKER.match(text, match.end()) or (starts_line and _HEADING.match(text, match.end()))
         if not after:
             continue
+        if DOUBTED.search(text, max(0, match.start() - 80), match.start()):
+            return ""
         announced = after.re is _HEADING or bool(after["colon"])
         strong = announced and starts_line
         segment = _segment(text, after.end(), next_line=announced)
         if strong and not segment:
             return ""
-        if segment and _is_withdrawn(text, text.index(segment, after.end()) + len(segment)):
-            return ""
+        if segment:
+            end = text.index(segment, after.end()) + len(segment)
+            if _is_withdrawn(text, end) or TAKEN_BACK.match(text, end):
+                return ""
         answer = _value_of(segment, prose=not strong or box < 0)
         if answer and (box < 0 or strong or not _words(answer)):
             return answer
@@ -267,11 +257,12 @@ def _segment(text: str, start: int, next_line: bool) -> str:
     question = _SENTENCE_END.search(line)
     if question and question.group() == "?":
         return ""
-    for stop in (_SENTENCE_END, _MINERVA_END, _CLAUSE):
+    for stop in (_SENTENCE_END, _MINERVA_END, CLAUSE):
         end = stop.search(line)
         if end:
             line = line[: end.start()]
-    return line.strip().strip("*_").strip()
+    line = line.strip().strip("*_").strip()
+    return line[:-1].rstrip() if line.endswith("]") and "[" not in line else line
 
 
 def _words(text: str) -> list[str]:
@@ -282,10 +273,10 @@ def _words(text: str) -> list[str]:
 
 def _value_of(segment: str, prose: bool) -> str:
     """The answer in a sentence's rest: all of it, the part after its last `is`, or its only value."""
-    linking = _LINKING.match(segment)
+    linking = LINKING.match(segment)
     if linking and linking.end() < len(segment):
         segment = segment[linking.end() :].strip()
-    segment = _CLOSING_COPULA.sub("", segment)
+    segment = CLOSING_COPULA.sub("", segment)
     if not segment:
         return ""
     copulas = list(_COPULA.finditer(segment))

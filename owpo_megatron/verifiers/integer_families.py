@@ -3,16 +3,21 @@ r"""Answers that run over integers: families such as `k\pi, k\in\mathbb{Z}`, and
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 _INTEGERS = re.compile(
     r"(?P<value>.*?[^\s,;])\s*(?:\\q?quad|\\[,;: ]|[,;(\s]"
     r"|\\text\s*\{[\s,(]*(?:where|for|with|and|for all|for any)?\s*\}"
     r"|\bwhere\b|\bfor\b|\bwith\b|\\forall|\\mid|\\colon|[:|])+\s*(?P<name>[a-zA-Z])\s*"
-    r"(?:\\in\s*(?:\\mathbb|\\mathbf|\\Bbb)?\s*\{?\s*\\?(?P<set>[ZNQR])\s*\}?(?P<sign>(?:\^|_)\{?[+*0]\}?)?"
+    r"(?:(?:\\in|in(?![a-z]))\s*(?:\\mathbb|\\mathbf|\\Bbb)?\s*\{?\s*\\?(?P<set>[ZNQR])\s*\}?(?P<sign>(?:\^|_)\{?[+*0]\}?)?"
     r"|(?:\\text\s*\{\s*)?\s*(?:is\s+)?(?:an?\s+|any\s+)?(?P<word>integer)s?\s*\}?)\s*\)?",
     re.DOTALL,
 )
 
+_NAMED_LAST = re.compile(
+    r"(?:\\text\s*\{)?[\s,(]*(?:(?:where|for|with)\s+)?(?:(?:any|all|some|every|an)\s+)?integers?\s*\}?\s*\$?([a-z])\$?\s*\}?\s*\)?$"
+)
 _SET = re.compile(
     r"(?:\\left)?\s*\\\{\s*(?:[a-z]\s*(?:\\mid|\\vert|\\colon|:|\|)\s*(?=[a-z]\s*=))?(.*?)\s*(?:\\right)?\\\}",
     re.DOTALL,
@@ -46,6 +51,40 @@ def same_parameter(answer: str, gold: str) -> tuple[str, str]:
     return value, theirs["value"]
 
 
+def same_family(answer: str, gold: str, number: Callable[[str], Any]) -> bool:
+    r"""Whether both run over all integers and through the same numbers: `\frac{5\pi}{4}+n\pi` and `\frac{\pi}{4}+k\pi`.
+
+    Args:
+        number: reads a text as a sympy number, None where it is none.
+    """
+    ours, theirs = _INTEGERS.fullmatch(_inside(answer)), _INTEGERS.fullmatch(_inside(gold))
+    if ours is None or theirs is None or not _range(ours) == _range(theirs) == ("Z", ""):
+        return False
+    (first, step), (wanted, stride) = _line(ours, number), _line(theirs, number)
+    if step is None or stride is None or not stride or not _near(abs(step), abs(stride)):
+        return False
+    shift = (first - wanted) / stride
+    return _near(shift, round(shift))
+
+
+def _line(match: re.Match[str], number: Callable[[str], Any]) -> tuple[Any, Any]:
+    """(value at 0, difference) of a family that is linear in its parameter, (None, None) of any other."""
+    if len(re.findall(_LETTER.format(match["name"]), match["value"])) != 1:
+        return None, None  # a polynomial could agree with a line wherever it is looked at
+    values = [number(re.sub(_LETTER.format(match["name"]), f"({place})", match["value"])) for place in (0, 1, 2, -3)]
+    if any(value is None or not value.is_real for value in values):
+        return None, None
+    zero, one, two, below = values
+    step = one - zero
+    if not (_near(two - one, step) and _near(zero - below, 3 * step)):
+        return None, None
+    return zero, step
+
+
+def _near(one: Any, other: Any) -> bool:
+    return bool(abs(one - other) <= 1e-15 * max(abs(one), abs(other), 1))
+
+
 def _range(match: re.Match[str]) -> tuple[str, str]:
     return match["set"] or "Z", (match["sign"] or "").strip("{}")
 
@@ -64,5 +103,6 @@ def _modulus(match: re.Match[str]) -> str:
 
 def _inside(text: str) -> str:
     r"""Return what a set builder lists: `k\pi \mid k\in\mathbb{Z}` of `\{k\pi \mid k\in\mathbb{Z}\}`."""
-    builder = _SET.fullmatch(text.strip())
-    return builder[1] if builder else text.strip()
+    text = _NAMED_LAST.sub(r", \1\\in\\mathbb{Z}", text.strip())
+    builder = _SET.fullmatch(text)
+    return builder[1] if builder else text

@@ -9,11 +9,12 @@ from functools import lru_cache
 from owpo_megatron.types import GradingItem, VerdictReason
 from owpo_megatron.verifiers.extraction import closing_value, final_answer
 from owpo_megatron.verifiers.golds import gold_text
+from owpo_megatron.verifiers.piecewise import undecided
 from owpo_megatron.verifiers.rational import compare
 from owpo_megatron.verifiers.surface import clean, string_form
 
 MAX_ANSWER = 20_000  # characters that are looked at; no answer is that long
-_SEPARATOR_WORDS = re.compile(r"\\q?quad(?![a-z])|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
+_SEPARATOR_WORDS = re.compile(r"\\q?quad(?![a-z])|\\land(?![a-z])|\\wedge(?![a-z])|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _SEPARATOR_TEXT = re.compile(r"\\text\s*\{\s*(?:and|or)\s*\}")
 _WARM_UP = ((r"\frac{1}{2}", "0.5"), ("x^{2}+2x+1", "(x+1)^2"), ("[0,1)", "(0,1)"), (r"\sqrt{2}", "y=2"))
 _SEPARATORS = re.compile(r"[,;\s]+")
@@ -86,7 +87,11 @@ def _by_strings(answer: str, gold: str) -> VerdictReason | None:
     if len(answer) > MAX_ANSWER:
         return "too_long"
     ours = string_form(answer)
-    if ours == theirs or answer == cleaned or _separated(answer) == their_list:
+    if (
+        ours == theirs
+        or answer == cleaned
+        or (_separated(answer) == their_list and undecided(answer) == undecided(cleaned))
+    ):
         return "ok"
     same = compare(ours, theirs)
     return None if same is None else "ok" if same else "wrong"

@@ -12,17 +12,25 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 MAX_OPENING = 300  # characters of a prompt's last line that can belong to the answer
-_NAMES = "think|thinking|thought|thoughts|reasoning|reason|scratchpad|seed:think"
+_NAMES = (  # also <mm:think>, <longcat_think>, <thinking_process>
+    r"(?:[a-z0-9]{1,12}[:_])?(?:think|thinking|thoughts?|reasoning|reason|reflection|analysis|scratchpad|monologue|cot)"
+    r"(?:_(?:process|on))?"
+)
+_BARRED = "think|thinking|thought|reasoning"
 _REASONING = re.compile(
-    rf"(?P<open><(?:{_NAMES})>|\[THINK\]|<\|begin_of_thought\|>|<\|START_THINKING\|>|◁think▷|<start_working_out>"
+    rf"(?P<open><{_NAMES}\s?>|<[|｜](?:{_BARRED})(?:_start)?[|｜]>|<\|channel>thought"
+    r"|\[THINK\]|<\|begin_of_thought\|>|<\|START_THINKING\|>|◁think▷|<start_working_out>"
     r"|<\|channel\|>(?:analysis|commentary)[^<]{0,60}<\|message\|>)"
-    rf"|(?P<close></(?:{_NAMES})>|\[/THINK\]|<\|end_of_thought\|>|<\|END_THINKING\|>|◁/think▷|<end_working_out>"
+    rf"|(?P<close></{_NAMES}\s?>|<[|｜](?:/(?:{_BARRED})|(?:{_BARRED})_end)[|｜]>|<channel\|>"
+    r"|\[/THINK\]|<\|end_of_thought\|>|<\|END_THINKING\|>|◁/think▷|<end_working_out>"
     r"|<\|channel\|>final[^<]{0,60}<\|message\|>)",
     re.IGNORECASE,
 )
 REASONING_MARKS = ("[THINK]", "[/THINK]", "<|begin_of_thought|>", "<|end_of_thought|>", "<|START_THINKING|>",
     "<|END_THINKING|>", "◁think▷", "◁/think▷", "<think>", "</think>", "<thinking>", "</thinking>", "<thought>",
-    "</thought>", "<reasoning>", "</reasoning>", "<seed:think>", "</seed:think>", "<start_working_out>",
+    "</thought>", "<reasoning>", "</reasoning>", "<mm:think>", "</mm:think>", "<longcat_think>",
+    "</longcat_think>", "<|think_start|>",
+    "<|think_end|>", "<|channel>", "<channel|>", "<seed:think>", "</seed:think>", "<start_working_out>",
     "<end_working_out>", "<|channel|>", "<|message|>")  # fmt: skip
 """Texts of tokens that a decoded response must keep, even where a tokenizer calls them special."""
 # Where an assistant's turn begins, so that a <think> behind it is the response's own and not one that a user mentions.

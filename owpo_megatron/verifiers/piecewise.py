@@ -14,6 +14,8 @@ _BLOCK = re.compile(
     re.DOTALL,
 )
 _ASSIGNMENT = re.compile(r"\s*[A-Za-z](?:_\{?\w{1,4}\}?)?\s*&?\s*=\s*[^=&<>]+")
+_OR = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])|\\lor(?![a-z])|\\vee(?![a-z])")
+_ASSIGNED = re.compile(r"(?<![A-Za-z\\])([A-Za-z](?:_\{?\w\}?)?)\s*=")
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?")
 _HEAD = re.compile(
     r"\s*[A-Za-z](?:_\{?\w{1,4}\}?)?\s*(?:\([^()=]{0,20}\))?\s*=\s*(?=(?:\\left)?\s*(?:\\?\{)?\s*\\begin)"
@@ -35,6 +37,11 @@ def as_list(text: str) -> str:
     rows = [row.strip().rstrip(",;.").replace("&=", "=").strip() for row in _ROW_END.split(inner)]
     rows = [row for row in rows if row]
     return ", ".join(rows) if rows and all(map(_ASSIGNMENT.fullmatch, rows)) else text
+
+
+def undecided(text: str) -> bool:
+    """Whether one variable or another gets a value: `x=1 or y=2` claims less than `x=1, y=2`."""
+    return _OR.search(text) is not None and len(set(_ASSIGNED.findall(text))) > 1
 
 
 def same_branches(answer: str, gold: str, same: Callable[[str, str], bool]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 MAX_PIECES = 12
 _OR = re.compile(
-    r"\\text\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\cup(?![a-z])|\\lor(?![a-z])|\\vee(?![a-z])|\|\|"
+    r"\\text\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:big)?cup(?![a-z])|\\lor(?![a-z])|\\vee(?![a-z])|\|\|"
 )
 _AND = re.compile(
     r"\\text\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\land(?![a-z])|\\wedge(?![a-z])|\\cap(?![a-z])"
@@ -21,10 +21,13 @@ _MEMBER = re.compile(r"\s*([A-Za-z])\s*\\in(?![a-z])\s*")
 _BUILDER = re.compile(
     r"\\?\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:\\mid|\\vert|\||:|\\colon)\s*((?:(?!\\\}).)+?)\s*\\?\}\s*$"
 )
-_INTERVAL = re.compile(r"\s*([(\[])\s*([^,()\[\]]+|[^,]+?)\s*,\s*([^,]+?)\s*([)\]])\s*")
+_INTERVAL = re.compile(r"\s*([(\[\]])\s*([^,()\[\]]+|[^,]+?)\s*,\s*([^,]+?)\s*([)\]\[])\s*")  # ]a,b[ is (a,b)
+_PUNCTURED = re.compile(
+    r"(?:\\mathbb\s*\{?\s*R\s*\}?\s*\\setminus\s*\\?\{\s*([^{}]+?)\s*\\?\}|([A-Za-z])\s*\\neq?(?![a-z])\s*([^=<>]+))\s*"
+)
 _RELATION = re.compile(r"\\leq?(?:slant)?(?![a-z])|\\geq?(?:slant)?(?![a-z])|\\lt(?![a-z])|\\gt(?![a-z])|<=|>=|<|>")
 _SIZING = re.compile(r"\\left|\\right|\\[Bb]igg?[lr]?(?![a-z])|\\displaystyle|\\q?quad(?![a-z])|\\[,;! ]")
-_EVIDENT = re.compile(r"\\infty|\\cup(?![a-z])|\[|\]|\\[lg]e|\\[lg]t(?![a-z])|[<>]|\\mathbb")
+_EVIDENT = re.compile(r"\\infty|\\neq?(?![a-z])|\\setminus|\\cup(?![a-z])|\[|\]|\\[lg]e|\\[lg]t(?![a-z])|[<>]|\\mathbb")
 _BARS = re.compile(r"\\[lr]?vert(?![a-z])")
 _DISTANCE = re.compile(
     r"\|\s*([A-Za-z])\s*(?:([-+])\s*([^|<>=]+?))?\s*\|\s*(<=|>=|<|>|\\[lg](?:eq?|eqslant|t)(?![a-z]))\s*([^|<>=,]+)$"
@@ -69,6 +72,11 @@ def read_set(text: str, number: Callable[[str], Any]) -> tuple[list[Piece], str]
     if member:
         names.add(member[1])
         text = text[member.end() :]
+    punctured = _PUNCTURED.fullmatch(text)
+    if punctured:
+        names.update({punctured[2]} - {None})
+        pieces = _around((punctured[1] or punctured[3]).split(","), number)
+        return (pieces, "".join(names)) if pieces and len(names) <= 1 else None
     union: list[Piece] = []
     parts = _OR.split(text)
     if len(parts) == 1 and "," in text and _RELATION.search(text):
@@ -84,6 +92,16 @@ def read_set(text: str, number: Callable[[str], Any]) -> tuple[list[Piece], str]
             inside = [piece] if inside is None else _crossed(inside[0], piece) if inside else []
         union += inside or []
     return (_merged(union), "".join(names)) if len(names) <= 1 and union else None
+
+
+def _around(points: list[str], number: Callable[[str], Any]) -> list[Piece]:
+    """The real numbers without some points, [] where one is no number."""
+    found = [_end(point, number) for point in points]
+    if len(found) > MAX_PIECES or any(point is None or point.is_infinite for point in found):
+        return []
+    ends = [_infinity(-1), *sorted(found), _infinity(1)]
+    pieces = [_ordered(low, high, False, False) for low, high in zip(ends, ends[1:], strict=False)]
+    return [piece for piece in pieces if piece is not None]
 
 
 def _without_distance(text: str) -> str:

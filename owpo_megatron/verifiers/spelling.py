@@ -7,21 +7,23 @@ Rewrites of a cleaned answer before the parser sees it. Each keeps the value; wh
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from owpo_megatron.verifiers.piecewise import as_list
 
 MAX_PERIOD = 30  # digits of a repeating decimal
 _UPRIGHT = re.compile(
-    r"\\(?:mathrm|text|textrm|mathit|operatorname|mathop|mathbf)\s*(?:\{\s*([eijd])\s*\}|\s([eijd])(?![A-Za-z]))"
+    r"\\(?:mathrm|text|textrm|mathit|operatorname|mathop|mathbf|mathsf|textsf|textit)\s*(?:\{\s*([eijd])\s*\}|\s([eijd])(?![A-Za-z]))"
 )
 _NAMES = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|gcd|lcm|min|max|sqrt"
 _UPRIGHT_NAME = re.compile(rf"\\(?:mathrm|text|textrm|operatorname)\s*\{{\s*({_NAMES})\s*\}}")
 _SHORT_INVERSE = re.compile(r"(?<![A-Za-z\\])a(sin|cos|tan)(?=\s*\()")
-_NATURAL_LOG = re.compile(r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![A-Za-z]))")
+_BRACED_NAME = re.compile(rf"(?<![A-Za-z}}])\{{\s*({_NAMES})\s*\}}")
+_NATURAL_LOG = re.compile(r"(?<![A-Za-z])\\?log\s*_\s*(?:\{\s*e\s*\}|e(?![A-Za-z]))")
 _GREEK = "alpha beta gamma delta epsilon theta lambda mu phi psi omega sigma rho tau".split()
 _UPRIGHT_GREEK = re.compile(rf"\\up(pi|{'|'.join(_GREEK)})(?![a-z])")
 _PLAIN_NAME = re.compile(
-    rf"(?<![\\A-Za-z{{])(?:(?P<pi>pi)|(?P<inf>[Ii]nf|infty|[Ii]nfinity|oo)|(?P<greek>{'|'.join(_GREEK)})|(?P<name>{_NAMES})"
+    rf"(?<![\\A-Za-z{{])(?:(?P<pi>[Pp][Ii])|(?P<inf>[Ii]nf|infty|[Ii]nfinity|oo)|(?P<greek>{'|'.join(_GREEK)})|(?P<name>{_NAMES})"
     r"|(?:(?<=[0-9)} *])|^)(?P<log>log)(?=_?[0-9]))(?![A-Za-z])"
 )
 _SHORT_INVERSE = re.compile(r"(?<![A-Za-z\\])a(sin|cos|tan)(?=\s*\()")
@@ -29,8 +31,21 @@ _FRACTION_OF_PI = re.compile(r"(?<![0-9./^{_])([0-9]{1,9})\s*/\s*([0-9]{1,9})\s+
 _CALLS = {"abs": ("|", "|"), "floor": (r"\lfloor ", r"\rfloor "), "ceil": (r"\lceil ", r"\rceil "),
     "ceiling": (r"\lceil ", r"\rceil "), "cbrt": (r"\sqrt[3]{", "}"), r"\sqrt": (r"\sqrt{", "}")}  # fmt: skip
 _CALL = re.compile(r"((?<![A-Za-z\\])(?:abs|floor|ceil|ceiling|cbrt)|\\sqrt)\s*\(")
+_MODULE = re.compile(r"(?<![A-Za-z\\.])(?:[cC]?[mM]ath|np|numpy|sympy|sp)\.(?=[a-z])")
+_TWO_ARGUMENTS = re.compile(
+    r"(?<![A-Za-z\\])(?:log\(([^(),]{1,40}),\s*([^(),]{1,20})\)|pow\(([^(),]{1,40}),\s*([^(),]{1,20})\))"
+)
+_LOG_IN_WORDS = re.compile(
+    r"(?<![A-Za-z\\])log(?:arithm)?\s+(?:to\s+)?(?:the\s+)?base\s+([0-9]{1,3})\s+of\s+([0-9a-z]{1,9})(?![A-Za-z])"
+)
+_LONG_ROOT = re.compile(r"(?<![A-Za-z\\])sqrt\s*([0-9]{2,30})(?![0-9.])")
+_DECIMAL_POWER = re.compile(r"\^\s*(?:\(\s*|\{\s*)?(-?)([0-9]{0,3})\.([0-9]{1,4})(?![0-9.])(?:\s*[)}])?")
+_FRACTION_POWER = re.compile(r"\^\s*(\\frac\{[0-9]{1,9}\}\{[0-9]{1,9}\})")
+_MINUS_WORD = re.compile(r"^(?:minus|negative)\s+(?=[0-9.]|\\frac|\\sqrt)", re.IGNORECASE)
+_OTHER_UNIT = re.compile(r"(?<![A-Za-z\\])[jI](?![A-Za-z])")
 _UNION_LETTER = re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])")
-_BACKSLASH = re.compile(r"\\backslash\s*(?=\\\{)")
+_BACKSLASH = re.compile(r"\\backslash\s*(?=\\\{|\(|\[)|(?<=\\mathbb\{R\})\s*-\s*(?=\\\{)")
+_NOT_IN = re.compile(r"[a-z]\s*\\not(?:in(?![a-z])|\s*\\in(?![a-z]))\s*(?=[(\[{\\])")
 _ANGLES = re.compile(r"(?:\\left)?\s*\\langle(?![a-z])([^<>]*,[^<>]*?)(?:\\right)?\s*\\rangle")
 _ALL_REALS = re.compile(r"(?:\\text\s*\{)?\s*(?:the set of\s+)?all\s+reals?(?:\s+numbers?)?\s*\}?", re.IGNORECASE)
 _UNIT_QUOTIENT = re.compile(
@@ -48,6 +63,9 @@ _UNIT_FACTOR = re.compile(r"(?<![0-9.A-Za-z^_{])1(?:\.0{1,6})?\s*\*?\s*(?=[ij](?
 _IMAGINARY_FACTOR = re.compile(r"(?<=[0-9)])\s*\*\s*(?=[ij](?![A-Za-z]))")
 _PLAIN_INDEX = re.compile(r"(?<![A-Za-z\\_])([A-Za-z])([0-9]{1,3})(?![A-Za-z0-9.])")
 _COMBINING = re.compile(r"(?:[0-9][\u0305\u0304\u0307])+")
+_DOT_ABOVE = re.compile(r"\\overset\s*\{\s*(?:\.|\\cdot|\\bullet)\s*\}\s*\{\s*([0-9])\s*\}")
+_BRACED_PERIOD = re.compile(r"(?<=[.0-9])\{\s*(\\(?:overline|bar|dot)\s*\{[0-9]{1,30}\})\s*\}")
+_TIGHT_PERCENT = re.compile(r"(?<=[0-9])(\\frac\{[0-9]{1,9}\}\{[0-9]{1,9}\}\s*\\?%)$")
 _DOTS = r"\s*(?:\\[lcd]?dots(?![A-Za-z])|\.\.\.|…)"
 _DECIMAL_COMMA = re.compile(r"(?<![0-9.,])([0-9]{1,9})\{,\}(?=[0-9]{1,2}(?![0-9,{])|[0-9]{0,9}\\(?:overline|bar|dot))")
 _REPEATING_COMMA = re.compile(r"(-?[0-9]{1,9}),([0-9]{0,9}\\(?:overline|bar|dot)\s*\{?[0-9]{1,30}\}?)")
@@ -72,8 +90,12 @@ def respelled(text: str, other: str) -> str:
     """
     if not re.search(r"(?<![\\A-Za-z])e(?![A-Za-z])", other):
         text = _SCIENTIFIC.sub(lambda match: rf"{match[1]}\times 10^{{{int(match[2])}}}", text)
+    text = _MINUS_WORD.sub("-", _MODULE.sub("", text))
+    text = _TIGHT_PERCENT.sub(r" \1", _BRACED_PERIOD.sub(r"\1", _DOT_ABOVE.sub(r"\\dot{\1}", text)))
+    if _only_unit(text, other):
+        text = _OTHER_UNIT.sub("i", text)
     text = _UPRIGHT.sub(lambda match: match[1] or match[2], text)
-    text = _UPRIGHT_NAME.sub(r"\\\1 ", text)
+    text = _BRACED_NAME.sub(r"\\\1 ", _UPRIGHT_NAME.sub(r"\\\1 ", text))
     text = _NATURAL_LOG.sub(r"\\ln ", _UPRIGHT_GREEK.sub(r"\\\1", text))
     text = as_list(text)
     text = _DECIMAL_COMMA.sub(r"\1.", text)
@@ -84,6 +106,8 @@ def respelled(text: str, other: str) -> str:
     text = _SHORT_INVERSE.sub(r"\\arc\1", _with_delimiters(text))
     if not re.search(r"(?<![\\A-Za-z])[xX](?![A-Za-z])", other):
         text = _TIMES_TEN.sub(r"\\times 10", text)
+    text = _LONG_ROOT.sub(r"\\sqrt{\1}", _LOG_IN_WORDS.sub(r"\\log_{\1}(\2)", _TWO_ARGUMENTS.sub(_two_arguments, text)))
+    text = _FRACTION_POWER.sub(r"^{\1}", _DECIMAL_POWER.sub(_power, text))
     text = _LOG_BASE.sub(r"\\log_{\1}(", text)
     text = _called(_PLAIN_NAME.sub(_named, text))
     text = _FRACTION_OF_PI.sub(r"\\frac{\1}{\2}\\pi", text)
@@ -98,8 +122,26 @@ def _with_delimiters(text: str) -> str:
     """Plain-text unions, differences, vectors and the words for all real numbers in their LaTeX spelling."""
     if _ALL_REALS.fullmatch(text):
         return r"\mathbb{R}"
+    text = _NOT_IN.sub(r"\\mathbb{R}\\setminus ", text)
     text = _ANGLES.sub(r"(\1)", _BACKSLASH.sub(r"\\setminus ", _UNION_LETTER.sub(r"\\cup ", text)))
     return _UNIT_QUOTIENT.sub("", text)
+
+
+def _only_unit(text: str, other: str) -> bool:
+    """Whether `14-1j` can only mean an imaginary unit: the other answer has one, and there is no other letter."""
+    letters = set(re.findall(r"[A-Za-z]", text))
+    return letters in ({"j"}, {"I"}) and re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])", other) is not None
+
+
+def _two_arguments(match: re.Match[str]) -> str:
+    """Python's `log(3, 2)` is a logarithm to base 2, `pow(x, 2)` a square."""
+    return rf"\log_{{{match[2]}}}({match[1]})" if match[1] else f"({match[3]})^{{{match[4]}}}"
+
+
+def _power(match: re.Match[str]) -> str:
+    """A decimal exponent as the fraction that it is: `2^{0.5}` is a root."""
+    value = Fraction(int((match[2] or "0") + match[3]), 10 ** len(match[3]))
+    return rf"^{{{match[1]}\frac{{{value.numerator}}}{{{value.denominator}}}}}"
 
 
 def _called(text: str) -> str:

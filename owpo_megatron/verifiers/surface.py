@@ -9,15 +9,29 @@ import re
 import unicodedata
 
 _SPELLINGS = {
-    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/",
+    "−": "-", "–": "-", "‒": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-",
+    "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/", "∕": "/",
     "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∞": r"\infty ", "π": r"\pi ", "√": r"\sqrt",
     "°": r"^{\circ}", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "→": r"\to ", "⇒": r"\Rightarrow ",
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
+    "ℯ": "e", "ⅇ": "e", "ⅈ": "i", "ⅉ": "j", "٬": ",", "٫": ".",
     "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
     "€": r"\$", "£": r"\$", "¥": r"\$", "₹": r"\$",
     "，": ",", "。": ".", "；": ";", "：": ":", "（": "(", "）": ")", "％": "%", "＝": "=", "＋": "+", "－": "-",
     "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u3000": " ", "“": '"', "”": '"', "’": "'",
 }  # fmt: skip
+_ROOT_SIGN = re.compile(r"√\s*([0-9]+(?:\.[0-9]+)?)")  # all of its digits: no TeX
+_ENTITIES = {
+    "lt": "<",
+    "gt": ">",
+    "le": r"\le ",
+    "ge": r"\ge ",
+    "ne": r"\ne ",
+    "times": r"\times ",
+    "minus": "-",
+    "nbsp": " ",
+}
+_ENTITY = re.compile(f"&({'|'.join(_ENTITIES)});")
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
@@ -38,11 +52,24 @@ _COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{[^{}]*\}")
 _STYLE = re.compile(r"\\(?:displaystyle|textstyle|scriptstyle|tiny|small|large|Large|huge|bf|it|rm)(?![A-Za-z])\s*")
 _BOX = re.compile(r"\\f?boxed\s*(?=\{)|\\fbox\s*(?=\{)")
 _EMPHASIS = re.compile(r"\\(?:mathbf|boldsymbol|bm|pmb|underline|emph|mathit)\s*(?=\{)")
-_OUTER = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'))
+_OUTER = (
+    ("```", "```"),
+    ("$$", "$$"),
+    ("$", "$"),
+    (r"\(", r"\)"),
+    (r"\[", r"\]"),
+    ("**", "**"),
+    ("`", "`"),
+    ('"', '"'),
+)
 _WRAPPERS = re.compile(r"\\(?:text|mathrm|textbf|textit|mbox)\s*\{([^{}]*)\}")
 _THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
 _SPACED_THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9 ,])")
+_SLANTED = re.compile(r"\\(?:nice|s|x|flat)frac(?![A-Za-z])")
+_CHOOSE = re.compile(r"\{\s*([^{}\\]{1,20}?)\s*\\choose\s*([^{}\\]{1,20}?)\s*\}")
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_POINTED_THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}(?![0-9.,])")
+_UNDERSCORED_THOUSANDS = re.compile(r"(?<![0-9.,_])[1-9][0-9]{0,2}(?:_[0-9]{3})+(?![0-9_])")
 _SHORT_FRACTION = re.compile(r"\\frac\s*([0-9])\s*([0-9])(?![0-9])")
 _SPACES = re.compile(r"(?:\\[,;: ]|~|\\q?quad(?![A-Za-z])|\s)+")
 _NO_WIDTH = {"Cf", "Cc", "Cs", "Co", "Cn"}
@@ -58,7 +85,14 @@ def clean(answer: str) -> str:
         ('5^{2}', '', '7')
     """
     text = answer if answer.isascii() and answer.isprintable() else _ascii(answer)
+    if "&" in text:
+        text = _ENTITY.sub(lambda match: _ENTITIES[match[1]], text)
     if "\\" in text:
+        text = (
+            _CHOOSE.sub(r"\\binom{\1}{\2}", _SLANTED.sub(r"\\frac", text))
+            .replace(r"\text{,}", ",")
+            .replace(r"~\text", r"\ \text")
+        )
         text = _drop_argument(_INVISIBLE_COMMAND, text)
         if "color" in text:
             text = _COLOUR.sub("", _WHITE_REST.sub("", _drop_argument(_WHITE, text)))
@@ -85,8 +119,11 @@ def visible(text: str) -> str:
 def _ascii(text: str) -> str:
     text = _RAISED.sub(lambda match: "^{" + "".join(map(_SUPERSCRIPTS.__getitem__, match.group())) + "}", text)
     text = _LOWERED.sub(lambda match: "_{" + "".join(map(_SUBSCRIPTS.__getitem__, match.group())) + "}", text)
+    text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text)
     out = []
     for character in text:
+        if "\U0001d400" <= character <= "\U0001d7ff":  # letters and digits of mathematical alphabets
+            character = unicodedata.normalize("NFKC", character)
         if character.isascii():
             out.append(character if character.isprintable() or character in "\n\t" else "")
         elif character in _SPELLINGS:
@@ -157,5 +194,7 @@ def string_form(cleaned: str) -> str:
     text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", _FRACTION.sub(r"\\frac", _WRAPPERS.sub(r"\1", text)))
     text = _SPACES.sub(" ", text).strip()
     text = _SPACED_THOUSANDS.sub(lambda match: match.group().replace(" ", ""), text)
+    text = _POINTED_THOUSANDS.sub(lambda match: match.group().replace(".", ""), text)
+    text = _UNDERSCORED_THOUSANDS.sub(lambda match: match.group().replace("_", ""), text)
     text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
     return re.sub(r" (?![0-9])|(?<![0-9A-Za-z]) ", "", text) if " " in text else text
