@@ -13,10 +13,17 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from owpo_megatron.cli.options import JsonFile, out, wide
+from owpo_megatron.cli.options import JsonFile, err, out, wide
 from owpo_megatron.errors import UserError
 
-_COLORS = {"running": "green", "finished": "", "stopped": "yellow", "failed": "red", "not started": "dim"}
+_COLORS = {
+    "running": "green",
+    "finished": "",
+    "stopped": "yellow",
+    "failed": "red",
+    "not started": "dim",
+    "unreadable": "red",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ def runs(
     for root in roots:
         if not root.is_dir():
             raise UserError("FOLDER", root, "no such folder; give the folder that holds run folders, e.g. runs")
-    found = sorted((state_of(folder) for root in roots for folder in _run_folders(root)), key=lambda one: one.age)
+    found = sorted((_listed(folder) for root in roots for folder in _run_folders(root)), key=lambda one: one.age)
     if not found:
         out.print(f"no runs in {escape(', '.join(map(str, roots)))}; start one with owpo quickstart")
         return
@@ -81,6 +88,15 @@ def runs(
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+
+
+def _listed(folder: Path) -> RunState:
+    """The state of a run; one whose files cannot be read does not hide the others."""
+    try:
+        return state_of(folder)
+    except UserError as error:
+        err.print(f"[yellow]note:[/yellow] {escape(str(error))}")
+        return RunState(folder.name, str(folder), "unreadable", "", 0, None, None, "", 0.0)
 
 
 def state_of(folder: Path) -> RunState:

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from owpo_megatron.samples import SampleRow, ShownSample, ShownToken
     from owpo_megatron.types import Rollout
 
+    Wanted = Callable[[Rollout, SampleRow | None], bool]
+    Color = Literal["w", "ratio", "logp"] | None
+
 RGB = {"below": (31, 95, 139), "above": (217, 142, 50)}  # the report's blue and orange (report/style.py)
-Step = Annotated[int | None, typer.Option("--step", min=1, help="Step to show; default: the newest recorded one.")]
+Step = Annotated[int | None, typer.Option("--step", min=1, help="Step to show; default: the newest with such samples.")]
 
 
 def samples(
@@ -51,8 +54,10 @@ def samples(
     if wrong and right:
         raise UserError("--wrong", True, "goes without --right; give one of them, or neither for both")
     run = RunFolder(run_dir)
-    shown_step = step or recorded_steps(run)[-1]
-    found = find(run_dir, shown_step, _filter(wrong, right, problem), color, limit)
+    steps = [step] if step else recorded_steps(run)[::-1]
+    of_step = finder(run_dir)
+    searched = ((one, of_step(one, _filter(wrong, right, problem), color, limit)) for one in steps)
+    shown_step, found = next((pair for pair in searched if pair[1]), (steps[0], []))
     if not found:
         what = [name for name, given in (("wrong", wrong), ("right", right)) if given]
         wanted = " ".join([*what, "samples", *([f"of problem {problem}"] if problem else [])])
@@ -67,14 +72,8 @@ def samples(
         out.print(f"written: {escape(str(json_file))}")
 
 
-def find(
-    run_dir: Path,
-    step: int,
-    wanted: Callable[[Rollout, SampleRow | None], bool],
-    color: Literal["w", "ratio", "logp"] | None,
-    limit: int | None,
-) -> list[ShownSample]:
-    """Samples of a run's step, decoded by the run's tokenizer."""
+def finder(run_dir: Path) -> Callable[[int, Wanted, Color, int | None], list[ShownSample]]:
+    """A function of (step, wanted, color, limit) that finds samples of this run, decoded by its tokenizer."""
     from owpo_megatron.config import Config
     from owpo_megatron.data import load_tokenizer
     from owpo_megatron.run.layout import RunFolder
@@ -84,7 +83,11 @@ def find(
     run = RunFolder(run_dir)
     config = Config.load(run.config)
     tokenizer = load_tokenizer(tokenizer_folder(run, config.model.path))
-    return view_samples(run, step, tokenizer.decode, config.algorithm, wanted, color, limit)
+
+    def found(step: int, wanted: Wanted, color: Color, limit: int | None) -> list[ShownSample]:
+        return view_samples(run, step, tokenizer.decode, config.algorithm, wanted, color, limit)
+
+    return found
 
 
 def show(sample: ShownSample) -> None:
@@ -149,7 +152,8 @@ def _filter(wrong: bool, right: bool, problem: str | None) -> Callable[[Rollout,
 
 def for_report(run_dir: Path, steps: Sequence[int], per_step: int) -> list[ShownSample]:
     """Samples for a report's page: of every step the same number, from its beginning."""
-    return [one for step in steps for one in find(run_dir, step, lambda rollout, row: True, None, per_step)]
+    of_step = finder(run_dir)
+    return [one for step in steps for one in of_step(step, lambda rollout, row: True, None, per_step)]
 
 
 _PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}

@@ -150,6 +150,13 @@ def test_the_command_filters_and_colours(run: RunFolder, tmp_path: Path) -> None
     assert one.output.count("p/3, sample") == 1 and "expected b" in one.output
 
 
+def test_without_a_step_it_is_the_newest_that_has_such_samples(run: RunFolder) -> None:
+    save_rollouts(rollouts_path(run.rollouts, 4), list(GROUPS[0].rollouts))
+    for arguments, step in (([], 4), (["--problem", "p/3"], 3)):
+        shown = CliRunner().invoke(app, ["samples", str(run.path), *arguments])
+        assert shown.exit_code == 0 and f"step {step}, " in shown.output, shown.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
