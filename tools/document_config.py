@@ -21,6 +21,12 @@ Every field of a run's YAML file, written by `tools/document_config.py` from the
 Only `model.path` and `data.source` are required. On a command line a field is `section.field=VALUE`; values are YAML.
 `include: OTHER.yaml`, at the top of a file or inside a section, reads another file first. The run folder's
 `config.yaml` has every default spelled out.
+
+`owpo config init run.yaml --model FOLDER --data train.jsonl --gpus 8` writes a file to start from. It is sized for
+the machine (`--gpus 0`: a small run on the CPU) and for what it finds: the model's context bounds the lengths, its
+tokenizer decides on the template, and the first record of the data file on `data.columns` (`{problem: question}`). A
+model or a data file that is not there yet is written as given; one that is there and cannot be read is refused. `owpo
+config show -c run.yaml --changed` prints what differs from the defaults, `owpo config explain rollout` a section.
 """
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +39,7 @@ def show(
 
     loaded = Config.load(config, overrides or [])
     fields = loaded.model_dump(mode="json", exclude_defaults=changed)
-    out.print(yaml.safe_dump(fields, sort_keys=False), markup=False, end="")
+    out.print(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), markup=False, end="")
 
 
 @config.command("explain")
@@ -49,6 +52,7 @@ def explain(
 
     Example: owpo config explain rollout.oversampling
     """
+    field = field.strip(".")
     if _explain_hyper_parameter(field):
         return
     section, name = _find(field)
@@ -82,10 +86,11 @@ def init(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     out.print(f"written: {escape(str(file))}")
+    quoted = shlex.quote(str(file))
     for command, why in (
-        (f"owpo doctor -c {file} --quick", "check it"),
-        (f"owpo plan -c {file}" + ("" if gpus else " --cpu"), "its memory"),
-        (f"owpo train -c {file}", "train"),
+        (f"owpo doctor -c {quoted} --quick", "check it"),
+        (f"owpo plan -c {quoted}" + ("" if gpus else " --cpu"), "its memory"),
+        (f"owpo train -c {quoted}", "train"),
     ):
         out.print(f"  [bold]{escape(command)}[/bold]  [dim]{why}[/dim]")
 
@@ -104,7 +109,7 @@ def _shape_of(model: Path) -> ModelShape:
     Raises:
         UserError: the folder holds no model.
     """
-    if not model.is_dir():
+    if not model.exists():
         return ModelShape()
     from owpo_megatron.config import hf_folder
     from owpo_megatron.data.templates import has_chat_template
@@ -120,13 +125,22 @@ def _columns_of(data: Path) -> dict[str, str]:
     Raises:
         UserError: the file is there and cannot be read.
     """
-    if not data.is_file():
+    if not data.exists():
         return {}
-    from owpo_megatron.data.files import records_of, suffix_of
+    from owpo_megatron.data.files import SUFFIXES, records_of, suffix_of
     from owpo_megatron.data.records import guessed_columns
 
-    _, first = next(records_of(data), ("", None)) if suffix_of(data) else ("", None)
+    if not data.is_file() or not suffix_of(data):
+        raise UserError("--data", data, f"is no file of problems; name one that ends in {', '.join(SUFFIXES)}")
+    _, first = next(records_of(data), ("", None))
+    if first is None:
+        raise UserError("--data", data, "holds no records")
     return guessed_columns(first)
+
+
+def _scalar(text: str) -> str:
+    """A text in YAML, in quotes where it would be read as something else."""
+    return text if re.fullmatch(r"[\w./@:~+-]+", text) and yaml.safe_load(f"[{text}]") == [text] else json.dumps(text)
 
 
 def starter(
@@ -156,12 +170,16 @@ def starter(
         "completion": "a frame for a model without a chat template",
     }[template]
     lines = [
-        f"name: {name}",
-        f"model: {{path: {model}, dtype: {'bfloat16' if on_gpu else 'float32'}}}",
+        f"name: {_scalar(name)}",
+        f"model: {{path: {_scalar(model)}, dtype: {'bfloat16' if on_gpu else 'float32'}}}",
         "data:",
-        f'  source: {data} # one JSON object per line: {{"problem": ..., "answer": ...}}',
-        *([] if generated else [f"  eval_source: {held_out}"]),
-        *([f"  columns: {{{', '.join(f'{ours}: {name}' for ours, name in columns.items())}}}"] if columns else []),
+        f'  source: {_scalar(data)} # one JSON object per line: {{"problem": ..., "answer": ...}}',
+        *([] if generated else [f"  eval_source: {_scalar(held_out)}"]),
+        *(
+            [f"  columns: {{{', '.join(f'{ours}: {_scalar(theirs)}' for ours, theirs in columns.items())}}}"]
+            if columns
+            else []
+        ),
         f"  template: {template} # {meaning}",
         f"  max_prompt_tokens: {prompt} # longer prompts are left out",
         "algorithm: {name: owpo}",

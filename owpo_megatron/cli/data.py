@@ -59,8 +59,13 @@ def check(
 
     Example: owpo data check dapo-math-17k.parquet --against aime24.jsonl --against amc23.jsonl --json report.json
     """
+    from owpo_megatron.config.verifier import known_rule
     from owpo_megatron.data.report import check_data
 
+    try:
+        known_rule(rule)
+    except ValueError as error:
+        raise UserError("--rule", rule, str(error)) from error
     sets = {name: _evaluation_set(name) for name in against or ()}
     with Progress(TextColumn("data"), BarColumn(), TimeElapsedColumn(), console=err, transient=True) as bar:
         task = bar.add_task("data", total=None)

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from owpo_megatron.cli.options import JsonFile, Overrides, note, out
+from owpo_megatron.cli.options import JsonFile, Overrides, load_config, note, out
 from owpo_megatron.cli.running import run_trainer
-from owpo_megatron.config import Config, SetConfig
+from owpo_megatron.config import SetConfig
 from owpo_megatron.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _through_the_trainer(file: Path, overrides: list[str], checkpoints: list[str
         if not Path(checkpoint).is_dir():
             raise UserError("--checkpoint", checkpoint, "no such folder; give e.g. runs/NAME/checkpoints/step_000020")
         arguments += ["--checkpoint", checkpoint]
-    run_trainer(Config.load(file, overrides), arguments, keep_config=False)
+    run_trainer(load_config(file, overrides), arguments, keep_config=False)
 
 
 def _wanted_sets(names: str, own: list[str], fields: dict[str, Any]) -> list[SetConfig]:

@@ -33,7 +33,7 @@ from owpo_megatron.cli.setup_engine import setup_engine
 from owpo_megatron.cli.support import coverage, drift
 from owpo_megatron.cli.train import train
 from owpo_megatron.cli.verify import verify
-from owpo_megatron.errors import EngineError, ProofError, UserError
+from owpo_megatron.errors import EngineError, ProofError, UserError, printable
 
 app = typer.Typer(
     name="owpo",
@@ -93,6 +93,12 @@ def main() -> None:
         sys.exit(2)
     except (EngineError, ProofError) as error:
         err.print(f"[bold red]failed:[/bold red] {escape(str(error))}")
+        sys.exit(1)
+    except OSError as error:  # a path that is too long, a folder that is read-only, a disk that is full
+        if error.filename is None:
+            raise
+        why = f"{error.strerror}; check the path, its permissions and the space there"
+        err.print(f"[bold red]failed:[/bold red] {escape(printable(str(error.filename)))}: {escape(why)}")
         sys.exit(1)
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from owpo_megatron.config import Config
+from owpo_megatron.errors import UserError
 from owpo_megatron.hub import with_local_models
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration of the run.")]
@@ -21,7 +22,28 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="FIELD=VALUE", help="Fields to change, e.g. parallel.tp=2 optimizer.steps=10."),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
+
+
+def writable(file: Path | None) -> Path | None:
+    """A file that a command will write: found wanting before the work, not after it.
+
+    Raises:
+        UserError: it is a folder, or cannot be written there.
+    """
+    if file is None:
+        return None
+    if file.is_dir():
+        raise UserError("FILE", file, "is a folder; name a file in it")
+    folder = next((one for one in file.absolute().parents if one.exists()), file.absolute().parent)
+    if not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise UserError("FILE", file, f"cannot be written: {folder} is no folder that you may write to; name another")
+    return file
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the result as JSON.", callback=writable),
+]
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

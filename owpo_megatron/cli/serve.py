@@ -15,7 +15,7 @@ import typer
 import yaml
 from rich.markup import escape
 
-from owpo_megatron.cli.options import err, load_config, note, out
+from owpo_megatron.cli.options import err, load_config, note, out, writable
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.hub import model_folder
@@ -39,14 +39,16 @@ def serve(
         Path | None, typer.Option("--config", "-c", metavar="FILE", help="Serve as the run of this file would.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 30000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 30000,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     tp: Annotated[int, typer.Option(help="Tensor-parallel ranks.")] = 1,
     python: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Interpreter of SGLang's environment; default: .venv-engine.")
     ] = None,
-    log: Annotated[Path, typer.Option(metavar="FILE", help="File for the server's output.")] = Path("engine.log"),
+    log: Annotated[Path, typer.Option(metavar="FILE", help="File for the server's output.", callback=writable)] = Path(
+        "engine.log"
+    ),
     rendezvous: Annotated[
         Path | None,
         typer.Option(

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from owpo_megatron.cli.options import err, out
+from owpo_megatron.cli.options import err, out, writable
 from owpo_megatron.verifiers.rules import RULE_NAMES
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ def verify(
     ] = "math",
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write a line {id, correct, reason, seconds} per case."),
+        typer.Option(
+            "--json", metavar="FILE", help="Write a line {id, correct, reason, seconds} per case.", callback=writable
+        ),
     ] = None,
     golds: Annotated[
         bool, typer.Option("--golds", help="CASES is a data set of {id, answer}: grade each answer against itself.")

@@ -46,9 +46,19 @@ def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return raw
 
 
+_REMEDIES = {
+    "list_type": "write a list: [a, b]",
+    "string_type": "write a text; put it in quotes where YAML reads it as something else",
+    "date_from_datetime_parsing": "write a date, as 2026-01-31",
+    "date_type": "write a date, as 2026-01-31",
+}
+"""What to write, for those of pydantic's errors whose own message names no way out."""
+
+
 def first_mistake(error: ValidationError, root: type[BaseModel]) -> UserError:
     """Convert the first of pydantic's errors about a `root` to field, value and remedy."""
-    first = error.errors()[0]
+    # an unknown field first: the one that is missing may be the same, misspelled
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return cause
@@ -59,7 +69,7 @@ def first_mistake(error: ValidationError, root: type[BaseModel]) -> UserError:
         return UserError(dotted, "(missing)", "required; add it to the config or pass it as an override")
     if first["type"] == "model_type":
         return UserError(dotted, first["input"], "is a section: write its fields, {field: value, ...}, or leave it out")
-    remedy = str(cause) if cause else first["msg"]
+    remedy = _REMEDIES.get(first["type"]) or (str(cause) if cause else first["msg"])
     return UserError(dotted, first["input"], remedy[0].lower() + remedy[1:])
 
 

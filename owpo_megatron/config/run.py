@@ -6,6 +6,7 @@ names the field, the value and the remedy. The resolved configuration is saved i
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def hf_folder(path: Path, field: str = "model.path") -> Path:
     """Return the folder with a model's config.json and tokenizer: `path` itself, or hf/ inside a converted folder.
 
     Raises:
-        UserError: neither has a config.json.
+        UserError: neither has a config.json that can be read.
     """
     if not path.is_dir():
         remedy = (
@@ -51,7 +52,12 @@ def hf_folder(path: Path, field: str = "model.path") -> Path:
         )
         raise UserError(field, path, remedy)
     for folder in (path, path / HF_FILES):
-        if (folder / "config.json").is_file():
+        file = folder / "config.json"
+        if file.is_file():
+            try:
+                json.loads(file.read_bytes())
+            except ValueError as error:
+                raise UserError(field, path, f"its config.json is not JSON ({error}); copy the model again") from error
             return folder
     if (path / "checkpoints").is_dir():
         raise UserError(field, path, "is a run's folder; name its best/ or one of its checkpoints/step_N")

@@ -10,8 +10,12 @@ from pydantic import AfterValidator, Field
 from owpo_megatron.config.file import Section
 
 
-def _known_rule(name: str) -> str:
-    """The name of a rule, in one of its three forms; whether a function or an endpoint exists is looked at later."""
+def known_rule(name: str) -> str:
+    """The name of a rule, in one of its three forms; whether a function or an endpoint exists is looked at later.
+
+    Raises:
+        ValueError: it has none of these forms; the message lists them.
+    """
     from owpo_megatron.verifiers.rules import RULE_NAMES  # read when a rule is named: most runs keep `auto`
 
     if name in ("auto", *RULE_NAMES) or re.fullmatch(r"judge:.+|python:[\w.]+:\w+|https?://\S+", name):
@@ -20,7 +24,7 @@ def _known_rule(name: str) -> str:
     raise ValueError(f"use one of {known}, judge:FILE.yaml, python:MODULE:FUNCTION, or the URL of an endpoint")
 
 
-Rule = Annotated[str, AfterValidator(_known_rule)]
+Rule = Annotated[str, AfterValidator(known_rule)]
 
 
 class VerifierConfig(Section):

@@ -197,8 +197,12 @@ class Server:
 
 
 def probe_port(host: str, port: int) -> None:
-    """Bind the port and release it. Raises OSError when it cannot be bound."""
+    """Bind the port and release it. Raises OSError when it cannot be bound, UserError for no address."""
     with socket.socket() as probe:
+        try:
+            socket.getaddrinfo(host, port)
+        except socket.gaierror as error:
+            raise UserError("engine.host", host, f"is no address of this machine ({error.strerror})") from error
         # as uvicorn binds: lingering connections of an earlier server do not matter
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))

@@ -88,12 +88,15 @@ def drift(old: Path, new: Path, leading: int = 16) -> Iterator[MatrixDrift]:
 
 def _files_of(folder: Path) -> dict[str, Path]:
     """File of each tensor."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as content:
-            found |= dict.fromkeys(content.keys(), file)
+        try:
+            with safe_open(file, "pt") as content:
+                found |= dict.fromkeys(content.keys(), file)
+        except SafetensorError as error:
+            raise UserError("model", file, f"is no whole safetensors file ({error}); copy it again") from error
     if not found:
         raise UserError("model", folder, "has no *.safetensors; name a Hugging Face folder (a run's hf/, best/...)")
     return found

@@ -108,6 +108,19 @@ def test_serve_takes_a_name(hub: type[Hub], tmp_path: Path, monkeypatch: pytest.
     assert given[0] == given[1] and (given[0] / "model.safetensors").is_file()
 
 
+def test_an_evaluation_through_the_ranks_takes_a_name(
+    hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub.models["team/tiny"] = {"config.json": b"{}", "model.safetensors": b"w"}
+    Path("run.yaml").write_text("model: {path: team/tiny}\ndata: {source: 'task:cipher'}\n")
+    given: list[Any] = []
+    monkeypatch.setattr("owpo_megatron.cli.evaluate.run_trainer", lambda config, *rest, **more: given.append(config))
+    result = CliRunner().invoke(app, ["eval", "-c", "run.yaml"])
+    assert result.exception is None, result.exception
+    assert (given[0].model.path / "model.safetensors").is_file()
+
+
 @pytest.fixture
 def job(hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a job for two nodes, with a model that only the hub has."""
