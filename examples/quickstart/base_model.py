@@ -64,6 +64,7 @@ class WarmUp:
 RECIPES = {
     "cipher": WarmUp(),
     "countdown": WarmUp(task="countdown", steps=300, hidden_size=96, layers=3, head_dim=24, ffn_size=256),
+    "lookup": WarmUp(task="lookup", steps=400, hidden_size=64),
 }
 
 
@@ -167,9 +168,18 @@ def _batches(
 def _row(
     tokenizer: PreTrainedTokenizerFast, task: Task, problem: Problem, rng: random.Random
 ) -> tuple[list[int], list[int]]:
-    prompt = tokenizer.encode(problem.text, add_special_tokens=False)
-    response = tokenizer.encode(task.demonstrate(problem, rng), add_special_tokens=False) + [tokenizer.eos_token_id]
-    return prompt + response, [IGNORED] * len(prompt) + response
+    demonstration = task.demonstrate(problem, rng)
+    turns = [demonstration] if isinstance(demonstration, str) else demonstration
+    ids = tokenizer.encode(problem.text, add_special_tokens=False)
+    labels = [IGNORED] * len(ids)
+    for place, text in enumerate(turns):
+        turn = tokenizer.encode(text, add_special_tokens=False)
+        if place % 2:  # what the replies are answered is context alone
+            ids, labels = ids + turn, labels + [IGNORED] * len(turn)
+        else:
+            turn.append(tokenizer.eos_token_id)
+            ids, labels = ids + turn, labels + turn
+    return ids, labels
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from owpo_megatron.config.checks import ChecksConfig
 from owpo_megatron.config.data import DataConfig, SourceConfig
+from owpo_megatron.config.environment import EnvironmentConfig
 from owpo_megatron.config.file import Section
 from owpo_megatron.config.launch import LaunchConfig
 from owpo_megatron.config.method import AlgorithmConfig, RolloutConfig
@@ -31,6 +32,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EngineConfig",
+    "EnvironmentConfig",
     "EvalConfig",
     "LaunchConfig",
     "ModelConfig",

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from owpo_megatron.config.checks import ChecksConfig
 from owpo_megatron.config.data import DataConfig
+from owpo_megatron.config.environment import EnvironmentConfig
 from owpo_megatron.config.file import Section, first_mistake, read_mapping
 from owpo_megatron.config.launch import LaunchConfig
 from owpo_megatron.config.method import AlgorithmConfig, RolloutConfig
@@ -283,6 +284,8 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     sync: SyncConfig = SyncConfig()
     verifier: VerifierConfig = VerifierConfig()
+    environment: EnvironmentConfig | None = None
+    """Turns with tools; null: responses have one turn, and the verifier alone judges them."""
     reward: RewardConfig = RewardConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -106,7 +106,9 @@ class PromptTemplate:
                 raise UserError("data.template", self.name, remedy)
             text = problem.text if self.name == "raw" else COMPLETION.format(problem=problem.text)
             token_ids = self.tokenizer.encode(text, bos=True)
-        return Prompt(problem.id, token_ids, text, problem.answer, domain or problem.domain, source)
+        turns = problem.messages or (Message("user", problem.text),)
+        messages = tuple((turn.role, turn.content) for turn in turns)
+        return Prompt(problem.id, token_ids, text, problem.answer, domain or problem.domain, source, messages=messages)
 
     @cached_property
     def _text(self) -> str | None:
@@ -118,6 +120,14 @@ class PromptTemplate:
         except (OSError, UnicodeDecodeError) as error:
             what = getattr(error, "strerror", None) or "is not UTF-8"
             raise UserError("data.template", self.name, f"{what}; name a readable .jinja file") from error
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation by the chat template, with the opening of the assistant's turn.
+
+        Raises:
+            UserError: the template refuses it.
+        """
+        return self._chat(Problem("(turns)", "", "", "", tuple(messages)))
 
     def _chat(self, problem: Problem) -> str:
         messages = problem.messages or (Message("user", problem.text),)

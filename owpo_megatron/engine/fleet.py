@@ -12,7 +12,7 @@ from owpo_megatron.engine.answers import UNKNOWN_VERSION
 from owpo_megatron.engine.client import EngineClient, EngineGone
 from owpo_megatron.engine.generation import Generation, samples_per_post
 from owpo_megatron.errors import EngineError
-from owpo_megatron.types import Finished, Progress, Rollout, SampleRequest, Sampling
+from owpo_megatron.types import Feed, Finished, Progress, Rollout, SampleRequest, Sampling
 
 T = TypeVar("T")
 
@@ -133,23 +133,41 @@ class Fleet:
             EngineError: an engine refused a request, stayed dead after `max_restarts` restarts, or serves other weights
                 than the rest even after `on_restart`.
         """
-        if not requests:
-            return []
+        return self._generate(requests, sampling, progress, finished) if requests else []
+
+    def converse(self, feed: Feed, sampling: Sampling, finished: Finished) -> None:
+        """Draw what the feed asks for, which may come out of what was drawn before, until it ends.
+
+        Raises:
+            EngineError: as `generate`.
+        """
+        self._generate([], sampling, None, finished, feed)
+
+    def _generate(
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        progress: Progress | None,
+        finished: Finished | None,
+        feed: Feed | None = None,
+    ) -> list[Rollout]:
         self.revive()
         self.with_revival(self._make_agree)
         clients = self.clients if self.front is None else [self.front]
+        count = len(requests) if feed is None else feed.expected
         return Generation(
             clients,
             requests,
             sampling,
             # sglang-router does not accept a list of sampling parameters, and siblings differ in their seeds
-            samples_per_post=samples_per_post(len(requests), len(clients), sampling) if self.front is None else 1,
+            samples_per_post=samples_per_post(count, len(clients), sampling) if self.front is None else 1,
             concurrency=self._config.concurrency * len(self.engines) // len(clients),
             give_up=self._give_up,
             bring_back=self._bring_back_while_generating,
             version=self._version,
             progress=progress,
             finished=finished,
+            feed=feed,
         ).run()
 
     def with_revival(self, call: Callable[[], T]) -> T:

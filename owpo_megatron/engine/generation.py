@@ -7,18 +7,19 @@
 
 Engines are revived in the calling thread, since a push of weights may be collective over trainer ranks. A lost post is
 drawn again with the same seeds, and so gives the same tokens.
+
+A feed adds requests that come out of earlier responses: the next turns of episodes, in whatever order they are ready.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from owpo_megatron.engine.client import EngineClient, EngineGone
-from owpo_megatron.types import Finished, Progress, Rollout, SampleRequest, Sampling
+from owpo_megatron.types import Feed, Finished, Progress, Rollout, SampleRequest, Sampling
 
 # A post returns when its longest sample ends. Short samples share a post, which saves most of the time with a small
 # model; long ones get a post of their own, so that none waits for another.
@@ -27,13 +28,53 @@ SAMPLES_PER_POST = 64
 
 
 @dataclass(frozen=True)
+class Post:
+    """Samples that are sent in one request: requests[first:end]."""
+
+    first: int
+    end: int
+    engine: int | None = None  # that has their sessions; None: any
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Result of a worker: rollouts, an error, or its end."""
 
     engine: int
     incarnation: int  # of the engine that was asked
-    first: int | None = None  # first sample of the post; None: no post was left
+    post: Post | None = None  # None: no post was left
     result: list[Rollout] | Exception | None = None
+
+
+class Posts:
+    """The posts that wait for a worker. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[Post] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, posts: Sequence[Post], in_front: bool = False) -> None:
+        with self._lock:
+            self._waiting[0 if in_front else len(self._waiting) : 0 if in_front else None] = posts
+
+    def of(self, engine: int) -> int:
+        """Number of posts that this engine may take."""
+        with self._lock:
+            return sum(post.engine in (None, engine) for post in self._waiting)
+
+    def take(self, engine: int) -> Post | None:
+        with self._lock:
+            for place, post in enumerate(self._waiting):
+                if post.engine in (None, engine):
+                    return self._waiting.pop(place)
+        return None
+
+    def clear(self) -> None:
+        with self._lock:
+            self._waiting.clear()
 
 
 class Generation:
@@ -46,6 +87,7 @@ class Generation:
         give_up: makes the pending requests of a lost engine (its index in `clients`) fail quickly.
         bring_back: returns when a lost engine answers again and has the weights.
         version: weights that must draw the samples, by their version; None: any.
+        feed: adds requests while others are drawn; None: there are no others.
     """
 
     def __init__(
@@ -61,40 +103,50 @@ class Generation:
         version: int | None = None,
         progress: Progress | None = None,
         finished: Finished | None = None,
+        feed: Feed | None = None,
     ):
-        self.clients, self.requests, self.sampling = clients, requests, sampling
+        self.clients, self.requests, self.sampling = clients, list(requests), sampling
         self.samples_per_post = samples_per_post
         self.give_up, self.bring_back = give_up, bring_back
         self.version = version
         self.progress, self.finished = progress, finished
-        self.posts = deque(range(0, len(requests), samples_per_post))  # each by its first sample
+        self.feed = feed
+        self.sessions: dict[int, int] = {}  # engine that has the prefix of a session
+        self.posts = Posts()
+        self.posts.add(self._posts(0))
         self.workers_per_engine = max(1, concurrency // samples_per_post)
         self.workers = [0] * len(clients)
         self.lost: dict[int, EngineGone] = {}
-        self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self.outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()  # None: the feed has something
 
     def run(self) -> list[Rollout]:
         rollouts: list[Rollout | None] = [None] * len(self.requests)
         done = 0
         try:
+            if self.feed is not None:
+                self.feed.begin(lambda: self.outcomes.put(None))
             for engine in range(len(self.workers)):
                 self._start_workers(engine)
-            while done < len(self.requests):
+            while done < len(self.requests) or (self.feed is not None and self.feed.goes_on()):
                 outcome = self.outcomes.get()
-                engine, first, result = outcome.engine, outcome.first, outcome.result
+                if outcome is None:
+                    rollouts += [None] * self._take_more()
+                    continue
+                engine, post, result = outcome.engine, outcome.post, outcome.result
                 if isinstance(result, list):
-                    assert first is not None
-                    rollouts[first : first + len(result)] = result
+                    assert post is not None
+                    rollouts[post.first : post.end] = result
                     done += len(result)
+                    self._remember(engine, post)
                     if self.finished is not None:
-                        self.finished(first, result)
+                        self.finished(post.first, result)
                     if self.progress is not None:
                         self.progress(done, len(self.requests))
                     continue
                 self.workers[engine] -= 1
                 if isinstance(result, EngineGone):
-                    assert first is not None
-                    self.posts.appendleft(first)
+                    assert post is not None
+                    self.posts.add([post], in_front=True)
                     if outcome.incarnation == self.clients[engine].incarnation:
                         self.lost[engine] = result
                         self.give_up(engine)
@@ -102,6 +154,8 @@ class Generation:
                         self._start_workers(engine, 1)  # it was revived together with another engine
                 elif result is not None:
                     raise result
+                elif engine not in self.lost:
+                    self._start_workers(engine, 1)  # for what the feed has added since
                 if engine in self.lost and self.workers[engine] == 0:
                     self.bring_back(engine, self.lost.pop(engine))
                     self._start_workers(engine)
@@ -109,8 +163,41 @@ class Generation:
             self.posts.clear()  # workers of an interrupted call end after their current post
         return rollouts  # type: ignore[return-value]
 
+    def _posts(self, first: int) -> list[Post]:
+        """Posts for the requests from here on; a session's goes to the engine that has it."""
+        end = len(self.requests)
+        if self.feed is None:
+            starts = range(first, end, self.samples_per_post)
+            return [Post(start, min(start + self.samples_per_post, end)) for start in starts]
+        posts: list[Post] = []
+        for index in range(first, end):
+            session = self.requests[index].session
+            engine = None if session is None else self.sessions.get(session)
+            last = posts[-1] if posts else None
+            if last and last.engine == engine and last.end - last.first < self.samples_per_post:
+                posts[-1] = Post(last.first, index + 1, engine)
+            else:
+                posts.append(Post(index, index + 1, engine))
+        return posts
+
+    def _remember(self, engine: int, post: Post) -> None:
+        if self.feed is not None and len(self.clients) > 1:
+            sessions = (request.session for request in self.requests[post.first : post.end])
+            self.sessions |= {session: engine for session in sessions if session is not None}
+
+    def _take_more(self) -> int:
+        """Queue what the feed has; returns how many requests it was."""
+        assert self.feed is not None
+        first = len(self.requests)
+        self.requests += self.feed.take()
+        self.posts.add(self._posts(first))
+        for engine in range(len(self.workers)):
+            if engine not in self.lost:
+                self._start_workers(engine, self.workers_per_engine - self.workers[engine])
+        return len(self.requests) - first
+
     def _start_workers(self, engine: int, most: int | None = None) -> None:
-        count = min(most or self.workers_per_engine, len(self.posts))
+        count = max(0, min(self.workers_per_engine if most is None else most, self.posts.of(engine)))
         self.workers[engine] += count
         for _ in range(count):
             threading.Thread(target=self._work, args=(engine,), daemon=True).start()
@@ -119,18 +206,17 @@ class Generation:
         client = self.clients[engine]
         while True:
             incarnation = client.incarnation
-            try:
-                first = self.posts.popleft()
-            except IndexError:
+            post = self.posts.take(engine)
+            if post is None:
                 self.outcomes.put(Outcome(engine, incarnation))
                 return
             try:
-                requests = self.requests[first : first + self.samples_per_post]
+                requests = self.requests[post.first : post.end]
                 rollouts = client.generate(requests, self.sampling, self.version)
             except Exception as error:
-                self.outcomes.put(Outcome(engine, incarnation, first, error))
+                self.outcomes.put(Outcome(engine, incarnation, post, error))
                 return
-            self.outcomes.put(Outcome(engine, incarnation, first, rollouts))
+            self.outcomes.put(Outcome(engine, incarnation, post, rollouts))
 
 
 def samples_per_post(num_samples: int, num_engines: int, sampling: Sampling) -> int:

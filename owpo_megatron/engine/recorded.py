@@ -102,7 +102,7 @@ class RecordedEngine:
         with open(path, "rb") as file:
             file.seek(offset)
             rollout = _parse(file.readline(), str(path))
-        if rollout.prompt.token_ids != request.prompt.token_ids:
+        if rollout.episode is None and rollout.prompt.token_ids != request.prompt.token_ids:
             raise EngineError(
                 f"prompt {request.prompt.id} has other tokens than in {path}: replay needs the recorded run's "
                 "tokenizer and template"

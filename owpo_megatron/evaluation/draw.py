@@ -187,9 +187,10 @@ def _draw(
 
 def _item(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> GradingItem:
     return GradingItem(
-        response=decode(rollout.response_ids),
+        response=decode(rollout.answer_ids),
         answer=rollout.prompt.answer,
         domain=rollout.prompt.domain,
         truncated=rollout.finish_reason == "length",
         prompt=rollout.prompt.text,
+        judgement=rollout.episode and rollout.episode.judgement,
     )

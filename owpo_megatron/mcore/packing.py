@@ -27,7 +27,7 @@ class Microbatch:
     token_T: torch.Tensor  # [1, T] int64
     position_T: torch.Tensor  # [1, T] int64
     target_T: torch.Tensor  # [1, T] int64
-    mask_T: torch.Tensor  # [1, T] bool, True where the target is a response token
+    mask_T: torch.Tensor  # [1, T] bool, True where the target is a response token that the policy generated
     packed_seq_params: PackedSeqParams
 
 
@@ -96,7 +96,8 @@ def build_microbatch(
         targets.extend(ids[1:])
         positions.extend(range(length))
         prompt_part = len(sample.prompt_ids) - 1
-        mask.extend([False] * prompt_part + [True] * (length - prompt_part))
+        mask.extend([False] * prompt_part)
+        mask.extend(sample.loss_mask or [True] * (length - prompt_part))
         lengths.append(length)
     padding = -len(tokens) % pad_to or (0 if tokens else pad_to)
     if padding:
@@ -127,7 +128,7 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
     """Build the inputs of the loss for a microbatch."""
     mask_T = microbatch.mask_T[0]
     chosen = [samples[index] for index in microbatch.sample_indices]
-    counts = torch.tensor([len(sample.response_ids) for sample in chosen], dtype=torch.int64)
+    counts = torch.tensor([sample.loss_length for sample in chosen], dtype=torch.int64)
 
     def scatter(values_L: torch.Tensor) -> torch.Tensor:
         out_T = torch.zeros_like(mask_T, dtype=values_L.dtype)
@@ -138,10 +139,12 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
         return scatter(torch.tensor(values, dtype=dtype).repeat_interleave(counts))
 
     def per_token(rows: Sequence[float | torch.Tensor | None]) -> torch.Tensor:
-        """Fill the pack from each sample's value: None (zeros), one number, or one value per token."""
+        """Fill the pack from each sample's value: None (zeros), one number, or one value per token [L]."""
         known = [
-            row.float() if isinstance(row, torch.Tensor) and row.dim() else torch.full((int(count),), float(row or 0))
-            for row, count in zip(rows, counts, strict=True)
+            sample.in_loss(row).float()
+            if isinstance(row, torch.Tensor) and row.dim()
+            else torch.full((int(count),), float(row or 0))
+            for sample, row, count in zip(chosen, rows, counts, strict=True)
         ]
         return scatter(torch.cat(known) if known else torch.zeros(0))
 
@@ -155,7 +158,7 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
     names = sorted({name for sample in chosen for name in sample.given or ()})
     off_policy = [sample.keeps_old for sample in chosen]
     external = [sample.origin == "expert" for sample in chosen]
-    behaviour = [sample.behaviour_logp or (0.0,) * len(sample.response_ids) for sample in chosen]
+    behaviour = [torch.tensor(sample.behaviour_logp) if sample.behaviour_logp else None for sample in chosen]
     return TokenBatch(
         old_logp_T=per_token([sample.old_logp for sample in chosen]) if spent_old else None,
         ref_logp_T=per_token([sample.ref_logp for sample in chosen]),
@@ -166,7 +169,7 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
         row_mask_T=mask_T,
         sample_T=per_sample(list(range(len(chosen))), torch.int64),
         num_samples=len(chosen),
-        behaviour_logp_T=scatter(torch.tensor([logp for logp_L in behaviour for logp in logp_L])),
+        behaviour_logp_T=per_token(behaviour),
         reward_S=torch.tensor([sample.reward for sample in chosen]),
         group_S=torch.tensor([sample.group for sample in chosen], dtype=torch.int64),
         given={name: per_token([(sample.given or {}).get(name) for sample in chosen]) for name in names}

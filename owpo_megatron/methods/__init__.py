@@ -6,7 +6,7 @@ from owpo_megatron.methods.curriculum import num_active, top_active
 from owpo_megatron.methods.dynamics import effective_progress
 from owpo_megatron.methods.hyper import Hyper, hyper, hyper_parameters
 from owpo_megatron.methods.loss import Loss, MethodLoss, dense_loss
-from owpo_megatron.methods.method import ChunkBatch, Method, SampleView, StepView, Terms
+from owpo_megatron.methods.method import ChunkBatch, Method, SampleView, StepView, Terms, Turn, turns_of
 from owpo_megatron.methods.metrics import DELTA_BINS, DELTA_RANGE, directional_deviation
 from owpo_megatron.methods.normalise import group_advantages
 from owpo_megatron.methods.paper.ablations import OwpoNoAccel, OwpoNoAsym, OwpoNoLocking
@@ -44,6 +44,7 @@ __all__ = [
     "SymDapo",
     "Terms",
     "TokenStatistics",
+    "Turn",
     "catalogue",
     "check_coupling",
     "clipped_ratio",
@@ -63,4 +64,5 @@ __all__ = [
     "slopes",
     "token_weights",
     "top_active",
+    "turns_of",
 ]

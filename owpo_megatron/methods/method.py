@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from owpo_megatron.methods.normalise import group_advantages
 from owpo_megatron.methods.plan import Ask, PlanView, drawn_groups, first_groups
-from owpo_megatron.types import Group, Origin, PromptRecord, ReferenceNeed
+from owpo_megatron.types import Group, Origin, PromptRecord, ReferenceNeed, Rollout
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +77,15 @@ class SampleView:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One turn of a response, for methods whose advantages differ from turn to turn."""
+
+    length: int  # generated tokens
+    state: tuple[int, ...]  # tokens that the turn was shown: of the observation before it; () before the first one
+    reward: float = 0.0  # that the environment gave for it
+
+
+@dataclass(frozen=True)
 class StepView:
     """Inputs of `advantages`: every sample of a step, in submission order.
 
@@ -86,7 +95,7 @@ class StepView:
     reward_N: Sequence[float]  # after shaping
     counts_N: Sequence[bool]
     group_N: Sequence[int]
-    length_N: Sequence[int]  # response tokens
+    length_N: Sequence[int]  # response tokens, observed ones left out, as in all that follows
     origin_N: Sequence[Origin] = ()  # who wrote the response
     past_N: Sequence[PromptRecord | None] = ()  # of its prompt, before this step; for methods with keeps_ledger
     prompt_N: Sequence[str] = ()  # ids
@@ -96,6 +105,7 @@ class StepView:
     behaviour_N: Sequence[Sequence[float]] = ()  # [L] log-probs of each response, as the engine reported them
     entropy_N: Sequence[torch.Tensor] = ()  # [L] of the sampling policy; for methods with needs_old_entropy
     pieces_N: Sequence[Sequence[str]] = ()  # [L] texts of the tokens; for methods with needs_text
+    turns_N: Sequence[Sequence[Turn]] = ()  # of each response; one without an environment has one
     max_length: int = 0  # rollout.max_response_tokens
     progress: float = 0.0  # share of the run's steps that are done
     memory: dict[str, Any] = field(default_factory=dict)
@@ -243,6 +253,21 @@ class Method:
         reduce over rows (`check_coupling` refuses it).
         """
         raise AssertionError(f"{type(self).__name__} has no terms")
+
+
+def turns_of(rollout: Rollout) -> list[Turn]:
+    """The turns of a response."""
+    if rollout.episode is None:
+        return [Turn(len(rollout.response_ids), ())]
+    turns, state, start = [], (), 0
+    for span in rollout.episode.spans:
+        end = start + span.length
+        if span.generated:
+            turns.append(Turn(span.length, state, span.reward))
+        else:
+            state = rollout.response_ids[start:end]
+        start = end
+    return turns
 
 
 def normalised_in_groups(step: StepView, std: Literal["unbiased", "population"]) -> list[float]:

@@ -79,7 +79,10 @@ def prepared_in_minibatch(
     views = [_view_of(method, samples[index], now[index], entropies[index] if entropies else None) for index in counted]
     found = dict(zip(counted, checked_prepare(method, views), strict=True))
     nothing: Given = dict.fromkeys(next(iter(found.values()), {}), 0.0)  # of samples that do not count: never read
-    return [replace(sample, given=found.get(index, nothing), now_mode=now_mode) for index, sample in enumerate(samples)]
+    return [
+        replace(sample, given=_spread(sample, found.get(index, nothing)), now_mode=now_mode)
+        for index, sample in enumerate(samples)
+    ]
 
 
 def sample_views(
@@ -105,16 +108,32 @@ def sample_views(
     return found
 
 
+def _spread(sample: Sample, given: Given) -> Given:
+    """What was prepared for the generated tokens, with a place for every token of the response."""
+    if sample.loss_mask is None:
+        return given
+    return {
+        name: value if isinstance(value, (int, float)) or not value.dim() else sample.spread(value)
+        for name, value in given.items()
+    }
+
+
 def _view_of(method: Method, sample: Sample, now_L: torch.Tensor, entropy_L: torch.Tensor | None) -> SampleView:
-    old_L = now_L if sample.old_logp is None else sample.old_logp
-    ref_L = old_L if sample.ref_is_old else sample.ref_logp
+    """The sample's generated tokens: a method never sees the others."""
+    now_L = sample.in_loss(now_L)
+    old_L = now_L if sample.old_logp is None else sample.in_loss(sample.old_logp)
+    ref_L = old_L if sample.ref_is_old or sample.ref_logp is None else sample.in_loss(sample.ref_logp)
+    advantage = sample.advantage
+    if not isinstance(advantage, (int, float)) and advantage.dim():
+        advantage = sample.in_loss(advantage)
+    entropy_L = None if entropy_L is None else sample.in_loss(entropy_L)
     assert entropy_L is not None or not method.needs_entropy, f"{method.name} needs entropies"
     return SampleView(
         now_logp_L=now_L,
         old_logp_L=old_L,
         ref_logp_L=ref_L if _has_reference(method, sample.active) else None,
         entropy_L=entropy_L if method.needs_entropy else None,
-        advantage_L=now_L.new_ones(now_L.shape) * sample.advantage,
+        advantage_L=now_L.new_ones(now_L.shape) * advantage,
         reward=sample.reward,
         group=sample.group,
         active=sample.active,

@@ -96,7 +96,8 @@ class MegatronPolicy:
 
     # ------------------------------------------------------------------------------------------ passes
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """fp32 log-probs [L] of each sample's response tokens at the rollout temperature, on every rank's host."""
+        """fp32 log-probs [L] of each sample's response tokens at the rollout temperature, on every rank's host; 0 for
+        those that it did not generate."""
         return self._of_tokens(samples, "logp_T")[0]
 
     def logprobs_and_entropies(self, samples: Sequence[Sample]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -215,7 +216,7 @@ class MegatronPolicy:
         self._settle_head(microbatches)
         for chunk in self._chunks:
             chunk.eval()
-        lengths = [len(sample.response_ids) for sample in samples]
+        lengths = [sample.loss_length for sample in samples]
         starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
         flat_K = torch.zeros(len(names), starts[-1], device=cpu.device())
         for microbatch, found in forward_logprobs(self._chunks, microbatches, self.logp_mode):
@@ -225,7 +226,10 @@ class MegatronPolicy:
                 flat_K[:, starts[index] : starts[index + 1]] = known_K[:, offset : offset + lengths[index]]
                 offset += lengths[index]
         self.topology.sum_over_data_and_stages(flat_K)
-        return [list(flat.split(lengths)) for flat in flat_K.cpu()]
+        return [
+            [sample.spread(value) for sample, value in zip(samples, flat.split(lengths), strict=True)]
+            for flat in flat_K.cpu()
+        ]
 
     def _teaching(self, microbatches: list[Microbatch]) -> dict[int, TeacherRows]:
         for chunk in self._chunks:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from owpo_megatron.config import AlgorithmConfig
-from owpo_megatron.methods import Method, StepView, num_active, top_active
+from owpo_megatron.methods import Method, StepView, num_active, top_active, turns_of
 from owpo_megatron.methods.prepare import prepared_in_minibatch
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.schedule import StagePlan
-from owpo_megatron.types import Group, Policy, Reference, Sample, StepLog
+from owpo_megatron.types import Group, Policy, Reference, Rollout, Sample, StepLog
+
+Value = TypeVar("Value")
 
 
 class BatchBuilder:
@@ -131,7 +133,7 @@ class BatchBuilder:
             samples += [
                 replace(
                     sample,
-                    advantage=advantages[place],
+                    advantage=_spread(sample, advantages[place]),
                     active=bool(active_1G[0, place]) and counts[place],
                     masked=not counts[place] or sample.origin == "baseline",
                     reward=shaped[place],
@@ -161,7 +163,7 @@ class BatchBuilder:
         pieces: list[list[str]] = []
         if self._method.needs_text:
             assert decode is not None, f"{self._method.name} needs the texts of tokens"
-            pieces = [[decode([token]) for token in rollout.response_ids] for rollout in rollouts]
+            pieces = [[decode([token]) for token in _generated(one, one.response_ids)] for one in rollouts]
         rules.check_weights(groups)
         parts = [rules.parts(group) for group in groups]
         names = sorted({name for one in parts for name in one if rules.weight(name)})
@@ -169,7 +171,7 @@ class BatchBuilder:
             reward_N=[reward for group in groups for reward in rules.shaped(group)],
             counts_N=[inside for group in groups for inside in rules.counts(group)],
             group_N=[index for index, group in enumerate(groups) for _ in group.rollouts],
-            length_N=[len(rollout.response_ids) for rollout in rollouts],
+            length_N=[rollout.generated_length for rollout in rollouts],
             origin_N=[rollout.origin for rollout in rollouts],
             past_N=[group.past for group in groups for _ in group.rollouts],
             prompt_N=[rollout.prompt.id for rollout in rollouts],
@@ -183,8 +185,9 @@ class BatchBuilder:
                 for name in names
             },
             weights={name: rules.weight(name) for name in names},
-            behaviour_N=[rollout.behaviour_logp for rollout in rollouts],
+            behaviour_N=[_generated(rollout, rollout.behaviour_logp) for rollout in rollouts],
             entropy_N=entropies if self._method.needs_old_entropy else (),
+            turns_N=[turns_of(rollout) for rollout in rollouts],
             pieces_N=pieces,
             max_length=rules.max_tokens,
             progress=done / self._steps if self._steps else 0.0,
@@ -204,7 +207,7 @@ class BatchBuilder:
         for samples in minibatches:
             if self._method.needs_old_entropy:
                 logps, found = policy.logprobs_and_entropies(samples)
-                entropies += found
+                entropies += [one.in_loss(entropy) for one, entropy in zip(samples, found, strict=True)]
             else:
                 logps = policy.logprobs(samples)
             old = [
@@ -242,6 +245,17 @@ def _checked(method: Method, advantage: float | torch.Tensor, length: int) -> fl
     return advantage
 
 
+def _spread(sample: Sample, advantage: float | torch.Tensor) -> float | torch.Tensor:
+    """A method's advantage, with a place for every token of the response."""
+    return sample.spread(advantage) if isinstance(advantage, torch.Tensor) else advantage
+
+
+def _generated(rollout: Rollout, values: Sequence[Value]) -> Sequence[Value]:
+    """The values of the tokens that the policy generated."""
+    mask = rollout.loss_mask
+    return values if mask is None else tuple(itertools.compress(values, mask))
+
+
 def _bare(groups: Sequence[Group]) -> list[Sample]:
     """All siblings in submission order, before anything is made of their rewards."""
     return [
@@ -255,6 +269,7 @@ def _bare(groups: Sequence[Group]) -> list[Sample]:
             domain=rollout.prompt.domain,
             group=index,
             origin=rollout.origin,
+            loss_mask=rollout.loss_mask,
         )
         for index, group in enumerate(groups)
         for rollout in group.rollouts

@@ -126,11 +126,12 @@ class Drawing:
         prompt = rollout.prompt
         begun = prompt.token_ids[len(prompt.token_ids) - prompt.prefix :]
         return GradingItem(
-            response=self._decode((*begun, *rollout.response_ids)),
+            response=self._decode((*begun, *rollout.answer_ids)),
             answer=prompt.answer,
             domain=prompt.domain,
             truncated=rollout.finish_reason == "length",
             prompt=prompt.text,
+            judgement=rollout.episode and rollout.episode.judgement,
         )
 
 

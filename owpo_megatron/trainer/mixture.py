@@ -44,7 +44,7 @@ def _by(groups: Sequence[Group], name_of: Callable[[Prompt], str]) -> dict[str, 
 
 def _metrics(groups: Sequence[Group]) -> dict[str, float]:
     rewards = [reward for group in groups for reward in group.rewards]
-    lengths = [len(rollout.response_ids) for group in groups for rollout in group.rollouts]
+    lengths = [rollout.generated_length for group in groups for rollout in group.rollouts]
     return {
         "reward_mean": sum(rewards) / len(rewards),
         "responses": len(rewards),

@@ -92,7 +92,7 @@ class RewardRules:
         rollouts, told = group.rollouts, [verdict.parts or {} for verdict in group.verdicts]
         found = {
             "verdict": [(reward - self.false_positive) / trust for reward in group.rewards],
-            "length": [len(rollout.response_ids) / self.max_tokens for rollout in rollouts],
+            "length": [rollout.generated_length / self.max_tokens for rollout in rollouts],
             "truncated": [float(rollout.finish_reason == "length") for rollout in rollouts],
         }
         names = sorted({name for one in told for name in one})
@@ -126,6 +126,6 @@ class RewardRules:
                     for so_far, value, is_open in zip(total, parts[name], opened, strict=True)
                 ]
         return [
-            reward - self.penalty(len(rollout.response_ids))
+            reward - self.penalty(rollout.generated_length)
             for rollout, reward in zip(group.rollouts, total, strict=True)
         ]

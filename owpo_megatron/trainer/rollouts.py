@@ -11,6 +11,7 @@ from typing import Any
 from owpo_megatron.config import RolloutConfig
 from owpo_megatron.methods import Ask, Method, PlanView, Solutions, TokenStatistics
 from owpo_megatron.trainer.drawing import Drawing, OpenGroup
+from owpo_megatron.trainer.episodes import episode_facts
 from owpo_megatron.trainer.ledger import PromptLedger, SamplePool
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.mixture import Mixture
@@ -61,6 +62,7 @@ class RolloutCollector:
         date: what the prompts' template printed as today; goes into checkpoints.
         mixture: sources and domains that get metrics of their own.
         audited: counts of the verifier's audit since the last call (`verifier.audit`).
+        tools: metrics of the environments since the last call; None: there are none.
         record: called on rank 0 with (step, all groups that were generated, those of them that are kept).
     """
 
@@ -84,6 +86,7 @@ class RolloutCollector:
         check_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
         mixture: Mixture | None = None,
         audited: Callable[[], dict[str, int]] | None = None,
+        tools: Callable[[], dict[str, float]] | None = None,
     ):
         self._config = config
         self._seed = seed
@@ -91,6 +94,7 @@ class RolloutCollector:
         self._check_verdicts = check_verdicts
         self._mixture = mixture or Mixture()
         self._audited = audited
+        self._tools = tools
         self._rules = rules
         self._noise = noise
         self._plan, self._dynamic = planning.method, planning.dynamic
@@ -210,7 +214,15 @@ class RolloutCollector:
 
     def _statistics(self, rollouts: Sequence[Rollout]) -> list[TokenStatistics]:
         samples = [
-            Sample(one.prompt.token_ids, one.response_ids, 0.0, True, one.behaviour_logp, origin=one.origin)
+            Sample(
+                one.prompt.token_ids,
+                one.response_ids,
+                0.0,
+                True,
+                one.behaviour_logp,
+                origin=one.origin,
+                loss_mask=one.loss_mask,
+            )
             for one in rollouts
         ]
         if not samples:
@@ -231,15 +243,17 @@ class RolloutCollector:
                 "groups_dropped": len(seen) - len(kept),
                 "rounds": rounds,
                 "prompts_seen": self._drawn,
-                "response_length": sum(len(rollout.response_ids) for rollout in rollouts) / len(rollouts),
+                "response_length": sum(rollout.generated_length for rollout in rollouts) / len(rollouts),
                 "truncated_share": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
-                "tokens_generated": sum(len(rollout.response_ids) for rollout in rollouts),
+                "tokens_generated": sum(rollout.generated_length for rollout in rollouts),
                 "policy_version": min(rollout.policy_version for rollout in rollouts),
                 "verifier": dict(sorted(reasons.items())),
             }
             | self._flipped(seen)
             | ({"audit": self._audited()} if self._audited else {})
             | self._overlong(rollouts)
+            | episode_facts(rollouts)
+            | (self._tools() if self._tools else {})
             | self._mixture.facts(seen)
         )
 
@@ -247,7 +261,7 @@ class RolloutCollector:
         """The reward that overlong responses lose, on average over all; no field where none is punished."""
         if not self._rules.overlong_tokens:
             return {}
-        return {"overlong_penalty": sum(self._rules.penalty(len(one.response_ids)) for one in rollouts) / len(rollouts)}
+        return {"overlong_penalty": sum(self._rules.penalty(one.generated_length) for one in rollouts) / len(rollouts)}
 
     def _flipped(self, seen: list[Group]) -> dict[str, float]:
         """The share of rewards that contradict their verdict; no field where none is meant to."""

@@ -8,6 +8,8 @@ Data are frozen dataclasses; seams are protocols of a few methods whose docstrin
 """
 
 from owpo_megatron.types.rollouts import (
+    Ended,
+    Episode,
     FinishReason,
     GradingItem,
     Group,
@@ -18,10 +20,13 @@ from owpo_megatron.types.rollouts import (
     Rollout,
     SampleRequest,
     Sampling,
+    Span,
     Verdict,
     VerdictReason,
 )
 from owpo_megatron.types.seams import (
+    ConversingEngine,
+    Feed,
     Finished,
     LogprobSource,
     Policy,
@@ -51,6 +56,10 @@ from owpo_megatron.types.training import (
 
 __all__ = [
     "Candidate",
+    "ConversingEngine",
+    "Ended",
+    "Episode",
+    "Feed",
     "FinishReason",
     "Finished",
     "GradingItem",
@@ -75,6 +84,7 @@ __all__ = [
     "SampleRequest",
     "Sampling",
     "Sink",
+    "Span",
     "Stateful",
     "StepLog",
     "Storable",

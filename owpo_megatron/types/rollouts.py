@@ -1,15 +1,17 @@
-"""Nouns of a rollout: prompts, responses, verdicts, groups."""
+"""Nouns of a rollout: prompts, responses, episodes, verdicts, groups."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort"]
 Origin = Literal["policy", "baseline", "expert", "replay"]
 """Who wrote a response: the policy in this step (for a `baseline`: its reward is wanted, it is not trained on), someone
 else, or the policy in an earlier step."""
+Ended = Literal["done", "turns", "tokens", "seconds", "failed"]
+"""Why an episode ended: its environment said so, a limit was reached, or its environment failed."""
 VerdictReason = Literal["ok", "wrong", "no_answer", "parse_failed", "timeout", "crashed", "too_long"]
 
 
@@ -28,6 +30,7 @@ class Prompt:
     domain: str = "default"  # routes to a verifier rule or a teacher
     source: int = 0  # which of data.sources it is from
     prefix: int = 0  # last tokens of token_ids that begin the response already: given, graded, not trained on
+    messages: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # (role, text), for an environment
 
     def begun(self, tokens: Sequence[int]) -> Prompt:
         """The prompt with a response that these tokens begin."""
@@ -54,6 +57,44 @@ class SampleRequest:
     prompt: Prompt
     seed: int
     sampling: Sampling | None = None  # of this sample; None: that of the call
+    session: int | None = None  # requests of one session go to the engine that keeps their prefix; None: to any
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of an episode's response: what the policy generated in one turn, or what it was shown in between.
+
+    Example:
+        Span(12, policy_version=4), Span(30, generated=False, calls=1), Span(9, policy_version=4, reward=1.0)
+    """
+
+    length: int  # tokens
+    generated: bool = True
+    policy_version: int | None = None  # weights that generated it; None: observed
+    reward: float = 0.0  # that the environment gave for this turn
+    calls: int = 0  # tool calls that an observed span answers
+    errors: int = 0  # of these: failed
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Turns of a response, and how its environment judged it.
+
+    Attributes:
+        spans: in order; together they are the response. A generated one begins it.
+        judgement: None: the environment gave no reward; the verifier's rule judges the last turn.
+        detail: of an environment that failed: how.
+    """
+
+    spans: tuple[Span, ...]
+    ended: Ended = "done"
+    judgement: Judgement | None = None
+    detail: str = ""
+
+    @property
+    def turns(self) -> tuple[Span, ...]:
+        """The generated spans."""
+        return tuple(span for span in self.spans if span.generated)
 
 
 @dataclass(frozen=True)
@@ -67,13 +108,38 @@ class Rollout:
 
     prompt: Prompt
     response_ids: tuple[int, ...]  # [L], the stop token included when finish_reason is "stop"
-    behaviour_logp: tuple[float, ...]  # [L], of the engine, at the sampling temperature; () of an expert
+    behaviour_logp: tuple[float, ...]  # [L], of the engine (0: observed), at the sampling temperature; () of an expert
     policy_version: int  # weight version that sampled the last token
     finish_reason: FinishReason
     seed: int
     origin: Origin = "policy"
     keeps_old: bool = False  # behaviour_logp are the old log-probs: the policy at the step's start did not write it so
     trained_ids: tuple[int, ...] | None = None  # prompt tokens to train with; None: those of `prompt`
+    episode: Episode | None = None  # None: one turn without an environment
+
+    @property
+    def loss_mask(self) -> tuple[bool, ...] | None:
+        """[L], True: the policy generated the token; None: it generated all of them."""
+        if self.episode is None:
+            return None
+        return tuple(span.generated for span in self.episode.spans for _ in range(span.length))
+
+    @property
+    def generated_length(self) -> int:
+        """Number of tokens that the policy generated."""
+        return len(self.response_ids) if self.episode is None else sum(span.length for span in self.episode.turns)
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """Tokens of the last turn, which a verifier's rule judges."""
+        if self.episode is None:
+            return self.response_ids
+        end = len(self.response_ids)
+        for span in reversed(self.episode.spans):
+            if span.generated:
+                return self.response_ids[end - span.length : end]
+            end -= span.length
+        return ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +152,7 @@ class GradingItem:
     truncated: bool = False  # the response hit the token limit
     form: Literal["response", "answer"] = "response"  # "answer": already extracted by the caller
     prompt: str = ""  # what the response continues; its end may have opened reasoning, a box or an answer line
+    judgement: Judgement | None = None  # of the response's environment, instead of a rule's
 
 
 @dataclass(frozen=True)
@@ -95,6 +162,7 @@ class Judgement:
     reason: VerdictReason
     score: float | None = None  # a graded reward; None: 1 or 0
     parts: Mapping[str, float] | None = None  # further rewards by name, for `reward.weights`
+    detail: str = ""  # what else there is to report
 
 
 @dataclass(frozen=True)
@@ -112,7 +180,9 @@ class Verdict:
     def of(cls, result: VerdictReason | Judgement, seconds: float, detail: str = "") -> Verdict:
         """The verdict for a rule's result."""
         if isinstance(result, Judgement):
-            return cls(result.reason == "ok", result.reason, seconds, detail, result.score, result.parts)
+            return cls(
+                result.reason == "ok", result.reason, seconds, detail or result.detail, result.score, result.parts
+            )
         return cls(result == "ok", result, seconds, detail)
 
     @property

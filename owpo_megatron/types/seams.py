@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,6 +58,30 @@ class Finished(Protocol):
     """Called with responses while others are still being drawn: those of the requests first, first + 1, ..."""
 
     def __call__(self, first: int, rollouts: Sequence[Rollout]) -> None: ...
+
+
+class Feed(Protocol):
+    """Requests that come out of responses to earlier ones, e.g. the next turns of episodes."""
+
+    expected: int  # requests that are under way at a time, about
+
+    def begin(self, wake: Callable[[], None]) -> None:
+        """Called once. From then on `wake`, in any thread, says that there is something to take, or the end."""
+
+    def take(self) -> Sequence[SampleRequest]:
+        """What is ready; () too. In the thread that draws, as `goes_on` and `finished` are."""
+
+    def goes_on(self) -> bool:
+        """Whether requests may come that no response under way waits for."""
+
+
+class ConversingEngine(Protocol):
+    """An engine that draws what a feed asks for."""
+
+    def weight_versions(self) -> list[int]: ...
+
+    def converse(self, feed: Feed, sampling: Sampling, finished: Finished) -> None:
+        """Draw until the feed ends; `finished` counts requests in the order in which they were taken."""
 
 
 class RolloutEngine(Protocol):

@@ -42,7 +42,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Sample:
-    """One response with everything that a method needs; lists of L floats, or None where a pass was not spent."""
+    """One response with everything that a method needs; lists of L floats, or None where a pass was not spent.
+
+    Tokens that `loss_mask` leaves out are context alone: the model reads them, but no row of the head, no value of a
+    method and no divisor is of them. Values per token have L places all the same, and are never read there.
+    """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]  # [L]
@@ -62,6 +66,32 @@ class Sample:
     now_mode: LogpMode = "exact"  # of the current policy's log-probs that `given` was worked out of
     origin: Origin = "policy"
     keeps_old: bool = False  # behaviour_logp are its old log-probs: a pass of the policy does not replace them
+    loss_mask: tuple[bool, ...] | None = None  # [L], True: the policy generated the token; None: all of them
+
+    def __post_init__(self) -> None:
+        assert self.loss_mask is None or len(self.loss_mask) == len(self.response_ids), "loss_mask has one per token"
+
+    @property
+    def loss_length(self) -> int:
+        """Number of tokens that the policy generated."""
+        return len(self.response_ids) if self.loss_mask is None else sum(self.loss_mask)
+
+    def in_loss(self, value_L: torch.Tensor) -> torch.Tensor:
+        """The values of the generated tokens alone."""
+        return value_L if self.loss_mask is None else value_L[self._mask_L()]
+
+    def spread(self, value: torch.Tensor) -> torch.Tensor:
+        """[L] from the values of the generated tokens: zeros elsewhere."""
+        if self.loss_mask is None:
+            return value
+        value_L = value.new_zeros(len(self.response_ids))
+        value_L[self._mask_L()] = value
+        return value_L
+
+    def _mask_L(self) -> torch.Tensor:
+        import torch
+
+        return torch.tensor(self.loss_mask, dtype=torch.bool)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def judged(said: Any) -> VerdictReason | Judgement:
     Raises:
         ValueError: no rule returns that.
     """
-    if isinstance(said, dict) and said.keys() == {"reason", "score", "parts"} and said["reason"] in _REASONS:
+    if isinstance(said, dict) and said.keys() == {"reason", "score", "parts", "detail"} and said["reason"] in _REASONS:
         return Judgement(**said)
     if isinstance(said, str) and said in _REASONS:
         return said  # type: ignore[return-value]

@@ -27,6 +27,7 @@ TRIVIAL_RULES: dict[str, Rule] = {
     "dapo": grade_dapo,
     "dapo_strict_box": grade_dapo_strict_box,
     "gsm8k": grade_gsm8k,
+    "lookup": grade_cipher,
     "multiple_choice": grade_multiple_choice,
 }
 HEAVY_RULES: dict[str, Rule] = {
@@ -35,7 +36,7 @@ HEAVY_RULES: dict[str, Rule] = {
     "code": CodeRule(),
 }
 RULE_NAMES = (*HEAVY_RULES, *TRIVIAL_RULES)
-TASK_RULES = ("cipher", "countdown")  # a domain of this name is the generated task
+TASK_RULES = ("cipher", "countdown", "lookup")  # a domain of this name is the generated task
 
 
 def find_rule(name: str, proxy: bool = False) -> Rule:

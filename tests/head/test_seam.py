@@ -141,14 +141,15 @@ def in_float64(batch, samples: Sequence[Sample], indices: Sequence[int]):
     if batch.given is not None:
         names = {name for sample in chosen for name in sample.given or ()}
         given = {
-            name: column([torch.ones(len(s.response_ids)).double() * s.given[name] for s in chosen]) for name in names
+            name: column([s.in_loss(torch.ones(len(s.response_ids)).double() * s.given[name]) for s in chosen])
+            for name in names
         }
     return replace(
         batch,
-        old_logp_T=column([sample.old_logp for sample in chosen]),
-        ref_logp_T=column([sample.ref_logp for sample in chosen]),
-        advantage_T=column([torch.full((len(s.response_ids),), s.advantage, dtype=torch.float64) for s in chosen]),
-        behaviour_logp_T=column([torch.tensor(sample.behaviour_logp).double() for sample in chosen]),
+        old_logp_T=column([sample.in_loss(sample.old_logp) for sample in chosen]),
+        ref_logp_T=column([sample.in_loss(sample.ref_logp) for sample in chosen]),
+        advantage_T=column([torch.full((s.loss_length,), s.advantage, dtype=torch.float64) for s in chosen]),
+        behaviour_logp_T=column([s.in_loss(torch.tensor(s.behaviour_logp).double()) for s in chosen]),
         given=given,
     )
 

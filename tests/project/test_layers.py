@@ -13,7 +13,18 @@ PACKAGE = ROOT / "owpo_megatron"
 
 BASE = {"types", "config", "errors", "carried", "hub"}
 PURE = {"methods", "head", "verifiers", "data", "run"}
-ABOVE_PURE = {"families", "mcore", "conversion", "policy", "engine", "sync", "evaluation", "sinks", "samples"}
+ABOVE_PURE = {
+    "families",
+    "mcore",
+    "conversion",
+    "policy",
+    "engine",
+    "sync",
+    "evaluation",
+    "sinks",
+    "samples",
+    "environments",
+}
 ABOVE = {"trainer", "launch", "doctor", "plan", "report", "experiments", "reproduce", "bench", "api", "cli"}
 EVERY_ROOM = BASE | PURE | ABOVE_PURE | ABOVE
 
@@ -32,6 +43,7 @@ MAY_IMPORT = {
     "families": BASE,
     "mcore": BASE | {"methods", "head", "families", "run"},
     "engine": BASE | {"run"},
+    "environments": BASE | {"verifiers", "data"},
     "conversion": BASE | {"families", "mcore", "run"},
     "policy": BASE | PURE | {"families", "mcore"},
     "sync": BASE | {"engine", "run"},
@@ -56,6 +68,7 @@ MAY_IMPORT_MODULE = {
     "trainer.build": EVERY_ROOM - {"api", "cli", "report", "launch", "experiments", "bench"},  # the composition root
     "trainer.build_plan": BASE | {"data", "methods", "verifiers"},
     "trainer.build_checks": BASE | {"engine", "run", "samples", "verifiers"},
+    "trainer.build_environment": BASE | {"data", "engine", "environments"},
     "trainer.build_engine": BASE | {"engine", "families", "policy", "run", "sync"},
     "trainer.build_metrics": BASE | {"families", "run"},
     "trainer.build_reference": BASE | {"policy", "families", "engine"},

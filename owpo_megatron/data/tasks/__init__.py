@@ -9,9 +9,10 @@ from __future__ import annotations
 from owpo_megatron.data.tasks.base import Task
 from owpo_megatron.data.tasks.cipher import Cipher
 from owpo_megatron.data.tasks.countdown import Countdown
+from owpo_megatron.data.tasks.lookup import Lookup
 from owpo_megatron.errors import UserError
 
-TASKS: dict[str, Task] = {"cipher": Cipher(), "countdown": Countdown()}
+TASKS: dict[str, Task] = {"cipher": Cipher(), "countdown": Countdown(), "lookup": Lookup()}
 
 
 def get_task(name: str) -> Task:
@@ -25,4 +26,4 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
-__all__ = ["TASKS", "Cipher", "Countdown", "Task", "get_task"]
+__all__ = ["TASKS", "Cipher", "Countdown", "Lookup", "Task", "get_task"]

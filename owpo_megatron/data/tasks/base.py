@@ -22,13 +22,15 @@ class Task(Protocol):
 
     @property
     def max_response_tokens(self) -> int:
-        """Room for the longest right answer and the end-of-sequence token, at one character per token."""
+        """Room for the longest right answer and the end-of-sequence token, at one character per token; with an
+        environment, for all turns and observations."""
 
     def problems(self, split: Split) -> list[Problem]:
         """All problems of a split, in a fixed order; no train problem is a test problem in other words."""
 
-    def demonstrate(self, problem: Problem, rng: random.Random) -> str:
-        """A response of the demonstrator that the supervised warm-up imitates; it need not be right."""
+    def demonstrate(self, problem: Problem, rng: random.Random) -> str | list[str]:
+        """A response of the demonstrator that the supervised warm-up imitates; it need not be right. Of a task with an
+        environment: its replies, and between them what they are answered."""
 
 
 def split_of(key: str) -> Split:

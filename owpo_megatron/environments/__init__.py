@@ -1,0 +1,20 @@
+"""What answers the policy between its turns: the protocol of environments, episodes over an engine, and some tools."""
+
+from owpo_megatron.environments.catalogue import EnvironmentMaker
+from owpo_megatron.environments.engine import EpisodeEngine
+from owpo_megatron.environments.pool import EnvironmentPool
+from owpo_megatron.environments.protocol import Environment, Message, Observation, Problem
+from owpo_megatron.environments.turns import TurnTemplate
+from owpo_megatron.environments.verdicts import EpisodeVerifier
+
+__all__ = [
+    "Environment",
+    "EnvironmentMaker",
+    "EnvironmentPool",
+    "EpisodeEngine",
+    "EpisodeVerifier",
+    "Message",
+    "Observation",
+    "Problem",
+    "TurnTemplate",
+]

@@ -1,0 +1,92 @@
+"""Environments by name, and what makes an instance of one in its process."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from owpo_megatron.carried import PREFIX, find_object, is_carried
+from owpo_megatron.environments.protocol import Environment
+from owpo_megatron.errors import UserError
+
+CLASSES = {
+    "calculator": ("owpo_megatron.environments.calculator", "Calculator"),
+    "lookup": ("owpo_megatron.environments.lookup", "Lookup"),
+    "python": ("owpo_megatron.environments.python_tool", "PythonTool"),
+    "search": ("owpo_megatron.environments.search", "Search"),
+}
+HTTP = ("owpo_megatron.environments.http", "HttpEnvironment")
+VERIFIERS = ("owpo_megatron.environments.verifiers_package", "VerifiersEnvironment")
+
+
+@dataclass(frozen=True)
+class EnvironmentMaker:
+    """Makes instances of the environment `name`, `python:MODULE:CLASS`, `verifiers:NAME` or a URL.
+
+    It travels to the processes by name, or with the class by value where it exists in a notebook only.
+    """
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    carried: bytes | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        pickled = self.carried
+        if pickled is None and is_carried(self.name):
+            import cloudpickle
+
+            pickled = cloudpickle.dumps(self._class())
+        return EnvironmentMaker, (self.name, dict(self.args), pickled)
+
+    def check(self) -> EnvironmentMaker:
+        """Make one, to see that it can be made.
+
+        Raises:
+            UserError: there is no such class, or it does not take these arguments.
+        """
+        made = self()
+        for method in ("reset", "step"):
+            if not callable(getattr(made, method, None)):
+                remedy = f"it has no {method}(); an environment has reset(problem) and step(reply)"
+                raise UserError("environment.name", self.name, remedy)
+        return self
+
+    def warm(self) -> None:
+        self._class()
+
+    def __call__(self) -> Environment:
+        try:
+            made: Environment = self._class()(**self.args)
+        except TypeError as error:
+            raise UserError("environment.args", dict(self.args), f"{self.name} does not take them: {error}") from error
+        return made
+
+    def _class(self) -> Any:
+        if self.carried is not None:
+            import cloudpickle
+
+            return cloudpickle.loads(self.carried)
+        if self.name in CLASSES:
+            return _attribute(*CLASSES[self.name])
+        if self.name.startswith(("http://", "https://")):
+            return _bound(HTTP, self.name)
+        if self.name.startswith("verifiers:"):
+            return _bound(VERIFIERS, self.name.removeprefix("verifiers:"))
+        module, _, attribute = self.name.removeprefix(PREFIX).partition(":")
+        try:
+            return find_object(module, attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError("environment.name", self.name, f"make it importable ({error})") from error
+
+
+def _attribute(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
+def _bound(place: tuple[str, str], first: str) -> Any:
+    def make(**args: Any) -> Any:
+        return _attribute(*place)(first, **args)
+
+    return make

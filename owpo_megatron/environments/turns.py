@@ -1,0 +1,105 @@
+"""The tokens between a reply and the next one. What the engine wrote is never rendered again.
+
+A chat template renders whole conversations, and its rendering of an earlier reply may differ from what the engine wrote
+(other spaces, reasoning left out). So the text between two replies is the difference of two dummy renderings: of a
+conversation that ends with a reply, and of the same with the observation behind it and the next turn opened. It is
+checked at the start that this text depends on the observation alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from owpo_megatron.data.problem import Message, Problem
+from owpo_megatron.data.templates import PromptTemplate
+from owpo_megatron.environments.worker import shortened
+from owpo_megatron.errors import UserError
+from owpo_megatron.types import Prompt
+
+MARK = "the-reply-of-this-turn"
+REASONED = "<think>\nreasons\n</think>\n\n" + MARK
+_OPENINGS = (("a question",), ("another, longer question", "an earlier reply", "a second question"))
+
+
+class TurnTemplate:
+    """Renders the opening of an episode, and what stands between its turns.
+
+    Args:
+        template: the run's.
+        max_observation_tokens: of one observation; its middle is left out where it is longer.
+        say: told once where the template rewrites earlier turns, which are kept as they were generated.
+
+    Raises:
+        UserError: what the template puts between two replies depends on what came before.
+    """
+
+    def __init__(self, template: PromptTemplate, role: str, max_observation_tokens: int, say: Callable[[str], None]):
+        self._template, self._tokenizer = template, template.tokenizer
+        self._most = max_observation_tokens
+        if template.is_chat:
+            self._check(role, say)
+
+    def opening(self, messages: Sequence[Message], prompt: Prompt) -> Prompt:
+        """The prompt that begins with these messages in place of its own."""
+        if tuple((one.role, one.content) for one in messages) == prompt.messages:
+            return prompt
+        if self._template.is_chat:
+            problem = Problem(prompt.id, "", prompt.answer, prompt.domain, tuple(messages))
+        else:  # texts one after the other
+            problem = Problem(prompt.id, "".join(one.content for one in messages), prompt.answer, prompt.domain)
+        return self._template.prompt(problem, prompt.domain, prompt.source)
+
+    def between(self, messages: Sequence[Message], last_token: int) -> tuple[int, ...]:
+        """Tokens from behind a reply to where the next one begins.
+
+        Args:
+            messages: the observation.
+            last_token: of the reply; where it ended its turn, the template's end of the turn is there already.
+
+        Raises:
+            UserError: the template refuses the messages, or the tokenizer the text.
+        """
+        ids = self._between(messages, last_token)
+        for _ in range(4):  # a shorter text need not have fewer tokens by as much
+            if len(ids) <= self._most:
+                return ids
+            length = sum(len(one.content) for one in messages)
+            room = length * self._most // len(ids) // max(1, len(messages)) - 40
+            messages = [Message(one.role, shortened(one.content, max(room, 0))) for one in messages]
+            ids = self._between(messages, last_token)
+        return ids
+
+    def _between(self, messages: Sequence[Message], last_token: int) -> tuple[int, ...]:
+        if not self._template.is_chat:
+            return self._tokenizer.encode("".join(one.content for one in messages))
+        text = self._behind((Message("user", _OPENINGS[0][0]), Message("assistant", MARK)), messages)
+        if last_token in self._tokenizer.eos_ids:
+            text = text.removeprefix(self._tokenizer.decode_all([last_token]))
+        return self._tokenizer.encode(text)
+
+    def _behind(self, before: Sequence[Message], messages: Sequence[Message]) -> str:
+        """What the template writes behind the last MARK of these messages and the observation."""
+        text = self._template.render((*before, *messages))
+        start = text.rfind(MARK)
+        if start < 0:
+            remedy = "leaves out a reply that stands before an observation; use another template"
+            raise UserError("data.template", self._template.name, remedy)
+        return text[start + len(MARK) :]
+
+    def _check(self, role: str, say: Callable[[str], None]) -> None:
+        observation = (Message(role, "an observation"),)
+        found = set()
+        for opening in _OPENINGS:
+            for reply in (MARK, "an earlier " + MARK, REASONED):
+                turns = [Message(("user", "assistant")[place % 2], text) for place, text in enumerate(opening)]
+                found.add(self._behind((*turns, Message("assistant", reply)), observation))
+        if len(found) > 1:
+            first, second = sorted(found)[:2]
+            remedy = (
+                f"what it writes between a reply and the next turn depends on what came before ({first!r:.120} and "
+                f"{second!r:.120}), so that turns cannot be put together token by token; use another template"
+            )
+            raise UserError("data.template", self._template.name, remedy)
+        conversation = (Message("user", "a question"), Message("assistant", REASONED))
+        if REASONED not in self._template.render((*conversation, *observation)):
+            say("the chat template rewrites earlier turns; episodes keep them as they were generated")
