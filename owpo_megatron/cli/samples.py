@@ -123,9 +123,15 @@ def reward_facts(row: SampleRow) -> list[str]:
 
 
 def _colored(sample: ShownSample) -> Text:
-    text = Text()
+    text, place = Text(), (1, False)
+    has_turns = sample.tokens[-1:] and (sample.tokens[-1].turn > 1 or sample.tokens[-1].observed)
+    if has_turns:
+        text.append("turn 1: ", style="bold")
     for token in sample.tokens:
-        text.append(_printable(token.text), style=_style(token, sample.color))
+        if (token.turn, token.observed) != place:
+            place = (token.turn, token.observed)
+            text.append("\nshown: " if token.observed else f"\nturn {token.turn}: ", style="bold")
+        text.append(_printable(token.text), style="dim" if token.observed else _style(token, sample.color))
     return text
 
 

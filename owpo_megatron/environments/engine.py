@@ -136,6 +136,8 @@ class _Turns:
         return self._asked > 0
 
     def heard(self, first: int, rollouts: Sequence[Rollout]) -> None:
+        if self._progress is not None:  # a sign of life; long episodes end late
+            self._progress(self._over, len(self._episodes))
         for index, rollout in zip(self._drawn[first : first + len(rollouts)], rollouts, strict=True):
             episode = self._episodes[index]
             episode.hear(rollout)

@@ -63,7 +63,7 @@ class ToolEnvironment:
         return (Message("system", self._instruction), first, *others)
 
     def step(self, reply: str) -> tuple[Observation, bool, None]:
-        calls = CALL.findall(reply)
+        calls = CALL.findall(reply.rpartition("</think>")[2])
         if not calls:
             return Observation("", calls=0), True, None
         results, errors = [], 0

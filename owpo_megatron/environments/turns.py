@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from owpo_megatron.config import EnvironmentConfig
 from owpo_megatron.data.problem import Message, Problem
 from owpo_megatron.data.templates import PromptTemplate
 from owpo_megatron.environments.worker import shortened
@@ -26,28 +27,44 @@ class TurnTemplate:
 
     Args:
         template: the run's.
-        max_observation_tokens: of one observation; its middle is left out where it is longer.
+        limits: role and length of observations.
+        max_prompt_tokens: of an opening.
         say: told once where the template rewrites earlier turns, which are kept as they were generated.
 
     Raises:
         UserError: what the template puts between two replies depends on what came before.
     """
 
-    def __init__(self, template: PromptTemplate, role: str, max_observation_tokens: int, say: Callable[[str], None]):
+    def __init__(
+        self,
+        template: PromptTemplate,
+        limits: EnvironmentConfig,
+        max_prompt_tokens: int,
+        say: Callable[[str], None] = print,
+    ):
         self._template, self._tokenizer = template, template.tokenizer
-        self._most = max_observation_tokens
+        self._most, self._most_of_opening = limits.max_observation_tokens, max_prompt_tokens
         if template.is_chat:
-            self._check(role, say)
+            self._check(limits.role, say)
 
     def opening(self, messages: Sequence[Message], prompt: Prompt) -> Prompt:
-        """The prompt that begins with these messages in place of its own."""
+        """The prompt that begins with these messages in place of its own.
+
+        Raises:
+            UserError: it is longer than data.max_prompt_tokens, or the template refuses the messages.
+        """
         if tuple((one.role, one.content) for one in messages) == prompt.messages:
             return prompt
         if self._template.is_chat:
             problem = Problem(prompt.id, "", prompt.answer, prompt.domain, tuple(messages))
         else:  # texts one after the other
             problem = Problem(prompt.id, "".join(one.content for one in messages), prompt.answer, prompt.domain)
-        return self._template.prompt(problem, prompt.domain, prompt.source)
+        opened = self._template.prompt(problem, prompt.domain, prompt.source)
+        length = len(opened.token_ids)
+        if length > self._most_of_opening:
+            remedy = f"the environment's opening of problem {prompt.id} has {length} tokens; raise it"
+            raise UserError("data.max_prompt_tokens", self._most_of_opening, remedy)
+        return opened
 
     def between(self, messages: Sequence[Message], last_token: int) -> tuple[int, ...]:
         """Tokens from behind a reply to where the next one begins.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -15,13 +16,16 @@ from owpo_megatron.data import Tokenizer
 from owpo_megatron.engine import Fleet, Server, start_fleet
 from owpo_megatron.engine.answers import UNKNOWN_VERSION
 from owpo_megatron.engine.command import server_raw
+from owpo_megatron.environments import EnvironmentBuilder, EpisodeVerifier
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.draw import Answering, DrawProgress, evaluate_set, identity
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.results import Results
 from owpo_megatron.run.layout import MANIFEST
+from owpo_megatron.types import RolloutEngine, Verifier
 from owpo_megatron.verifiers.build import make_verifier
 
+log = logging.getLogger(__name__)
 _WEIGHTS = ("*.safetensors", "*.bin", "state/*.distcp")
 DEFAULT_MAX_TOKENS = 8192  # per response
 _SAMPLED_BYTES = 1 << 20  # read from the start and from the end of a file of weights
@@ -58,7 +62,7 @@ def evaluate_weights(
         Results(
             out,
             one.spec.name,
-            identity(one, mark, max_tokens, seed),
+            identity(one, mark, max_tokens, seed) | _environment_of(config),
             keep_responses=not one.spec.confidential,
             fresh=fresh,
         )
@@ -75,11 +79,20 @@ def evaluate_weights(
         if not isinstance(fleet.engines[0], Server):
             fleet.on_restart = partial(_load, fleet, model)
             fleet.on_restart()
-        verifier = make_verifier(config.verifier, (), rules)
+        verifier: Verifier = make_verifier(config.verifier, (), rules)
         stack.callback(verifier.close)
         stop = tuple(config.rollout.stop)
-        answering = Answering(fleet, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, seed, stop)
+        engine: RolloutEngine = fleet
+        if config.environment is not None:
+            engine = EnvironmentBuilder(config, tokenizer, None, log.warning, stack).over(fleet)
+            verifier = EpisodeVerifier(verifier)
+        answering = Answering(engine, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, seed, stop)
         return [evaluate_set(one, answering, kept, progress(one)) for one, kept in zip(sets, results, strict=True)]
+
+
+def _environment_of(config: Config) -> dict[str, Any]:
+    """What identifies an evaluation with turns."""
+    return {} if config.environment is None else {"environment": config.environment.model_dump(mode="json")}
 
 
 def _load(fleet: Fleet, model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from html import escape
 
@@ -18,6 +19,7 @@ STYLE = """
 .sample .prompt { color: #616e7c; } .sample .prompt, .sample .response { white-space: pre-wrap;
   overflow-wrap: anywhere; font: 13px/1.55 ui-monospace, monospace; margin: 6px 0; }
 .sample .facts { font-size: 13.5px; color: #616e7c; } .right { color: #2f7d4f; } .wrong { color: #b5493a; }
+.sample .shown { color: #616e7c; } .sample .response b { font-weight: 600; font-size: 11px; color: #616e7c; }
 .below { background: rgb(31 95 139 / calc(var(--s) * 0.6)); }
 .above { background: rgb(217 142 50 / calc(var(--s) * 0.8)); }
 """
@@ -62,7 +64,7 @@ def browser(samples: Sequence[ShownSample]) -> str:
 
 def _sample(one: ShownSample) -> str:
     kind = "right" if one.verdict == "right" else "wrong"
-    tokens = "".join(_token(token, one.color) for token in one.tokens[:MAX_TOKENS])
+    tokens = _turns(one.tokens[:MAX_TOKENS], one.color)
     more = f" … {len(one.tokens) - MAX_TOKENS} more tokens" if len(one.tokens) > MAX_TOKENS else ""
     row = one.row
     facts = [f'<b class="{kind}">{escape(one.verdict)}</b>', f"expected {escape(one.answer)}"]
@@ -77,6 +79,20 @@ def _sample(one: ShownSample) -> str:
         f'<div class="sample" data-step="{one.step}" data-verdict="{kind}" data-problem="{escape(one.prompt_id)}">'
         f'<div class="facts">{escape(one.prompt_id)}, sample {one.sibling} of {one.siblings}: {", ".join(facts)}</div>'
         f'<div class="prompt">{escape(one.prompt)}</div><div class="response">{tokens}{more}</div></div>\n'
+    )
+
+
+def _turns(tokens: Sequence[ShownToken], color: str | None) -> str:
+    """The response; that of an episode with a line for every turn and every observation."""
+    spans = [list(span) for _, span in itertools.groupby(tokens, key=lambda token: (token.turn, token.observed))]
+    texts = ["".join(_token(token, color) for token in span) for span in spans]
+    if len(spans) < 2:
+        return "".join(texts)
+    return "".join(
+        f'<div class="shown"><b>shown</b> {text}</div>'
+        if span[0].observed
+        else f"<div><b>turn {span[0].turn}</b> {text}</div>"
+        for span, text in zip(spans, texts, strict=True)
     )
 
 

@@ -23,6 +23,8 @@ CONTEXT = 8  # tokens before one that its text may depend on: pieces of one char
 class ShownToken:
     text: str
     value: float | None  # of the colour asked for; None: not recorded
+    turn: int = 1  # of an episode
+    observed: bool = False  # shown to the policy after that turn
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def view_samples(
         if limit is not None and len(views) == limit:
             break
         shown, values = token_values(rollout, row, algorithm, color)
+        turns = token_turns(rollout)
         pieces = token_texts(rollout.response_ids, decode)
         views.append(
             ShownSample(
@@ -109,13 +112,27 @@ def view_samples(
                 rollout.prompt.text,
                 rollout.prompt.answer,
                 decode(rollout.response_ids),
-                tuple(ShownToken(text, value) for text, value in zip(pieces, values, strict=True)),
+                tuple(
+                    ShownToken(text, None if observed else value, turn, observed)
+                    for text, value, (turn, observed) in zip(pieces, values, turns, strict=True)
+                ),
                 shown,
                 rollout.finish_reason,
                 row,
             )
         )
     return views
+
+
+def token_turns(rollout: Rollout) -> list[tuple[int, bool]]:
+    """(turn, whether it was shown to the policy after that turn) of every token of the response."""
+    if rollout.episode is None:
+        return [(1, False)] * len(rollout.response_ids)
+    found, turn = [], 0
+    for span in rollout.episode.spans:
+        turn += span.generated
+        found += [(turn, not span.generated)] * span.length
+    return found
 
 
 def token_values(

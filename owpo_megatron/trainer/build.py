@@ -14,7 +14,7 @@ from owpo_megatron.conversion import carry_files
 from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer, make_stream, notes_on
 from owpo_megatron.engine import Fleet
 from owpo_megatron.engine.context import check_context_length
-from owpo_megatron.environments import EpisodeEngine, EpisodeVerifier
+from owpo_megatron.environments import EnvironmentBuilder, EpisodeEngine, EpisodeVerifier
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.families import check_context, check_parallel, hf_shapes, read_hf_config
@@ -30,7 +30,6 @@ from owpo_megatron.sinks import make_sinks
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.build_checks import KeptRollouts, build_checks
 from owpo_megatron.trainer.build_engine import EngineBuilder
-from owpo_megatron.trainer.build_environment import build_environment
 from owpo_megatron.trainer.build_metrics import build_metrics
 from owpo_megatron.trainer.build_plan import build_audit, build_planning
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
@@ -143,6 +142,7 @@ class _Builder:
         self.date = config.data.date or kept or datetime.date.today()
         self.kept_rollouts = KeptRollouts(self.folder, self.recorder, config.rollout.replay is not None)
         self.prompts, self.sets = self._prompts() if self.tokenizer else ([], [])
+        self.episodes = self._episodes()
 
     def parts(self) -> Parts:
         config, topology = self.config, self.topology
@@ -175,13 +175,13 @@ class _Builder:
         if isinstance(reference, SlotReference) and schedule.stages.every is not None:
             ratchet = CheckedSwaps(reference, reference, policy, self.hf.vocab_size)
         verifier = self._verifier()
-        tools = self._environment(engine)
-        if tools is not None:
-            assert verifier is not None
-            engine, verifier = tools, EpisodeVerifier(verifier)
+        if self.episodes and engine and verifier:
+            engine, verifier = self.episodes.over(engine), EpisodeVerifier(verifier)
+        elif config.environment and verifier:  # recorded responses are episodes already
+            verifier = EpisodeVerifier(verifier)
         stream = (self.given.stream or make_stream(config.data, self.prompts, config.seed)) if self.is_main else None
         rules = RewardRules.of(config.rollout, config.verifier, config.reward)
-        rollouts = self._collector(main, rules, engine, verifier, stream, planning, checks.verdicts, tools)
+        rollouts = self._collector(main, rules, engine, verifier, stream, planning, checks.verdicts)
         batches = BatchBuilder(
             config.algorithm,
             config.rollout.group_size,
@@ -297,12 +297,12 @@ class _Builder:
         self.stack.callback(verifier.close)
         return verifier
 
-    def _environment(self, engine: RolloutEngine | None) -> RolloutEngine | None:
-        """The engine whose responses are episodes; recorded ones are episodes already. None without environments."""
-        if engine is None or self.config.environment is None:
+    def _episodes(self) -> EnvironmentBuilder | None:
+        """The environments, on global rank 0; None without, and for recorded responses."""
+        config = self.config
+        if config.environment is None or self.tokenizer is None or config.rollout.replay is not None:
             return None
-        assert self.tokenizer
-        return build_environment(self.config, engine, self.tokenizer, self.date, self.say, self.stack)
+        return EnvironmentBuilder(config, self.tokenizer, self.date, self.say, self.stack)
 
     def _collector(
         self,
@@ -313,7 +313,6 @@ class _Builder:
         stream: PromptStream | None,
         planning: Planning,
         check_verdicts: Callable[[Sequence[Verdict]], None],
-        tools: RolloutEngine | None,
     ) -> RolloutCollector:
         audit = build_audit(self.config, verifier, self._domains(), self.stack)
         return RolloutCollector(
@@ -335,7 +334,7 @@ class _Builder:
             check_verdicts=check_verdicts,
             mixture=Mixture(self.config.data.source_names, {prompt.domain for prompt in self.prompts}),
             audited=audit.taken if audit else None,
-            tools=tools.taken if isinstance(tools, EpisodeEngine) else None,
+            tools=engine.taken if isinstance(engine, EpisodeEngine) else None,
         )
 
     def _evaluator(self, engine: RolloutEngine | None, verifier: Verifier | None) -> Evaluator | None:

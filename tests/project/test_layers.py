@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "conversion": BASE | {"families", "mcore", "run"},
     "policy": BASE | PURE | {"families", "mcore"},
     "sync": BASE | {"engine", "run"},
-    "evaluation": BASE | {"verifiers", "data", "engine", "run"},
+    "evaluation": BASE | {"verifiers", "data", "engine", "environments", "run"},
     "sinks": BASE,
     "samples": BASE | {"run", "engine", "methods"},
     "trainer": BASE | {"methods", "run"},
@@ -68,7 +68,6 @@ MAY_IMPORT_MODULE = {
     "trainer.build": EVERY_ROOM - {"api", "cli", "report", "launch", "experiments", "bench"},  # the composition root
     "trainer.build_plan": BASE | {"data", "methods", "verifiers"},
     "trainer.build_checks": BASE | {"engine", "run", "samples", "verifiers"},
-    "trainer.build_environment": BASE | {"data", "engine", "environments"},
     "trainer.build_engine": BASE | {"engine", "families", "policy", "run", "sync"},
     "trainer.build_metrics": BASE | {"families", "run"},
     "trainer.build_reference": BASE | {"policy", "families", "engine"},
