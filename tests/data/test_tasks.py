@@ -9,6 +9,7 @@ import pytest
 
 from owpo_megatron.data.tasks import TASKS, Cipher, Countdown, get_task
 from owpo_megatron.data.tasks.base import split_of
+from owpo_megatron.data.tasks.lookup import table_of
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import GradingItem
 from owpo_megatron.verifiers.rules import TRIVIAL_RULES
@@ -20,6 +21,8 @@ def test_first_problems_are_pinned():
     assert (cipher.id, cipher.text, cipher.answer) == ("cipher/train/0", "ks4sc=", "ar9ru")
     countdown = TASKS["countdown"].problems("train")[0]
     assert (countdown.text, countdown.answer) == ("6,3,4=18:", "6,3,4=18")
+    lookup = TASKS["lookup"].problems("train")[0]
+    assert (lookup.text, lookup.answer) == ("y+s=", "18")
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
@@ -67,10 +70,28 @@ def test_texts_stay_in_the_alphabet_and_answers_fit(name):
     task, rng = TASKS[name], random.Random(0)
     assert len(set(task.alphabet)) == len(task.alphabet)
     for problem in task.problems("test"):
-        response = task.demonstrate(problem, rng)
-        assert set(problem.text + response) <= set(task.alphabet)
-        assert len(response) + 1 <= task.max_response_tokens
+        turns = task.demonstrate(problem, rng)
+        turns = [turns] if isinstance(turns, str) else turns
+        assert set(problem.text + "".join(turns)) <= set(task.alphabet)
+        assert len("".join(turns)) + len(turns[::2]) <= task.max_response_tokens  # every reply has its end
         assert problem.domain == name and name in TRIVIAL_RULES
+
+
+def test_the_lookup_table_is_the_problems_own_and_the_demonstrator_seldom_uses_it():
+    """Right by the tool 0.15 * 0.35 * 0.6 = 0.0315, by a guess 0.85 / 19 = 0.0447, after one look 0.15 * 0.65 / 10."""
+    task, rng = TASKS["lookup"], random.Random(0)
+    problems = task.problems("train")
+    tables = {tuple(table_of(problem.id).values()) for problem in problems[:500]}
+    assert len(tables) == 500
+    shown = [task.demonstrate(problem, rng) for problem in problems]
+    right = [turns[-1] == problem.answer for turns, problem in zip(shown, problems, strict=True)]
+    asks = [len(turns) for turns in shown]
+    assert asks.count(1) / len(asks) == pytest.approx(0.85, abs=0.02)
+    assert asks.count(5) / len(asks) == pytest.approx(0.0525, abs=0.012)
+    assert sum(right) / len(right) == pytest.approx(0.086, abs=0.012)
+    for turns, problem in zip(shown, problems, strict=True):
+        table, keys = table_of(problem.id), problem.text[:3:2]
+        assert turns[:-1] == [part for key in keys for part in (key + "?", str(table[key]))][: len(turns) - 1]
 
 
 def test_the_cipher_is_a_substitution_and_its_habit_is_always_wrong():
