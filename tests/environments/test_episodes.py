@@ -6,7 +6,6 @@ Turns through a real server: tests/e2e/test_episodes_learn.py.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from owpo_megatron.data import PromptTemplate, Tokenizer
 from owpo_megatron.data.tasks import get_task
 from owpo_megatron.data.tasks.lookup import table_of
 from owpo_megatron.data.tokenizer import make_character_tokenizer
-from owpo_megatron.environments import EnvironmentPool, EpisodeEngine, EpisodeVerifier, Message, Problem, TurnTemplate
+from owpo_megatron.environments import EnvironmentPool, EpisodeEngine, EpisodeVerifier, TurnTemplate
 from owpo_megatron.environments.episode import turn_seed
 from owpo_megatron.errors import UserError
 from owpo_megatron.run.rollouts import parse_rollout, plain_rollout
@@ -33,21 +32,6 @@ TOKENIZER = Tokenizer(make_character_tokenizer(TASK.alphabet + "xyz!"[3:]))
 EOS = TOKENIZER.eos_ids[0]
 TEMPLATE = PromptTemplate("raw", TOKENIZER)
 PROBLEMS = TASK.problems("train")[:6]
-
-
-class Talker:
-    """Answers `a` with `b` and `b` with `a`, for ever; `w` hangs. Each turn but the first is worth a quarter."""
-
-    def reset(self, problem: Problem) -> list[Message]:
-        self.turns = 0
-        return [Message("user", problem.text)]
-
-    def step(self, reply: str) -> tuple[str, bool, dict[str, float]]:
-        if reply == "w":
-            time.sleep(600)
-        self.turns += 1
-        rewards = {"reward": 0.25, "talk": 1.0} if self.turns > 1 else {}
-        return ("b" if reply == "a" else "a"), False, rewards
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +137,7 @@ def talk(request: SampleRequest, rng: random.Random) -> list[int]:
     ],
 )
 def test_limits(pools: Callable[..., EnvironmentPool], limits: dict, max_tokens: int, ended: str, turns: int) -> None:
-    pool = pools("python:test_episodes:Talker")
+    pool = pools("python:talker:Talker")
     requests = requests_for([TEMPLATE.prompt(PROBLEMS[0])], siblings=1)
     _, (rollout,) = episodes(ScriptedEngine(talk, EOS), pool, requests, max_tokens, **limits)
     assert (rollout.episode.ended, len(rollout.episode.turns)) == (ended, turns)
@@ -170,7 +154,7 @@ def test_an_environment_that_hangs_costs_its_own_episode(pools: Callable[..., En
     def respond(request: SampleRequest, rng: random.Random) -> list[int]:
         return [*TOKENIZER.encode("w" if request.prompt.id == PROBLEMS[1].id else "a"), EOS]
 
-    pool = pools("python:test_episodes:Talker")
+    pool = pools("python:talker:Talker")
     prompts = [TEMPLATE.prompt(problem) for problem in PROBLEMS]
     _, rollouts = episodes(ScriptedEngine(respond, EOS), pool, requests_for(prompts, 1), 8)
     assert [one.episode.ended for one in rollouts] == ["tokens", "failed", *["tokens"] * 4]
