@@ -14,16 +14,16 @@ ENVIRONMENTS = ("calculator", "lookup", "python", "search")
 
 
 def _known_environment(name: str) -> str:
-    if name in ENVIRONMENTS or re.fullmatch(r"python:[\w.]+:\w+|https?://\S+|verifiers:\S+", name):
+    if name in ENVIRONMENTS or re.fullmatch(r"python:[\w.]+:\w+|https?://\S+", name):
         return name
     known = ", ".join(ENVIRONMENTS)
-    raise ValueError(f"use one of {known}, python:MODULE:CLASS, verifiers:NAME, or the URL of an environment")
+    raise ValueError(f"use one of {known}, python:MODULE:CLASS, or the URL of an environment")
 
 
 class EnvironmentConfig(Section):
     name: Annotated[str, AfterValidator(_known_environment)]
     """`calculator`, `python` (programs in the sandbox), `search` (over a local JSONL), `lookup`; your own class as
-    `python:MODULE:CLASS`; `verifiers:NAME`, of the public package; or the URL of one that runs elsewhere."""
+    `python:MODULE:CLASS`; or the URL of one that runs elsewhere."""
     args: dict[str, Any] = {}
     """Arguments of the environment, e.g. {documents: corpus.jsonl} for `search`."""
     max_turns: int = Field(8, gt=0)

@@ -140,7 +140,9 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     *parents, leaf = dotted.split(".")
     node = raw
     for name in parents:
-        node = node.setdefault(name, {})
+        if node.get(name) is None:  # a section that is left out, as a resolved file writes it
+            node[name] = {}
+        node = node[name]
         if not isinstance(node, dict):
             raise UserError(dotted, text, f"{name} is a value in the file, not a section")
     node[leaf] = parse_value(text, dotted)

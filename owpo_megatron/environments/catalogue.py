@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from owpo_megatron.carried import PREFIX, find_object, is_carried
@@ -18,12 +19,11 @@ CLASSES = {
     "search": ("owpo_megatron.environments.search", "Search"),
 }
 HTTP = ("owpo_megatron.environments.http", "HttpEnvironment")
-VERIFIERS = ("owpo_megatron.environments.verifiers_package", "VerifiersEnvironment")
 
 
 @dataclass(frozen=True)
 class EnvironmentMaker:
-    """Makes instances of the environment `name`, `python:MODULE:CLASS`, `verifiers:NAME` or a URL.
+    """Makes instances of the environment `name`: one that ships, `python:MODULE:CLASS`, or a URL.
 
     It travels to the processes by name, or with the class by value where it exists in a notebook only.
     """
@@ -71,9 +71,7 @@ class EnvironmentMaker:
         if self.name in CLASSES:
             return _attribute(*CLASSES[self.name])
         if self.name.startswith(("http://", "https://")):
-            return _bound(HTTP, self.name)
-        if self.name.startswith("verifiers:"):
-            return _bound(VERIFIERS, self.name.removeprefix("verifiers:"))
+            return partial(_attribute(*HTTP), self.name)
         module, _, attribute = self.name.removeprefix(PREFIX).partition(":")
         try:
             return find_object(module, attribute)
@@ -83,10 +81,3 @@ class EnvironmentMaker:
 
 def _attribute(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
-
-
-def _bound(place: tuple[str, str], first: str) -> Any:
-    def make(**args: Any) -> Any:
-        return _attribute(*place)(first, **args)
-
-    return make
