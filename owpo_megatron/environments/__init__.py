@@ -1,4 +1,4 @@
-"""What answers the policy between its turns: the protocol of environments, episodes over an engine, and some tools."""
+"""Answers to the policy between its turns: the protocol of environments, episodes over an engine, and some tools."""
 
 from owpo_megatron.environments.build import EnvironmentBuilder
 from owpo_megatron.environments.catalogue import EnvironmentMaker

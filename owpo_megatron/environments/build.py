@@ -18,7 +18,7 @@ class EnvironmentBuilder:
     """Starts the environments' processes, whose imports go on while engines start.
 
     Args:
-        say: told once where the template rewrites earlier turns.
+        say: called once where the template rewrites earlier turns.
         stack: what has to be closed is entered here.
 
     Raises:

@@ -31,7 +31,7 @@ class RunningEpisode:
     Args:
         number: among the episodes of the run's process; the engine's session.
         request: the sample's.
-        sampling: of the sample; max_tokens is shared by its turns and observations.
+        sampling: the sample's; max_tokens is shared by its turns and observations.
     """
 
     number: int

@@ -12,7 +12,7 @@ from owpo_megatron.types import Prompt
 
 
 def play(limits: EnvironmentConfig, problem: Problem, replies: Sequence[str]) -> list[Answer]:
-    """What the environment answers to the reset and to each reply, up to the end of the episode.
+    """Return what the environment answers to the reset and to each reply, up to the end of the episode.
 
     It runs in a process of its own, within the configuration's limits, as in a run.
 

@@ -23,7 +23,7 @@ REWARD = "reward"
 
 @dataclass(frozen=True)
 class Observation:
-    """What the policy is shown next, and what the metrics count.
+    """A text that the policy is shown next, and counts for the metrics.
 
     Example:
         Observation("42"), Observation("no such key", errors=1)
@@ -41,7 +41,7 @@ Rewards = float | Mapping[str, float] | None
 
 
 class Environment(Protocol):
-    """What answers the policy in one episode. It may hang, crash or fill its memory: its own episode ends."""
+    """The other side of one episode. It may hang, crash or fill its memory: its own episode ends."""
 
     def reset(self, problem: Problem) -> Sequence[Message]:
         """The messages that begin the conversation; the policy writes next."""
@@ -67,7 +67,7 @@ class Answer:
 
     @classmethod
     def of_step(cls, result: Any, role: str) -> Answer:
-        """Raises TypeError where `step` returned something else than the protocol says."""
+        """Raises TypeError where `step` returned something else than the protocol has."""
         if not isinstance(result, tuple) or len(result) != 3:
             raise TypeError(f"step returned {result!r:.100}, not (observation, done, rewards)")
         shown, done, rewards = result

@@ -27,7 +27,7 @@ class Search(ToolEnvironment):
         documents: a .jsonl file; every line has a text, and may have a title.
         text, title: the fields with these names.
         passages: how many are shown.
-        characters: of each passage.
+        characters: shown of each passage.
 
     Raises:
         UserError: no such file, or a line without a text.
@@ -82,7 +82,7 @@ def index_of(documents: Path, text: str, title: str) -> Path:
 
 
 def _mark(index: Path) -> str | None:
-    """What the index was made of; None: there is none."""
+    """The mark of what the index was made of; None: there is no index."""
     if not index.is_file():
         return None
     try:

@@ -7,6 +7,7 @@ A call is written as the field's models are trained to (Hermes, Qwen):
 
 from __future__ import annotations
 
+import abc
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ class ToolError(Exception):
     """A call that the tool refuses, with the reason that the policy is shown."""
 
 
-class ToolEnvironment:
+class ToolEnvironment(abc.ABC):
     """Base of environments with one tool. Subclasses set the class attributes and write `call`.
 
     Args:
@@ -41,13 +42,13 @@ class ToolEnvironment:
     def __init__(self, instruction: str | None = None):
         self._instruction = INSTRUCTION.format(schema=json.dumps(self.schema())) if instruction is None else instruction
 
+    @abc.abstractmethod
     def call(self, arguments: Mapping[str, str]) -> str:
         """The result that the policy is shown.
 
         Raises:
             ToolError: it is shown this reason instead.
         """
-        raise NotImplementedError
 
     def schema(self) -> dict[str, Any]:
         properties = {name: {"type": "string", "description": text} for name, text in self.parameters.items()}

@@ -23,13 +23,13 @@ _OPENINGS = (("a question",), ("another, longer question", "an earlier reply", "
 
 
 class TurnTemplate:
-    """Renders the opening of an episode, and what stands between its turns.
+    """Renders the opening of an episode, and what lies between its turns.
 
     Args:
         template: the run's.
         limits: role and length of observations.
-        max_prompt_tokens: of an opening.
-        say: told once where the template rewrites earlier turns, which are kept as they were generated.
+        max_prompt_tokens: longest opening.
+        say: called once where the template rewrites earlier turns, which are kept as they were generated.
 
     Raises:
         UserError: what the template puts between two replies depends on what came before.
@@ -71,7 +71,7 @@ class TurnTemplate:
 
         Args:
             messages: the observation.
-            last_token: of the reply; where it ended its turn, the template's end of the turn is there already.
+            last_token: the reply's; where it ended its turn, the template's end of the turn is there already.
 
         Raises:
             UserError: the template refuses the messages, or the tokenizer the text.
@@ -95,11 +95,11 @@ class TurnTemplate:
         return self._tokenizer.encode(text)
 
     def _behind(self, before: Sequence[Message], messages: Sequence[Message]) -> str:
-        """What the template writes behind the last MARK of these messages and the observation."""
+        """The text that the template writes behind the last MARK of these messages and the observation."""
         text = self._template.render((*before, *messages))
         start = text.rfind(MARK)
         if start < 0:
-            remedy = "leaves out a reply that stands before an observation; use another template"
+            remedy = "leaves out a reply that an observation follows; use another template"
             raise UserError("data.template", self._template.name, remedy)
         return text[start + len(MARK) :]
 

@@ -91,7 +91,7 @@ def evaluate_weights(
 
 
 def _environment_of(config: Config) -> dict[str, Any]:
-    """What identifies an evaluation with turns."""
+    """Identity of an evaluation with turns."""
     return {} if config.environment is None else {"environment": config.environment.model_dump(mode="json")}
 
 

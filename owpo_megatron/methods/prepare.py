@@ -109,7 +109,7 @@ def sample_views(
 
 
 def _spread(sample: Sample, given: Given) -> Given:
-    """What was prepared for the generated tokens, with a place for every token of the response."""
+    """The mapping that was prepared for the generated tokens, with a place for every token of the response."""
     if sample.loss_mask is None:
         return given
     return {

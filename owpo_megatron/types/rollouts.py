@@ -11,7 +11,7 @@ Origin = Literal["policy", "baseline", "expert", "replay"]
 """Who wrote a response: the policy in this step (for a `baseline`: its reward is wanted, it is not trained on), someone
 else, or the policy in an earlier step."""
 Ended = Literal["done", "turns", "tokens", "seconds", "failed"]
-"""Why an episode ended: its environment said so, a limit was reached, or its environment failed."""
+"""Why an episode ended: its environment ended it, a limit was reached, or its environment failed."""
 VerdictReason = Literal["ok", "wrong", "no_answer", "parse_failed", "timeout", "crashed", "too_long"]
 
 
@@ -83,7 +83,7 @@ class Episode:
     Attributes:
         spans: in order; together they are the response. A generated one begins it.
         judgement: None: the environment gave no reward; the verifier's rule judges the last turn.
-        detail: of an environment that failed: how.
+        detail: how its environment failed.
     """
 
     spans: tuple[Span, ...]

@@ -66,10 +66,10 @@ class Feed(Protocol):
     expected: int  # requests that are under way at a time, about
 
     def begin(self, wake: Callable[[], None]) -> None:
-        """Called once. From then on `wake`, in any thread, says that there is something to take, or the end."""
+        """Called once. From then on `wake` is called, in any thread, when there is something to take, or the end."""
 
     def take(self) -> Sequence[SampleRequest]:
-        """What is ready; () too. In the thread that draws, as `goes_on` and `finished` are."""
+        """Return what is ready; () too. In the thread that draws, as `goes_on` and `finished` are."""
 
     def goes_on(self) -> bool:
         """Whether requests may come that no response under way waits for."""

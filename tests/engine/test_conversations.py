@@ -1,6 +1,6 @@
 """Generations whose requests come out of earlier responses: sessions stay with an engine, a lost engine loses no turn.
 
-With clients that answer in their threads; a real server has the turns of tests/e2e/test_episodes_learn.py.
+With clients that answer in their threads; a real server has the turns of tests/e2e/test_episode_runs.py.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.process
 
 
 class Counter:
-    """Shows the replies so far, and does what a reply says."""
+    """Shows the replies so far, and does what a reply asks for."""
 
     def reset(self, problem: Problem) -> list[Message]:
         self.replies: list[str] = []
@@ -126,7 +126,7 @@ class Stateless:
     [
         (f"{HERE}:Absent", {}, "environment.name = .*Absent: make it importable"),
         (f"{HERE}:Stateless", {"size": 1}, "it has no step"),
-        (f"{HERE}:Stateless", {"sise": 1}, "environment.args = .*sise"),
+        (f"{HERE}:Stateless", {"width": 1}, "environment.args = .*width"),
         ("search", {"documents": "no/such.jsonl"}, "environment.args.documents"),
     ],
 )
@@ -137,7 +137,7 @@ def test_what_cannot_be_made_is_refused_before_anything_starts(name: str, args: 
 
 def test_an_unknown_name_is_refused_by_the_configuration() -> None:
     with pytest.raises(ValueError, match="use one of calculator, lookup, python, search, python:MODULE:CLASS"):
-        EnvironmentConfig(name="calculater")
+        EnvironmentConfig(name="abacus")
 
 
 assert Path(__file__).stem == HERE.removeprefix("python:")

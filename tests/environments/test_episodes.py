@@ -1,6 +1,6 @@
 """Episodes over a scripted engine, with real environments in their processes: tokens, spans, seeds, limits, failures.
 
-Turns through a real server: tests/e2e/test_episodes_learn.py.
+Turns through a real server: tests/e2e/test_episode_runs.py.
 """
 
 from __future__ import annotations

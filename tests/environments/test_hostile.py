@@ -33,7 +33,7 @@ ENDS = {
 
 
 class Tool:
-    """Does what the problem's id says at its second step; a neighbour counts."""
+    """Does what the problem's id names at its second step; a neighbour counts."""
 
     def reset(self, problem: Problem) -> list[Message]:
         self.kind, self.steps = problem.id.partition("/")[0], 0

@@ -1,4 +1,4 @@
-"""An environment over HTTP, against a server in this process that speaks the documented protocol."""
+"""An environment over HTTP, against a server in this process with the documented protocol."""
 
 from __future__ import annotations
 

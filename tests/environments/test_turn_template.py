@@ -72,7 +72,7 @@ def test_a_template_that_rewrites_earlier_turns_says_so_once() -> None:
     [
         (COUNTS, "depends on what came before"),
         (ECHOES, "depends on what came before"),
-        (DROPS, "leaves out a reply that stands before an observation"),
+        (DROPS, "leaves out a reply that an observation follows"),
         (NO_TOOLS, "no tool"),
     ],
     ids=["counts", "echoes", "drops", "no tool role"],

@@ -57,7 +57,7 @@ class Episodes(Minibatch):
         )
 
     def now(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """As the policy gives them: [L], zero where it generated nothing."""
+        """Return them as the policy does: [L], zero where it generated nothing."""
         logps, entropies = self.alone.now()
         pairs = list(zip(self.samples, logps, entropies, strict=True))
         return [one.spread(logp) for one, logp, _ in pairs], [one.spread(entropy) for one, _, entropy in pairs]
