@@ -29,8 +29,8 @@ class Task(Protocol):
         """All problems of a split, in a fixed order; no train problem is a test problem in other words."""
 
     def demonstrate(self, problem: Problem, rng: random.Random) -> str | list[str]:
-        """A response of the demonstrator that the supervised warm-up imitates; it need not be right. Where a task has an
-        environment: replies, and between them what they are answered."""
+        """A response of the demonstrator that the supervised warm-up imitates; it need not be right. Where a task has
+        an environment: replies, and between them what they are answered."""
 
 
 def split_of(key: str) -> Split:
