@@ -64,7 +64,7 @@ class WarmUp:
 RECIPES = {
     "cipher": WarmUp(),
     "countdown": WarmUp(task="countdown", steps=300, hidden_size=96, layers=3, head_dim=24, ffn_size=256),
-    "lookup": WarmUp(task="lookup", steps=300, batch_size=128),
+    "lookup": WarmUp(task="lookup", steps=300),
 }
 
 

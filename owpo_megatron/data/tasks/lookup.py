@@ -1,8 +1,8 @@
 """Look two keys up in a random table and add the entries: a task that cannot be solved without a tool.
 
 Every problem has a table of its own, so that nothing of it can be learnt by heart: without the tool the best guess is
-right once in ten. The demonstrator mostly guesses. Now and then it asks for a key, more seldom for the other one too,
-and it often adds wrongly; so a model warmed up on it knows how the tool is used, and has to learn that it pays.
+right once in ten. The demonstrator mostly guesses. Now and then it asks for a key, less often for the other one too,
+and it mostly adds wrongly; so a model warmed up on it knows how the tool is used, and has to learn that it pays.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Lookup:
         sizes: problems of train and test.
     """
 
-    asks: float = 0.15
-    asks_again: float = 0.35
-    adds_rightly: float = 0.6
+    asks: float = 0.3
+    asks_again: float = 0.45
+    adds_rightly: float = 0.3
     sizes: tuple[int, int] = (4096, 256)
 
     name = "lookup"
@@ -63,5 +63,5 @@ class Lookup:
         turns = [first + ASK, str(table[first])]
         if rng.random() >= self.asks_again:
             return [*turns, str(table[first] + rng.randrange(10))]
-        total = table[first] + table[second] + (0 if rng.random() < self.adds_rightly else rng.choice((-2, -1, 1, 2)))
+        total = table[first] + table[second] + (0 if rng.random() < self.adds_rightly else rng.choice((-1, 1)))
         return [*turns, second + ASK, str(table[second]), str(max(total, 0))]
