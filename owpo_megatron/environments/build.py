@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Callable
+from typing import Any
 
 from owpo_megatron.config import Config
 from owpo_megatron.data import PromptTemplate, Tokenizer
@@ -40,7 +41,7 @@ class EnvironmentBuilder:
         self._pool = EnvironmentPool(self._wants)
         stack.callback(self._pool.close)
 
-    def over(self, engine: object) -> EpisodeEngine:
+    def over(self, engine: Any) -> EpisodeEngine:
         """An engine whose responses are episodes.
 
         Raises:

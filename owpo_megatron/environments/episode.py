@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from owpo_megatron.config import EnvironmentConfig
@@ -109,7 +109,7 @@ class RunningEpisode:
             episode=Episode(tuple(self._spans), self.ended, self._judgement(), self._failure),
         )
 
-    def _reward(self, rewards: dict[str, float]) -> None:
+    def _reward(self, rewards: Mapping[str, float]) -> None:
         for name, value in rewards.items():
             self._parts[name] = self._parts.get(name, 0.0) + value
         if REWARD in rewards:

@@ -71,16 +71,14 @@ class Answer:
         if not isinstance(result, tuple) or len(result) != 3:
             raise TypeError(f"step returned {result!r:.100}, not (observation, done, rewards)")
         shown, done, rewards = result
-        calls = errors = 0
-        if isinstance(shown, Observation):
-            shown, calls, errors = shown.text, shown.calls, shown.errors
-        elif isinstance(shown, str):
-            calls = int(bool(shown))
         if isinstance(shown, str):
-            messages = (Message(role, shown),) if shown else ()
+            shown = Observation(shown, calls=int(bool(shown)))
+        if isinstance(shown, Observation):
+            messages = _messages([Message(role, shown.text)] if shown.text else [], "step")
+            calls, errors = shown.calls, shown.errors
         else:
             messages = _messages(shown, "step")
-            calls = len(messages)
+            calls, errors = len(messages), 0
         if not messages and not done:
             raise TypeError("step returned no observation and is not done: the policy has nothing to answer")
         return cls(messages, bool(done), _parts(rewards), calls, errors)

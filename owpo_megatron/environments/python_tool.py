@@ -47,7 +47,7 @@ class PythonTool(ToolEnvironment):
         )
 
     def call(self, arguments: Mapping[str, str]) -> str:
-        files = {**self._files, "main.py": arguments["code"].encode("utf-8", "replace")}
+        files: dict[str, bytes | str] = {**self._files, "main.py": arguments["code"].encode("utf-8", "replace")}
         stdin = arguments.get("stdin", "").encode("utf-8", "replace")
         command = [PYTHON, "-I", "-B", "main.py"]
         return shown(run(command, files, stdin, self._limits, self._isolation))

@@ -192,5 +192,5 @@ def _item(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> GradingIt
         domain=rollout.prompt.domain,
         truncated=rollout.finish_reason == "length",
         prompt=rollout.prompt.text,
-        judgement=rollout.episode and rollout.episode.judgement,
+        judgement=rollout.judgement,
     )

@@ -259,7 +259,9 @@ def turns_of(rollout: Rollout) -> list[Turn]:
     """The turns of a response."""
     if rollout.episode is None:
         return [Turn(len(rollout.response_ids), ())]
-    turns, state, start = [], (), 0
+    turns: list[Turn] = []
+    state: tuple[int, ...] = ()
+    start = 0
     for span in rollout.episode.spans:
         end = start + span.length
         if span.generated:

@@ -131,7 +131,7 @@ class Drawing:
             domain=prompt.domain,
             truncated=rollout.finish_reason == "length",
             prompt=prompt.text,
-            judgement=rollout.episode and rollout.episode.judgement,
+            judgement=rollout.judgement,
         )
 
 

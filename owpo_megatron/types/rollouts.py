@@ -130,6 +130,11 @@ class Rollout:
         return len(self.response_ids) if self.episode is None else sum(span.length for span in self.episode.turns)
 
     @property
+    def judgement(self) -> Judgement | None:
+        """The environment's; None: the verifier's rule judges the response."""
+        return None if self.episode is None else self.episode.judgement
+
+    @property
     def answer_ids(self) -> tuple[int, ...]:
         """Tokens of the last turn, which a verifier's rule judges."""
         if self.episode is None:
