@@ -64,12 +64,14 @@ class Estimate:
 def estimate(made: Reproduction, gpu: str, gpu_bytes: int) -> Estimate:
     """Estimate the cost of a table or figure; reads the model's config.json and nothing else.
 
+    At the scale of two cores not even that: the base model may be made later.
+
     Raises:
         UserError: the model's folder is missing or its shape does not fit the configuration.
     """
     guess, on_gpus = Assumptions(gpu=gpu), made.recipe.scale == "paper"
-    model = read_hf_config(hf_folder(made.recipe.run.model.path))
-    costs = [_cost(made, index, model, gpu_bytes, guess if on_gpus else None) for index in range(len(made.runs))]
+    model = read_hf_config(hf_folder(made.recipe.run.model.path)) if on_gpus else None
+    costs = [_cost(made, index, model, gpu_bytes, guess) for index in range(len(made.runs))]
     responses = {name: _responses(made.recipe.sets[name]) for name in made.artefact.sets}
     after = [
         (made.recipe.titles[name], sum(len(one.places) for one in wanted if name in one.sets), responses[name])
@@ -77,7 +79,7 @@ def estimate(made: Reproduction, gpu: str, gpu_bytes: int) -> Estimate:
         for name in made.artefact.sets
         if any(name in one.sets for one in wanted)
     ]
-    hours = _hours(made.recipe.run, model, gpu_bytes, guess, after) if on_gpus else None
+    hours = _hours(made.recipe.run, model, gpu_bytes, guess, after) if model else None
     return Estimate(costs, after, hours, guess)
 
 
@@ -94,12 +96,15 @@ def evaluation_steps(config: Config) -> list[int]:
     return sorted(found)
 
 
-def _cost(made: Reproduction, index: int, model: HFModel, gpu_bytes: int, guess: Assumptions | None) -> RunCost:
+def _cost(made: Reproduction, index: int, model: HFModel | None, gpu_bytes: int, guess: Assumptions) -> RunCost:
     run = made.runs[index]
     config, steps = run.config, evaluation_steps(run.config)
-    plan = make_plan(config, gpu_bytes, model, cuda=guess is not None)
-    each = sum(_responses(one) for one in config.eval.sets)
-    hours = gpu_hours(config, model, gpu_bytes, [each] * len(steps), guess).total if guess else None
+    gib, fits, hours = None, True, None
+    if model is not None:
+        plan = make_plan(config, gpu_bytes, model, cuda=True)
+        each = sum(_responses(one) for one in config.eval.sets)
+        gib, fits = plan.used / 2**30, plan.problem is None
+        hours = gpu_hours(config, model, gpu_bytes, [each] * len(steps), guess).total
     reference = "its own base" if config.reference.refresh == "fixed" else "none"
     if run.reference is not None:
         reference = f"{'best' if run.weights == 'best' else 'suboptimal'} of {run.reference.label}"
@@ -107,7 +112,7 @@ def _cost(made: Reproduction, index: int, model: HFModel, gpu_bytes: int, guess:
         reference = "none"
     return RunCost(
         run.label, config.algorithm.name, reference, config.optimizer.steps, len(steps),
-        plan.used / 2**30 if guess else None, plan.problem is None or not guess, hours, run.is_done(made.root),
+        gib, fits, hours, run.is_done(made.root),
     )  # fmt: skip
 
 

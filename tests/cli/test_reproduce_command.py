@@ -65,6 +65,14 @@ def test_the_dry_run_lists_everything_and_starts_nothing(model: Path, tmp_path: 
     assert not out.exists()
 
 
+def test_the_dry_run_on_two_cores_needs_no_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quickstart's model is not in a fresh clone; the command itself would make it."""
+    monkeypatch.chdir(tmp_path)
+    printed = owpo("reversals", "--scale", "cpu", "--out", "out", "--dry-run")
+    assert "7 runs, 7 to train: 140 steps" in printed and "evaluations afterwards: none" in printed
+    assert not (tmp_path / "cache").exists()
+
+
 def test_figure_3_needs_no_run(tmp_path: Path) -> None:
     owpo("figure3", "--out", str(tmp_path))
     assert (tmp_path / "figure3.png").read_bytes()[:4] == b"\x89PNG"

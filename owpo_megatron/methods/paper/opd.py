@@ -48,7 +48,6 @@ class Opd(Method):
 
     clip_low: float = hyper(0.2, "A token with a ratio below 1 - clip_low is dropped.", gt=0, lt=1)
     clip_high: float = hyper(0.28, "A token with a ratio above 1 + clip_high is dropped.", gt=0)
-
     vocabulary: str = hyper(
         "sampled",
         "Tokens of the KL: the sampled one, or full, the whole vocabulary (no clip; needs the teacher's weights).",
