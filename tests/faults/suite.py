@@ -66,10 +66,12 @@ def draws(count: int, seed: int, known: Sequence[Kind]) -> list[Draw]:
         cheap = [by for by in kind.by if by != "command"]  # a command takes ten times as long
         found.append(Draw(kind, rng.choice(cheap or kind.by), rng.randrange(2**31)))
     missing = -(-count // BY_COMMAND) - sum(draw.by == "command" for draw in found)
-    for index, draw in enumerate(found):
-        if missing > 0 and draw.by != "command" and "command" in draw.kind.by:
-            found[index] = Draw(draw.kind, "command", draw.seed)
-            missing -= 1
+    able = [index for index, draw in enumerate(found) if draw.by != "command" and "command" in draw.kind.by]
+    for index in sorted(
+        rng.sample(able, max(0, min(missing, len(able))))
+    ):  # all over the row: a part of it is one, too
+        found[index] = Draw(found[index].kind, "command", found[index].seed)
+        missing -= 1
     while missing > 0:  # too few of the kinds drawn have a command: others take their place
         kind = rng.choice([kind for kind in known if "command" in kind.by])
         index = next(place for place, draw in enumerate(found) if draw.by != "command")
