@@ -63,7 +63,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 def one_line(error: BaseException) -> str:
     """The first line of an error: errors of this module as they are, others with the name of their type.
 
-    A disk that is full, read-only or broken is no mistake of the program's: its line names the file.
+    What the system refuses is named by its file. A disk that is full, read-only or broken is no mistake of the
+    program's.
 
     Example:
         >>> one_line(EngineError("engine 0 is gone")), one_line(KeyError("x"))
@@ -72,6 +73,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in _DISK:
         where = error.filename or "a file of the run"
         return f"{where} could not be written: {error.strerror}; start the same command again once it can be"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     reason = (str(error).splitlines() or [""])[0]
     ours = (UserError, EngineError, RunError, CallbackError, ProofError)
     return reason if isinstance(error, ours) and reason else f"{type(error).__name__}: {reason}"

@@ -123,6 +123,15 @@ def _divided(total: float | list[float], count: float) -> float | list[float]:
     return [value / count for value in total] if isinstance(total, list) else total / count
 
 
+def _line_in(text: str) -> dict[str, Any] | None:
+    """The line of a step or of an evaluation; None for what a killed run was writing, or a broken disk returns."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
+
+
 class MetricsFile:
     """Appends lines, each flushed to the disk; drops the lines of steps that are trained again after a resume.
 
@@ -151,22 +160,26 @@ class MetricsFile:
         """Return the incomplete line of the current step, to be saved in a checkpoint; see `drop_after`."""
         return self._open.as_dict() if self._open else None
 
-    def drop_after(self, step: int, line: dict[str, Any] | None = None) -> None:
-        """Keep the lines of steps up to `step` (and a half-written last line never).
+    def drop_after(self, step: int, line: dict[str, Any] | None = None) -> list[int]:
+        """Keep the lines of steps up to `step` (and what is no line never: a half-written one, garbage).
 
         Args:
             line: `under_way` of the checkpoint of that step; written where the run was killed before it was.
+
+        Returns:
+            Steps up to `step` whose lines are lost.
         """
-        kept, has_line = [], line is None
-        for text in self._path.read_text().splitlines() if self._path.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError):  # the line that a killed run was writing
-                known = json.loads(text)
-                if known["step"] <= step:
-                    kept.append(text)
-                    has_line = has_line or (known["step"] == step and "eval" not in known)
-        if not has_line:
+        kept, there = [], set()
+        for text in self._path.read_text(errors="replace").splitlines() if self._path.exists() else []:
+            known = _line_in(text)
+            if known is not None and known["step"] <= step:
+                kept.append(text)
+                there |= set() if "eval" in known else {known["step"]}
+        if line is not None and step not in there:
             kept.append(json.dumps(line))
+            there.add(step)
         write_whole(self._path, "".join(text + "\n" for text in kept), durable=True)
+        return [one for one in range(1, step + 1) if one not in there]
 
     def note(self, **values: Any) -> None:
         """Fields of the next step's line, for what happened before it."""

@@ -111,7 +111,9 @@ class RunState:
                 self._say(f"the checkpoint of step {step} is damaged ({fault}); an older one is taken")
             self._say(f"resumed at step {state['step']} from {state_path.parent}{told}")
         if self._metrics and not to_evaluate:
-            self._metrics.drop_after(state["step"], state.get("line"))
+            if lost := self._metrics.drop_after(state["step"], state.get("line")):
+                steps = f"step {lost[0]}" if len(lost) == 1 else f"{len(lost)} steps from {lost[0]} to {lost[-1]}"
+                self._say(f"metrics.jsonl has lost the lines of {steps}; the weights do not depend on them")
             if self._checkpoints.damaged:
                 self._metrics.note(damaged_checkpoints=sorted(self._checkpoints.damaged))
         return state["step"]

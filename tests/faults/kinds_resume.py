@@ -141,3 +141,20 @@ def newest_damaged(trial: Trial) -> None:
     else:
         file.write_bytes({"flipped": bytes(content), "cut": bytes(content[: len(content) // 2]), "emptied": b""}[how])
     trial.goes_on(at_least=newest - 1, pattern=rf"the checkpoint of step {newest} is damaged")
+
+
+@fault("lines of metrics.jsonl lost", promise=RESUME, by=("command", "ranks"))
+def lines_lost(trial: Trial) -> None:
+    """The file is gone, or its beginning is garbage: the weights are right, and what is lost is named."""
+    trial.train("optimizer.steps=2").done()
+    file = trial.run_dir / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    if trial.rng.random() < 0.5:
+        file.unlink()
+    else:
+        file.write_bytes(b"\xff\x00\n" * 3 + lines[-1])
+    trial.train().done(r"metrics\.jsonl has lost the lines of (step 1|2 steps from 1 to 2)")
+    straight = trial.ground.without_fault(trial.tp)
+    for weights in sorted((straight / "hf").glob("*.safetensors")):
+        if (trial.run_dir / "hf" / weights.name).read_bytes() != weights.read_bytes():
+            raise Wrong(f"other weights in {weights.name}")

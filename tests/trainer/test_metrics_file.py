@@ -81,6 +81,18 @@ def test_a_resume_drops_later_lines_and_a_half_written_one(file: MetricsFile, tm
     assert written(tmp_path)[-1] == {"step": 3}
 
 
+@pytest.mark.parametrize("garbage", [b"\xff\x00\n", b"7\n", b"{}\n", b'{"step": "two"}\n', b"\x00" * 40 + b"\n"])
+def test_lines_that_are_lost_are_named(garbage: bytes, file: MetricsFile, tmp_path: Path) -> None:
+    """A broken disk, a power cut, somebody's hand: the rest is kept, and what is missing is returned."""
+    for step in (1, 2, 4):
+        file.append({"step": step})
+    raw = tmp_path / "metrics.jsonl"
+    raw.write_bytes(raw.read_bytes().replace(b'{"step": 2}\n', garbage))
+    assert file.drop_after(4) == [2, 3] and [line["step"] for line in written(tmp_path)] == [1, 4]
+    raw.unlink()
+    assert file.drop_after(2) == [1, 2] and written(tmp_path) == []
+
+
 def test_a_line_that_only_the_checkpoint_has_is_put_back(file: MetricsFile, tmp_path: Path) -> None:
     """Killed after the checkpoint of a step and before its line."""
     file.append({"step": 0, "eval": {}})
