@@ -8,21 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from owpo_megatron.families.attention import Attention, DeltaNet, LatentAttention
 from owpo_megatron.families.catalogue import MODEL_TYPES, known_types
 from owpo_megatron.families.family import EngineNames, Family
 from owpo_megatron.families.fits import check_context, check_parallel, padded_vocab_size
-from owpo_megatron.families.model import (
-    MLP,
-    Activation,
-    Attention,
-    DeltaNet,
-    Experts,
-    HFModel,
-    LatentAttention,
-    Norms,
-    Router,
-    SharedExpert,
-)
+from owpo_megatron.families.mlp import MLP, Activation, Experts, Router, SharedExpert
+from owpo_megatron.families.model import HFModel, Norms
 from owpo_megatron.families.reading import HFConfig, read_hf_config, transformers_config
 from owpo_megatron.families.rope import Rope, Yarn
 from owpo_megatron.families.rules import Part, Rule

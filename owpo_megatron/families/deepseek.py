@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from owpo_megatron.families.attention import LatentAttention
 from owpo_megatron.families.family import EngineNames, Family
 from owpo_megatron.families.glm import shared_mixture, sigmoid_experts
-from owpo_megatron.families.model import Experts, HFModel, LatentAttention, Router
+from owpo_megatron.families.mlp import Experts, Router
+from owpo_megatron.families.model import HFModel
 from owpo_megatron.families.reading import HFConfig, describe
 from owpo_megatron.families.rules import (
     HF,

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from owpo_megatron.families.attention import LatentAttention
 from owpo_megatron.families.family import EngineNames
-from owpo_megatron.families.model import HFModel, LatentAttention
+from owpo_megatron.families.model import HFModel
 from owpo_megatron.families.rules import HF, HF_EMBEDDING, LM_HEAD
 from owpo_megatron.families.stacks import is_stack
 

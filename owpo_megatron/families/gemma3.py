@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 
 from owpo_megatron.families.family import EngineNames, Family
-from owpo_megatron.families.model import MLP, HFModel, Multipliers, Norms
+from owpo_megatron.families.mlp import MLP
+from owpo_megatron.families.model import HFModel, Multipliers, Norms
 from owpo_megatron.families.reading import HFConfig, attention_of, describe
 from owpo_megatron.families.rope import rope_of
 from owpo_megatron.families.rules import ATTENTION_OUT, HEAD_NORMS, INPUT_NORM, OUTER, Rule, mlp_norm, norms_after, qkv

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from owpo_megatron.families.family import EngineNames, Family
 from owpo_megatron.families.llama import attention_rules
-from owpo_megatron.families.model import MLP, Experts, HFModel, Norms, Router, SharedExpert
+from owpo_megatron.families.mlp import MLP, Experts, Router, SharedExpert
+from owpo_megatron.families.model import HFModel, Norms
 from owpo_megatron.families.reading import HFConfig, attention_of, describe, mlp_of
 from owpo_megatron.families.rope import read_rope
 from owpo_megatron.families.rules import FUSED_MLP, ROUTER_BIAS, Rule, experts, norms_after, shared_expert

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from owpo_megatron.families.attention import Attention
 from owpo_megatron.families.family import Family
-from owpo_megatron.families.model import Attention, HFModel
+from owpo_megatron.families.model import HFModel
 from owpo_megatron.families.reading import HFConfig, attention_of, describe, mlp_of
 from owpo_megatron.families.rules import ATTENTION_OUT, HEAD_NORMS, INPUT_NORM, MLP, OUTER, Rule, mlp_norm, qkv
 

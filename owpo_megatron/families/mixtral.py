@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from owpo_megatron.families.family import EngineNames, Family
 from owpo_megatron.families.llama import attention_rules
-from owpo_megatron.families.model import Experts, HFModel, Router
+from owpo_megatron.families.mlp import Experts, Router
+from owpo_megatron.families.model import HFModel
 from owpo_megatron.families.reading import HFConfig, attention_of, describe
 from owpo_megatron.families.rules import Rule, experts
 

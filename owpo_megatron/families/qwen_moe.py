@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from owpo_megatron.families.family import EngineNames, Family
 from owpo_megatron.families.llama import attention_rules
-from owpo_megatron.families.model import Experts, HFModel, Router, SharedExpert
+from owpo_megatron.families.mlp import Experts, Router, SharedExpert
+from owpo_megatron.families.model import HFModel
 from owpo_megatron.families.reading import HFConfig, attention_of, describe
 from owpo_megatron.families.rules import HF, MEGATRON, Part, Rule, experts, shared_expert
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from owpo_megatron.families.attention import DeltaNet
 from owpo_megatron.families.family import EngineNames, Family
-from owpo_megatron.families.model import DeltaNet, HFModel, Norms
+from owpo_megatron.families.model import HFModel, Norms
 from owpo_megatron.families.qwen_moe import gated_experts, gated_experts_rules
 from owpo_megatron.families.reading import HFConfig, attention_of, describe
 from owpo_megatron.families.rope import read_rope

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from owpo_megatron.errors import UserError
+from owpo_megatron.families.attention import Attention, LatentAttention
 from owpo_megatron.families.catalogue import family_of
-from owpo_megatron.families.model import MLP, Attention, Experts, HFModel, LatentAttention, Multipliers, Norms
+from owpo_megatron.families.mlp import MLP, Experts
+from owpo_megatron.families.model import HFModel, Multipliers, Norms
 from owpo_megatron.families.rope import Rope, read_rope
 
 _SAME_AS = {"kimi_k2": "deepseek_v3"}  # model_types that transformers lacks -> the one with the same model

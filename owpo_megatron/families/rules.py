@@ -1,7 +1,7 @@
 """Declarative rules that map weights of megatron-core to those of an HF checkpoint, and the rules families share.
 
 Sizes are named, so that one rule serves every model: hidden, vocab, and the names that the parts of a model define
-(`model.Attention.sizes` and so on): head (of one head), q (heads * head), kv (key-value heads * head), ffn, experts
+(`attention.Attention.sizes` and so on): head (of one head), q (heads * head), kv (key-value heads * head), ffn, experts
 (how many), expert_ffn, expert_ffns (gate and up together), shared_ffn, heads (how many).
 """
 

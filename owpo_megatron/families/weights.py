@@ -15,8 +15,9 @@ from functools import lru_cache
 import torch
 
 from owpo_megatron.errors import UserError
+from owpo_megatron.families.attention import Attention
 from owpo_megatron.families.fits import padded_vocab_size
-from owpo_megatron.families.model import Attention, HFModel
+from owpo_megatron.families.model import HFModel
 from owpo_megatron.families.reader import HFReader
 from owpo_megatron.families.rules import EMBEDDING, LM_HEAD, OUTPUT_LAYER, Part, Rule
 
