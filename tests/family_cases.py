@@ -24,9 +24,13 @@ _LATENT: dict[str, Any] = {name: value for name, value in _GLM_MOE.items() if na
     },
 }  # fmt: skip
 
-_NEXT: dict[str, Any] = _MOE | {
-    "num_experts": 4, "shared_expert_intermediate_size": 48, "head_dim": 16, "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12, "linear_conv_kernel_dim": 4,
+_DELTA: dict[str, Any] = {
+    "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+
+_NEXT: dict[str, Any] = _MOE | _DELTA | {
+    "num_experts": 4, "shared_expert_intermediate_size": 48,
 }  # fmt: skip
 
 _V2: dict[str, Any] = _LATENT | {
@@ -66,6 +70,22 @@ CASES: dict[str, list[dict[str, Any]]] = {
         _NEXT | {"linear_num_key_heads": 4, "linear_num_value_heads": 4, "num_experts": 5, "tied": True},
         _NEXT | {"linear_num_value_heads": 6, "linear_value_head_dim": 10, "num_key_value_heads": 1, "vocab_size": 101},
         _NEXT | {"num_key_value_heads": 4, "linear_conv_kernel_dim": 3, "norm_topk_prob": False, "num_experts": 6,
+                 "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
+    ],
+    "qwen3_5_text": [
+        _DELTA | {"vocab_size": 97},
+        _DELTA | {"linear_num_key_heads": 4, "num_key_value_heads": 4, "tied": True},
+        _DELTA | {"linear_num_value_heads": 6, "linear_value_head_dim": 10, "num_key_value_heads": 1, "vocab_size": 99},
+        _DELTA | {"linear_num_key_heads": 1, "linear_conv_kernel_dim": 3, "intermediate_size": 72, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5, "mrope_interleaved": True,
+            "mrope_section": [2, 1, 1]},
+                  "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
+    ],
+    "qwen3_5_moe_text": [
+        _NEXT | {"vocab_size": 97},
+        _NEXT | {"linear_num_key_heads": 4, "num_experts": 5, "tied": True},
+        _NEXT | {"linear_num_value_heads": 6, "linear_value_head_dim": 10, "num_key_value_heads": 1, "vocab_size": 101},
+        _NEXT | {"num_key_value_heads": 4, "linear_conv_kernel_dim": 3, "num_experts_per_tok": 3, "num_experts": 6,
                  "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
     ],
     "glm4_moe": [

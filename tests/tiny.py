@@ -10,6 +10,9 @@ import torch
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.types import Sample
 
+# families whose norms have weights around zero, but for those inside a delta net
+AROUND_ZERO = ("gemma3_text", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+
 
 def make_hf_model(
     out: Path, family: str = "qwen3", tied: bool = False, vocab_size: int = 96, seed: int = 0, **fields: Any
@@ -37,7 +40,7 @@ def make_hf_model(
     with torch.no_grad():
         constants = [(name, value) for name, value in model.named_buffers() if name.endswith("correction_bias")]
         for name, param in [*model.named_parameters(), *constants]:
-            around_zero = family in ("gemma3_text", "qwen3_next") and "linear_attn" not in name
+            around_zero = family in AROUND_ZERO and "linear_attn" not in name
             centre = 1.0 if "norm" in name and not around_zero else 0.0
             param.copy_(centre + 0.15 * torch.randn(param.shape, generator=generator))
     model.save_pretrained(out)

@@ -24,7 +24,8 @@ class Attention:
     @property
     def sizes(self) -> dict[str, int]:
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return {"head": self.head_dim, "heads": self.num_heads, "q": q, "gated_q": 2 * q, "kv": kv}
+        heads = {"heads": self.num_heads, "kv_heads": self.num_kv_heads}
+        return heads | {"head": self.head_dim, "q": q, "gated_q": 2 * q, "kv": kv}
 
     def window_of(self, layer: int) -> int | None:
         """The window of one layer, counted from 0."""
@@ -118,6 +119,8 @@ class DeltaNet:
     def sizes(self) -> dict[str, int]:
         keys, values = self.key_heads * self.key_dim, self.value_heads * self.value_dim
         return {
+            "delta_groups": self.key_heads,
+            "delta_k": keys,
             "delta_qkvz": 2 * (keys + values),
             "delta_ba": 2 * self.value_heads,
             "delta_conv": 2 * keys + values,

@@ -28,6 +28,8 @@ MODEL_TYPES: dict[str, tuple[str, str]] = {
     "qwen3_moe": ("qwen_moe", "QWEN3_MOE"),
     "qwen2_moe": ("qwen_moe", "QWEN2_MOE"),
     "qwen3_next": ("qwen_next", "QWEN3_NEXT"),
+    "qwen3_5_text": ("qwen_next", "QWEN3_5"),
+    "qwen3_5_moe_text": ("qwen_next", "QWEN3_5_MOE"),
     "mixtral": ("mixtral", "MIXTRAL"),
     "glm4": ("glm", "GLM4"),
     "glm4_moe": ("glm", "GLM4_MOE"),

@@ -91,7 +91,7 @@ class Experts:
 
     @property
     def sizes(self) -> dict[str, int]:
-        sizes = {"experts": self.number, "expert_ffn": self.ffn_size, "expert_ffns": 2 * self.ffn_size, "one": 1}
+        sizes = {"experts": self.number, "expert_ffn": self.ffn_size, "expert_ffns": 2 * self.ffn_size}
         if self.shared:
             sizes["shared_ffn"] = self.shared.ffn_size
         return sizes | (self.dense.sizes if self.dense else {})

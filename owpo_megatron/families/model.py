@@ -109,7 +109,7 @@ class HFModel:
     @cached_property
     def sizes(self) -> dict[str, int]:
         """The numbers behind the size names of the rules."""
-        own = {"hidden": self.hidden_size, "vocab": self.vocab_size}
+        own = {"one": 1, "hidden": self.hidden_size, "vocab": self.vocab_size}
         return own | self.attention.sizes | self.mlp.sizes | (self.delta.sizes if self.delta else {})
 
     def size(self, name: str) -> int:

@@ -45,13 +45,11 @@ def gated_experts_rules() -> tuple[Rule, ...]:
 def _experts(config: HFConfig) -> Experts:
     raw = config.raw
     config.require("hidden_act", "silu")
-    if raw.mlp_only_layers or raw.decoder_sparse_step != 1:
-        raise config.refusal(
-            "mlp_only_layers, decoder_sparse_step",
-            (raw.mlp_only_layers, raw.decoder_sparse_step),
-            "not supported; only experts in every layer are ([] and 1), as in SGLang",
-        )
-    router = Router(raw.num_experts_per_tok, normalised=raw.norm_topk_prob)
+    dense = config.get("mlp_only_layers"), config.get("decoder_sparse_step", 1)
+    if dense[0] or dense[1] != 1:
+        remedy = "not supported; only experts in every layer are ([] and 1), as in SGLang"
+        raise config.refusal("mlp_only_layers, decoder_sparse_step", dense, remedy)
+    router = Router(raw.num_experts_per_tok, normalised=config.get("norm_topk_prob", True))
     return Experts(raw.num_experts, raw.moe_intermediate_size, router)
 
 

@@ -2,7 +2,7 @@
 
 Sizes are named, so that one rule serves every model: hidden, vocab, and the names that the parts of a model define
 (`attention.Attention.sizes` and so on): head (of one head), q (heads * head), kv (key-value heads * head), ffn, experts
-(how many), expert_ffn, expert_ffns (gate and up together), shared_ffn, heads (how many).
+(how many), expert_ffn, expert_ffns (gate and up together), shared_ffn, heads and kv_heads (how many).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Fuse = Literal["plain", "qkv", "gated_qkv", "gate_up", "pairs"]
+Fuse = Literal["plain", "groups", "gated_groups", "gate_up", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ class Rule:
         megatron: equivalent names: of the local layers, then of Transformer Engine's.
         fuse:
             plain: the tensor itself.
-            qkv: for each query group its query heads, its key head, its value head.
-            gated_qkv: the same where each query head is followed by its gate: a group's gates come behind its queries.
+            groups: group by group, each with its rows of every part: of a query group its query heads, its key head,
+                its value head.
+            gated_groups: the same where each query head is followed by its gate: a group's gates come behind its
+                queries.
             gate_up: a TP rank holds its rows of the gate, then its rows of the up projection (chunking the
                 concatenation of the full tensors would give the first rank gates only).
             pairs: the same from one HF tensor in which rows (or columns) of gate and up projection alternate.
@@ -57,6 +59,7 @@ class Rule:
         layers: which layers have the parameter, in a model where some have experts and others have none, or some
             linear and others full attention.
         float32: kept in float32 whatever the model's dtype, on both sides.
+        groups: size that tells how many groups there are.
     """
 
     megatron: tuple[str, ...]
@@ -66,6 +69,7 @@ class Rule:
     stored: str | None = None
     layers: Literal["all", "dense", "experts", "linear", "full"] = "all"
     float32: bool = False
+    groups: str = "kv_heads"
 
     @property
     def stored_name(self) -> str:
@@ -110,7 +114,7 @@ def qkv(kind: str = "weight") -> Rule:
     return Rule(
         (MEGATRON + f"self_attention.linear_qkv.{kind}",),
         tuple(Part(HF + f"self_attn.{name}.{kind}", (rows, *columns)) for name, rows in names),
-        fuse="qkv",
+        fuse="groups",
         tp_dim=0,
     )
 
@@ -139,7 +143,7 @@ FUSED_QKV = Rule(
         Part(HF + "self_attn.qkv_proj.weight", (rows, "hidden"), behind)
         for rows, behind in (("q", ()), ("kv", ("q",)), ("kv", ("q", "kv")))
     ),
-    fuse="qkv",
+    fuse="groups",
     tp_dim=0,
 )
 

@@ -15,8 +15,8 @@ from functools import lru_cache
 import torch
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.families.attention import Attention
 from owpo_megatron.families.fits import padded_vocab_size
+from owpo_megatron.families.fusing import fused, unfused
 from owpo_megatron.families.model import HFModel
 from owpo_megatron.families.reader import HFReader
 from owpo_megatron.families.rules import EMBEDDING, LM_HEAD, OUTPUT_LAYER, Part, Rule
@@ -54,8 +54,8 @@ def to_megatron(model: HFModel, name: str, reader: HFReader, *, tp_rank: int = 0
         to_megatron(model, "decoder.layers.7.mlp.linear_fc1.weight", reader, tp_rank=1, tp_size=2)
     """
     rule, index = _find(model, EMBEDDING if model.tied and name == OUTPUT_LAYER else name)
-    grouped = rule.fuse in ("qkv", "gated_qkv")
-    assert not grouped or model.attention.num_kv_heads % tp_size == 0, "query groups do not divide over TP ranks"
+    grouped = rule.fuse in ("groups", "gated_groups") and rule.tp_dim is not None
+    assert not grouped or model.size(rule.groups) % tp_size == 0, "groups do not divide over TP ranks"
     pieces = []
     for part in rule.hf:
         shape, first = _shape(model, part), _first_row(model, part)
@@ -71,7 +71,7 @@ def to_megatron(model: HFModel, name: str, reader: HFReader, *, tp_rank: int = 0
             start = first + tp_rank * length
             piece = reader.slice(hf_name, dim, start, start + length)
         pieces.append(piece.t().contiguous() if part.transposed else piece)
-    return _fuse(model, rule, pieces)
+    return fused(model, rule, pieces)
 
 
 def to_hf(model: HFModel, name: str, shards: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
@@ -90,7 +90,7 @@ def to_hf(model: HFModel, name: str, shards: Sequence[torch.Tensor]) -> list[tup
     if model.tied and name == OUTPUT_LAYER:
         return []
     rule, index = _find(model, name)
-    split_shards = [_unfuse(model, rule, shard, len(shards)) for shard in shards]
+    split_shards = [unfused(model, rule, shard) for shard in shards]
     tensors: dict[str, dict[int, torch.Tensor]] = {}  # HF name -> its parts by their first row
     for part, pieces in zip(rule.hf, zip(*split_shards, strict=True), strict=True):
         tensor = pieces[0] if rule.tp_dim is None or len(pieces) == 1 else torch.cat(pieces, dim=rule.tp_dim)
@@ -279,40 +279,3 @@ def _vocab_rows(reader: HFReader, hf_name: str, vocab_size: int, tp_rank: int, t
     start, stop = (min(edge, vocab_size) for edge in (tp_rank * length, (tp_rank + 1) * length))
     rows = reader.slice(hf_name, 0, start, stop)
     return torch.cat([rows, rows.new_zeros(length - len(rows), rows.shape[1])])
-
-
-def _fuse(model: HFModel, rule: Rule, pieces: list[torch.Tensor]) -> torch.Tensor:
-    """One rank's pieces of the HF tensors -> its megatron shard."""
-    if rule.fuse == "plain":
-        return pieces[0]
-    if rule.fuse == "gate_up":
-        return torch.cat(pieces)
-    if rule.fuse == "pairs":
-        return torch.cat([pieces[0][0::2], pieces[0][1::2]])
-    assert isinstance(model.attention, Attention)
-    groups = pieces[1].shape[0] // model.attention.head_dim
-    if rule.fuse == "gated_qkv":  # each head's queries and gate -> all queries of a group, then its gates
-        by_head = pieces[0].unflatten(0, (groups, -1, 2, model.attention.head_dim))
-        pieces = [by_head.transpose(1, 2).flatten(0, 3), *pieces[1:]]
-    grouped = [piece.reshape(groups, -1, *piece.shape[1:]) for piece in pieces]
-    return torch.cat(grouped, dim=1).flatten(0, 1)
-
-
-def _unfuse(model: HFModel, rule: Rule, shard: torch.Tensor, tp_size: int) -> Sequence[torch.Tensor]:
-    """The inverse of `_fuse`."""
-    if rule.fuse == "plain":
-        return [shard]
-    if rule.fuse == "gate_up":
-        return shard.chunk(2)
-    if rule.fuse == "pairs":
-        return [torch.stack(shard.chunk(2), dim=1).flatten(0, 1)]
-    attention = model.attention
-    assert isinstance(attention, Attention)
-    query_rows = attention.num_heads // attention.num_kv_heads * attention.head_dim * (1 + attention.gated)
-    grouped = shard.reshape(attention.num_kv_heads // tp_size, -1, *shard.shape[1:])
-    pieces = grouped.split([query_rows, attention.head_dim, attention.head_dim], dim=1)
-    queries, keys, values = (piece.flatten(0, 1) for piece in pieces)
-    if rule.fuse == "gated_qkv":
-        by_kind = queries.unflatten(0, (len(grouped), 2, -1, attention.head_dim))
-        queries = by_kind.transpose(1, 2).flatten(0, 3)
-    return [queries, keys, values]

@@ -24,6 +24,7 @@ from owpo_megatron.families import Attention, HFModel, Rule, float32_tensors, kn
 from owpo_megatron.plan.parameters import whole_model
 
 Wrong = Callable[[Rule], Rule]
+Change = Callable[[HFModel, Rule, Sequence[torch.Tensor]], list[torch.Tensor]]
 
 
 @pytest.mark.parametrize(("family", "shape"), every_case())
@@ -99,7 +100,7 @@ def renamed(one: str, other: str) -> Wrong:
 
 GATE_UP, KEYS_VALUES = parts_of("linear_fc1.weight", (1, 0)), parts_of("linear_qkv.weight", (0, 2, 1))
 LATENT = ("deepseek_v2", "deepseek_v3")
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_next", "glm4_moe", "gpt_oss", *LATENT)
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_next", "qwen3_5_moe_text", "glm4_moe", "gpt_oss", *LATENT)
 WRONG: list[tuple[str, str, Wrong]] = [
     *[(family, "gate and up", GATE_UP) for family in CASES],
     *[(family, "keys and values", KEYS_VALUES) for family in CASES if family not in LATENT],
@@ -107,6 +108,8 @@ WRONG: list[tuple[str, str, Wrong]] = [
     *[(family, "shifted expert", shifted_expert) for family in MIXTURES],
     ("glm4", "norms after", renamed("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight")),
     ("qwen3_next", "gates", renamed("linear_attn.dt_bias", "linear_attn.A_log")),
+    ("qwen3_5_text", "delta net's queries and keys", parts_of("in_proj_qkvz.weight", (1, 0, 2, 3))),
+    ("qwen3_5_moe_text", "delta net's two gates", parts_of("in_proj_ba.weight", (1, 0))),
     ("olmo3", "norms after", renamed("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")),
     ("gemma3_text", "norms", renamed("post_attention_layernorm.weight", "pre_feedforward_layernorm.weight")),
     ("olmo2", "norms after", renamed("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")),
@@ -129,24 +132,49 @@ def test_a_wrong_rule_is_found_and_its_layer_named(
     assert not (tmp_path / "megatron").exists()
 
 
+def rebuilt(monkeypatch: pytest.MonkeyPatch, change: Change, back: Change) -> None:
+    """Let every import change a rule's pieces, and every export change them back."""
+    fused, unfused = weights.fused, weights.unfused
+    monkeypatch.setattr(weights, "fused", lambda model, rule, pieces: fused(model, rule, change(model, rule, pieces)))
+    monkeypatch.setattr(weights, "unfused", lambda model, rule, shard: back(model, rule, unfused(model, rule, shard)))
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_permuted_heads_are_found(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queries of every head in the next head's place; and back again."""
+    queries = ("linear_qkv.weight", "linear_q_proj.weight", "linear_q_up_proj.weight")
+
+    def rolled(by: int) -> Change:
+        def change(model: HFModel, rule: Rule, pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            if not rule.megatron[0].endswith(queries):
+                return list(pieces)
+            heads = pieces[0].unflatten(0, (model.attention.num_heads, -1))
+            return [heads.roll(by, 0).flatten(0, 1), *pieces[1:]]
+
+        return change
+
+    rebuilt(monkeypatch, rolled(1), rolled(-1))
+    hf = make_hf_model(tmp_path / "hf", family, **CASES[family][0])
+    with pytest.raises(ProofError, match=r"layer [0-3] is the first that computes something else"):
+        hf_to_megatron(hf, tmp_path / "megatron")
+
+
 @pytest.mark.parametrize("family", LATENT)
 def test_a_transposed_up_projection_is_found(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSeek's keys and values, head by head, taken for dimension by dimension of all heads; and back again."""
-    fuse, unfuse = weights._fuse, weights._unfuse
 
-    def transposed(rule: Rule, tensor: torch.Tensor, heads: int) -> torch.Tensor:
-        if not rule.megatron[0].endswith("linear_kv_up_proj.weight"):
-            return tensor
-        return tensor.view(heads, -1, tensor.shape[1]).transpose(0, 1).reshape(tensor.shape)
+    def transposed(outer: Callable[[HFModel, torch.Tensor], int]) -> Change:
+        def change(model: HFModel, rule: Rule, pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            if not rule.megatron[0].endswith("linear_kv_up_proj.weight"):
+                return list(pieces)
+            (piece,) = pieces
+            return [piece.unflatten(0, (outer(model, piece), -1)).transpose(0, 1).reshape(piece.shape)]
 
-    def wrong(model: HFModel, rule: Rule, pieces: list[torch.Tensor]) -> torch.Tensor:
-        return transposed(rule, fuse(model, rule, pieces), model.attention.num_heads)
+        return change
 
-    def wrong_back(model: HFModel, rule: Rule, shard: torch.Tensor, tp_size: int) -> Sequence[torch.Tensor]:
-        return unfuse(model, rule, transposed(rule, shard, len(shard) // model.attention.num_heads), tp_size)
-
-    monkeypatch.setattr(weights, "_fuse", wrong)
-    monkeypatch.setattr(weights, "_unfuse", wrong_back)
+    there = transposed(lambda model, _: model.attention.num_heads)
+    back = transposed(lambda model, piece: len(piece) // model.attention.num_heads)
+    rebuilt(monkeypatch, there, back)
     hf = make_hf_model(tmp_path / "hf", family, **CASES[family][0])
     with pytest.raises(ProofError, match="layer 0 is the first that computes something else"):
         hf_to_megatron(hf, tmp_path / "megatron")

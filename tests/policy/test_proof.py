@@ -46,17 +46,17 @@ def swapped_halves(fuse: Fuse, model: HFModel, rule: Any, pieces: list[torch.Ten
 
 def ungrouped(fuse: Fuse, model: HFModel, rule: Any, pieces: list[torch.Tensor]) -> torch.Tensor:
     """All queries, all keys, all values: right at one query group only."""
-    return torch.cat(pieces) if rule.fuse == "qkv" else fuse(model, rule, pieces)
+    return torch.cat(pieces) if rule.fuse == "groups" else fuse(model, rule, pieces)
 
 
-def swapped_halves_back(unfuse: Fuse, model: HFModel, rule: Any, *rest: Any) -> Sequence[torch.Tensor]:
-    pieces = unfuse(model, rule, *rest)
+def swapped_halves_back(unfuse: Fuse, model: HFModel, rule: Any, shard: Any) -> Sequence[torch.Tensor]:
+    pieces = unfuse(model, rule, shard)
     return pieces[::-1] if rule.fuse == "gate_up" else pieces  # type: ignore[return-value]
 
 
-def ungrouped_back(unfuse: Fuse, model: HFModel, rule: Any, shard: Any, tp_size: Any) -> Sequence[torch.Tensor]:
-    if rule.fuse != "qkv":
-        return unfuse(model, rule, shard, tp_size)  # type: ignore[arg-type,return-value]
+def ungrouped_back(unfuse: Fuse, model: HFModel, rule: Any, shard: Any) -> Sequence[torch.Tensor]:
+    if rule.fuse != "groups":
+        return unfuse(model, rule, shard)  # type: ignore[return-value]
     return shard.split([model.size("q"), model.size("kv"), model.size("kv")])
 
 
@@ -68,9 +68,9 @@ def ungrouped_back(unfuse: Fuse, model: HFModel, rule: Any, shard: Any, tp_size:
 def test_a_wrong_rule_is_caught_by_the_logits(
     wrong: Any, wrong_back: Any, hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fuse, unfuse = weights._fuse, weights._unfuse
-    monkeypatch.setattr(weights, "_fuse", lambda *given: wrong(fuse, *given))
-    monkeypatch.setattr(weights, "_unfuse", lambda *given: wrong_back(unfuse, *given))
+    fuse, unfuse = weights.fused, weights.unfused
+    monkeypatch.setattr(weights, "fused", lambda *given: wrong(fuse, *given))
+    monkeypatch.setattr(weights, "unfused", lambda *given: wrong_back(unfuse, *given))
     with pytest.raises(ProofError, match=r"layer 0 is the first that computes something else \(logits up to .* apart"):
         hf_to_megatron(hf, tmp_path / "megatron")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"], "nothing is made"
