@@ -12,47 +12,42 @@ interrupted attempt leaves in a hidden folder, the next one goes on with.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from owpo_megatron import __version__
-from owpo_megatron.config import HF_FILES, Config, hf_folder
+from owpo_megatron.config import HF_FILES
 from owpo_megatron.conversion import carry_files
+from owpo_megatron.conversion.megatron_folder import open_megatron, stored_dtype
+from owpo_megatron.conversion.parts import Stage, each_part, threads
 from owpo_megatron.conversion.proof import prove
-from owpo_megatron.conversion.tensors import HFSide, Rows, Side, StoredSide, key_of, stored_shapes
+from owpo_megatron.conversion.tensors import HFSide, Rows, Side, StoredSide
 from owpo_megatron.conversion.unfinished import Unfinished
-from owpo_megatron.conversion.writer import ShardFiles, digest, refuse_no_config, state_dtype
+from owpo_megatron.conversion.writer import ShardFiles, digest, state_dtype
 from owpo_megatron.errors import ProofError, UserError
 from owpo_megatron.families import (
     HFModel,
     HFReader,
     check_weights,
     float32_tensors,
-    hf_parts,
     hf_shapes,
     megatron_names,
     read_hf_config,
     stack_of,
     stacked_shapes,
 )
-from owpo_megatron.families.rules import EMBEDDING
 from owpo_megatron.mcore.sharded_files import PartFile, StoredState, finish_state, part_is_whole
-from owpo_megatron.run.layout import CONFIG, CONVERSION, MANIFEST, STATE
+from owpo_megatron.run.layout import CONVERSION, MANIFEST, STATE
 from owpo_megatron.run.manifest import Conversion
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 _CONVERTED = ("float32", "bfloat16")
-_PART_BYTES = 256 * 2**20  # what an interrupted attempt does again at most, for each thread
 _SHARD_BYTES = 5 * 2**30
-
-Stage = Callable[[str], Callable[[int, int], None]]  # "convert" or "prove" -> where to report (done, total)
-Record = TypeVar("Record")
 
 
 def hf_to_megatron(
@@ -98,7 +93,7 @@ def hf_to_megatron(
         def is_whole(record: dict[str, Any]) -> bool:
             return part_is_whole(state, record["entries"])
 
-        records = _each_part(model, target, work, write, is_whole, stage, jobs)
+        records = each_part(model, target, work, write, is_whole, stage, jobs)
         finish_state(state, [entry for record in records for entry in record["entries"]])
         carry_files(hf, work.path / HF_FILES)
         state_dtype(work.path / HF_FILES / "config.json", target)
@@ -131,7 +126,7 @@ def megatron_to_hf(
         ProofError: the result is not the same model. `out` is not there then.
     """
     template, model, stored = open_megatron(megatron, template)
-    dtype = _stored_dtype(model, stored)
+    dtype = stored_dtype(model, stored)
     plan = {
         "from": str(megatron.resolve()),
         "at": stored.written_at(),
@@ -148,7 +143,7 @@ def megatron_to_hf(
                 hf_name: digest(_writing(files, hf_name, rows)) for name in names for hf_name, rows in side.pieces(name)
             }
 
-        records = _each_part(model, dtype, work, write, lambda record: True, stage, jobs)
+        records = each_part(model, dtype, work, write, lambda record: True, stage, jobs)
         files.write_index()
         carry_files(template, work.path)
         state_dtype(work.path / "config.json", dtype)
@@ -179,13 +174,13 @@ def verify(
         ProofError: the two are not the same model.
     """
     own, model, stored = open_megatron(megatron, template)
-    dtype = _stored_dtype(model, stored)
+    dtype = stored_dtype(model, stored)
     known, written = Conversion.read(megatron), StoredSide(model, stored)
     if hf is not None:
         reader = HFReader(hf)
         check_weights(model, reader)
         source: Side = HFSide(model, reader, dtype)
-        with ThreadPoolExecutor(_jobs(jobs)) as pool:
+        with ThreadPoolExecutor(threads(jobs)) as pool:
             hashes = _merged(pool.map(source.hashes, megatron_names(model)))
     elif known is not None:
         source, hashes = written, known.tensors
@@ -199,73 +194,6 @@ def verify(
     if not conversion.proof.ok:
         raise ProofError(f"{megatron}: {conversion.proof.complaint}")
     return conversion
-
-
-def open_megatron(megatron: Path, template: Path | None = None) -> tuple[Path, HFModel, StoredState]:
-    """(HF folder with the config, the model's shape, the weights) of a megatron folder or a run's checkpoint.
-
-    Raises:
-        UserError: it is neither of the two or not whole, or no or another model's template is found.
-    """
-    if not (megatron / STATE).is_dir():
-        raise UserError("megatron", megatron, f"has no {STATE}/; give a converted folder or a run's step_N folder")
-    if not (megatron / HF_FILES).is_dir() and not (megatron / MANIFEST).is_file():
-        raise UserError("megatron", megatron, f"has neither {HF_FILES}/ nor {MANIFEST}: writing was interrupted")
-    template = template or _template_of(megatron)
-    refuse_no_config(template)
-    model = read_hf_config(template)
-    stored = StoredState(megatron / STATE)
-    stored.check_shapes(stored_shapes(model), "model.", model.vocab_size, model.tied)
-    return template, model, stored
-
-
-# ---------------------------------------------------------------------------------------------- parts
-def _each_part(
-    model: HFModel,
-    dtype: torch.dtype,
-    work: Unfinished,
-    write: Callable[[int, list[str]], Record],
-    still_there: Callable[[Record], bool],
-    stage: Stage | None,
-    jobs: int | None,
-) -> list[Record]:
-    """Return `write`'s result for every part; parts that an earlier attempt finished are not written again."""
-    parts = list(_parts(model, dtype))
-    progress = stage("convert") if stage else None
-
-    def one(numbered: tuple[int, list[str]]) -> Record:
-        number, names = numbered
-        record = work.record(str(number))
-        if record is None or not still_there(record):
-            record = write(number, names)
-            work.mark(str(number), record)
-        return record
-
-    pool = ThreadPoolExecutor(_jobs(jobs))
-    try:
-        records, done = [], 0
-        for record, names in zip(pool.map(one, enumerate(parts)), parts, strict=True):
-            records.append(record)
-            done += len(names)
-            if progress:
-                progress(done, sum(map(len, parts)))
-        return records
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _parts(model: HFModel, dtype: torch.dtype) -> Iterator[list[str]]:
-    """Megatron names in groups of about `_PART_BYTES`."""
-    group: list[str] = []
-    size = 0
-    for name in megatron_names(model):
-        own = sum(torch.Size(shape).numel() for shape in hf_parts(model, name).values()) * dtype.itemsize
-        if group and size + own > _PART_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(name)
-        size += own
-    yield group
 
 
 def _proved(
@@ -282,7 +210,7 @@ def _proved(
     progress = stage("prove") if stage else None
     return replace(
         conversion,
-        proof=prove(model, config_folder, stored, source, conversion.tensors, written, _jobs(jobs), progress),
+        proof=prove(model, config_folder, stored, source, conversion.tensors, written, threads(jobs), progress),
     )
 
 
@@ -311,7 +239,6 @@ def _writing(files: ShardFiles, hf_name: str, pieces: Rows) -> Iterator[torch.Te
         yield rows
 
 
-# ---------------------------------------------------------------------------------------------- folders
 def _dtype_of(model: HFModel, reader: HFReader, wanted: str | None) -> str:
     """The dtype to convert to: the wanted one, else the one that all weights have."""
     names = hf_shapes(model).keys() - float32_tensors(model)
@@ -323,22 +250,5 @@ def _dtype_of(model: HFModel, reader: HFReader, wanted: str | None) -> str:
     return wanted or kinds[0]
 
 
-def _template_of(megatron: Path) -> Path:
-    if (megatron / HF_FILES).is_dir():
-        return megatron / HF_FILES
-    config = megatron.resolve().parent.parent / CONFIG
-    if not config.is_file():
-        raise UserError("megatron", megatron, f"its run's {config} is gone; give the HF folder with --hf-template")
-    return hf_folder(Config.load(config).model.path, f"{config} model.path")
-
-
-def _stored_dtype(model: HFModel, stored: StoredState) -> torch.dtype:
-    return stored.dtype(key_of(model, EMBEDDING))
-
-
 def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _jobs(jobs: int | None) -> int:
-    return jobs or len(os.sched_getaffinity(0))

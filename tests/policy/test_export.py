@@ -270,7 +270,7 @@ def test_an_interrupted_conversion_goes_on(
     hf: Path, megatron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of the final name is there before the second attempt, and after it every bit is right."""
-    monkeypatch.setattr("owpo_megatron.conversion.export._PART_BYTES", 20_000)
+    monkeypatch.setattr("owpo_megatron.conversion.parts._PART_BYTES", 20_000)
     go_on(partial(hf_to_megatron, hf), tmp_path / "second", monkeypatch)
     go_on(partial(megatron_to_hf, megatron), tmp_path / "back", monkeypatch)
     assert_same(tensors_of(tmp_path / "back"), tensors_of(hf))

@@ -91,7 +91,7 @@ ALL = [pytest.param(*case.values, id=case.id, marks=case.marks or pytest.mark.ex
 def test_every_family_in_every_layout_of_two_ranks(
     family: str, shape: dict[str, Any], ranks: Ranks, tmp_path: Path
 ) -> None:
-    """In bfloat16, where a family's constants stay in float32."""
+    """Weights are in bfloat16; a family's constants stay in float32."""
     case = converted(tmp_path, family, shape, torch.bfloat16)
     case["layouts"] = [layout for layout in EXPERTS[:3] if fits(case["hf"], layout)]
     assert len(case["layouts"]) >= 1

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from tiny import build_policy, make_config, make_hf_model
 
 from owpo_megatron.conversion import tensors
-from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf, open_megatron, verify
+from owpo_megatron.conversion.export import hf_to_megatron, megatron_to_hf, verify
+from owpo_megatron.conversion.megatron_folder import open_megatron
 from owpo_megatron.conversion.tensors import HFSide
 from owpo_megatron.errors import ProofError, UserError
 from owpo_megatron.families import HFModel, HFReader, megatron_names, place_of, read_hf_config, weights
