@@ -1,4 +1,4 @@
-"""Check that parallel sizes and lengths fit a model."""
+"""Check that a model's sizes fit each other, and parallel sizes and lengths the model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,40 @@ import math
 
 from owpo_megatron.config import ParallelConfig
 from owpo_megatron.errors import UserError
+from owpo_megatron.families.attention import Attention
 from owpo_megatron.families.model import HFModel
 
 _VOCAB_MULTIPLE = 8  # rows of a rank's vocabulary part: GEMM sizes that tensor cores like
+
+
+def check_sizes(model: HFModel, where: str) -> None:
+    """Refuse sizes of a config.json that describe no model.
+
+    Args:
+        where: the file, for the error.
+
+    Raises:
+        UserError: naming the config's field.
+    """
+    attention, experts, delta = model.attention, model.experts, model.delta
+    if attention.num_heads % attention.num_kv_heads:
+        remedy = f"must divide num_attention_heads ({attention.num_heads})"
+        raise UserError(f"{where} num_key_value_heads", attention.num_kv_heads, remedy)
+    if isinstance(attention, Attention) and attention.head_dim % 2:
+        raise UserError(f"{where} head_dim", attention.head_dim, "must be even: pairs of dimensions are rotated")
+    if delta and delta.value_heads % delta.key_heads:
+        remedy = f"must be a multiple of linear_num_key_heads ({delta.key_heads})"
+        raise UserError(f"{where} linear_num_value_heads", delta.value_heads, remedy)
+    if experts:
+        router = experts.router
+        if experts.number % router.groups:
+            raise UserError(f"{where} n_group", router.groups, f"must divide the number of experts ({experts.number})")
+        if router.chosen_groups > router.groups:
+            raise UserError(f"{where} topk_group", router.chosen_groups, f"must be at most n_group ({router.groups})")
+        most = experts.number // router.groups * router.chosen_groups
+        if not 1 <= router.chosen <= most:
+            remedy = f"must be between 1 and the {most} experts that there are to choose from"
+            raise UserError(f"{where} num_experts_per_tok", router.chosen, remedy)
 
 
 def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:

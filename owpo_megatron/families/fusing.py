@@ -1,4 +1,4 @@
-"""How the tensors of an HF checkpoint lie in one megatron parameter, and come out of it again."""
+"""Layouts of HF tensors within one megatron parameter, into it and out of it again."""
 
 from __future__ import annotations
 

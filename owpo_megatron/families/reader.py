@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from owpo_megatron.errors import UserError
+from owpo_megatron.families.config_file import GGUF
 from owpo_megatron.families.forms import BLOCKS, SCALE_SUFFIX, SCALES, BinFile, BlockFp8View, ExpertView, Mxfp4View
 from owpo_megatron.families.stacks import is_stack, member, stack_of
 
@@ -148,6 +149,5 @@ class HFReader:
         if found:
             return found
         if any(self.folder.glob("*.gguf")):
-            remedy = "holds GGUF files, which are quantised for other engines; give the HF folder they were made from"
-            raise UserError("model.path", self.folder, remedy)
+            raise UserError("model.path", self.folder, GGUF)
         raise UserError("model.path", self.folder, "holds no .safetensors weights; save the model as safetensors")

@@ -9,11 +9,14 @@ from typing import Any
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.families.attention import Attention, LatentAttention
-from owpo_megatron.families.catalogue import family_of
+from owpo_megatron.families.catalogue import MODEL_TYPES, PAGE, family_of, known_types
+from owpo_megatron.families.config_file import check_config_file, inner_type, read_config_file
+from owpo_megatron.families.fits import check_sizes
 from owpo_megatron.families.mlp import MLP, Experts
 from owpo_megatron.families.model import HFModel, Multipliers, Norms
 from owpo_megatron.families.rope import Rope, read_rope
 
+_LAYER_TYPES = ("full_attention", "sliding_attention", "linear_attention")
 _SAME_AS = {"kimi_k2": "deepseek_v3"}  # model_types that transformers lacks -> the one with the same model
 
 
@@ -49,16 +52,28 @@ def read_hf_config(path: Path | str) -> HFModel:
             silently lack (unsupported rope scaling, other biases or activations among others).
     """
     path = Path(path)
-    family = family_of(_model_type(path), path)
+    file = read_config_file(path)
+    family = family_of(_model_type(path, file), path)
+    if file["model_type"] in MODEL_TYPES:  # another package's family may name its sizes otherwise
+        check_config_file(path, file)
     try:
-        config = HFConfig(path, transformers_config(path))
-        _check_quantization(config)
-        return family.read(config)
+        model = family.read(HFConfig(path, transformers_config(path)))
+        check_sizes(model, f"{path / 'config.json'}")
+        return model
     except UserError:
         raise
     except Exception as error:  # transformers' validation has many types, and ends in others where it has none
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise UserError("model.path", path / "config.json", f"describes no {family.name} model: {reason}") from error
+
+
+def _model_type(path: Path, file: dict[str, Any]) -> str:
+    """The folder's model_type; one that only wraps the text model of a known type is refused with a pointer."""
+    given, inner = file.get("model_type"), inner_type(file)
+    if inner in MODEL_TYPES and given not in known_types():
+        remedy = f"{given} is a {inner} model beside others; give a folder of that alone ({PAGE} shows how to make it)"
+        raise UserError("model.path", path, remedy)
+    return "(missing)" if given is None else str(given)
 
 
 def transformers_config(folder: Path | str) -> Any:
@@ -108,7 +123,7 @@ def attention_of(config: HFConfig, **parts: Any) -> Attention:
         num_heads=num_heads,
         num_kv_heads=config.get("num_key_value_heads") or num_heads,
         head_dim=config.get("head_dim") or raw.hidden_size // num_heads,
-        **(_window(raw) | parts),
+        **(_window(config) | parts),
     )
 
 
@@ -119,42 +134,13 @@ def mlp_of(config: HFConfig) -> MLP:
     return MLP(config.raw.intermediate_size)
 
 
-def _check_quantization(config: HFConfig) -> None:
-    """Weights in FP8 with a scale per block, or in MXFP4, are dequantised when they are read; others are refused."""
-    quantization = config.get("quantization_config")
-    if not quantization:
-        return
-    method = quantization.get("quant_method")
-    if method != "mxfp4" and (method != "fp8" or not quantization.get("weight_block_size")):
-        remedy = "only mxfp4, and fp8 with weight_block_size, are dequantised; give the unquantised model"
-        raise config.refusal("quantization_config.quant_method", method, remedy)
-
-
-def _window(raw: Any) -> dict[str, Any]:
+def _window(config: HFConfig) -> dict[str, Any]:
     """The window and the layers without; transformers leaves it None or 0 where `use_sliding_window` is false."""
-    window = getattr(raw, "sliding_window", None)
-    if not window or window >= raw.max_position_embeddings:
+    window, kinds = config.get("sliding_window"), config.get("layer_types") or []
+    for kind in kinds:
+        if kind not in _LAYER_TYPES:
+            raise config.refusal("layer_types", kind, f"not supported; use {', '.join(_LAYER_TYPES)}")
+    if not window or window >= config.raw.max_position_embeddings:
         return {}
-    kinds = getattr(raw, "layer_types", None) or []
     full = tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention")
     return {} if kinds and len(full) == len(kinds) else dict(window=window, full_layers=full)
-
-
-def _model_type(path: Path) -> str:
-    if not path.is_dir():
-        raise UserError("model.path", path, "no such folder; give one with config.json and .safetensors files")
-    file = path / "config.json"
-    if not file.is_file():
-        if any(path.glob("*.gguf")):
-            remedy = "holds GGUF files, which are quantised for other engines; give the HF folder they were made from"
-            raise UserError("model.path", path, remedy)
-        raise UserError("model.path", path, "holds no config.json; give an HF checkpoint folder")
-    try:
-        raw = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(str(file), f"line {error.lineno}", f"not valid JSON: {error.msg}") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise UserError("model.path", file, f"not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise UserError("model.path", file, f"contains a {type(raw).__name__}, not an object with the model's fields")
-    return str(raw.get("model_type"))

@@ -74,36 +74,36 @@ def rope_of(path: Path, parameters: Mapping[str, Any], partial: bool = False, in
     rope = dict(parameters)
     kind = rope.get("rope_type", "default")
     where = f"{path / 'config.json'} rope_parameters"
-    theta = float(rope["rope_theta"])
-    fraction = float(rope.get("partial_rotary_factor") or 1.0)
+    theta = _positive(where, rope, "rope_theta")
+    fraction = _positive(where, rope, "partial_rotary_factor") if rope.get("partial_rotary_factor") else 1.0
     if fraction != 1.0 and not (partial and kind == "default"):
-        raise UserError(where, rope, "partial rotary embeddings are not supported in this family, nor with scaling")
+        remedy = "partial rotary embeddings are not supported in this family, nor with scaling"
+        raise UserError(f"{where}.partial_rotary_factor", fraction, remedy)
     if kind == "default":
         return Rope(theta, fraction=fraction, interleaved=interleaved)
     if interleaved:
-        raise UserError(where, rope, "rope scaling is not supported in this family; use default")
+        raise UserError(f"{where}.rope_type", kind, "rope scaling is not supported in this family; use default")
     if kind == "llama3":
         for field, expected in _LLAMA3.items():
             if rope[field] != expected:
                 raise UserError(f"{where}.{field}", rope[field], f"megatron-core has {expected:g} built in")
-        return Rope(theta, llama3_factor=float(rope["factor"]))
+        return Rope(theta, llama3_factor=_positive(where, rope, "factor"))
     if kind == "yarn":
         return Rope(theta, yarn=_yarn(where, rope))
     if kind == "linear":
-        return Rope(theta, linear_factor=float(rope["factor"]))
-    raise UserError(where, rope, f"rope type {kind} is not supported; use default, linear, llama3 or yarn")
+        return Rope(theta, linear_factor=_positive(where, rope, "factor"))
+    raise UserError(f"{where}.rope_type", kind, "not supported; use default, linear, llama3 or yarn")
 
 
 def _yarn(where: str, rope: dict[str, Any]) -> Yarn:
-    if rope.get("factor") is None:
-        raise UserError(f"{where}.factor", None, "yarn needs a factor")
-    given, derived = rope.get("attention_factor"), 0.1 * math.log(rope["factor"]) + 1
+    factor = _positive(where, rope, "factor")
+    given, derived = rope.get("attention_factor"), 0.1 * math.log(factor) + 1
     if given is not None and not math.isclose(given, derived, rel_tol=1e-9):
         remedy = f"megatron-core derives {derived:g} from factor; leave it out"
         raise UserError(f"{where}.attention_factor", given, remedy)
     both = rope.get("mscale") and rope.get("mscale_all_dim")  # as transformers: one alone counts for nothing
     return Yarn(
-        factor=float(rope["factor"]),
+        factor=factor,
         original_positions=int(rope["original_max_position_embeddings"]),
         beta_fast=float(rope.get("beta_fast") or 32.0),
         beta_slow=float(rope.get("beta_slow") or 1.0),
@@ -111,3 +111,10 @@ def _yarn(where: str, rope: dict[str, Any]) -> Yarn:
         mscale=rope["mscale"] if both else None,
         mscale_all_dim=rope["mscale_all_dim"] if both else None,
     )
+
+
+def _positive(where: str, rope: Mapping[str, Any], field: str) -> float:
+    value = rope.get(field)
+    if type(value) not in (int, float) or not value > 0:
+        raise UserError(f"{where}.{field}", value, "give a number above 0")
+    return float(value)

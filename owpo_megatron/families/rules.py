@@ -59,7 +59,7 @@ class Rule:
         layers: which layers have the parameter, in a model where some have experts and others have none, or some
             linear and others full attention.
         float32: kept in float32 whatever the model's dtype, on both sides.
-        groups: size that tells how many groups there are.
+        groups: size name of the number of groups.
     """
 
     megatron: tuple[str, ...]

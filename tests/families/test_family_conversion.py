@@ -196,7 +196,7 @@ def test_a_transposed_up_projection_is_found(family: str, tmp_path: Path, monkey
         ("olmo2", {"attention_bias": True}, "attention_bias = True: not supported"),
         ("granite", {"mlp_bias": True}, "mlp_bias = True: not supported"),
         ("phi3", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0,
-          "short_factor": [1.0] * 6, "long_factor": [1.0] * 6}}, "rope type longrope is not supported"),
+          "short_factor": [1.0] * 6, "long_factor": [1.0] * 6}}, "rope_type = longrope: not supported"),
     ],
 )  # fmt: skip
 def test_what_megatron_would_get_wrong_is_refused(
