@@ -32,7 +32,9 @@ HFTemplate = Annotated[
 
 @convert.command("import")
 def import_hf(
-    hf: Annotated[Path, typer.Option(metavar="DIR", help="HF folder: config.json and .safetensors.")],
+    hf: Annotated[
+        Path, typer.Option(metavar="DIR", help="HF folder (.safetensors or .bin), or OWNER/NAME on the hub.")
+    ],
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Megatron folder to make.")],
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None,

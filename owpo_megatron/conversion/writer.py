@@ -12,10 +12,12 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from owpo_megatron.conversion.unfinished import Unfinished
 from owpo_megatron.errors import UserError
-from owpo_megatron.families import HFModel, float32_tensors, hf_shapes, stacked_shapes
+from owpo_megatron.families import HFModel, float32_tensors, hf_shapes, stacked_shapes, transformers_config
+from owpo_megatron.families.config_file import read_config_file, text_fields
 
 # What is not carried: weights in any form, and what a conversion writes anew.
 _LEFT_OUT = (
@@ -27,12 +29,19 @@ _SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float1
 
 
 def carry_files(template: Path, folder: Path) -> None:
-    """Copy all but the weights of an HF folder: config, tokenizer, templates, licence, model card and so on."""
+    """Copy all but the weights of an HF folder: config, tokenizer, templates, licence, model card and so on.
+
+    The config of a multimodal folder becomes that of its text model.
+    """
     for file in sorted(template.iterdir()):
         if file.is_file() and not any(file.match(pattern) for pattern in _LEFT_OUT):
             shutil.copy(file, folder / file.name)
     if (template / _TEMPLATES).is_dir():
         shutil.copytree(template / _TEMPLATES, folder / _TEMPLATES, dirs_exist_ok=True)
+    if text_fields(read_config_file(template)) is not None:
+        config = transformers_config(template)
+        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+        config.save_pretrained(folder)
 
 
 def state_dtype(config_file: Path, dtype: torch.dtype) -> None:

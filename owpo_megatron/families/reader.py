@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.families.config_file import GGUF
+from owpo_megatron.families.config_file import GGUF, read_config_file, text_fields, text_name
 from owpo_megatron.families.forms import BLOCKS, SCALE_SUFFIX, SCALES, BinFile, BlockFp8View, ExpertView, Mxfp4View
 from owpo_megatron.families.stacks import is_stack, member, stack_of
 
@@ -38,7 +38,7 @@ class HFReader:
         self.folder = Path(folder)
         self._files: dict[Path, Any] = {}
         self._mapped = 0  # bytes read since the files were opened
-        self._file_of = self._locate()
+        self._file_of, self._stored_as = self._text_alone(self._locate())
         self._scales = {name for name in self._file_of if name.endswith(SCALE_SUFFIX)}
 
     def names(self) -> list[str]:
@@ -48,7 +48,7 @@ class HFReader:
             if name in self._scales or (name.endswith(SCALES) and name.removesuffix(SCALES) + BLOCKS in self._file_of):
                 continue
             if is_stack(stack):
-                number = self._open(self._file_of[name]).get_slice(name).get_shape()[0]
+                number = self._stored(name).get_shape()[0]
                 names += [member(stack, expert) for expert in range(number)]
             else:
                 names.append(name)
@@ -96,7 +96,7 @@ class HFReader:
         """A view of a tensor as the file has it."""
         file = self._file_of[name]
         try:
-            return self._open(file).get_slice(name)
+            return self._open(file).get_slice(self._stored_as.get(name, name))
         except SafetensorError as error:
             raise UserError("model.path", file, f"its index promises {name}, and it is not there") from error
 
@@ -130,6 +130,13 @@ class HFReader:
         if not inside:
             raise UserError("model.path", index, "names a file outside of the folder; download the checkpoint again")
         return files
+
+    def _text_alone(self, located: dict[str, Path]) -> tuple[dict[str, Path], dict[str, str]]:
+        """(the file of each tensor, its name in the file where it is another) without the parts of other models."""
+        if not (self.folder / "config.json").is_file() or text_fields(read_config_file(self.folder)) is None:
+            return located, {}
+        names = {own: name for name in located if (own := text_name(name)) is not None}
+        return {own: located[name] for own, name in names.items()}, names
 
     def _locate(self) -> dict[str, Path]:
         for kind in ("model.safetensors", "pytorch_model.bin"):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.families.attention import Attention, LatentAttention
-from owpo_megatron.families.catalogue import MODEL_TYPES, PAGE, family_of, known_types
-from owpo_megatron.families.config_file import check_config_file, inner_type, read_config_file
+from owpo_megatron.families.catalogue import MODEL_TYPES, family_of
+from owpo_megatron.families.config_file import check_config_file, read_config_file, text_fields
 from owpo_megatron.families.fits import check_sizes
 from owpo_megatron.families.mlp import MLP, Experts
 from owpo_megatron.families.model import HFModel, Multipliers, Norms
@@ -53,8 +52,9 @@ def read_hf_config(path: Path | str) -> HFModel:
     """
     path = Path(path)
     file = read_config_file(path)
-    family = family_of(_model_type(path, file), path)
-    if file["model_type"] in MODEL_TYPES:  # another package's family may name its sizes otherwise
+    kind = (text_fields(file) or file).get("model_type")
+    family = family_of("(missing)" if kind is None else str(kind), path)
+    if kind in MODEL_TYPES:  # another package's family may name its sizes otherwise
         check_config_file(path, file)
     try:
         model = family.read(HFConfig(path, transformers_config(path)))
@@ -67,24 +67,20 @@ def read_hf_config(path: Path | str) -> HFModel:
         raise UserError("model.path", path / "config.json", f"describes no {family.name} model: {reason}") from error
 
 
-def _model_type(path: Path, file: dict[str, Any]) -> str:
-    """The folder's model_type; one that only wraps the text model of a known type is refused with a pointer."""
-    given, inner = file.get("model_type"), inner_type(file)
-    if inner in MODEL_TYPES and given not in known_types():
-        remedy = f"{given} is a {inner} model beside others; give a folder of that alone ({PAGE} shows how to make it)"
-        raise UserError("model.path", path, remedy)
-    return "(missing)" if given is None else str(given)
-
-
 def transformers_config(folder: Path | str) -> Any:
-    """transformers' config object of an HF folder; the folder's own code, which some bring along, is not executed."""
+    """transformers' config object of an HF folder, of the text model where there are others.
+
+    The folder's own code, which some bring along, is not executed.
+    """
     from transformers import AutoConfig  # seconds: an unknown model_type is refused before
 
-    raw = json.loads((Path(folder) / "config.json").read_text())
-    known_as = _SAME_AS.get(raw.get("model_type"))
-    if known_as is None:
+    raw = read_config_file(Path(folder))
+    fields = text_fields(raw) or raw
+    kind = fields.get("model_type")
+    if fields is raw and kind not in _SAME_AS:
         return AutoConfig.from_pretrained(folder)
-    return AutoConfig.for_model(known_as, **{name: value for name, value in raw.items() if name != "model_type"})
+    named = {name: value for name, value in fields.items() if name != "model_type"}
+    return AutoConfig.for_model(_SAME_AS.get(kind, kind), **named)
 
 
 def describe(

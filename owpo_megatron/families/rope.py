@@ -114,7 +114,7 @@ def _yarn(where: str, rope: dict[str, Any]) -> Yarn:
 
 
 def _positive(where: str, rope: Mapping[str, Any], field: str) -> float:
-    value = rope.get(field)
+    value: Any = rope.get(field)
     if type(value) not in (int, float) or not value > 0:
         raise UserError(f"{where}.{field}", value, "give a number above 0")
     return float(value)

@@ -16,6 +16,7 @@ from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.engine.server import probe_port
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.sets import check_sets
+from owpo_megatron.families.config_file import refuse_multimodal
 from owpo_megatron.launch.job import needs_own_engine
 from owpo_megatron.launch.machine import gpu_names, started_by_torchrun, usable_gpus
 from owpo_megatron.methods import find_method
@@ -43,7 +44,7 @@ def preflight(config: Config) -> None:
 
 
 def _model(config: Config) -> None:
-    hf_folder(config.model.path)
+    refuse_multimodal(hf_folder(config.model.path), "model.path")
     if config.reference.path is not None:
         hf_folder(config.reference.path, "reference.path")
     for teacher in config.teachers:

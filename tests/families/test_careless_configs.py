@@ -104,10 +104,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         r"weight_block_size = \[128\]: give rows and columns of a block",
     ),
     ({"layer_types": ["chunked_attention"] * 4}, "layer_types = chunked_attention: not supported; use full_attention"),
-    (
-        {"model_type": "gemma3", "text_config": LLAMA | {"model_type": "gemma3_text"}},
-        r"gemma3 is a gemma3_text model beside others; give a folder of that alone \(docs/families.md",
-    ),
+    ({"model_type": "llava", "text_config": LLAMA}, "model_type llava is not supported; supported: llama, mistral"),
     (DEEPSEEK | {"n_routed_experts": 6}, r"n_group = 4: must divide the number of experts \(6\)"),
     (DEEPSEEK | {"topk_group": 5}, r"topk_group = 5: must be at most n_group \(4\)"),
     (DEEPSEEK | {"topk_group": 1}, "num_experts_per_tok = 4: must be between 1 and the 2 experts that there are"),
