@@ -76,7 +76,7 @@ def transformers_config(folder: Path | str) -> Any:
 
     raw = read_config_file(Path(folder))
     fields = text_fields(raw) or raw
-    kind = fields.get("model_type")
+    kind = str(fields.get("model_type"))
     if fields is raw and kind not in _SAME_AS:
         return AutoConfig.from_pretrained(folder)
     named = {name: value for name, value in fields.items() if name != "model_type"}
