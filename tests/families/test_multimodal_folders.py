@@ -46,7 +46,7 @@ def test_the_text_model_is_taken_out(kind: str, text: str, vision: dict[str, Any
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, text_config=TEXT | CASES[text][0], vision_config=vision)
+    config = AutoConfig.for_model(kind, text_config=TEXT | CASES[text][0], vision_config=vision, mm_tokens_per_image=4)
     whole = AutoModelForImageTextToText.from_config(config).float().eval()
     whole.save_pretrained(tmp_path / "hf")
     (tmp_path / "hf" / "LICENSE").write_text("a licence")
