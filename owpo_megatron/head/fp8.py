@@ -10,8 +10,12 @@ Shapes: C rows of a chunk, H hidden, V columns on this rank, N refined columns o
 
 from __future__ import annotations
 
+import importlib.metadata
+import inspect
+
 import torch
 
+from owpo_megatron.errors import UserError
 from owpo_megatron.head.backend import wide
 from owpo_megatron.head.torch_backend import TorchBackend
 
@@ -43,9 +47,14 @@ class Fp8Weight:
     def __init__(self, weight_VH: torch.Tensor):
         self._product = _best_product(weight_VH)
 
-    def logits(self, h_CH: torch.Tensor) -> torch.Tensor:
-        """h weight^T in float32."""
-        return self._product(h_CH)
+    def logits(self, h_CH: torch.Tensor, into_CV: torch.Tensor | None = None) -> torch.Tensor:
+        """h weight^T in float32 [C, V].
+
+        Args:
+            into_CV: contiguous memory of whole tiles (`whole_tiles` of both sizes, or more rows) for the result, so
+                that one buffer does for all chunks.
+        """
+        return self._product(h_CH, into_CV)
 
 
 class Fp8Backend(TorchBackend):
@@ -88,9 +97,10 @@ class _Simulated:
         values_VH, scale = quantise(weight_VH)
         self._weight_VH = values_VH.float().mul_(scale)
 
-    def __call__(self, h_CH: torch.Tensor) -> torch.Tensor:
+    def __call__(self, h_CH: torch.Tensor, into_CV: torch.Tensor | None = None) -> torch.Tensor:
         values_CH, scale = quantise(h_CH)
-        return torch.mm(values_CH.float().mul_(scale), self._weight_VH.t())
+        out = None if into_CV is None else into_CV[: len(h_CH), : len(self._weight_VH)]
+        return torch.mm(values_CH.float().mul_(scale), self._weight_VH.t(), out=out)
 
 
 class _ScaledMm:
@@ -100,11 +110,11 @@ class _ScaledMm:
         self._columns = len(weight_VH)
         self._weight_VH, self._scale = quantise(_with_whole_tiles(weight_VH))
 
-    def __call__(self, h_CH: torch.Tensor) -> torch.Tensor:
+    def __call__(self, h_CH: torch.Tensor, into_CV: torch.Tensor | None = None) -> torch.Tensor:
         values_CH, scale = quantise(_with_whole_tiles(h_CH))
         out = torch._scaled_mm(
             values_CH, self._weight_VH.t(), scale_a=scale, scale_b=self._scale, out_dtype=torch.float32,
-            use_fast_accum=False,
+            use_fast_accum=False, out=None if into_CV is None else into_CV[: len(values_CH)],
         )  # fmt: skip
         return out[: len(h_CH), : self._columns]
 
@@ -117,6 +127,9 @@ class _TransformerEngine:
         from transformer_engine.pytorch.cpp_extensions import general_gemm
         from transformer_engine.pytorch.tensor.float8_tensor import Float8CurrentScalingQuantizer
 
+        if "workspace" in inspect.signature(general_gemm).parameters:
+            remedy = "general_gemm of this version is called in another way: install 2.10 or newer, or model.head=exact"
+            raise UserError("Transformer Engine", importlib.metadata.version("transformer-engine"), remedy)
         self._quantise = Float8CurrentScalingQuantizer(
             tex.DType.kFloat8E4M3, device=weight_VH.device, rowwise=True, columnwise=False
         )
@@ -124,18 +137,24 @@ class _TransformerEngine:
         self._columns = len(weight_VH)
         self._weight_VH = self._quantise(_with_whole_tiles(weight_VH))
 
-    def __call__(self, h_CH: torch.Tensor) -> torch.Tensor:
+    def __call__(self, h_CH: torch.Tensor, into_CV: torch.Tensor | None = None) -> torch.Tensor:
         values_CH = self._quantise(_with_whole_tiles(h_CH))
         out, *_ = self._gemm(
-            self._weight_VH, values_CH, out_dtype=torch.float32, layout="TN", use_split_accumulator=True
-        )
+            self._weight_VH, values_CH, out_dtype=torch.float32, layout="TN", use_split_accumulator=True,
+            out=None if into_CV is None else into_CV[: len(values_CH)],
+        )  # fmt: skip
         return out[: len(h_CH), : self._columns]
+
+
+def whole_tiles(size: int) -> int:
+    """The next multiple of 16."""
+    return -(-size // 16) * 16
 
 
 def _with_whole_tiles(matrix: torch.Tensor) -> torch.Tensor:
     """Rows and columns of zeros up to the next multiples of 16, which cuBLAS's FP8 GEMM wants of every dimension."""
     rows, columns = matrix.shape
-    padding = (0, -columns % 16, 0, -rows % 16)
+    padding = (0, whole_tiles(columns) - columns, 0, whole_tiles(rows) - rows)
     return torch.nn.functional.pad(matrix, padding) if any(padding) else matrix
 
 

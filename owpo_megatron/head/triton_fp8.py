@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from owpo_megatron.head import triton_ops
-from owpo_megatron.head.fp8 import CANDIDATES, Fp8Weight
+from owpo_megatron.head.fp8 import CANDIDATES, Fp8Weight, whole_tiles
 from owpo_megatron.head.triton_backend import TritonBackend, TritonLogits
 
 
@@ -28,19 +28,15 @@ class TritonFp8Backend(TritonBackend):
         self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
     ) -> Iterator[TritonLogits]:
         h_RH = h_RH.to(self._weight_VH.dtype)
+        longest = max((chunk.stop - chunk.start for chunk in slices), default=0)
+        columns = len(self._weight_VH)
+        buffer_CV = h_RH.new_empty(whole_tiles(longest), whole_tiles(columns), dtype=torch.float32)
         for chunk in slices:
-            # no name for the logits here: it would keep them alive beside the next chunk's
-            if self._refine:
-                exact = partial(triton_ops.gather_dot, h_RH[chunk], self._weight_VH)
-                yield RefinedLogits(
-                    self._fp8_weight.logits(h_RH[chunk]), column_R[chunk], self._inverse_temperature,
-                    self._weight_VH.dtype, exact,
-                )  # fmt: skip
-            else:
-                yield TritonLogits(
-                    self._fp8_weight.logits(h_RH[chunk]), column_R[chunk], self._inverse_temperature,
-                    self._weight_VH.dtype,
-                )  # fmt: skip
+            h_CH, column_C = h_RH[chunk], column_R[chunk]
+            logits_CV = self._fp8_weight.logits(h_CH, buffer_CV)
+            common = (logits_CV, column_C, self._inverse_temperature, self._weight_VH.dtype)
+            exact = partial(triton_ops.gather_dot, h_CH, self._weight_VH)
+            yield RefinedLogits(*common, exact) if self._refine else TritonLogits(*common)
 
 
 class RefinedLogits(TritonLogits):
