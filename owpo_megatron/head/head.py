@@ -15,9 +15,10 @@ from owpo_megatron.head.backend import Backend, BackendName, exact_backend, fp8_
 from owpo_megatron.head.fp8 import Fp8Weight
 from owpo_megatron.head.gradients import FormedGradients, attach
 from owpo_megatron.head.logprobs import ExactLogProbs, LogProbs, RawLogProbs, RefinedLogProbs, check_batch
+from owpo_megatron.head.rows import Rows, chosen, may_have_gradient
 from owpo_megatron.head.shard import VocabShard
 from owpo_megatron.head.whole import TeacherRows, WholeVocabulary
-from owpo_megatron.methods.loss import Chunk, MethodLoss
+from owpo_megatron.methods.loss import MethodLoss
 from owpo_megatron.methods.method import Method
 from owpo_megatron.methods.prepare import prepared_in_microbatch
 from owpo_megatron.types import LogpMode, TokenBatch
@@ -31,7 +32,7 @@ class HeadRows:
 
     total: int
     forward: int  # of the row mask
-    gradient: int  # that had a gradient, of these
+    gradient: int  # that went through the backward products, of these
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Head:
         shard: this rank's place in the vocabulary; None: the weight is whole and has no padding.
         backend: "torch" or "triton" instead of what suits the device.
         chunk_rows: rows whose logits exist at the same time; None: what suits the device.
+        plans_rows: choose the rows of the backward products before the first chunk, so that the host reads nothing of
+            the device per chunk; clipped rows then stay among them, as zeros. None: on a GPU.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Head:
         shard: VocabShard | None = None,
         backend: BackendName = "auto",
         chunk_rows: int | None = None,
+        plans_rows: bool | None = None,
     ):
         self.weight_VH = weight_VH
         self.shard = shard or VocabShard(weight_VH.shape[0])
@@ -75,6 +79,7 @@ class Head:
         self._inverse_temperature = 1.0 / temperature
         self._backend_name = backend
         self._chunk_rows = chunk_rows
+        self._plans_rows = weight_VH.is_cuda if plans_rows is None else plans_rows
         self._backends: dict[LogpMode, Backend] = {}
         self._fp8_weight: Fp8Weight | None = None
 
@@ -170,7 +175,8 @@ class Head:
         backend: Backend,
         whole: WholeVocabulary | None,
     ) -> HeadLoss:
-        rows = self._rows(backend, h_TH, target_T, batch.row_mask_T)
+        live_T = may_have_gradient(method, batch) if self._plans_rows and formed.wanted else None
+        rows = self._rows(backend, h_TH, target_T, batch.row_mask_T, live_T)
         logp_T = torch.zeros(h_TH.shape[0], dtype=wide(h_TH), device=h_TH.device)
         entropy_T = torch.zeros_like(logp_T)
         loss, kept = MethodLoss(method, batch), 0
@@ -183,7 +189,7 @@ class Head:
             slope = loss.add(rows_C, stats.logp_C, stats.entropy_C, formed.wanted, far.kl_C if far else None)
             if slope is None:
                 continue
-            keep_K = _with_gradient(slope)
+            keep_K = rows.kept(chunk, slope)
             count = len(slope.dlogp_C) if keep_K is None else len(keep_K)
             kept += count
             if count == 0:
@@ -192,7 +198,7 @@ class Head:
             if far is not None and slope.dkl_C is not None:
                 dlogits_KV += far.dlogits(keep_K, slope.dkl_C)
             if formed.dh_TH is not None:
-                formed.dh_TH[_chosen(rows_C, keep_K)] = backend.dgrad(dlogits_KV).to(h_TH.dtype)
+                formed.dh_TH[chosen(rows_C, keep_K)] = backend.dgrad(dlogits_KV).to(h_TH.dtype)
             if formed.sum_VH is not None:
                 h_KH = rows.h_RH[chunk] if keep_K is None else rows.h_RH[chunk][keep_K]
                 backend.add_wgrad(formed.sum_VH[: len(self._valid_VH)], dlogits_KV, h_KH)
@@ -234,48 +240,12 @@ class Head:
         return fp8_backend(weight_VH, self._fp8_weight, factor, mode == "fp8_refined", name)
 
     def _rows(
-        self, backend: Backend, h_TH: torch.Tensor, target_T: torch.Tensor, row_mask_T: torch.Tensor | None
-    ) -> _Rows:
+        self,
+        backend: Backend,
+        h_TH: torch.Tensor,
+        target_T: torch.Tensor,
+        row_mask_T: torch.Tensor | None,
+        live_T: torch.Tensor | None = None,
+    ) -> Rows:
         size = self._chunk_rows or backend.chunk_rows(self.shard.local_rows)
-        if row_mask_T is None:
-            return _Rows(len(h_TH), None, h_TH.detach(), self.shard.column(target_T), size)
-        index_R = row_mask_T.nonzero()[:, 0]
-        return _Rows(len(h_TH), index_R, h_TH.detach()[index_R], self.shard.column(target_T[index_R]), size)
-
-
-class _Rows:
-    """The rows that take part, in chunks."""
-
-    def __init__(
-        self, total: int, index_R: torch.Tensor | None, h_RH: torch.Tensor, column_R: torch.Tensor, chunk_rows: int
-    ):
-        self.h_RH, self.column_R = h_RH, column_R
-        count = len(h_RH)
-        self.slices = [slice(start, min(start + chunk_rows, count)) for start in range(0, count, chunk_rows)]
-        self._total, self._index_R = total, index_R
-
-    def places(self, chunk: slice) -> torch.Tensor | slice:
-        """Return the indices of a chunk's rows among all rows."""
-        return chunk if self._index_R is None else self._index_R[chunk]
-
-    def spread(self, value_R: torch.Tensor) -> torch.Tensor:
-        """[T], zero for the rows that do not take part."""
-        if self._index_R is None:
-            return value_R
-        return value_R.new_zeros(self._total).index_copy_(0, self._index_R, value_R)
-
-
-def _with_gradient(slope: Chunk) -> torch.Tensor | None:
-    """Rows of the chunk that have a gradient; None: all."""
-    has_C = slope.dlogp_C != 0
-    for further_C in (slope.dentropy_C, slope.dkl_C):
-        if further_C is not None:
-            has_C = has_C | (further_C != 0)
-    keep_K = has_C.nonzero()[:, 0]
-    return None if len(keep_K) == len(has_C) else keep_K
-
-
-def _chosen(rows_C: torch.Tensor | slice, keep_K: torch.Tensor | None) -> torch.Tensor | slice:
-    if keep_K is None:
-        return rows_C
-    return keep_K + rows_C.start if isinstance(rows_C, slice) else rows_C[keep_K]
+        return Rows(h_TH, self.shard.column(target_T), row_mask_T, size, live_T)

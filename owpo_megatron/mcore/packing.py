@@ -8,7 +8,7 @@ log-prob pass and an update over the same samples see identical microbatches and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -28,6 +28,7 @@ class Microbatch:
     position_T: torch.Tensor  # [1, T] int64
     target_T: torch.Tensor  # [1, T] int64
     mask_T: torch.Tensor  # [1, T] bool, True where the target is a response token that the policy generated
+    mask_on_host_T: torch.Tensor  # [T] bool, the same, to be read without waiting for the device
     packed_seq_params: PackedSeqParams
 
 
@@ -114,6 +115,7 @@ def build_microbatch(
         position_T=torch.tensor([positions], device=device),
         target_T=torch.tensor([targets], device=device),
         mask_T=torch.tensor([mask], device=device),
+        mask_on_host_T=torch.tensor(mask),
         packed_seq_params=PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=cu_seqlens,
@@ -125,8 +127,8 @@ def build_microbatch(
 
 
 def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch:
-    """Build the inputs of the loss for a microbatch."""
-    mask_T = microbatch.mask_T[0]
+    """Build the inputs of the loss for a microbatch: on the host, then moved, so that nothing waits for the device."""
+    mask_T = microbatch.mask_on_host_T
     chosen = [samples[index] for index in microbatch.sample_indices]
     counts = torch.tensor([sample.loss_length for sample in chosen], dtype=torch.int64)
 
@@ -159,7 +161,7 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
     off_policy = [sample.keeps_old for sample in chosen]
     external = [sample.origin == "expert" for sample in chosen]
     behaviour = [torch.tensor(sample.behaviour_logp) if sample.behaviour_logp else None for sample in chosen]
-    return TokenBatch(
+    batch = TokenBatch(
         old_logp_T=per_token([sample.old_logp for sample in chosen]) if spent_old else None,
         ref_logp_T=per_token([sample.ref_logp for sample in chosen]),
         ref_is_old_T=per_sample([sample.ref_is_old for sample in chosen], torch.bool),
@@ -181,3 +183,4 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
         ref_mode=one_mode([sample.ref_mode for sample in chosen if sample.ref_logp is not None]),
         now_mode=one_mode([sample.now_mode for sample in chosen if sample.given is not None]),
     )
+    return replace(batch, counted_R=batch.mask_T.nonzero()[:, 0]).to(microbatch.mask_T.device)

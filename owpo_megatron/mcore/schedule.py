@@ -11,6 +11,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from owpo_megatron.head import Head, HeadError, HeadLoss, LogProbs, TeacherRows, head_error
+from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.packing import Microbatch
 from owpo_megatron.methods import Method
 from owpo_megatron.types import LogpMode, TokenBatch
@@ -80,6 +81,15 @@ def forward_head_errors(chunks: list[DistributedDataParallel], microbatches: Seq
         return head_error(head, h_TH, microbatch.target_T[0], microbatch.mask_T[0])
 
     return _run(chunks, microbatches, collect, forward_only=True)
+
+
+def on_host(sums: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """Move the sums of all microbatches to the host in one copy: each waits for the device."""
+    if not sums:
+        return sums
+    values = [value.to(cpu.device()) for one in sums for value in one.values()]
+    parts = iter(torch.cat([value.reshape(-1) for value in values]).cpu().split([value.numel() for value in values]))
+    return [{name: next(parts).view(value.shape) for name, value in one.items()} for one in sums]
 
 
 def _run(

@@ -24,6 +24,7 @@ from owpo_megatron.families import Activation, HFModel, LatentAttention, Yarn
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.attention import PackedCoreAttention
 from owpo_megatron.mcore.delta_net import GatedDeltaNet
+from owpo_megatron.mcore.fp8_training import fp8_fields
 from owpo_megatron.mcore.layers import (
     AddingLayer,
     AllHeadsRMSNorm,
@@ -90,6 +91,10 @@ def transformer_config(
     )
     if hf.experts:
         fields |= _expert_fields(parallel)
+    raw = raw | fp8_fields(raw, hf.experts is not None)
+    if hf.experts and raw.get("fp8") and not HAVE_TRANSFORMER_ENGINE:
+        remedy = "with experts megatron-core asks for the version of Transformer Engine, which is not installed here"
+        raise UserError("megatron.fp8", raw["fp8"], remedy)
     if cpu.on_cpu():
         fields |= dict(
             use_cpu_initialization=True,
@@ -163,6 +168,8 @@ def _uses_transformer_engine() -> bool:
 def layer_spec(hf: HFModel, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
     """Return Transformer Engine's layers if it and CUDA are available, else local layers with our attention."""
     engine = _uses_transformer_engine()
+    if config.fp8 and not engine:
+        raise UserError("megatron.fp8", config.fp8, "needs Transformer Engine and a CUDA device; leave it out")
     spec = copy.deepcopy(
         get_gpt_decoder_block_spec(config, use_transformer_engine=engine, normalization="RMSNorm", vp_stage=vp_stage)
     )

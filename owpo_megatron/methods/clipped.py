@@ -19,6 +19,7 @@ class Clipped(Method):
     """min(r A, clip(r) A), for subclasses with advantages of their own."""
 
     kind: ClassVar[Kind] = "advantage"
+    idle_without_advantage: ClassVar[bool] = True
 
     clip_low: float = hyper(0.2, "Lower clip range of the ratio.", gt=0, lt=1)
     clip_high: float = hyper(0.2, "Upper clip range of the ratio.", gt=0)
@@ -33,6 +34,7 @@ class PolicyGradient(Method):
     """A log pi, without a ratio, for subclasses with advantages of their own."""
 
     kind = "advantage"
+    idle_without_advantage = True
     needs_old = False
 
     def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:

@@ -171,6 +171,8 @@ class Method:
     """Reads `view.solutions` for the prompts' answers alone, which every problem has."""
     stores_responses: ClassVar[int] = 0
     """Right responses per prompt that the run's pool keeps for `view.stored`."""
+    idle_without_advantage: ClassVar[bool] = False
+    """A token whose advantage is 0 has no gradient, whatever its log-probs: the head may leave it out beforehand."""
     keeps_old: ClassVar[bool] = False
     """Some of its responses keep the engine's log-probs as their old ones (stored, or drawn from another prompt)."""
 

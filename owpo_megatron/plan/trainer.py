@@ -160,7 +160,8 @@ def _statistics(model: HFModel, tp: int) -> int:
 
 def head_bytes(config: Config, model: HFModel, cuda: bool, weight: int) -> int:
     """Logits of the head at a time: a float32 chunk and its gradient on a GPU, logits and their exponents on a CPU;
-    never more rows than a microbatch has tokens. With an FP8 head also the weight in FP8."""
+    never more rows than a microbatch has tokens. On a GPU also the rows' hidden states, their gradient and a chunk's
+    part of it, and with an FP8 head the weight in FP8."""
     vocab = padded_vocab_size(model.vocab_size, config.parallel.tp) // config.parallel.tp
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     tokens = max(config.optimizer.tokens_per_microbatch, longest)
@@ -168,4 +169,5 @@ def head_bytes(config: Config, model: HFModel, cuda: bool, weight: int) -> int:
         return min(torch_rows(vocab), tokens) * vocab * 8
     rows = min(cuda_rows(vocab), tokens)
     quantised = vocab * model.hidden_size if config.model.head == "fp8_refined" else 0
-    return rows * vocab * (4 + weight) + quantised
+    hidden = (2 * tokens + rows) * model.hidden_size * weight
+    return rows * vocab * (4 + weight) + hidden + quantised

@@ -17,6 +17,7 @@ from owpo_megatron.errors import RunError
 from owpo_megatron.families import HFModel, stacked, to_hf
 from owpo_megatron.head import HeadLoss, TeacherRows, settled_mode
 from owpo_megatron.mcore import checkpoint, cpu
+from owpo_megatron.mcore.fp8_training import pack_multiple
 from owpo_megatron.mcore.optimizer import (
     gradient_norm,
     make_optimizer,
@@ -33,7 +34,13 @@ from owpo_megatron.mcore.packing import (
     plan_microbatches,
     token_batch,
 )
-from owpo_megatron.mcore.schedule import forward_backward, forward_head_errors, forward_logprobs, forward_teacher
+from owpo_megatron.mcore.schedule import (
+    forward_backward,
+    forward_head_errors,
+    forward_logprobs,
+    forward_teacher,
+    on_host,
+)
 from owpo_megatron.mcore.slots import ParameterSlots
 from owpo_megatron.mcore.spec import transformer_config
 from owpo_megatron.mcore.topology import Topology
@@ -77,6 +84,7 @@ class MegatronPolicy:
         self._head_settled = model.head == "exact"
         dtype = getattr(torch, model.dtype)
         megatron_config = transformer_config(hf, parallel, dtype, dict(raw or {}))
+        self._pad_to = pack_multiple(megatron_config, topology.tp_size)
         chunks = build_chunks(hf, megatron_config, temperature)
         self._chunks = wrap_ddp(chunks, megatron_config)
         self._has_weights = False
@@ -124,7 +132,7 @@ class MegatronPolicy:
         collected = forward_backward(
             self._chunks, microbatches, method, partial(token_batch, samples), _sums, self.logp_mode, teaching
         )
-        metrics = self._summed(collected)
+        metrics = self._summed(on_host(collected))
         if not metrics["loss_count"]:
             if self.topology.is_main:
                 log.warning("no sample of this minibatch counts: its optimizer step is skipped")
@@ -220,7 +228,8 @@ class MegatronPolicy:
         starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
         flat_K = torch.zeros(len(names), starts[-1], device=cpu.device())
         for microbatch, found in forward_logprobs(self._chunks, microbatches, self.logp_mode):
-            known_K = torch.stack([getattr(found, name) for name in names])[:, microbatch.mask_T[0]]
+            response_R = microbatch.mask_on_host_T.nonzero()[:, 0].to(cpu.device())
+            known_K = torch.stack([getattr(found, name) for name in names])[:, response_R]
             offset = 0
             for index in microbatch.sample_indices:
                 flat_K[:, starts[index] : starts[index + 1]] = known_K[:, offset : offset + lengths[index]]
@@ -250,7 +259,7 @@ class MegatronPolicy:
     def _microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
         topology = self.topology
         lengths = [packed_length(sample) for sample in samples]
-        pad_to = topology.tp_size
+        pad_to = self._pad_to
         if topology.vpp_size is None:
             plan = plan_microbatches(lengths, topology.dp_size, self._tokens_per_microbatch)[topology.dp_rank]
         else:
@@ -285,12 +294,13 @@ def _sums(batch: TokenBatch, out: HeadLoss) -> dict[str, torch.Tensor]:
     gap_T = (old_logp_T - batch.behaviour_logp_T).abs()
     if batch.external_T is not None:
         gap_T = gap_T.masked_fill(batch.external_T, 0)  # no engine sampled these
+    counted = batch.mask_T if batch.counted_R is None else batch.counted_R
     sums = out.metrics | {
         "loss_sum": out.loss_sum,
         "loss_count": out.count,
-        "entropy_sum": out.entropy_T[batch.mask_T].double().sum(),
-        "mismatch_sum": gap_T[batch.mask_T].double().sum(),
+        "entropy_sum": out.entropy_T[counted].double().sum(),
+        "mismatch_sum": gap_T[counted].double().sum(),
         "head_rows": torch.tensor(out.rows.forward),
         "head_gradient_rows": torch.tensor(out.rows.gradient),
     }
-    return {name: value.detach().double().cpu() for name, value in sums.items()}
+    return {name: value.detach().double() for name, value in sums.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from owpo_megatron.types.rollouts import Origin
@@ -116,6 +116,17 @@ class TokenBatch:
     given: Mapping[str, torch.Tensor] | None = None  # what the method prepared for its tokens; None: nothing yet
     external_T: torch.Tensor | None = None  # bool, tokens that an expert wrote; None: none
     off_policy_T: torch.Tensor | None = None  # bool, tokens that keep the engine's log-probs as old ones; None: none
+    counted_R: torch.Tensor | None = None  # int64, places where mask_T is True; None: not listed
     old_mode: LogpMode | None = "exact"  # None: no sample here has such log-probs
     ref_mode: LogpMode | None = "exact"
     now_mode: LogpMode | None = "exact"  # of the log-probs that `given` was worked out of
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The batch with its values per token on the device; those per sample stay on the host, which reads them."""
+        moved = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if (name.endswith("_T") or name == "counted_R") and value is not None
+        }
+        given = None if self.given is None else {name: value.to(device) for name, value in self.given.items()}
+        return replace(self, **moved, given=given)

@@ -66,6 +66,7 @@ class Owpo(Method):
     paper = "arXiv:2605.22156, Eq. 5-7, Alg. 1"
     groups = "mixed"
     reference = "active"
+    idle_without_advantage = True
 
     clip_low: float = hyper(0.2, "Lower clip range of the ratio.", gt=0, lt=1)
     clip_high: float = hyper(0.28, "Upper clip range of the ratio.", gt=0)

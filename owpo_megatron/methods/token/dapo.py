@@ -22,6 +22,7 @@ class Dapo(Method):
     summary = "S"
     paper = "arXiv:2503.14476; OWPO Eq. 2"
     groups = "mixed"
+    idle_without_advantage = True
 
     clip_low: float = hyper(0.2, "Lower clip range of the ratio.", gt=0, lt=1)
     clip_high: float = hyper(0.28, "Upper clip range of the ratio.", gt=0)
