@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data" / "signatures"
 PACKAGES = {"transformer-engine": "transformer_engine", "sglang": "sglang", "megatron-core": "megatron"}
+PICKLED = ("sglang.srt.weight_sync.tensor_bucket:FlattenedTensorMetadata",)  # sync/ipc.py writes it by its name
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 
 
@@ -253,6 +254,7 @@ def main(distribution: str, version: str, *folders: str) -> None:
         "signatures": {target: text for target, text in sorted(known.items()) if text is not None},
     }
     if distribution == "sglang":
+        data["pickled"] = {target: list(sources.fields(target) or ()) for target in PICKLED}
         data["endpoints"] = sources.endpoints(HTTP_SERVER)
     DATA.mkdir(parents=True, exist_ok=True)
     (DATA / f"{distribution}-{version}.json").write_text(json.dumps(data, indent=1) + "\n")

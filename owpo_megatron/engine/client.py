@@ -179,6 +179,11 @@ class EngineClient:
         """Load pickled (name, full tensor) pairs, one pickle per tensor-parallel rank."""
         self._request("POST", "/update_weights_from_tensor", TensorBody(payloads), CONTROL_SECONDS)
 
+    def update_from_bucket(self, payloads: Sequence[bytes]) -> None:
+        """Load one flat tensor whose parts are described beside it, one pickle per tensor-parallel rank."""
+        body = TensorBody(payloads, "flattened_bucket")
+        self._request("POST", "/update_weights_from_tensor", body, CONTROL_SECONDS)
+
     def update_from_disk(self, path: str) -> None:
         """Load the safetensors files of a folder that the server sees under the same path."""
         # without an explicit format, a server started with dummy weights would generate dummy weights again

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pybase64
 
 CHUNK = 3 << 18  # bytes encoded at a time: a multiple of 3, so that the pieces of base64 can be concatenated
-START, BETWEEN, END = b'{"serialized_named_tensors": ["', b'", "', b'"], "flush_cache": false}'
+START, BETWEEN, END = b'{"serialized_named_tensors": ["', b'", "', b'"], "flush_cache": false'
 
 
 class TensorBody:
@@ -18,12 +18,14 @@ class TensorBody:
 
     Args:
         payloads: one pickle per tensor-parallel rank.
+        load_format: what the pickles hold, by SGLang's name; None: [(name, tensor), ...].
     """
 
-    def __init__(self, payloads: Sequence[bytes]):
+    def __init__(self, payloads: Sequence[bytes], load_format: str | None = None):
         self._payloads = payloads
+        self._end = END + (f', "load_format": "{load_format}"}}' if load_format else "}").encode()
         encoded = sum(4 * -(-len(payload) // 3) for payload in payloads)
-        self._length = len(START) + len(BETWEEN) * (len(payloads) - 1) + len(END) + encoded
+        self._length = len(START) + len(BETWEEN) * (len(payloads) - 1) + len(self._end) + encoded
 
     def __len__(self) -> int:
         return self._length
@@ -34,4 +36,4 @@ class TensorBody:
             view = memoryview(payload)
             for start in range(0, len(view), CHUNK):
                 yield pybase64.b64encode(view[start : start + CHUNK])
-        yield END
+        yield self._end

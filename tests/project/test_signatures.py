@@ -6,6 +6,7 @@ checked all the same. Not covered: types, values, and what the functions do.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -21,6 +22,7 @@ import pytest
 
 from owpo_megatron.engine.client import EngineClient
 from owpo_megatron.engine.tensor_body import TensorBody
+from owpo_megatron.sync.ipc import FlattenedTensorMetadata
 from owpo_megatron.types import Prompt, SampleRequest, Sampling
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +109,11 @@ def test_the_recorded_signatures_of_megatron_are_the_installed_ones() -> None:
         assert sources.signature(target) == text, target
 
 
+def test_what_is_pickled_by_name_has_the_fields_of_that_class() -> None:
+    (fields,) = recorded("sglang")["pickled"].values()
+    assert fields == [field.name for field in dataclasses.fields(FlattenedTensorMetadata)]
+
+
 class Recording(EngineClient):
     """Keeps what it would send."""
 
@@ -128,6 +135,7 @@ def test_requests_have_the_fields_that_sglang_reads() -> None:
     client.checksums()
     client.set_version(3)
     client.update_from_tensor([b"one", b"two"])
+    client.update_from_bucket([b"one"])
     client.update_from_disk("/weights")
     client.update_from_distributed(["a"], ["bfloat16"], [[2, 3]], "group")
     client.join_group("127.0.0.1", 1, 1, 2, "group", "nccl")
@@ -136,7 +144,7 @@ def test_requests_have_the_fields_that_sglang_reads() -> None:
     with pytest.raises(Exception, match="answered"):
         client.generate([request], Sampling(max_tokens=4, stop=("x",)))
     endpoints = recorded("sglang")["endpoints"]
-    assert len(client.sent) == 14
+    assert len(client.sent) == 15
     for path, body in client.sent:
         fields = endpoints[path]
         assert body.keys() <= fields.keys(), path
