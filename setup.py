@@ -87,6 +87,7 @@ setup(
         "Jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0,<3",
+        "orjson>=3.10",
         "pandas>=2.2",
         "psutil>=5.9",
         "pyarrow>=16",

@@ -27,6 +27,8 @@ from owpo_megatron.types import (
     Sample,
     SampleRequest,
     Sampling,
+    TokenIds,
+    TokenValues,
     Verdict,
 )
 from owpo_megatron.verifiers.grading import Grading
@@ -66,8 +68,8 @@ class FakeEngine:
     def _draw(self, request: SampleRequest, sampling: Sampling) -> Rollout:
         sampling = request.sampling or sampling
         rng = random.Random(f"{request.prompt.id}/{request.seed}")
-        ids = tuple(self._respond(request.prompt, rng))[: sampling.max_tokens]
-        logps = tuple(-3.0 * rng.random() for _ in ids)
+        ids = TokenIds(self._respond(request.prompt, rng))[: sampling.max_tokens]
+        logps = TokenValues([-3.0 * rng.random() for _ in ids])
         ended = bool(ids) and ids[-1] in sampling.stop_token_ids
         return Rollout(request.prompt, ids, logps, self.version, "stop" if ended else "length", request.seed)
 

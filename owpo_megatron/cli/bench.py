@@ -99,6 +99,32 @@ def checks(
     report_rows([row], json_file, {"percent": row["percent"]})
 
 
+@bench.command("client")
+def client(
+    responses: Annotated[int, typer.Option(min=1, help="Responses of the step that is measured.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 8192,
+    recorded: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="rollouts/step_N.jsonl of a run, instead of random responses.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure what a step's tokens cost global rank 0: requests to a fake server, packing, broadcast, saving.
+
+    Example: owpo bench client --responses 64 --tokens 8192 --json client.json
+    """
+    from owpo_megatron.bench import client as client_bench
+
+    if recorded is not None and not recorded.is_file():
+        raise UserError("--recorded", recorded, "no such file; give rollouts/step_N.jsonl of a run")
+    with progress("client") as log:
+        if recorded is None:
+            rollouts = client_bench.made_rollouts(responses, tokens)
+        else:
+            rollouts = client_bench.recorded_rollouts(recorded, responses)
+        rows = client_bench.bench_client(rollouts, log)
+    report_rows(rows, json_file, client_bench.figures(rows))
+
+
 @bench.command("verifier")
 def verifier(
     workers: Annotated[int, typer.Option(min=1, help="Grading processes; one is measured as well.")] = 2,

@@ -96,6 +96,10 @@ class RolloutConfig(Section):
     """Reward subtracted at max_response_tokens. With rewards of 0 and 1, 0.5 equals DAPO's 1 for -1 and 1."""
     mask_truncated: bool = False
     """Exclude responses truncated at max_response_tokens from the loss, group statistics and dynamic sampling."""
+    max_staleness: int = Field(0, ge=0)
+    """Steps by which the weights that sample a token may be behind those that are trained on it. 0: generation and
+    training take turns. 1: the next step's responses are drawn during this step's update. Above 0 needs
+    `algorithm.tis_cap`."""
     save: bool = True
     """Save every step's rollouts in the run folder (rollouts/), for `rollout.replay`."""
     save_tokens: int = Field(4, ge=0)

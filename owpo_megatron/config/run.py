@@ -336,6 +336,12 @@ class Config(Section):
             who = method.name if roll.dynamic_sampling is None else "rollout.dynamic_sampling: false"
             remedy = f"{who} keeps every group, none is replaced; leave it out, or set rollout.dynamic_sampling true"
             raise UserError("rollout.oversampling", roll.oversampling, remedy)
+        if roll.max_staleness and self.environment is not None:
+            remedy = "episodes and training take turns; set 0, or leave environment out"
+            raise UserError("rollout.max_staleness", roll.max_staleness, remedy)
+        if roll.max_staleness and self.algorithm.tis_cap is None:
+            remedy = "tokens of older weights need truncated importance sampling; set algorithm.tis_cap, e.g. 2"
+            raise UserError("rollout.max_staleness", roll.max_staleness, remedy)
         for field, value in (
             ("rollout.overlong_tokens", roll.overlong_tokens),
             ("reward.weights", self.reward.weights),

@@ -5,13 +5,13 @@ Legend: L tokens of one response.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from owpo_megatron.engine.parsing import columns
 from owpo_megatron.errors import printable
-from owpo_megatron.types import Rollout, SampleRequest, Sampling
+from owpo_megatron.types import Rollout, SampleRequest, Sampling, TokenIds, TokenValues
 
 UNKNOWN_VERSION = -1
 # A token less likely than this cannot be drawn in float32. Above 0 lies what rounding leaves of a probability of 1.
@@ -63,44 +63,52 @@ def read_answer(
     """
     try:
         meta = answer["meta_info"]
-        pairs = [(float(logp), int(token)) for logp, token, *_ in meta["output_token_logprobs"]]
-        ids = [int(token) for token in answer["output_ids"]]
+        told_logps, told_ids = columns(meta["output_token_logprobs"])
+        logps, ids = TokenValues(told_logps), TokenIds(told_ids)
+        told = TokenIds(answer["output_ids"])
         reason = meta["finish_reason"]["type"]
-        versions = meta.get("weight_versions")
-        version = version_of(versions[-1]["version"] if versions else meta["weight_version"])
+        told_spans = meta.get("weight_versions")
+        version = version_of(told_spans[-1]["version"] if told_spans else meta["weight_version"])
+        versions = tuple((version_of(one["version"]), one["end"] - one["start"]) for one in told_spans or ())
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise BadAnswer(f"what is no sample: {shown(answer)}") from error
     rollout = Rollout(
         prompt=request.prompt,
-        response_ids=tuple(token for _, token in pairs),
-        behaviour_logp=tuple(logp for logp, _ in pairs),
+        response_ids=ids,
+        behaviour_logp=logps,
         policy_version=version,
         finish_reason=reason,
         seed=request.seed,
+        versions=versions if len(versions) > 1 else (),
     )
-    if list(rollout.response_ids) != ids:
+    if ids != told or len(ids) != len(logps):
         raise BadAnswer(f"ids and log-probs of prompt {request.prompt.id} that do not belong together: {shown(answer)}")
-    fault = _fault(rollout, sampling, expected or Expected())
+    fault = _fault(rollout, ids, logps, sampling, expected or Expected())
     if fault is not None:
         raise BadAnswer(f"{fault} to prompt {request.prompt.id}: {shown(answer)}")
     return rollout
 
 
-def _fault(rollout: Rollout, sampling: Sampling | None, expected: Expected) -> str | None:
+def _fault(
+    rollout: Rollout, ids: TokenIds, logps: TokenValues, sampling: Sampling | None, expected: Expected
+) -> str | None:
     """Return what is wrong with a sample in itself; None: nothing."""
     if rollout.finish_reason not in _FINISHED:
         return f"the finish reason {shown(repr(rollout.finish_reason))}"
-    length = len(rollout.response_ids)
+    length = len(ids)
     if not length:
         return "no tokens"
     if sampling is not None and length > sampling.max_tokens:
         return f"{length} tokens of {sampling.max_tokens} allowed"
-    low, high = min(rollout.response_ids), max(rollout.response_ids)
+    low, high = int(ids.numpy().min()), int(ids.numpy().max())
     if low < 0 or (expected.vocab_size is not None and high >= expected.vocab_size):
         return f"the token id {low if low < 0 else high}, outside the vocabulary,"
-    for logp in rollout.behaviour_logp:
-        if not math.isfinite(logp) or not LOWEST_LOGP <= logp <= HIGHEST_LOGP:
-            return f"the log-prob {logp:g} of a token that was drawn"
+    logp_L = logps.numpy()
+    wrong_L = logp_L[~((logp_L >= LOWEST_LOGP) & (logp_L <= HIGHEST_LOGP))]  # NaN compares as false
+    if len(wrong_L):
+        return f"the log-prob {wrong_L[0]:g} of a token that was drawn"
+    if sum(count for _, count in rollout.spans) != length:
+        return f"weight versions {rollout.versions} of {length} tokens"
     if expected.version is not None and rollout.policy_version != expected.version:
         return f"a sample of the weights {rollout.policy_version}, though {expected.version} were pushed,"
     return None

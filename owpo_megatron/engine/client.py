@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from owpo_megatron.engine.answers import BadAnswer, Expected, read_answers, shown, version_of
+from owpo_megatron.engine.parsing import parse_answer
 from owpo_megatron.engine.tensor_body import TensorBody
 from owpo_megatron.errors import EngineError
 from owpo_megatron.types import Rollout, SampleRequest, Sampling
@@ -256,7 +257,7 @@ class EngineClient:
         if response.status_code >= 400:
             raise EngineError(f"engine {url}{what} refused with {response.status_code}: {_message(response)}")
         try:
-            return response.json()
+            return parse_answer(response.content)
         except ValueError:
             return {"message": response.text}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
@@ -87,6 +88,11 @@ class Fleet:
         self.front = front
         self.notify: Callable[[str], None] = lambda text: None
         """Called with a line for each engine that is lost and restarted."""
+        self.weights_change = False
+        """Whether weights may be pushed while samples are drawn; each sample then has the versions that drew it."""
+        self.lock = threading.RLock()
+        """Held while engines are made ready to generate, or brought back; also by a push from another thread."""
+        self._closed = False
         self._config = config
         self._restarts = [0] * len(engines)
         self._version: int | None = None
@@ -116,8 +122,9 @@ class Fleet:
 
         The engine that `error` names is restarted in any case: it may answer once more while it exits.
         """
-        lost = self._lost(error)
-        self._bring_back(lost, needed=self._version if self.on_restart is None else None)
+        with self.lock:
+            lost = self._lost(error)
+            self._bring_back(lost, needed=self._version if self.on_restart is None else None)
         return len(lost)
 
     def generate(
@@ -151,8 +158,9 @@ class Fleet:
         finished: Finished | None,
         feed: Feed | None = None,
     ) -> list[Rollout]:
-        self.revive()
-        self.with_revival(self._make_agree)
+        with self.lock:
+            self.revive()
+            self.with_revival(self._make_agree)
         clients = self.clients if self.front is None else [self.front]
         count = len(requests) if feed is None else feed.expected
         return Generation(
@@ -164,7 +172,7 @@ class Fleet:
             concurrency=self._config.concurrency * len(self.engines) // len(clients),
             give_up=self._give_up,
             bring_back=self._bring_back_while_generating,
-            version=self._version,
+            version=None if self.weights_change else self._version,
             progress=progress,
             finished=finished,
             feed=feed,
@@ -186,6 +194,7 @@ class Fleet:
                 engine.abort()
 
     def close(self) -> None:
+        self._closed = True
         for engine in self.engines:
             engine.close()
         if self.front is not None:
@@ -223,10 +232,14 @@ class Fleet:
             self.engines[index].stop()
 
     def _bring_back_while_generating(self, index: int, error: EngineGone) -> None:
-        lost = {index: error} if self.front is None else self._lost()
-        if not lost:
-            raise error  # every engine answers, so the router does not
-        self._bring_back(lost, needed=self._version)
+        known = self.clients[index].incarnation
+        with self.lock:
+            if self.clients[index].incarnation != known:
+                return  # a push, by another thread, found it lost and brought it back
+            lost = {index: error} if self.front is None else self._lost()
+            if not lost:
+                raise error  # every engine answers, so the router does not
+            self._bring_back(lost, needed=self._version)
 
     def _bring_back(self, lost: Mapping[int, EngineGone], needed: int | None) -> None:
         """Restart engines and push the weights, which must then have version `needed`, if that is known."""
@@ -255,6 +268,8 @@ class Fleet:
                 )
 
     def _restart(self, index: int, error: EngineGone) -> None:
+        if self._closed:  # samples that nobody waits for any more
+            raise EngineError(f"engine {index} is closed") from error
         if self._restarts[index] >= self._config.max_restarts:
             raise EngineError(
                 f"engine {index} was lost again after {self._restarts[index]} restarts (engine.max_restarts): {error}"

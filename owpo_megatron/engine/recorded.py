@@ -1,4 +1,8 @@
-"""Rollouts on disk, one JSON object per line and one file per step, and an engine that replays them."""
+"""Rollouts on disk, and an engine that replays them.
+
+A step has two files: step_N.jsonl with a line per rollout, and step_N.tokens with the ids and log-probs of all
+responses, 4 bytes each. A line may also have its own inside, as those of earlier versions do.
+"""
 
 from __future__ import annotations
 
@@ -23,28 +27,48 @@ def rollouts_path(folder: Path, step: int) -> Path:
     return folder / f"{step_name(step)}.jsonl"
 
 
+def tokens_path(path: Path) -> Path:
+    """Return the file with the tokens of a file of lines."""
+    return path.with_suffix(".tokens")
+
+
 def save_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
-    """Write a file atomically; log-probs keep every bit."""
-    with whole_file(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
-        for rollout in rollouts:
-            file.write(json.dumps(plain_rollout(rollout), ensure_ascii=False) + "\n")
+    """Write both files of a step; the lines come last, in one go. Log-probs are float32, and keep every bit of it."""
+    with whole_file(path) as lines, whole_file(tokens_path(path)) as blocks:
+        with open(lines, "w", encoding="utf-8") as file, open(blocks, "wb") as tokens:
+            for rollout in rollouts:
+                file.write(json.dumps(plain_rollout(rollout, tokens), ensure_ascii=False) + "\n")
+        path.unlink(missing_ok=True)  # lines of an earlier save never meet the tokens of this one
 
 
 def load_rollouts(path: Path) -> list[Rollout]:
-    """Read a file written by `save_rollouts`.
+    """Read a step that `save_rollouts` wrote, by its file of lines.
 
     Raises:
-        UserError: a line is not a rollout.
+        UserError: a line is not a rollout, or its tokens are missing.
     """
     with open(path, "rb") as file:
-        return [_parse(line, f"{path}:{number}") for number, line in enumerate(file, 1)]
+        return [_parse(line, path, f"{path}:{number}") for number, line in enumerate(file, 1)]
 
 
-def _parse(line: bytes, where: str) -> Rollout:
+def _parse(line: bytes, path: Path, where: str) -> Rollout:
     try:
-        return parse_rollout(json.loads(line))
+        return parse_rollout(json.loads(line), tokens_path(path))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(where, line[:60].decode(errors="replace"), f"not a saved rollout ({error})") from error
+        raise _not_saved(line, where, error) from error
+
+
+def _key(line: bytes, where: str) -> tuple[str, int]:
+    """(prompt id, seed) of a line."""
+    try:
+        plain = json.loads(line)
+        return plain["prompt"]["id"], plain["seed"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _not_saved(line, where, error) from error
+
+
+def _not_saved(line: bytes, where: str, error: Exception) -> UserError:
+    return UserError(where, line[:60].decode(errors="replace"), f"not a saved rollout ({error})")
 
 
 class RecordedEngine:
@@ -63,8 +87,7 @@ class RecordedEngine:
             with open(path, "rb") as file:
                 offset = 0
                 for number, line in enumerate(file, 1):
-                    rollout = _parse(line, f"{path}:{number}")
-                    self._index[rollout.prompt.id, rollout.seed] = (path, offset)
+                    self._index[_key(line, f"{path}:{number}")] = (path, offset)
                     offset += len(line)
         if not self._index:
             raise UserError("rollout.replay", folder, "no step_*.jsonl there; name the rollouts/ folder of a run")
@@ -101,7 +124,7 @@ class RecordedEngine:
         path, offset = found
         with open(path, "rb") as file:
             file.seek(offset)
-            rollout = _parse(file.readline(), str(path))
+            rollout = _parse(file.readline(), path, str(path))
         if rollout.episode is None and rollout.prompt.token_ids != request.prompt.token_ids:
             raise EngineError(
                 f"prompt {request.prompt.id} has other tokens than in {path}: replay needs the recorded run's "

@@ -13,9 +13,9 @@ from typing import Any
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine.client import EngineClient, EngineGone
 from owpo_megatron.errors import EngineError, UserError
-from owpo_megatron.types import Progress
+from owpo_megatron.types import Ids, Progress
 
-Text = tuple[tuple[int, ...], tuple[int, ...]]
+Text = tuple[tuple[int, ...], Ids]
 """(prompt ids, response ids)"""
 
 TOKENS_PER_POST = 16384  # prompts and responses together; a longer text is sent alone
@@ -112,7 +112,7 @@ def _posts(texts: Sequence[Text]) -> list[list[Text]]:
     return posts
 
 
-def _logp_of(response: tuple[int, ...], answer: dict[str, Any]) -> list[float]:
+def _logp_of(response: Ids, answer: dict[str, Any]) -> list[float]:
     scored = answer["meta_info"]["input_token_logprobs"][1:]
     tokens = [token for _, token, *_ in scored]
     # SGLang 0.5.21 reports the vocabulary's last token as 0 here, like image placeholders; its log-prob is right

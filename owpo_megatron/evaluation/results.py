@@ -17,7 +17,7 @@ from typing import Any
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.run.files import write_whole
-from owpo_megatron.types import Prompt, VerdictReason
+from owpo_megatron.types import Ids, Prompt, VerdictReason
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Draw:
     reason: VerdictReason
     length: int  # tokens
     truncated: bool  # reached the token limit
-    response_ids: tuple[int, ...] | None  # None if responses are not kept
+    response_ids: Ids | None  # None if responses are not kept
 
 
 class Results:

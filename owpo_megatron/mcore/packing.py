@@ -1,7 +1,7 @@
 """Pack samples of different lengths into thd microbatches, identically on every rank.
 
 Every rank knows all samples of a minibatch and computes the same plan: samples go to the data-parallel rank with the
-fewest tokens so far, longest first, and fill microbatches first-fit. The plan depends only on the lengths, so that a
+least work so far, longest first, and fill microbatches first-fit. The plan depends only on the lengths, so that a
 log-prob pass and an update over the same samples see identical microbatches and give identical bits.
 """
 
@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from owpo_megatron.types import LogpMode, Sample, TokenBatch
+from owpo_megatron.types import LogpMode, Sample, TokenBatch, tensor_of
+
+NEGLIGIBLE = 0.05
+"""Where attention adds less than this to the work on a token, tokens alone are balanced."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,31 @@ class Microbatch:
 
 
 def plan_microbatches(
-    lengths: Sequence[int], dp_size: int, max_tokens: int, multiple_of: int = 1, at_least: int = 1
+    lengths: Sequence[int],
+    dp_size: int,
+    max_tokens: int,
+    multiple_of: int = 1,
+    at_least: int = 1,
+    attention: float = 0.0,
 ) -> list[list[list[int]]]:
     """Return the sample indices of every microbatch of every data-parallel rank: plan[dp_rank][microbatch].
 
     All ranks get the same number of microbatches (with empty ones at the end if needed): at least `at_least`, and a
     multiple of `multiple_of`. A sample longer than `max_tokens` gets a microbatch of its own.
+
+    Args:
+        attention: FLOPs of attention for each token of context, in those of a token's matrix multiplications. A sample
+            of L tokens costs L (1 + attention L).
     """
+    if attention * max(lengths, default=0) < NEGLIGIBLE:
+        attention = 0.0
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    load = [0] * dp_size
+    load = [0.0] * dp_size
     plan: list[list[list[int]]] = [[] for _ in range(dp_size)]
     room: list[list[int]] = [[] for _ in range(dp_size)]
     for index in order:
         dp_rank = load.index(min(load))
-        load[dp_rank] += lengths[index]
+        load[dp_rank] += lengths[index] * (1 + attention * lengths[index])
         slot = next((slot for slot, free in enumerate(room[dp_rank]) if lengths[index] <= free), None)
         if slot is None:
             slot = len(plan[dp_rank])
@@ -84,38 +98,30 @@ def build_microbatch(
     samples: Sequence[Sample], indices: Sequence[int], pad_to: int, device: torch.device
 ) -> Microbatch:
     """Pack the chosen samples; the tail up to a multiple of `pad_to` is a masked sequence of its own."""
-    tokens: list[int] = []
-    targets: list[int] = []
-    positions: list[int] = []
-    mask: list[bool] = []
-    lengths: list[int] = []
-    for index in indices:
-        sample = samples[index]
-        ids = (*sample.prompt_ids, *sample.response_ids)
-        length = len(ids) - 1
-        tokens.extend(ids[:-1])
-        targets.extend(ids[1:])
-        positions.extend(range(length))
-        prompt_part = len(sample.prompt_ids) - 1
-        mask.extend([False] * prompt_part)
-        mask.extend(sample.loss_mask or [True] * (length - prompt_part))
-        lengths.append(length)
-    padding = -len(tokens) % pad_to or (0 if tokens else pad_to)
+    rows = [_ids(samples[index]) for index in indices]
+    lengths = [len(row) - 1 for row in rows]
+    padding = -sum(lengths) % pad_to or (0 if rows else pad_to)
+    tail = torch.zeros(padding, dtype=torch.int64)
+    mask_T = torch.ones(sum(lengths) + padding, dtype=torch.bool)
+    start = 0
+    for index, length in zip(indices, lengths, strict=True):
+        sample, prompt = samples[index], len(samples[index].prompt_ids) - 1
+        mask_T[start : start + prompt] = False
+        if sample.loss_mask is not None:
+            mask_T[start + prompt : start + length] = torch.tensor(sample.loss_mask)
+        start += length
+    mask_T[start:] = False
     if padding:
-        tokens.extend([0] * padding)
-        targets.extend([0] * padding)
-        positions.extend(range(padding))
-        mask.extend([False] * padding)
         lengths.append(padding)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
     longest = max(lengths)
     return Microbatch(
         sample_indices=tuple(indices),
-        token_T=torch.tensor([tokens], device=device),
-        position_T=torch.tensor([positions], device=device),
-        target_T=torch.tensor([targets], device=device),
-        mask_T=torch.tensor([mask], device=device),
-        mask_on_host_T=torch.tensor(mask),
+        token_T=torch.cat([*(row[:-1] for row in rows), tail])[None].to(device),
+        position_T=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
+        target_T=torch.cat([*(row[1:] for row in rows), tail])[None].to(device),
+        mask_T=mask_T[None].to(device),
+        mask_on_host_T=mask_T,
         packed_seq_params=PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=cu_seqlens,
@@ -124,6 +130,11 @@ def build_microbatch(
             max_seqlen_kv=longest,
         ),
     )
+
+
+def _ids(sample: Sample) -> torch.Tensor:
+    """Prompt and response, int64."""
+    return torch.cat([tensor_of(ids, torch.int64) for ids in (sample.prompt_ids, sample.response_ids)])
 
 
 def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch:
@@ -160,7 +171,9 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
     names = sorted({name for sample in chosen for name in sample.given or ()})
     off_policy = [sample.keeps_old for sample in chosen]
     external = [sample.origin == "expert" for sample in chosen]
-    behaviour = [torch.tensor(sample.behaviour_logp) if sample.behaviour_logp else None for sample in chosen]
+    behaviour = [
+        tensor_of(sample.behaviour_logp, torch.float32) if sample.behaviour_logp else None for sample in chosen
+    ]
     batch = TokenBatch(
         old_logp_T=per_token([sample.old_logp for sample in chosen]) if spent_old else None,
         ref_logp_T=per_token([sample.ref_logp for sample in chosen]),

@@ -14,7 +14,7 @@ import torch
 
 from owpo_megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, ReferenceConfig
 from owpo_megatron.errors import RunError
-from owpo_megatron.families import HFModel, stacked, to_hf
+from owpo_megatron.families import HFModel, forward_flops, stacked, to_hf
 from owpo_megatron.head import HeadLoss, TeacherRows, settled_mode
 from owpo_megatron.mcore import checkpoint, cpu
 from owpo_megatron.mcore.fp8_training import pack_multiple
@@ -80,6 +80,8 @@ class MegatronPolicy:
         """Called on every rank with the cause where an update's gradient is not finite; the update is skipped where it
         returns."""
         self._tokens_per_microbatch = optimizer.tokens_per_microbatch
+        matmul_flops, attention_flops = forward_flops(hf)
+        self._attention = attention_flops / matmul_flops
         self.logp_mode: LogpMode = model.head
         self._head_settled = model.head == "exact"
         dtype = getattr(torch, model.dtype)
@@ -261,30 +263,42 @@ class MegatronPolicy:
         lengths = [packed_length(sample) for sample in samples]
         pad_to = self._pad_to
         if topology.vpp_size is None:
-            plan = plan_microbatches(lengths, topology.dp_size, self._tokens_per_microbatch)[topology.dp_rank]
+            plan = plan_microbatches(lengths, topology.dp_size, self._tokens_per_microbatch, attention=self._attention)[
+                topology.dp_rank
+            ]
         else:
             # Where two stages interleave, previous and next are the same rank. megatron then mixes up the shapes of
             # what goes forward and what goes back, so all packs get one length; and with just one microbatch a stage
             # its sends and receives cross and hang, so there are twice as many.
             stages = topology.pp_size
             plan = plan_microbatches(
-                lengths, topology.dp_size, self._tokens_per_microbatch, multiple_of=stages, at_least=2 * stages
+                lengths, topology.dp_size, self._tokens_per_microbatch, stages, 2 * stages, self._attention
             )[topology.dp_rank]
             pad_to = padded_to_longest(lengths, plan, pad_to)
         return [build_microbatch(samples, indices, pad_to, cpu.device()) for indices in plan]
 
     def _summed(self, collected: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
-        """Sum the last stages' sums over microbatches and data-parallel ranks, in rank order, on every rank."""
+        """Sum the last stages' sums over microbatches, then over data-parallel ranks in rank order, on every rank."""
         speaks = self.topology.is_last_stage and self.topology.tp_rank == 0
-        totals: dict[str, torch.Tensor] = {}
-        for sums in (s for rank_sums in self.topology.all_gather(collected if speaks else []) for s in rank_sums):
-            for name, value in sums.items():
-                totals[name] = totals[name] + value if name in totals else value
-        return {name: value.tolist() for name, value in totals.items()}
+        own = {name: value.tolist() for name, value in _added(collected if speaks else []).items()}
+        gathered = [
+            {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()}
+            for sums in self.topology.all_gather(own)
+        ]
+        return {name: value.tolist() for name, value in _added(gathered).items()}
 
 
 def _end_the_run(cause: str) -> None:
     raise RunError(cause)
+
+
+def _added(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The sum of each name's values, in this order."""
+    totals: dict[str, torch.Tensor] = {}
+    for part in parts:
+        for name, value in part.items():
+            totals[name] = totals[name] + value if name in totals else value
+    return totals
 
 
 def _sums(batch: TokenBatch, out: HeadLoss) -> dict[str, torch.Tensor]:

@@ -56,8 +56,9 @@ class Speed:
         """
         seconds, found = line.get("seconds", {}), {}
         generated, packed = line.get("tokens_generated"), line.get("tokens_packed")
-        if generated and seconds.get("rollout"):
-            found["tokens_per_second_rollout"] = round(generated / seconds["rollout"], 1)
+        generating = line.get("generation_seconds") or seconds.get("rollout")  # the former where it went on beside
+        if generated and generating:
+            found["tokens_per_second_rollout"] = round(generated / generating, 1)
         for phase, passes in (("logp_old", 1), ("update", 3)):
             if packed and seconds.get(phase):
                 found[f"tokens_per_second_{phase}"] = round(packed / seconds[phase], 1)

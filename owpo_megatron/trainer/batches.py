@@ -18,7 +18,7 @@ from owpo_megatron.methods import Method, StepView, num_active, top_active, turn
 from owpo_megatron.methods.prepare import prepared_in_minibatch
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.schedule import StagePlan
-from owpo_megatron.types import Group, Policy, Reference, Rollout, Sample, StepLog
+from owpo_megatron.types import Group, Policy, Reference, Rollout, Sample, StepLog, tensor_of
 
 Value = TypeVar("Value")
 
@@ -211,7 +211,9 @@ class BatchBuilder:
             else:
                 logps = policy.logprobs(samples)
             old = [
-                torch.tensor(one.behaviour_logp) if one.keeps_old else logp  # stored responses keep their own
+                tensor_of(one.behaviour_logp, torch.float32)
+                if one.keeps_old
+                else logp  # stored responses keep their own
                 for one, logp in zip(samples, logps, strict=True)
             ]
             known = zip(samples, old, strict=True)

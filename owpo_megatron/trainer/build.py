@@ -7,6 +7,7 @@ import datetime
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from owpo_megatron.config import HF_FILES, Config, hf_folder
@@ -46,6 +47,7 @@ from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.rollouts import Planning, RolloutCollector
 from owpo_megatron.trainer.schedule import Schedule, StagePlan
 from owpo_megatron.trainer.stop import StopSignal
+from owpo_megatron.trainer.supply import pushed_by_this_thread
 from owpo_megatron.trainer.swap_check import CheckedSwaps
 from owpo_megatron.trainer.watchdog import Watchdog
 from owpo_megatron.types import (
@@ -167,7 +169,7 @@ class _Builder:
         waiting = self.watchdog.waiting
         main = MainRank(topology.broadcast, policy.named_weights, sync, revive, policy, waiting)
         if fleet:
-            fleet.on_restart = main.push_again
+            fleet.on_restart = pushed_by_this_thread(main.push_again)
             self.watchdog.abort_engines = fleet.abort
         check = engines.check(main, policy, fleet) if self.given.engine is None else None
         reference = references.build(policy, main)
@@ -181,7 +183,8 @@ class _Builder:
             verifier = EpisodeVerifier(verifier)
         stream = (self.given.stream or make_stream(config.data, self.prompts, config.seed)) if self.is_main else None
         rules = RewardRules.of(config.rollout, config.verifier, config.reward)
-        rollouts = self._collector(main, rules, engine, verifier, stream, planning, checks.verdicts)
+        recover = partial(fleet.with_revival, main.push_again) if fleet else None
+        rollouts = self._collector(main, rules, engine, verifier, stream, planning, checks.verdicts, recover)
         batches = BatchBuilder(
             config.algorithm,
             config.rollout.group_size,
@@ -226,7 +229,9 @@ class _Builder:
             rollouts=rollouts,
             batches=batches,
             evaluator=evaluator,
-            record=RunRecord(main, state, best, metrics, evaluator, stop, sinks, self.watchdog, profiler),
+            record=RunRecord(
+                main, state, best, metrics, evaluator, stop, sinks, self.watchdog, profiler, self.kept_rollouts.wait
+            ),
             state=state,
             best=best,
             stop=stop,
@@ -313,6 +318,7 @@ class _Builder:
         stream: PromptStream | None,
         planning: Planning,
         check_verdicts: Callable[[Sequence[Verdict]], None],
+        recover: Callable[[], None] | None,
     ) -> RolloutCollector:
         audit = build_audit(self.config, verifier, self._domains(), self.stack)
         return RolloutCollector(
@@ -335,6 +341,7 @@ class _Builder:
             mixture=Mixture(self.config.data.source_names, {prompt.domain for prompt in self.prompts}),
             audited=audit.taken if audit else None,
             tools=engine.taken if isinstance(engine, EpisodeEngine) else None,
+            recover=recover,
         )
 
     def _evaluator(self, engine: RolloutEngine | None, verifier: Verifier | None) -> Evaluator | None:

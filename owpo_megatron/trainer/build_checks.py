@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from owpo_megatron.config import Config
@@ -30,7 +31,7 @@ def build_checks(
 
 
 class KeptRollouts:
-    """Saves the rollouts of each step, or of a step that is asked for. On global rank 0.
+    """Saves the rollouts of each step, while the step goes on, or of a step that is asked for. On global rank 0.
 
     Args:
         recorder: writes their verdicts; None: nothing is saved unless it is asked for.
@@ -40,18 +41,34 @@ class KeptRollouts:
     def __init__(self, folder: RunFolder, recorder: SampleRecorder | None, replays: bool):
         self._folder, self._recorder, self._replays = folder, recorder, replays
         self._drawn: tuple[int, Sequence[Group]] | None = None
+        self._writer = ThreadPoolExecutor(1, "rollouts")
+        self._writing: Future[None] | None = None
 
     def record(self, step: int, groups: Sequence[Group], kept: Sequence[Group]) -> None:
         """All groups of a step, and those of them that are trained on."""
+        self.wait()
         self._drawn = (step, groups)
         if self._recorder is not None:
             if not self._replays:
-                self.save()
+                self._writing = self._writer.submit(self._save, step, groups)
             self._recorder.graded(step, groups, kept)
+
+    def wait(self) -> None:
+        """Return when the step's rollouts are on disk, before the step is reported as done.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def save(self) -> None:
         """Save the rollouts of the step under way, on the rank that has them."""
+        self.wait()
         if self._drawn is not None:
-            step, groups = self._drawn
-            rollouts = [rollout for group in groups for rollout in group.rollouts]
-            save_rollouts(rollouts_path(self._folder.rollouts, step + 1), rollouts)
+            self._save(*self._drawn)
+
+    def _save(self, step: int, groups: Sequence[Group]) -> None:
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        save_rollouts(rollouts_path(self._folder.rollouts, step + 1), rollouts)

@@ -15,6 +15,7 @@ from owpo_megatron.policy import MegatronPolicy
 from owpo_megatron.run.layout import RunFolder
 from owpo_megatron.sync import fp8_engine_arguments, make_sync
 from owpo_megatron.trainer.main_rank import MainRank
+from owpo_megatron.trainer.supply import ExclusiveSync
 from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
 from owpo_megatron.types import RolloutEngine, WeightSync
 
@@ -61,7 +62,10 @@ class EngineBuilder:
     def sync(self, fleet: Fleet | None) -> WeightSync:
         """The way of the weights to these engines; with none it still reads them."""
         clients = fleet.clients if fleet else []
-        sync = make_sync(self._config.sync, clients, self._folder.sync, EngineLayout.of(self._hf))
+        sync: WeightSync = make_sync(self._config.sync, clients, self._folder.sync, EngineLayout.of(self._hf))
+        if fleet and self._config.rollout.max_staleness:
+            fleet.weights_change = True
+            sync = ExclusiveSync(sync, fleet.lock)
         self._stack.callback(sync.close)
         return sync
 

@@ -148,11 +148,13 @@ def _number(ask: Ask, groups: list[OpenGroup]) -> int:
 def _add(group: OpenGroup, ask: Ask, rollout: Rollout, verdict: Verdict) -> None:
     if ask.extends is not None:
         begun = group.rollouts[ask.extends]
+        versions = begun.spans + rollout.spans
         group.rollouts[ask.extends] = replace(
             begun,
             response_ids=begun.response_ids + rollout.response_ids,
             behaviour_logp=begun.behaviour_logp + rollout.behaviour_logp,
             policy_version=rollout.policy_version,
+            versions=versions if len({version for version, _ in versions}) > 1 else (),
             finish_reason=rollout.finish_reason,
         )
         group.verdicts[ask.extends] = verdict

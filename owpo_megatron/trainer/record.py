@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -26,6 +26,7 @@ class RunRecord:
         sinks: receive checkpoints, on global rank 0.
         watchdog: notes this rank's progress, phase by phase.
         profiler: profiles this rank's steps; None: none.
+        files_written: returns when what the step writes besides, its rollouts, is on disk.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class RunRecord:
         sinks: Sequence[Sink],
         watchdog: Watchdog,
         profiler: StepProfiler | None = None,
+        files_written: Callable[[], None] = lambda: None,
     ):
         self._main = main
         self._state = state
@@ -49,6 +51,7 @@ class RunRecord:
         self._sinks = sinks
         self._watchdog = watchdog
         self._profiler = profiler
+        self._files_written = files_written
         self._log: StepLine | None = None
 
     def restore(self) -> int:
@@ -57,6 +60,7 @@ class RunRecord:
     def save(self, step: int) -> None:
         if self._log is not None:  # the checkpoint holds the line, for a run that is killed before it is written
             self._log.add(weights=self._state.digest())
+        self._files_written()
         folder = self._state.save(step)
         for sink in self._sinks if self._metrics else ():
             sink.checkpoint(step, folder)
@@ -83,6 +87,7 @@ class RunRecord:
                 log.on_phase, self._log = self._watchdog.phase, log
                 yield log
                 self._log = None
+                self._files_written()
                 if "weights" not in log:
                     log.add(weights=self._state.digest())
 

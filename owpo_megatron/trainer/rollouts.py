@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from owpo_megatron.config import RolloutConfig
+from owpo_megatron.errors import UserError
 from owpo_megatron.methods import Ask, Method, PlanView, Solutions, TokenStatistics
+from owpo_megatron.run.metrics import StepLine
 from owpo_megatron.trainer.drawing import Drawing, OpenGroup
 from owpo_megatron.trainer.episodes import episode_facts
 from owpo_megatron.trainer.ledger import PromptLedger, SamplePool
@@ -17,6 +19,7 @@ from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.mixture import Mixture
 from owpo_megatron.trainer.noise import RewardNoise
 from owpo_megatron.trainer.rewards import RewardRules
+from owpo_megatron.trainer.supply import Supply, staleness
 from owpo_megatron.types import (
     Group,
     Progress,
@@ -47,6 +50,15 @@ class Planning:
     solutions: Solutions | None = None
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A step's groups before they are recorded: all, those that are kept, and fields of the step's line."""
+
+    seen: list[Group]
+    kept: list[Group]
+    facts: dict[str, Any]
+
+
 class RolloutCollector:
     """Implements Rollouts: global rank 0 generates and grades, every rank gets the groups.
 
@@ -64,6 +76,7 @@ class RolloutCollector:
         audited: counts of the verifier's audit since the last call (`verifier.audit`).
         tools: metrics of the environments since the last call; None: there are none.
         record: called on rank 0 with (step, all groups that were generated, those of them that are kept).
+        recover: brings lost engines back, with their weights; for steps that are drawn ahead (`rollout.max_staleness`).
     """
 
     def __init__(
@@ -87,6 +100,7 @@ class RolloutCollector:
         mixture: Mixture | None = None,
         audited: Callable[[], dict[str, int]] | None = None,
         tools: Callable[[], dict[str, float]] | None = None,
+        recover: Callable[[], None] | None = None,
     ):
         self._config = config
         self._seed = seed
@@ -109,6 +123,7 @@ class RolloutCollector:
         self._date = date
         self._memory: dict[str, Any] = {}  # the plan's
         self._drawn = 0  # groups opened since the run began
+        self._waited_for = -1  # step
         self._sampling = Sampling(
             config.max_response_tokens,
             config.temperature,
@@ -116,12 +131,30 @@ class RolloutCollector:
             stop=tuple(config.stop),
         )
 
+        self._supply: Supply[Drawn] | None = None
+        if config.max_staleness:
+            recover = recover or (lambda: None)
+            self._supply = Supply(
+                self._draw_ahead, self._state, self._restore, recover, config.max_staleness, self._steps
+            )
+
     def collect(self, step: int, log: StepLog) -> list[Group]:
         groups, facts = self._main.run(lambda: self._collect_on_main(step, log))
         log.add(**facts)
         return groups
 
     def state_dict(self) -> dict[str, Any]:
+        """Return where `collect` goes on; a step that is drawn ahead is drawn again."""
+        return self._state() if self._supply is None else self._supply.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken. A part that the checkpoint lacks begins empty."""
+        if self._supply is None:
+            self._restore(state)
+        else:
+            self._supply.load_state_dict(state)
+
+    def _state(self) -> dict[str, Any]:
         assert self._stream is not None
         state = {"drawn": self._drawn, "stream": self._stream.state_dict()}
         kept = {"ledger": self._ledger, "pool": self._pool}
@@ -130,8 +163,7 @@ class RolloutCollector:
             state["memory"] = self._memory
         return state if self._date is None else state | {"date": self._date.isoformat()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken. A part that the checkpoint lacks begins empty."""
+    def _restore(self, state: dict[str, Any]) -> None:
         assert self._stream is not None
         self._drawn = state["drawn"]
         self._stream.load_state_dict(state["stream"])
@@ -142,6 +174,32 @@ class RolloutCollector:
             self._pool.load_state_dict(state.get("pool", {}))
 
     def _collect_on_main(self, step: int, log: StepLog) -> tuple[list[Group], dict[str, Any]]:
+        if self._supply is None:
+            drawn = self._draw(step, log)
+        else:
+            with log.timed("rollout"):
+                self._waited_for = step
+                drawn = self._supply.take(step)
+            own = [one for group in drawn.seen for one in group.rollouts if one.origin in OWN]
+            log.add(staleness=staleness(step, own, self._config.max_staleness))
+        self._record(step, drawn.seen, drawn.kept)
+        return drawn.kept, drawn.facts
+
+    def _draw_ahead(self, step: int) -> Drawn:
+        """Draw a step in the supply's thread, while another step's line is open."""
+        line = StepLine(step)
+        drawn = self._draw(step, line)
+        seconds = line.as_dict()["seconds"]["total"]
+        return replace(drawn, facts=drawn.facts | {"generation_seconds": seconds})
+
+    def _working(self, step: int) -> Progress | None:
+        """Progress of a step that the run waits for."""
+        report = self._progress
+        if report is None or self._supply is None:
+            return report
+        return lambda done, total: report(done, total) if self._waited_for >= step else None
+
+    def _draw(self, step: int, log: StepLog) -> Drawn:
         assert self._engine is not None and self._verifier is not None
         drawing = Drawing(
             self._seed,
@@ -150,7 +208,7 @@ class RolloutCollector:
             self._verifier,
             self._decode,
             self._check_verdicts,
-            self._progress,
+            self._working(step),
         )
         open_groups: list[OpenGroup] = []
         seen: list[Group] = []
@@ -166,8 +224,7 @@ class RolloutCollector:
                 self._ledger.visit(group.rollouts[0].prompt.id, self._rules.counted(group), step)
         if self._pool is not None:
             self._pool.add(seen)
-        self._record(step, seen, kept)
-        return kept, self._facts(seen, kept, rounds=rounds)
+        return Drawn(seen, kept, self._facts(seen, kept, rounds=rounds))
 
     def _opened(self, asks: Sequence[Ask], groups: list[OpenGroup]) -> list[Ask]:
         """The asks with the numbers of their groups, of which new ones are opened."""
@@ -213,6 +270,9 @@ class RolloutCollector:
         return () if self._pool is None else self._pool.stored(prompt.id)
 
     def _statistics(self, rollouts: Sequence[Rollout]) -> list[TokenStatistics]:
+        if self._supply is not None:
+            remedy = f"{self._plan.name} looks at the policy's log-probs while it draws, which takes turns; set 0"
+            raise UserError("rollout.max_staleness", self._config.max_staleness, remedy)
         samples = [
             Sample(
                 one.prompt.token_ids,
@@ -246,7 +306,7 @@ class RolloutCollector:
                 "response_length": sum(rollout.generated_length for rollout in rollouts) / len(rollouts),
                 "truncated_share": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
                 "tokens_generated": sum(rollout.generated_length for rollout in rollouts),
-                "policy_version": min(rollout.policy_version for rollout in rollouts),
+                "policy_version": min(rollout.spans[0][0] for rollout in rollouts),
                 "verifier": dict(sorted(reasons.items())),
             }
             | self._flipped(seen)

@@ -10,7 +10,7 @@ import torch
 from owpo_megatron.config.reference import TeacherConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.trainer.main_rank import MainRank
-from owpo_megatron.types import LogpMode, LogprobSource, ReferenceVersion, Sample
+from owpo_megatron.types import Ids, LogpMode, LogprobSource, ReferenceVersion, Sample
 
 
 class EngineTeacher:
@@ -26,7 +26,7 @@ class EngineTeacher:
     def __init__(
         self,
         main: MainRank,
-        score: Callable[[Sequence[tuple[tuple[int, ...], tuple[int, ...]]]], list[list[float]]] | None,
+        score: Callable[[Sequence[tuple[tuple[int, ...], Ids]]], list[list[float]]] | None,
         serves: str | None,
     ):
         self._main = main

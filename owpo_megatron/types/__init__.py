@@ -44,6 +44,7 @@ from owpo_megatron.types.seams import (
     Verifier,
     WeightSync,
 )
+from owpo_megatron.types.tokens import Ids, TokenIds, TokenValues, Values, tensor_of
 from owpo_megatron.types.training import (
     Candidate,
     LogpMode,
@@ -64,6 +65,7 @@ __all__ = [
     "Finished",
     "GradingItem",
     "Group",
+    "Ids",
     "Judgement",
     "LogpMode",
     "LogprobSource",
@@ -90,9 +92,13 @@ __all__ = [
     "Storable",
     "Swappable",
     "TokenBatch",
+    "TokenIds",
+    "TokenValues",
+    "Values",
     "Verdict",
     "VerdictReason",
     "Verdicts",
     "Verifier",
     "WeightSync",
+    "tensor_of",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from owpo_megatron.types.tokens import Ids, Values
+
 FinishReason = Literal["stop", "length", "abort"]
 Origin = Literal["policy", "baseline", "expert", "replay"]
 """Who wrote a response: the policy in this step (for a `baseline`: its reward is wanted, it is not trained on), someone
@@ -107,14 +109,15 @@ class Rollout:
     """
 
     prompt: Prompt
-    response_ids: tuple[int, ...]  # [L], the stop token included when finish_reason is "stop"
-    behaviour_logp: tuple[float, ...]  # [L], of the engine (0: observed), at the sampling temperature; () of an expert
+    response_ids: Ids  # [L], the stop token included when finish_reason is "stop"; engines give TokenIds
+    behaviour_logp: Values  # [L], of the engine (0: observed), at the sampling temperature; () of an expert
     policy_version: int  # weight version that sampled the last token
     finish_reason: FinishReason
     seed: int
     origin: Origin = "policy"
     keeps_old: bool = False  # behaviour_logp are the old log-probs: the policy at the step's start did not write it so
     trained_ids: tuple[int, ...] | None = None  # prompt tokens to train with; None: those of `prompt`
+    versions: tuple[tuple[int, int], ...] = ()  # (weight version, tokens that it sampled), in order; (): one for all
     episode: Episode | None = None  # None: one turn without an environment
 
     @property
@@ -135,7 +138,7 @@ class Rollout:
         return None if self.episode is None else self.episode.judgement
 
     @property
-    def answer_ids(self) -> tuple[int, ...]:
+    def answer_ids(self) -> Ids:
         """Tokens of the last turn, which a verifier's rule judges."""
         if self.episode is None:
             return self.response_ids
@@ -145,6 +148,19 @@ class Rollout:
                 return self.response_ids[end - span.length : end]
             end -= span.length
         return ()
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(weight version, tokens) in order.
+
+        Example:
+            >>> rollout = Rollout(Prompt("a", (1,), "", ""), (5, 6, 7), (-0.1, -0.2, -0.3), 4, "stop", 0)
+            >>> rollout.spans, replace(rollout, versions=((3, 2), (4, 1))).spans
+            (((4, 3),), ((3, 2), (4, 1)))
+        """
+        if self.episode is not None:
+            return tuple((span.policy_version or 0, span.length) for span in self.episode.turns)
+        return self.versions or ((self.policy_version, len(self.response_ids)),)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from owpo_megatron.types.rollouts import Origin
+from owpo_megatron.types.tokens import Ids, Values
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +50,10 @@ class Sample:
     """
 
     prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]  # [L]
+    response_ids: Ids  # [L]; a rollout's, which are kept in one block (types/tokens.py)
     advantage: float | torch.Tensor  # shared by all tokens, or one per token [L]
     active: bool  # takes part in the reweighting (top n_act of its group)
-    behaviour_logp: tuple[float, ...]  # [L]; () of an expert, whose log-probs nobody knows
+    behaviour_logp: Values  # [L]; () of an expert, whose log-probs nobody knows
     old_logp: torch.Tensor | None = None  # [L] fp32; None: the policy's own, detached (one update per step)
     ref_logp: torch.Tensor | None = None  # [L] fp32; None: not needed, or equal to old (see `ref_is_old`)
     ref_is_old: bool = False  # the reference has the weights of the old policy: the ratio is exactly 1

@@ -13,6 +13,7 @@ from owpo_megatron.engine.answers import UNKNOWN_VERSION, BadAnswer, Expected, r
 from owpo_megatron.engine.client import generate_body
 from owpo_megatron.engine.command import command_line, environment, server_arguments
 from owpo_megatron.engine.generation import samples_per_post
+from owpo_megatron.engine.parsing import parse_answer
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import Prompt, SampleRequest, Sampling
 
@@ -46,6 +47,51 @@ def test_rollout_carries_the_servers_ids_and_the_last_tokens_version() -> None:
     assert (rollout.policy_version, rollout.finish_reason, rollout.seed) == (8, "stop", 41)
 
 
+def test_flat_answers_have_the_same_tokens() -> None:
+    """The client's parser makes one list of them."""
+    told = [answer(), answer(output_token_logprobs=[[-2.5e-7, 3, None]], weight_versions=None) | {"output_ids": [3]}]
+    content = json.dumps(told, separators=(",", ":")).encode()
+    flat = parse_answer(content)
+    assert flat[0]["meta_info"]["output_token_logprobs"] == [-0.5, 11, -1.25, 2]
+    requests = [SampleRequest(PROMPT, 1), SampleRequest(PROMPT, 2)]
+    assert read_answers(flat, requests, Sampling(9), Expected()) == read_answers(
+        told, requests, Sampling(9), Expected()
+    )
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        [],
+        [[-0.5, 11, "a"], [-1.0, 2, "],["]],
+        [[-0.5, 11], [-1.0, 2]],
+        [[-0.5, 11, 7, None], [-1.0, 2, 7, None]],
+        [[None, 11, None]],
+        [[float("nan"), 11, None]],
+        {"a": [[-0.5, 11, None]]},
+    ],
+)
+def test_other_answers_are_parsed_as_they_are(logprobs: Any) -> None:
+    """Neither entries of other lengths nor texts are taken for pairs; keys in texts are texts."""
+    told = {"text": '"output_token_logprobs":[[1,2,null]]', "meta_info": {"output_token_logprobs": logprobs}}
+    for separators in ((",", ":"), (", ", ": ")):
+        found = parse_answer(json.dumps(told, separators=separators).encode())
+        kept = found["meta_info"]["output_token_logprobs"]
+        flat = [value for entry in logprobs for value in entry[:2]]
+        assert repr(kept) in (repr(logprobs), repr(flat) if all(len(entry) == 3 for entry in logprobs) else "")
+        assert found["text"] == told["text"]
+
+
+def test_each_token_has_the_version_that_sampled_it() -> None:
+    mixed = read_answer(answer(), SampleRequest(PROMPT, 41))
+    assert mixed.versions == mixed.spans == ((7, 1), (8, 1))
+    one = read_answer(answer(weight_versions=[{"version": "8", "start": 0, "end": 2}]), SampleRequest(PROMPT, 41))
+    assert one.versions == () and one.spans == ((8, 2),)
+    with pytest.raises(BadAnswer, match=r"weight versions \(\(7, 1\), \(8, 2\)\) of 2 tokens"):
+        spans = [{"version": "7", "start": 0, "end": 1}, {"version": "8", "start": 1, "end": 3}]
+        read_answer(answer(weight_versions=spans), SampleRequest(PROMPT, 41))
+
+
 def test_version_of_older_and_of_unversioned_servers() -> None:
     request = SampleRequest(PROMPT, 1)
     assert read_answer(answer(weight_versions=None), request).policy_version == 9
@@ -62,6 +108,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a log-prob of minus infinity": ({"output_token_logprobs": [[-0.5, 11], [float("-inf"), 2]]}, "log-prob -inf"),
     "a log-prob above 0": ({"output_token_logprobs": [[5.0, 11], [-1.0, 2]]}, "log-prob 5"),
     "no log-prob": ({"output_token_logprobs": [[None, 11], [-1.0, 2]]}, "no sample"),
+    "a log-prob without an id": ({"output_token_logprobs": [-0.5, 11, -1.0, 2, -1.0]}, "do not belong together"),
     "fewer log-probs than ids": ({"output_token_logprobs": [[-0.5, 11]]}, "do not belong together"),
     "an abort": ({"finish_reason": {"type": "abort"}}, "finish reason 'abort'"),
     "no reason": ({"finish_reason": None}, "no sample"),

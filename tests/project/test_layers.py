@@ -86,7 +86,7 @@ OUTSIDE = {
     "megatron": {"mcore"},
     "transformer_engine": {"mcore", "head"},
     "apex": {"mcore"},
-    "httpx": {"engine", "sync", "launch", "doctor", "cli", "hub"},
+    "httpx": {"engine", "sync", "launch", "doctor", "cli", "hub", "bench"},
     "requests": set(),
     "sglang": {"sglang_cpu"},
     "ray": set(),

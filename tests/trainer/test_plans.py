@@ -218,7 +218,7 @@ def test_groups_carry_the_record_from_before_their_step() -> None:
 
 def test_the_pool_keeps_the_newest_right_responses_with_their_log_probs() -> None:
     pool = SamplePool(per_prompt=2)
-    rollouts = [Rollout(PROMPTS[0], (1, 2), (-0.1 * n, -0.3), n, "stop", n) for n in range(4)]
+    rollouts = [Rollout(PROMPTS[0], (1, 2), (-0.25 * n, -0.5), n, "stop", n) for n in range(4)]
     right, wrong = Verdict(True, "ok"), Verdict(False, "wrong")
     pool.add([Group(tuple(rollouts), (right, wrong, right, right), (1.0, 0.0, 1.0, 1.0))])
     stored = pool.stored("p/0")
@@ -270,7 +270,7 @@ def test_a_plan_without_end_is_refused() -> None:
 @pytest.mark.parametrize(
     "rollout",
     [
-        Rollout(PROMPTS[0], (1, 2), (-0.5, -0.1), 3, "stop", 7),
+        Rollout(PROMPTS[0], (1, 2), (-0.5, -0.125), 3, "stop", 7),
         Rollout(PROMPTS[0].begun((4,)), (1,), (), -1, "length", -1, "expert", True, (3, 4)),
     ],
 )

@@ -46,5 +46,5 @@ class Cure(Sampled):
             places = range(1, len(rollout.response_ids) - 1)
             top = sorted(places, key=lambda place: -look.entropy_L[place])[: self.uncertain]
             start = view.random.choice(top) if top else 0
-            asks.append(Ask(rollout.prompt, self.branches, group=index, prefix=rollout.response_ids[:start]))
+            asks.append(Ask(rollout.prompt, self.branches, group=index, prefix=tuple(rollout.response_ids[:start])))
         return asks
