@@ -269,7 +269,7 @@ def turns_of(rollout: Rollout) -> list[Turn]:
         if span.generated:
             turns.append(Turn(span.length, state, span.reward))
         else:
-            state = rollout.response_ids[start:end]
+            state = tuple(rollout.response_ids[start:end])
         start = end
     return turns
 
