@@ -42,7 +42,7 @@ def converted(folder: Path, family: str, fields: dict[str, Any], dtype: torch.dt
     loaded = load_file(hf / "model.safetensors")
     tensors = {name: tensor if name in constants else tensor.to(dtype) for name, tensor in loaded.items()}
     save_file(tensors, hf / "model.safetensors", metadata={"format": "pt"})
-    hf_to_megatron(hf, folder / "megatron", proof=False)
+    hf_to_megatron(hf, folder / "megatron")
     return {
         "name": family,
         "hf": str(hf),
