@@ -111,7 +111,7 @@ class _Home:
             for again in range(position + 1):
                 answer, failure = self._order(call, again)
                 if answer is None:
-                    return None, failure or "crashed: its process was lost twice"
+                    return None, failure or "crashed: its process was lost twice; a step may leave no process behind"
         return answer, failure
 
     def _order(self, call: Call, position: int | None) -> tuple[Answer | None, str]:

@@ -22,8 +22,9 @@ from owpo_megatron.types import Prompt
 HOSTILE, NEIGHBOURS, STEPS = 100, 20, 3
 KINDS = ("hang", "spin", "exit", "kill", "flood", "fork", "bytes", "memory", "nonsense", "error")
 ENDS = {"hang": ("timeout",), "spin": ("timeout",)}
-"""How their episodes fail; on a busy machine any of the others may be late as well."""
-SURVIVE = ("flood", "fork", "bytes", "neighbour")
+"""How their episodes fail; on a busy machine any of the others may be late as well. One that leaves processes behind
+loses its own with them, and again when it goes through its replies once more."""
+SURVIVE = ("flood", "bytes", "neighbour")
 
 
 class Tool:
