@@ -17,7 +17,7 @@ class Loop(Clipped):
 
     name = "loop"
     summary = "S with A = R - mean of the other siblings"
-    paper = "arXiv:2503.00897"
+    paper = "arXiv:2502.01600; for diffusion arXiv:2503.00897"
 
     def advantages(self, step: StepView) -> Sequence[float]:
         return in_groups(step, leave_one_out)
