@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import queue
 from collections.abc import Iterable
 from pathlib import Path
@@ -144,7 +145,8 @@ def _load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     """megatron-core's load.
 
     Raises:
-        UserError: it failed; torch's CheckpointException, which is not an Exception, holds one error for each rank.
+        UserError: it failed (torch's CheckpointException, which is not an Exception, holds one error for each rank), or
+            its common.pt names code.
     """
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(state, str(path))
@@ -152,6 +154,9 @@ def _load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         first = next((failure[0] for failure in error.failures.values()), error)
         reason = " ".join(str(first).split())[:300]
         raise UserError("megatron checkpoint", path, f"cannot be loaded: {type(first).__name__}: {reason}") from error
+    except pickle.UnpicklingError as error:  # torch's own words advise to read it all the same
+        remedy = "names code, or is damaged; do not use this folder"
+        raise UserError("megatron checkpoint", path / "common.pt", remedy) from error
     return loaded
 
 

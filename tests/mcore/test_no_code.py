@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
 import owpo_megatron
 from owpo_megatron.errors import UserError
-from owpo_megatron.mcore import no_code
+from owpo_megatron.mcore import checkpoint, no_code
 from owpo_megatron.mcore.sharded_files import PartFile, StoredState, finish_state
 
 PACKAGE = Path(owpo_megatron.__file__).parent
@@ -26,6 +26,8 @@ PACKAGE = Path(owpo_megatron.__file__).parent
 # Who may unpickle, and why. Everything else fails `test_nobody_else_unpickles`.
 UNPICKLERS = {
     "api/given.py": "objects of the notebook that starts the run, passed to its own ranks",
+    "bench/client.py": "its own copies of what it times",
+    "environments/catalogue.py": "the user's own class, passed from a notebook to the workers",
     "mcore/no_code.py": "the restricted unpickler itself",
     "verifiers/external.py": "the user's own function, passed from a notebook to the workers",
     "verifiers/guard.py": "the pool's own first frame: which rules a worker grades by",
@@ -126,6 +128,8 @@ def test_a_common_file_that_runs_code_is_refused(state, tmp_path):
 
     with pytest.raises(pickle.UnpicklingError):
         load_common_state_dict(str(state))
+    with pytest.raises(UserError, match=r"common\.pt: names code.*do not use this folder"):
+        checkpoint._load(state, {})
     assert not (tmp_path / "PWNED").exists()
 
 
