@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.mcore import cpu
-from owpo_megatron.mcore.sharded_files import StoredState
+from owpo_megatron.mcore.sharded_files import StoredState, global_shapes
 from owpo_megatron.mcore.slots import ParameterSlots
 
 # Saved once for all ranks and readable at another data-parallel size ("fully_sharded_model_space" is broken in 0.16.1).
@@ -161,13 +161,14 @@ def _load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_fits(path: Path, chunks: list[Any], metadata: dict[str, Any]) -> None:
-    model = _bare(chunks[0])
-    StoredState(path).check_fits(
-        _weights_state(chunks, "model.", metadata),
-        "model.",
-        model.true_vocab_size,
-        model.share_embeddings_and_output_weights,
-    )
+    """Compare a folder with the tensors of all pipeline ranks: where layers differ, each has keys of its own."""
+    model, own = _bare(chunks[0]), global_shapes(_weights_state(chunks, "model.", metadata))
+    stages = [own]
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        stages = [{}] * parallel_state.get_pipeline_model_parallel_world_size()
+        torch.distributed.all_gather_object(stages, own, group=parallel_state.get_pipeline_model_parallel_group())
+    wanted = {key: shape for stage in stages for key, shape in stage.items()}
+    StoredState(path).check_shapes(wanted, "model.", model.true_vocab_size, model.share_embeddings_and_output_weights)
 
 
 def _metadata() -> dict[str, Any]:

@@ -209,8 +209,8 @@ class StoredState:
                 self._chunks.setdefault((key, tuple(chunk.offsets)[: len(index)]), []).append(chunk)
         return self._chunks.get((key, index), [])
 
-    def check_fits(self, state: dict[str, Any], prefix: str, vocab_size: int, tied: bool) -> None:
-        """Compare with this rank's sharded state dict of a model.
+    def check_shapes(self, wanted: dict[str, tuple[int, ...]], prefix: str, vocab_size: int, tied: bool) -> None:
+        """Compare with a model's shapes by key; the vocabulary's tensors may have another number of padding rows.
 
         Args:
             prefix: prefix of the model's keys, e.g. "model.".
@@ -220,12 +220,6 @@ class StoredState:
         Raises:
             UserError: they differ; the message lists the first differences.
         """
-        apply_factories(state)
-        wanted = {tensor.key: tensor for tensor in nested_values(state) if isinstance(tensor, ShardedTensor)}
-        self.check_shapes({key: tuple(tensor.global_shape) for key, tensor in wanted.items()}, prefix, vocab_size, tied)
-
-    def check_shapes(self, wanted: dict[str, tuple[int, ...]], prefix: str, vocab_size: int, tied: bool) -> None:
-        """Compare with given shapes by key; the vocabulary's tensors may have another number of padding rows."""
         vocabulary = {f"{prefix}embedding.word_embeddings.weight", f"{prefix}output_layer.weight"}
         problems = []
         for key, shape in wanted.items():
@@ -250,6 +244,13 @@ class StoredState:
             raise UserError(
                 "megatron checkpoint", self._path, f"contains another model than the config describes: {first}{more}"
             )
+
+
+def global_shapes(state: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Whole shapes by key of this rank's sharded state dict of a model."""
+    apply_factories(state)
+    tensors = (tensor for tensor in nested_values(state) if isinstance(tensor, ShardedTensor))
+    return {tensor.key: tuple(tensor.global_shape) for tensor in tensors}
 
 
 class _Into(DefaultLoadPlanner):
