@@ -81,6 +81,7 @@ NOT_ASKED = {
     "dapo_strict_box": "the same for boxes",
     "cipher": "a generated task without reasoning: the whole response is the answer",
     "countdown": "a generated task without reasoning: the whole response is the answer",
+    "lookup": "a generated task without reasoning: the last turn is the answer",
     "code": "asked with programs, in test_code_rule.py",
 }
 
