@@ -116,7 +116,10 @@ def test_push_in_the_middle_of_generation(engine: Fleet, model: PreTrainedModel,
     assert engine.weight_versions() == [5]
     assert 5 in {r.policy_version for r in rollouts}, "generation ended before the push; make it longer"
     assert {r.policy_version for r in rollouts} <= {1, 5}
-    assert [replace(r, policy_version=1) for r in rollouts] == undisturbed
+    across = next(r for r in rollouts if len(r.versions) > 1)
+    assert [version for version, _ in across.versions] == [1, 5]
+    assert sum(tokens for _, tokens in across.versions) == len(across.response_ids)
+    assert [replace(r, policy_version=1, versions=()) for r in rollouts] == undisturbed
 
 
 def test_killed_server_is_restarted_and_the_results_are_complete(
