@@ -109,6 +109,7 @@ COMMANDS = {
     "bench step": [
         "--against",
         "--deterministic",
+        "--engines",
         "--json",
         "--microbatch",
         "--no-deterministic",

@@ -38,6 +38,6 @@ class ScriptedEngine:
 
     def _draw(self, request: SampleRequest, sampling: Sampling) -> Rollout:
         ids = tuple(self._respond(request, random.Random(request.seed)))[: sampling.max_tokens]
-        logps = tuple(-(request.seed % 97) - place / 100 for place in range(len(ids)))
+        logps = tuple(-(request.seed % 97) - place / 128 for place in range(len(ids)))
         reason = "stop" if ids[-1] == self._eos else "length"
         return Rollout(request.prompt, ids, logps, self._version, reason, request.seed)

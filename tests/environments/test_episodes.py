@@ -100,7 +100,7 @@ def test_spans_seeds_and_rewards_of_whole_episodes(pools: Callable[..., Environm
         assert rollout.generated_length == 6 + last and TOKENIZER.decode(rollout.answer_ids) == problem.answer
         seeds = [turn_seed(request.seed, turn) for turn in range(3)]
         assert seeds[0] == request.seed == rollout.seed and len(set(seeds)) == 3
-        expected = [-(seed % 97) - p / 100 for seed, n in zip(seeds, (3, 3, last), strict=True) for p in range(n)]
+        expected = [-(seed % 97) - p / 128 for seed, n in zip(seeds, (3, 3, last), strict=True) for p in range(n)]
         assert [logp for logp, own in zip(rollout.behaviour_logp, rollout.loss_mask, strict=True) if own] == expected
         assert rollout.episode.judgement == Judgement("ok", 1.0) and rollout.finish_reason == "stop"
         assert parse_rollout(plain_rollout(rollout)) == rollout
