@@ -163,7 +163,7 @@ def test_a_table_is_laid_out_from_the_values_of_its_seeds() -> None:
     """Means over seeds, in percent; the average over the sets of one metric and checkpoint."""
     columns = [["aime24", "pass@1", "best"], ["amc", "pass@1", "best"], ["average", "pass@1", "best"]]
     result: dict[str, Any] = {
-        "title": "t", "model": "m", "rows": ["owpo"], "columns": columns,
+        "kind": "table", "title": "t", "model": "m", "rows": ["owpo"], "columns": columns,
         "titles": {"aime24": "AIME24", "amc": "AMC"},
         "values": [["owpo", "aime24", "pass@1", "best", [0.2, 0.4]], ["owpo", "amc", "pass@1", "best", [0.6, 0.6]]],
     }  # fmt: skip
