@@ -121,7 +121,7 @@ class Jail:
             with open(f"{root}/dev/{name}", "w"):
                 mount(f"/dev/{name}", f"{root}/dev/{name}", None, MS_BIND)
         for name in ("/tmp", BOX):
-            os.mkdir(root + name)
+            os.makedirs(root + name, exist_ok=True)  # an interpreter below /tmp has made it
             if self.user is not None:
                 os.chown(root + name, self.user, self.user)
         self._write_files(root + BOX)
