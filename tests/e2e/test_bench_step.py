@@ -42,6 +42,7 @@ def test_the_reward_is_the_parity_of_the_response() -> None:
 
 
 @pytest.mark.extra
+@pytest.mark.server
 def test_the_command_reports_both_sides(tmp_path: Path) -> None:
     """Against TRL where its environment has been made: the losses on the same tokens agree, or the command fails."""
     has_peer = (peers_home() / ".made").is_file()
@@ -58,3 +59,4 @@ def test_the_command_reports_both_sides(tmp_path: Path) -> None:
         assert {"rollout", "logp_ref", "update"} == found["peer_phases"].keys()
         assert found["ratio"] == pytest.approx(found["seconds"][0] / found["peer_seconds"][0])
         assert abs(found["loss_on_same_tokens"] - found["peer_loss_on_same_tokens"]) < 1e-5
+        assert found["grad_norm"] == pytest.approx(found["peer_grad_norm"], rel=1e-4)
