@@ -14,9 +14,10 @@ from head_oracle import make_batch, make_inputs
 from owpo_megatron.head import Head, HeadLoss
 from owpo_megatron.methods import Method, catalogue, make_method
 from owpo_megatron.methods.method import ChunkBatch, Terms
+from owpo_megatron.methods.prepare import prepared_in_microbatch
 from owpo_megatron.types import TokenBatch
 
-TOKEN = sorted(name for name in catalogue() if make_method(name).coupling == "token")
+NAMES = sorted(catalogue())
 
 
 def run(method: Method, batch: TokenBatch, plans_rows: bool, rows: int = 60) -> tuple[HeadLoss, list[torch.Tensor]]:
@@ -26,15 +27,25 @@ def run(method: Method, batch: TokenBatch, plans_rows: bool, rows: int = 60) -> 
     return out, list(torch.autograd.grad(out.loss_sum, leaves))
 
 
-def batch_of(rows: int = 60) -> TokenBatch:
+def batch_of(method: Method, rows: int = 60) -> TokenBatch:
+    """A batch of three groups, prepared where the method's tokens depend on each other."""
     h_TH, weight_VH, target_T = make_inputs(rows=rows)
-    return make_batch(Head(weight_VH, 0.7).logprobs(h_TH, target_T).logp_T)
+    now = Head(weight_VH, 0.7).logprobs(h_TH, target_T)
+    batch = replace(
+        make_batch(now.logp_T),
+        reward_S=torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0]),
+        group_S=torch.tensor([0, 0, 1, 1, 2, 2]),
+    )
+    if method.coupling == "token":
+        return batch
+    return prepared_in_microbatch(method, batch, now.logp_T, now.entropy_T)
 
 
 @pytest.mark.parametrize(("entropy_coef", "masked"), [(0.0, True), (0.2, False)])
-@pytest.mark.parametrize("name", TOKEN)
+@pytest.mark.parametrize("name", NAMES)
 def test_same_loss_and_gradients(name: str, entropy_coef: float, masked: bool) -> None:
-    method, batch = make_method(name, entropy_coef=entropy_coef), batch_of()
+    method = make_method(name, entropy_coef=entropy_coef)
+    batch = batch_of(method)
     if masked:
         batch = replace(batch, row_mask_T=batch.mask_T)
     exact, expected = run(method, batch, plans_rows=False)
@@ -49,7 +60,7 @@ def test_same_loss_and_gradients(name: str, entropy_coef: float, masked: bool) -
     assert planned.rows.forward == exact.rows.forward
 
 
-@pytest.mark.parametrize("name", [name for name in TOKEN if make_method(name).idle_without_advantage])
+@pytest.mark.parametrize("name", [name for name in NAMES if make_method(name).idle_without_advantage])
 def test_declared_methods_have_no_gradient_without_an_advantage(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -63,13 +74,18 @@ def test_declared_methods_have_no_gradient_without_an_advantage(name: str) -> No
         behaviour_logp_C=logp_C.detach() + noise(), entropy_C=noise().abs(), external_C=noise() > 1,
         off_policy_C=noise() > 1,
     )  # fmt: skip
-    (slope_C,) = torch.autograd.grad(make_method(name).terms(logp_C, batch).value_C.sum(), logp_C)
+    method = make_method(name)
+    if method.coupling != "token":
+        given = batch_of(method).given
+        batch = replace(batch, given={key: value.flatten()[0].expand(500) for key, value in given.items()})
+    (slope_C,) = torch.autograd.grad(method.terms(logp_C, batch).value_C.sum(), logp_C)
     assert not slope_C.any()
 
 
 def test_chunks_without_a_live_row() -> None:
     """The second chunk of four has none, and a microbatch may have none at all."""
-    batch, method = batch_of(), make_method("owpo")
+    method = make_method("owpo")
+    batch = batch_of(method)
     advantage_T = batch.advantage_T.clone()
     advantage_T[16:32] = 0
     for part in (replace(batch, advantage_T=advantage_T), replace(batch, advantage_T=advantage_T * 0)):
@@ -92,4 +108,4 @@ class Wrong(Method):
 
 def test_a_wrong_declaration_is_not_believed() -> None:
     with pytest.raises(RuntimeError, match="without advantage has a gradient"):
-        run(Wrong(), batch_of(), plans_rows=True)
+        run(Wrong(), batch_of(Wrong()), plans_rows=True)

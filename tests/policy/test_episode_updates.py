@@ -1,8 +1,9 @@
 """Episodes through the model itself: an episode of two turns is its two turns as two samples, on any ranks.
 
 The second turn of an episode reads the first one and the observation; as a sample of its own it has both in its prompt.
-With the divisor `tokens` loss, count and gradients must be equal: observations are read, and nothing else. Against
-dense float64 autograd, for every method: tests/head/test_loss_mask.py. Not covered: CUDA.
+Where tokens count alike and alone (divisor `tokens`, coupling `token`) loss, count and gradients must be equal, for
+every such method: observations are read, and nothing else. Against dense float64 autograd, for every method:
+tests/head/test_loss_mask.py. Not covered: CUDA.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ import pytest
 from rank_pool import Ranks
 from tiny import make_hf_model
 
-METHODS = ("dapo", "owpo")
+
+def names() -> list[str]:
+    """Methods for which two samples of a turn each are one sample of both."""
+    from owpo_megatron.methods import catalogue, make_method
+
+    made = {name: make_method(name) for name in sorted(catalogue())}
+    return [name for name, method in made.items() if (method.coupling, method.chosen_divisor) == ("token", "tokens")]
 
 
 def episodes() -> list[Any]:
@@ -81,7 +88,7 @@ def updates(model: Path, parallel: dict[str, Any], tokens: int, whole: bool) -> 
             observed = [logp for logp, own in zip(values, one.loss_mask, strict=True) if not own]
             assert not any(observed), "an observed token has no log-prob"
     flat = [logp for values in logps for logp in values if logp != 0]
-    for name in METHODS:
+    for name in names():
         policy.load_weights(model)
         policy._optimizer.reload_model_params()
         policy.restart_optimizer()
@@ -107,7 +114,7 @@ def test_an_episode_is_its_turns(ranks: Ranks, expected: tuple[Path, dict[str, A
     found = ranks.run(world, updates, model, parallel, 24 if parallel else 1000, True)[0]
     assert found["logps"] == pytest.approx(turns["logps"], abs=2e-5)
     generated = sum(sum(one.loss_mask) for one in episodes())
-    for name in METHODS:
+    for name in names():
         ours, theirs = found["sums"][name], turns["sums"][name]
         assert ours["loss_count"] == theirs["loss_count"] == ours["tokens"] == ours["head_rows"] == generated, name
         assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-6), name
