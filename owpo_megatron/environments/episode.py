@@ -12,7 +12,18 @@ from owpo_megatron.environments.pool import Reply
 from owpo_megatron.environments.protocol import REWARD
 from owpo_megatron.environments.turns import TurnTemplate
 from owpo_megatron.errors import UserError
-from owpo_megatron.types import Ended, Episode, FinishReason, Prompt, Rollout, SampleRequest, Sampling, Span
+from owpo_megatron.types import (
+    Ended,
+    Episode,
+    FinishReason,
+    Prompt,
+    Rollout,
+    SampleRequest,
+    Sampling,
+    Span,
+    TokenIds,
+    TokenValues,
+)
 from owpo_megatron.types.rollouts import Judgement, VerdictReason
 
 
@@ -101,8 +112,8 @@ class RunningEpisode:
         assert self.ended is not None
         return Rollout(
             self.prompt,
-            tuple(self._ids),
-            tuple(self._logps),
+            TokenIds(self._ids),
+            TokenValues(self._logps),
             self._version,
             self._finish,
             self.request.seed,
