@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.config.run import Instruction
+from owpo_megatron.config.evaluation import Instruction
 from owpo_megatron.data import Problem, PromptTemplate
 from owpo_megatron.data.files import SUFFIXES, records_of, suffix_of
 from owpo_megatron.data.hub import PREFIX, hub_files

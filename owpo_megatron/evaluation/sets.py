@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from owpo_megatron.config import EvalConfig, SetConfig
-from owpo_megatron.config.run import Estimator, Instruction
+from owpo_megatron.config.evaluation import Estimator, Instruction
 from owpo_megatron.data.files import SUFFIXES
 from owpo_megatron.errors import UserError
 
