@@ -42,7 +42,7 @@ class Gate:
 
 
 def main(config_file: Path, go: Path, done: Path) -> None:
-    from owpo_megatron.trainer.build import Given
+    from owpo_megatron.trainer.given import Given
     from owpo_megatron.trainer.train import train_run
 
     train_run(Config.load(config_file), given=Given(sinks=[Gate(go, done)]))

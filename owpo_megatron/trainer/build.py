@@ -6,18 +6,15 @@ import contextlib
 import datetime
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from owpo_megatron.config import HF_FILES, Config, hf_folder
 from owpo_megatron.conversion import carry_files
-from owpo_megatron.data import Tokenizer, load_prompts, load_tokenizer, make_stream, notes_on
+from owpo_megatron.data import load_tokenizer, make_stream
 from owpo_megatron.engine import Fleet
-from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.environments import EnvironmentBuilder, EpisodeEngine, EpisodeVerifier
 from owpo_megatron.evaluation.draw import Answering
-from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.families import check_context, check_parallel, hf_shapes, read_hf_config
 from owpo_megatron.mcore.topology import Topology, close_topology, init_topology
 from owpo_megatron.methods import Method, check_coupling, make_method
@@ -27,16 +24,17 @@ from owpo_megatron.run.checkpoints import CheckpointFolder, began_on
 from owpo_megatron.run.layout import RunFolder
 from owpo_megatron.run.state import RunState
 from owpo_megatron.samples import SampleRecorder
-from owpo_megatron.sinks import make_sinks
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.build_checks import KeptRollouts, build_checks
+from owpo_megatron.trainer.build_data import RunData, load_run_data
 from owpo_megatron.trainer.build_engine import EngineBuilder
-from owpo_megatron.trainer.build_metrics import build_metrics
+from owpo_megatron.trainer.build_metrics import build_metrics, build_trackers
 from owpo_megatron.trainer.build_plan import build_audit, build_planning
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
 from owpo_megatron.trainer.checks import BadGradients, no_weights_are_lost
 from owpo_megatron.trainer.console import RunConsole, headline
-from owpo_megatron.trainer.evaluate import Evaluator, prepare_sets
+from owpo_megatron.trainer.evaluate import Evaluator
+from owpo_megatron.trainer.given import NOTHING, Given
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.mixture import Mixture
 from owpo_megatron.trainer.noise import RewardNoise
@@ -44,42 +42,21 @@ from owpo_megatron.trainer.parts import Parts
 from owpo_megatron.trainer.profile import StepProfiler
 from owpo_megatron.trainer.record import RunRecord
 from owpo_megatron.trainer.rewards import RewardRules
+from owpo_megatron.trainer.rollout_facts import RolloutFacts
 from owpo_megatron.trainer.rollouts import Planning, RolloutCollector
-from owpo_megatron.trainer.schedule import Schedule, StagePlan
+from owpo_megatron.trainer.schedule import Schedule
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.supply import pushed_by_this_thread
 from owpo_megatron.trainer.swap_check import CheckedSwaps
 from owpo_megatron.trainer.watchdog import Watchdog
 from owpo_megatron.types import (
-    Prompt,
     PromptStream,
     RolloutEngine,
     Sink,
     Verdict,
     Verifier,
-    WeightSync,
 )
 from owpo_megatron.verifiers import make_verifier
-
-
-@dataclass(frozen=True)
-class Given:
-    """Parts that are not made out of the configuration but given; None: made.
-
-    Those of global rank 0 (all but method and policy) are ignored elsewhere. A given engine is not closed, and gets the
-    policy's weights only where `sync` is given, too.
-    """
-
-    method: Method | None = None
-    policy: MegatronPolicy | None = None
-    engine: RolloutEngine | None = None
-    sync: WeightSync | None = None
-    verifier: Verifier | None = None
-    stream: PromptStream | None = None
-    sinks: Sequence[Sink] = ()
-
-
-NOTHING = Given()
 
 
 def parts(
@@ -135,15 +112,16 @@ class _Builder:
         logs = logs or self.folder.logs
         self.watchdog = Watchdog(config.checks, config.engine, logs, self.topology.rank, self.topology.world_size)
         self.progress = self.watchdog.beating(self.console.working) if self.console else None
-        self.tokenizer: Tokenizer | None = load_tokenizer(self.model_files) if self.is_main else None
         keeps_samples = self.is_main and config.rollout.save and not evaluation_only
         self.recorder = SampleRecorder(self.folder.samples, config.rollout.save_tokens) if keeps_samples else None
         self.checkpoints = CheckpointFolder(self.folder.checkpoints, config.checkpoint.keep)
         # A template that prints the date prints the same after midnight: checkpoints keep the day.
         kept = began_on(checkpoint) if checkpoint else self.checkpoints.began_on()
-        self.date = config.data.date or kept or datetime.date.today()
+        date = config.data.date or kept or datetime.date.today()
         self.kept_rollouts = KeptRollouts(self.folder, self.recorder, config.rollout.replay is not None)
-        self.prompts, self.sets = self._prompts() if self.tokenizer else ([], [])
+        self.data = RunData(date)
+        if self.is_main:
+            self.data = load_run_data(config, self.model_files, date, evaluation_only, self.say)
         self.episodes = self._episodes()
 
     def parts(self) -> Parts:
@@ -154,7 +132,7 @@ class _Builder:
         engines = EngineBuilder(config, self.hf, self.model_files, self.evaluation_only, self.say, self.stack)
         engine_start = engines.start(self.given.engine) if self.is_main else None  # while the model is built
         self.say(headline(config, sum(math.prod(shape) for shape in hf_shapes(self.hf).values())))
-        schedule = self._schedule(references.keeps_reference)
+        schedule = Schedule.of(config, references.keeps_reference)
         policy = self.given.policy or self._policy(references.keeps_reference)
         policy.on_bad_gradient = BadGradients(
             config.checks, self.folder, self.watchdog, self.kept_rollouts.save, self.say
@@ -163,7 +141,7 @@ class _Builder:
         engine = engine_start.result() if engine_start else None
         fleet = engine if isinstance(engine, Fleet) else None
         revive = fleet.revive if fleet else (lambda error: 0)
-        planning = build_planning(config, method, self.tokenizer, self.date)
+        planning = build_planning(config, method, self.data.tokenizer, self.data.date)
         checks = build_checks(config, fleet, planning.method.draws_as_policy, self.say)
         sync = (self.given.sync or engines.sync(fleet)) if self.is_main else None
         waiting = self.watchdog.waiting
@@ -181,7 +159,9 @@ class _Builder:
             engine, verifier = self.episodes.over(engine), EpisodeVerifier(verifier)
         elif config.environment and verifier:  # recorded responses are episodes already
             verifier = EpisodeVerifier(verifier)
-        stream = (self.given.stream or make_stream(config.data, self.prompts, config.seed)) if self.is_main else None
+        stream = (
+            (self.given.stream or make_stream(config.data, self.data.prompts, config.seed)) if self.is_main else None
+        )
         rules = RewardRules.of(config.rollout, config.verifier, config.reward)
         recover = partial(fleet.with_revival, main.push_again) if fleet else None
         rollouts = self._collector(main, rules, engine, verifier, stream, planning, checks.verdicts, recover)
@@ -200,7 +180,10 @@ class _Builder:
         )
         evaluator = self._evaluator(engine, verifier)
         stop = StopSignal(topology.any, self.stop_file if self.is_main else None)
-        sinks = self._sinks()
+        sinks: Sequence[Sink] = ()
+        if self.console:
+            trackers = [] if self.evaluation_only else build_trackers(config, self.say, self.stack)
+            sinks = (self.console, *trackers, *self.given.sinks)
         metrics = build_metrics(config, self.hf, sinks, checks) if self.is_main else None
         profiler = StepProfiler(config.profile, self.folder.profile, topology.rank)
         checkpoints = self.checkpoints
@@ -239,26 +222,6 @@ class _Builder:
             watchdog=self.watchdog,
         )
 
-    # ------------------------------------------------------------------------------------------ data
-    def _prompts(self) -> tuple[list[Prompt], list[PreparedSet]]:
-        assert self.tokenizer
-        config = self.config
-        train, report = load_prompts(config.data, self.tokenizer, date=self.date)
-        self.say(str(report))
-        for note in notes_on(train, config):
-            self.say(note)
-        wants, sets = config.eval, []
-        if wants.before or wants.after or wants.every or self.evaluation_only:
-            rule = config.verifier.rule
-            sets = prepare_sets(wants, config.data, rule, config.seed, self.tokenizer, self.date, self.say)
-        if config.rollout.replay is None:
-            asked = [*train, *(prompt for one in sets for prompt in one.prompts)]
-            check_context_length(config, max(len(prompt.token_ids) for prompt in asked))
-        return train, sets
-
-    def _domains(self) -> set[str]:
-        return {prompt.domain for prompt in self.prompts}
-
     # ------------------------------------------------------------------------------------------ policy and reference
     def _policy(self, keeps_reference: bool) -> MegatronPolicy:
         config = self.config
@@ -283,31 +246,26 @@ class _Builder:
             self.hf,
             needed,
             self.is_main,
-            self._domains(),
+            self.data.domains,
             self.progress,
             self.stack,
         )
-
-    def _schedule(self, has_reference: bool) -> Schedule:
-        stages = StagePlan.of(self.config.reference, self.config.optimizer.steps, has_reference)
-        restarts = self.config.reference.restart_policy and stages.chooses_best
-        return Schedule(stages, self.config.eval, self.config.checkpoint, restarts)
 
     # ------------------------------------------------------------------------------------------ grading and drawing
     def _verifier(self) -> Verifier | None:
         if not self.is_main or self.given.verifier is not None:
             return self.given.verifier if self.is_main else None
-        rules = {domain: rule for one in self.sets for domain, rule in one.rules.items()}
-        verifier = make_verifier(self.config.verifier, self._domains(), rules)
+        rules = {domain: rule for one in self.data.sets for domain, rule in one.rules.items()}
+        verifier = make_verifier(self.config.verifier, self.data.domains, rules)
         self.stack.callback(verifier.close)
         return verifier
 
     def _episodes(self) -> EnvironmentBuilder | None:
         """The environments, on global rank 0; None without, and for recorded responses."""
         config = self.config
-        if config.environment is None or self.tokenizer is None or config.rollout.replay is not None:
+        if config.environment is None or self.data.tokenizer is None or config.rollout.replay is not None:
             return None
-        return EnvironmentBuilder(config, self.tokenizer, self.date, self.say, self.stack)
+        return EnvironmentBuilder(config, self.data.tokenizer, self.data.date, self.say, self.stack)
 
     def _collector(
         self,
@@ -320,48 +278,41 @@ class _Builder:
         check_verdicts: Callable[[Sequence[Verdict]], None],
         recover: Callable[[], None] | None,
     ) -> RolloutCollector:
-        audit = build_audit(self.config, verifier, self._domains(), self.stack)
+        audit = build_audit(self.config, verifier, self.data.domains, self.stack)
+        noise = RewardNoise(self.config.seed, self.config.verifier.flip)
+        mixture = Mixture(self.config.data.source_names, self.data.domains)
+        tools = engine.taken if isinstance(engine, EpisodeEngine) else None
         return RolloutCollector(
             self.config.rollout,
             self.config.seed,
             self.config.optimizer.steps,
             rules,
-            RewardNoise(self.config.seed, self.config.verifier.flip),
+            noise,
             planning,
             main,
             engine,
             audit or verifier,
             stream,
-            decode=self.tokenizer.decode if self.tokenizer else _nothing_to_decode,
-            stop_token_ids=self.tokenizer.eos_ids if self.tokenizer else (),
+            decode=self.data.tokenizer.decode if self.data.tokenizer else _nothing_to_decode,
+            stop_token_ids=self.data.tokenizer.eos_ids if self.data.tokenizer else (),
             record=self.kept_rollouts.record,
             progress=self.progress,
-            date=self.date,
+            date=self.data.date,
             check_verdicts=check_verdicts,
-            mixture=Mixture(self.config.data.source_names, {prompt.domain for prompt in self.prompts}),
-            audited=audit.taken if audit else None,
-            tools=engine.taken if isinstance(engine, EpisodeEngine) else None,
+            facts=RolloutFacts(rules, noise, mixture, audit.taken if audit else None, tools),
             recover=recover,
         )
 
     def _evaluator(self, engine: RolloutEngine | None, verifier: Verifier | None) -> Evaluator | None:
-        if not self.sets:
+        if not self.data.sets:
             return None
-        assert self.tokenizer and engine and verifier
-        rollout, seed, eos_ids = self.config.rollout, self.config.seed, self.tokenizer.eos_ids
+        assert self.data.tokenizer and engine and verifier
+        rollout, seed, eos_ids = self.config.rollout, self.config.seed, self.data.tokenizer.eos_ids
         limit, stop = rollout.max_response_tokens, tuple(rollout.stop)
-        answering = Answering(engine, verifier, self.tokenizer.decode, eos_ids, limit, seed, stop)
-        return Evaluator(self.sets, answering, self.folder.evaluations, self.progress)
+        answering = Answering(engine, verifier, self.data.tokenizer.decode, eos_ids, limit, seed, stop)
+        return Evaluator(self.data.sets, answering, self.folder.evaluations, self.progress)
 
     # ------------------------------------------------------------------------------------------ files
-    def _sinks(self) -> Sequence[Sink]:
-        if not self.console:
-            return ()
-        trackers = [] if self.evaluation_only else make_sinks(self.config, self.say)
-        for tracker in trackers:
-            self.stack.callback(tracker.close)
-        return (self.console, *trackers, *self.given.sinks)
-
     def _carry(self, folder: Path) -> None:
         """hf/ beside state/: the folder is then a converted megatron folder."""
         (folder / HF_FILES).mkdir()

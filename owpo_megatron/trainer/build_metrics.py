@@ -1,8 +1,9 @@
-"""Make the file of a run's metrics, with the speed that its lines get."""
+"""Where a run's metrics go: the file, with the speed that its lines get, and trackers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,6 +12,7 @@ from owpo_megatron.families import HFModel, forward_flops
 from owpo_megatron.run.layout import RunFolder
 from owpo_megatron.run.metrics import MetricsFile
 from owpo_megatron.run.speed import Speed, peak_flops
+from owpo_megatron.sinks import make_sinks
 from owpo_megatron.trainer.checks import StepChecks
 from owpo_megatron.types import Sink
 
@@ -18,6 +20,14 @@ from owpo_megatron.types import Sink
 def build_metrics(config: Config, model: HFModel, sinks: Sequence[Sink], checks: StepChecks) -> MetricsFile:
     """The metrics file of global rank 0; the checks judge its lines, and are its last sink."""
     return MetricsFile(RunFolder.of(config).metrics, (*sinks, checks), _speed(config, model), checks.of)
+
+
+def build_trackers(config: Config, say: Callable[[str], None], stack: contextlib.ExitStack) -> Sequence[Sink]:
+    """The trackers of `sinks`, on global rank 0; `stack` closes them."""
+    trackers = make_sinks(config, say)
+    for tracker in trackers:
+        stack.callback(tracker.close)
+    return trackers
 
 
 def _speed(config: Config, model: HFModel) -> Speed:

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None, verifier: Verifier | None = None) -> int
     spare = logs / f".spare_rank_{rank}"
     try:
         spare.write_bytes(b"\n" * SPARE_BYTES)
-        from owpo_megatron.trainer.build import Given
+        from owpo_megatron.trainer.given import Given
         from owpo_megatron.trainer.train import evaluate_run, train_run
 
         if args.eval_only:

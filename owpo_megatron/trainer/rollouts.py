@@ -13,12 +13,11 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.methods import Ask, Method, PlanView, Solutions, TokenStatistics
 from owpo_megatron.run.metrics import StepLine
 from owpo_megatron.trainer.drawing import Drawing, OpenGroup
-from owpo_megatron.trainer.episodes import episode_facts
 from owpo_megatron.trainer.ledger import PromptLedger, SamplePool
 from owpo_megatron.trainer.main_rank import MainRank
-from owpo_megatron.trainer.mixture import Mixture
 from owpo_megatron.trainer.noise import RewardNoise
 from owpo_megatron.trainer.rewards import RewardRules
+from owpo_megatron.trainer.rollout_facts import RolloutFacts, own_rollouts
 from owpo_megatron.trainer.supply import Supply, staleness
 from owpo_megatron.types import (
     Group,
@@ -35,7 +34,6 @@ from owpo_megatron.types import (
     Verifier,
 )
 
-OWN = ("policy", "baseline")  # origins of responses that this step drew
 MOST_ROUNDS = 1000  # of one step: a plan that never ends is a mistake
 
 
@@ -72,9 +70,7 @@ class RolloutCollector:
         decode: token ids to text.
         check_verdicts: raises where not one of a round's answers could be graded.
         date: what the prompts' template printed as today; goes into checkpoints.
-        mixture: sources and domains that get metrics of their own.
-        audited: counts of the verifier's audit since the last call (`verifier.audit`).
-        tools: metrics of the environments since the last call; None: there are none.
+        facts: metrics of the responses; None: those that every run has.
         record: called on rank 0 with (step, all groups that were generated, those of them that are kept).
         recover: brings lost engines back, with their weights; for steps that are drawn ahead (`rollout.max_staleness`).
     """
@@ -97,18 +93,14 @@ class RolloutCollector:
         progress: Progress | None = None,
         date: datetime.date | None = None,
         check_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
-        mixture: Mixture | None = None,
-        audited: Callable[[], dict[str, int]] | None = None,
-        tools: Callable[[], dict[str, float]] | None = None,
+        facts: RolloutFacts | None = None,
         recover: Callable[[], None] | None = None,
     ):
         self._config = config
         self._seed = seed
         self._steps = steps
         self._check_verdicts = check_verdicts
-        self._mixture = mixture or Mixture()
-        self._audited = audited
-        self._tools = tools
+        self._facts = facts or RolloutFacts(rules, noise)
         self._rules = rules
         self._noise = noise
         self._plan, self._dynamic = planning.method, planning.dynamic
@@ -180,8 +172,7 @@ class RolloutCollector:
             with log.timed("rollout"):
                 self._waited_for = step
                 drawn = self._supply.take(step)
-            own = [one for group in drawn.seen for one in group.rollouts if one.origin in OWN]
-            log.add(staleness=staleness(step, own, self._config.max_staleness))
+            log.add(staleness=staleness(step, own_rollouts(drawn.seen), self._config.max_staleness))
         self._record(step, drawn.seen, drawn.kept)
         return drawn.kept, drawn.facts
 
@@ -224,7 +215,8 @@ class RolloutCollector:
                 self._ledger.visit(group.rollouts[0].prompt.id, self._rules.counted(group), step)
         if self._pool is not None:
             self._pool.add(seen)
-        return Drawn(seen, kept, self._facts(seen, kept, rounds=rounds))
+        facts = self._facts.of(seen, kept) | {"rounds": rounds, "prompts_seen": self._drawn}
+        return Drawn(seen, kept, facts)
 
     def _opened(self, asks: Sequence[Ask], groups: list[OpenGroup]) -> list[Ask]:
         """The asks with the numbers of their groups, of which new ones are opened."""
@@ -289,49 +281,3 @@ class RolloutCollector:
             return []
         logps, entropies = self._main.statistics(samples)
         return [TokenStatistics(one.tolist(), other.tolist()) for one, other in zip(logps, entropies, strict=True)]
-
-    def _facts(self, seen: list[Group], kept: list[Group], rounds: int) -> dict[str, Any]:
-        rollouts = [rollout for group in seen for rollout in group.rollouts if rollout.origin in OWN]
-        verdicts = [verdict for group in seen for verdict in group.verdicts]
-        reasons: dict[str, int] = {}
-        for verdict in verdicts:
-            reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
-        return (
-            {
-                "reward_mean": sum(_own_rewards(seen)) / len(rollouts),
-                "groups": len(kept),
-                "groups_dropped": len(seen) - len(kept),
-                "rounds": rounds,
-                "prompts_seen": self._drawn,
-                "response_length": sum(rollout.generated_length for rollout in rollouts) / len(rollouts),
-                "truncated_share": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
-                "tokens_generated": sum(rollout.generated_length for rollout in rollouts),
-                "policy_version": min(rollout.spans[0][0] for rollout in rollouts),
-                "verifier": dict(sorted(reasons.items())),
-            }
-            | self._flipped(seen)
-            | ({"audit": self._audited()} if self._audited else {})
-            | self._overlong(rollouts)
-            | episode_facts(rollouts)
-            | (self._tools() if self._tools else {})
-            | self._mixture.facts(seen)
-        )
-
-    def _overlong(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        """The reward that overlong responses lose, on average over all; no field where none is punished."""
-        if not self._rules.overlong_tokens:
-            return {}
-        return {"overlong_penalty": sum(self._rules.penalty(one.generated_length) for one in rollouts) / len(rollouts)}
-
-    def _flipped(self, seen: list[Group]) -> dict[str, float]:
-        """The share of rewards that contradict their verdict; no field where none is meant to."""
-        if not self._noise.probability:
-            return {}
-        told = [pair for group in seen for pair in zip(group.rewards, group.verdicts, strict=True)]
-        return {"rewards_flipped": sum(reward != verdict.reward for reward, verdict in told) / len(told)}
-
-
-def _own_rewards(groups: Sequence[Group]) -> list[float]:
-    """Rewards of the responses that this step drew."""
-    told = [pair for group in groups for pair in zip(group.rollouts, group.rewards, strict=True)]
-    return [reward for rollout, reward in told if rollout.origin in OWN]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from owpo_megatron.config import CheckpointConfig, EvalConfig, ReferenceConfig
+from owpo_megatron.config import CheckpointConfig, Config, EvalConfig, ReferenceConfig
 from owpo_megatron.types import ReferenceReason
 
 
@@ -49,7 +49,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Return what is due after this many finished steps.
+    """What is due after so many finished steps.
 
     Example: with `evaluations` every 10 steps, before and after, and 25 steps: after 0, 10, 20 and 25 of them.
     """
@@ -58,6 +58,13 @@ class Schedule:
     evaluations: EvalConfig = EvalConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     restarts_policy: bool = False  # after a swap the next stage starts from its reference
+
+    @classmethod
+    def of(cls, config: Config, has_reference: bool) -> Schedule:
+        """Return the schedule of a run; without a reference (or with teachers instead) nothing is swapped."""
+        stages = StagePlan.of(config.reference, config.optimizer.steps, has_reference)
+        restarts = config.reference.restart_policy and stages.chooses_best
+        return cls(stages, config.eval, config.checkpoint, restarts)
 
     @property
     def steps(self) -> int:

@@ -12,7 +12,8 @@ from owpo_megatron.conversion import write_hf
 from owpo_megatron.engine import Fleet
 from owpo_megatron.run.layout import RunFolder, step_name
 from owpo_megatron.run.summary import write_summary
-from owpo_megatron.trainer.build import NOTHING, Given, parts
+from owpo_megatron.trainer.build import parts
+from owpo_megatron.trainer.given import NOTHING, Given
 from owpo_megatron.trainer.parts import Parts
 
 

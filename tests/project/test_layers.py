@@ -68,10 +68,12 @@ MAY_IMPORT_MODULE = {
     "trainer.build": EVERY_ROOM - {"api", "cli", "report", "launch", "experiments", "bench"},  # the composition root
     "trainer.build_plan": BASE | {"data", "methods", "verifiers"},
     "trainer.build_checks": BASE | {"engine", "run", "samples", "verifiers"},
+    "trainer.build_data": BASE | {"data", "engine", "evaluation"},
     "trainer.build_engine": BASE | {"engine", "families", "policy", "run", "sync"},
-    "trainer.build_metrics": BASE | {"families", "run"},
+    "trainer.build_metrics": BASE | {"families", "run", "sinks"},
     "trainer.build_reference": BASE | {"policy", "families", "engine"},
     "trainer.evaluate": BASE | {"data", "evaluation"},
+    "trainer.given": BASE | {"methods", "policy"},
     "trainer.loop": {"types", "methods"},  # Algorithm 1, and nothing else
     "trainer.parts": BASE | {"run", "families", "methods"},
     "trainer.sync_check": BASE | {"engine"},

@@ -231,7 +231,7 @@ def test_sources_and_domains_have_metrics_of_their_own():
     run.collector._stream = ShuffledStream(mixed, seed=1)
     _, plain = run.collect()
     assert "sources" not in plain and "domains" not in plain
-    run.collector._mixture = Mixture(("even", "odd"), {"a", "b", "c"})
+    run.collector._facts._mixture = Mixture(("even", "odd"), {"a", "b", "c"})
     groups, facts = run.collect(1)
     even = [group for group in groups if group.rollouts[0].prompt.source == 0]
     assert 0 < len(even) < len(groups)
