@@ -56,6 +56,12 @@ def serve(
             help="Announce the engine in this folder, with a key, for runs with engine.rendezvous=FOLDER.",
         ),
     ] = None,
+    warm: Annotated[
+        bool,
+        typer.Option(
+            "--warm", help="With -c: keep the engine for runs of this file on this machine, which start in seconds."
+        ),
+    ] = False,
     advertise: Annotated[
         str | None,
         typer.Option(
@@ -78,6 +84,7 @@ def serve(
     machine than the run's: --host 0.0.0.0 --rendezvous FOLDER, a folder that both machines see.
 
     Example: owpo serve cache/quickstart/cipher --device cpu max_running_requests=64
+    Example: owpo serve -c examples/quickstart/config.yaml --warm      # runs of that file find it by themselves
     """
     from owpo_megatron.engine import Server
 
@@ -90,23 +97,29 @@ def serve(
         settings = Config.build({"model": model, "data": {"source": "-"}, "engine": engine})
     else:
         settings = load_config(config, [])
-    engine_settings = settings.engine.model_copy(update={"host": host, "port": port})
     arguments = settings.sglang | dict(_argument(word) for word in words)
-    if settings.sync.fp8:
+    model_files = hf_folder(settings.model.path, "MODEL_DIR" if config is None else "model.path")
+    variables: dict[str, str] = {}
+    if warm:
+        if config is None or rendezvous is not None or words:
+            raise UserError("--warm", True, "needs -c FILE, and neither --rendezvous nor arguments; set fields in FILE")
+        port = 0
+        arguments, variables, rendezvous = _as_in_a_run(settings, model_files)
+    elif settings.sync.fp8:
         from owpo_megatron.sync import fp8_engine_arguments
 
         arguments |= fp8_engine_arguments(arguments)
+    engine_settings = settings.engine.model_copy(update={"host": host, "port": port})
     key = secrets.token_hex(32) if rendezvous is not None else None
-    model_files = hf_folder(settings.model.path, "MODEL_DIR" if config is None else "model.path")
     try:
-        server = Server(engine_settings, model_files, settings.model.dtype, arguments, log, key)
+        server = Server(engine_settings, model_files, settings.model.dtype, arguments, log, key, variables)
     except UserError as error:
         if rendezvous is not None:
             _announce_failure(rendezvous, index, str(error))
         raise
     out.print(f"starting SGLang for {escape(str(model_files))} (its output: {escape(str(log))}) ...")
     beside = _mirror(host, key, mirror or settings.sync.mirror) if key is not None else None
-    _Service(server, advertise or _reachable(host), rendezvous, index, key, beside).run(restarts)
+    _Service(server, advertise or _reachable(host), rendezvous, index, key, beside, warm).run(restarts)
 
 
 class _Service:
@@ -120,7 +133,9 @@ class _Service:
         index: int,
         key: str | None,
         mirror: Mirror | None,
+        warm: bool,
     ):
+        self._warm = warm
         self._server, self._host, self._key, self._mirror = server, host, key, mirror
         self._rendezvous, self._index = rendezvous, index
         self._stopped = False
@@ -172,6 +187,9 @@ class _Service:
         told = Announcement(url, self._key, host=socket.gethostname(), pid=os.getpid(), mirror=mirror)
         announce(self._rendezvous, self._index, told)
         where = escape(str(self._rendezvous))
+        if self._warm:
+            out.print(f"warm at [bold]{url}[/bold]: runs of this configuration on this machine find it")
+            return
         out.print(f"serving at [bold]{url}[/bold], announced as engine {self._index} (engine.rendezvous={where})")
 
     def _withdraw(self) -> None:
@@ -182,6 +200,27 @@ class _Service:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopped = True
+
+
+def _as_in_a_run(settings: Config, model_files: Path) -> tuple[dict[str, Any], dict[str, str], Path]:
+    """SGLang's arguments and variables in a run of this configuration, and the folder where the run looks for them.
+
+    Raises:
+        UserError: there is such an engine already, or a run of this configuration starts none or several.
+    """
+    from owpo_megatron.engine.command import server_variables
+    from owpo_megatron.engine.warm import warm_folder, warm_process
+    from owpo_megatron.sync import run_arguments
+
+    engine = settings.engine
+    if not (engine.warm and engine.starts_servers and engine.count == 1):
+        remedy = "its runs would not use it: set engine.warm true, engine.count 1, and no urls, router or rendezvous"
+        raise UserError("--warm", True, remedy)
+    arguments, variables = run_arguments(settings), server_variables(settings)
+    folder = warm_folder(settings.runs_dir, engine, model_files, settings.model.dtype, arguments, variables)
+    if (process := warm_process(folder)) is not None:
+        raise UserError("--warm", True, f"process {process} keeps an engine for this configuration already")
+    return arguments, variables, folder
 
 
 def _mirror(host: str, key: str, copies: Path) -> Mirror:

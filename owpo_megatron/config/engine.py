@@ -19,6 +19,9 @@ class EngineConfig(Section):
     """Folder where engines that others start announce themselves (`owpo serve --rendezvous`, `owpo launch`)."""
     announced: int = Field(1, gt=0)
     """Engines to wait for in `rendezvous`."""
+    warm: bool = True
+    """Use the engine that `owpo serve -c FILE --warm` keeps for this configuration on this machine, where it is free,
+    instead of starting one."""
     python: Path | None = None
     """Interpreter of SGLang's environment; null: the one that `make setup` or `owpo setup-engine` made, else this
     one."""
@@ -40,3 +43,8 @@ class EngineConfig(Section):
     """Maximum restarts per engine; then the run fails."""
     concurrency: int = Field(256, gt=0)
     """Requests in flight per engine."""
+
+    @property
+    def starts_servers(self) -> bool:
+        """The run starts servers of its own; no others are named."""
+        return not (self.urls or self.router or self.rendezvous)

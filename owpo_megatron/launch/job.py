@@ -151,8 +151,7 @@ class Job:
 
 def needs_own_engine(config: Config) -> bool:
     """True when the run starts SGLang itself."""
-    engine = config.engine
-    return not (engine.urls or engine.router or engine.rendezvous) and config.rollout.replay is None
+    return config.engine.starts_servers and config.rollout.replay is None
 
 
 def quoted(value: object) -> str:

@@ -2,6 +2,6 @@
 
 from owpo_megatron.sync.fp8 import engine_arguments as fp8_engine_arguments
 from owpo_megatron.sync.push import EngineSync, Transport, WeightEngine
-from owpo_megatron.sync.registry import make_sync
+from owpo_megatron.sync.registry import make_sync, run_arguments
 
-__all__ = ["EngineSync", "Transport", "WeightEngine", "fp8_engine_arguments", "make_sync"]
+__all__ = ["EngineSync", "Transport", "WeightEngine", "fp8_engine_arguments", "make_sync", "run_arguments"]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from owpo_megatron.config import SyncConfig
+from owpo_megatron.config import Config, SyncConfig
+from owpo_megatron.engine.command import server_raw
 from owpo_megatron.errors import UserError
 from owpo_megatron.sync.delta.transport import DeltaTransport
 from owpo_megatron.sync.disk import DiskTransport
 from owpo_megatron.sync.distributed import DistributedTransport
-from owpo_megatron.sync.fp8 import quantized
+from owpo_megatron.sync.fp8 import engine_arguments, quantized
 from owpo_megatron.sync.hashes import EngineHashes, Layout
 from owpo_megatron.sync.ipc import IpcTransport
 from owpo_megatron.sync.push import EngineSync, Transport, WeightEngine, Weights
@@ -53,6 +55,12 @@ def make_sync(
         _on_the_way(config.fp8, layout),
         check,
     )
+
+
+def run_arguments(config: Config) -> dict[str, Any]:
+    """Return SGLang's arguments in a run, beside the defaults. SGLang reads no weights: the first push brings all."""
+    raw = {"load_format": "dummy"} | server_raw(config)
+    return raw | (engine_arguments(raw) if config.sync.fp8 else {})
 
 
 def make_transport(config: SyncConfig, scratch_dir: Path) -> Transport:

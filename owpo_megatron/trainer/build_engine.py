@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from owpo_megatron.config import Config
 from owpo_megatron.engine import Fleet, RecordedEngine, start_fleet
-from owpo_megatron.engine.command import server_raw, server_variables
+from owpo_megatron.engine.command import server_variables
+from owpo_megatron.engine.warm import WarmEngine, take_warm_engine, warm_folder
 from owpo_megatron.families import EngineLayout, HFModel
 from owpo_megatron.policy import MegatronPolicy
 from owpo_megatron.run.layout import RunFolder
-from owpo_megatron.sync import fp8_engine_arguments, make_sync
+from owpo_megatron.sync import make_sync, run_arguments
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.supply import ExclusiveSync
 from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
@@ -55,8 +57,6 @@ class EngineBuilder:
             return pool.submit(RecordedEngine, self._config.rollout.replay)
         if self._config.engine.rendezvous is not None:
             self._say("waiting for the engines; meanwhile the model is built")
-        elif not self._config.engine.urls:
-            self._say("starting the SGLang server; meanwhile the model is built")
         return pool.submit(self._start_fleet)
 
     def sync(self, fleet: Fleet | None) -> WeightSync:
@@ -79,14 +79,25 @@ class EngineBuilder:
 
     def _start_fleet(self) -> Fleet:
         config = self._config
-        # Every weight comes by the first push; SGLang need not read the checkpoint.
-        raw = {"load_format": "dummy"} | server_raw(config)
-        raw |= fp8_engine_arguments(raw) if config.sync.fp8 else {}
-        own, dtype = server_variables(config), config.model.dtype
-        fleet = start_fleet(
-            config.engine, self._model_files, dtype, raw, self._folder.logs, variables=own, with_keys=True
-        )
+        raw, own, dtype = run_arguments(config), server_variables(config), config.model.dtype
+        warm = self._warm_engine(raw, own)
+        if warm is not None:
+            self._say(f"using the warm engine at {warm.client.url}; engine.warm=false starts one of the run's own")
+            fleet = Fleet([warm], config.engine)
+        else:
+            if config.engine.starts_servers:
+                self._say("starting the SGLang server; meanwhile the model is built")
+            logs = self._folder.logs
+            fleet = start_fleet(config.engine, self._model_files, dtype, raw, logs, variables=own, with_keys=True)
         fleet.notify = self._say
         fleet.check_tokens(self._hf.vocab_size)
         self._stack.callback(fleet.close)
         return fleet
+
+    def _warm_engine(self, raw: Mapping[str, Any], variables: Mapping[str, str]) -> WarmEngine | None:
+        config = self._config
+        engine = config.engine
+        if not (engine.warm and engine.starts_servers and engine.count == 1):
+            return None
+        folder = warm_folder(config.runs_dir, engine, self._model_files, config.model.dtype, raw, variables)
+        return take_warm_engine(folder, engine)
