@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,25 +33,23 @@ PHASES = ("rollout", "verify", "logp_ref", "update", "sync")
 Log = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class OurSide:
+    """How our side runs a workload."""
+
+    ranks: int = 1  # data-parallel ranks of the trainer
+    engines: int = 1  # SGLang servers that share the responses
+    deterministic: bool = True  # rollout.deterministic
+
+
 def bench_step(
-    name: str,
-    against: str | None,
-    pairs: int,
-    ranks: int,
-    engines: int,
-    deterministic: bool,
-    microbatch: int | None,
-    log: Log,
+    workload: Workload, our: OurSide, pairs: int, log: Log, against: str | None = None, microbatch: int | None = None
 ) -> dict[str, Any]:
     """Measure a workload.
 
     Args:
-        name: of WORKLOADS.
-        against: "trl", or None for our side alone.
         pairs: counted steps of each side; results are medians.
-        ranks: data-parallel ranks of the trainer.
-        engines: SGLang servers that share the responses.
-        deterministic: `rollout.deterministic`.
+        against: "trl", or None for our side alone.
         microbatch: samples that TRL passes through its model at a time; None: all.
 
     Returns:
@@ -58,18 +57,15 @@ def bench_step(
         is the median of ours over the peer's, pair by pair.
 
     Raises:
-        UserError: no such workload.
         RunError: a side failed, or on the same tokens the losses differ by more than 1e-5, the gradients' norms by more
             than one part in 10,000.
     """
-    if name not in WORKLOADS:
-        raise UserError("--workload", name, f"use one of {', '.join(WORKLOADS)}")
-    workload, steps = WORKLOADS[name], WARM_UP + pairs
+    steps = WARM_UP + pairs
     with TemporaryDirectory(prefix="owpo-step-") as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
         write_workload(folder, workload)
         log("starting the trainer and its engine")
-        ours = stack.enter_context(_our_side(folder, workload, steps, ranks, engines, deterministic))
+        ours = stack.enter_context(_our_side(folder, workload, steps, our))
         peer = None
         if against:
             log("starting TRL")
@@ -86,17 +82,23 @@ def bench_step(
         if peer:
             log("both losses on the same tokens")
             figures |= _same_loss(folder, workload, peer_lines[0])
-    return {"workload": name, "deterministic": deterministic, "ranks": ranks, "engines": engines} | figures
+    return asdict(our) | figures
+
+
+def find_workload(name: str) -> Workload:
+    """Return a workload by name. Raises UserError where there is none."""
+    if name not in WORKLOADS:
+        raise UserError("--workload", name, f"use one of {', '.join(WORKLOADS)}")
+    return WORKLOADS[name]
 
 
 @contextlib.contextmanager
-def _our_side(
-    folder: Path, workload: Workload, steps: int, ranks: int, engines: int, deterministic: bool
-) -> Iterator[Side]:
+def _our_side(folder: Path, workload: Workload, steps: int, our: OurSide) -> Iterator[Side]:
     from owpo_megatron.config import Config
     from owpo_megatron.launch.local import rank_command, rank_environment
 
-    raw = run_config(folder, workload, steps, ranks, engines, deterministic)
+    ranks = our.ranks
+    raw = run_config(folder, workload, steps, ranks, our.engines, our.deterministic)
     config_file = folder / "config.json"
     config_file.write_text(json.dumps(raw))
     Config.load(config_file)

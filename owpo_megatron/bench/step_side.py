@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 import psutil
 
+from owpo_megatron.bench.processes import cpu_seconds, peak_bytes
 from owpo_megatron.errors import RunError
 
 
@@ -48,7 +49,7 @@ class Side:
         return json.loads(text) | {"wall": wall, "cpu": self._cpu_seconds() - cpu}
 
     def peaks(self) -> dict[str, int]:
-        """Peak resident bytes of each process, by side and name."""
+        """Peak resident bytes of the largest process of each kind, as "SIDE: KIND"."""
         return self._peaks
 
     def _tell(self) -> None:
@@ -68,24 +69,13 @@ class Side:
         pipe: TextIO = opened[0]
         return pipe
 
-    def _tree(self) -> list[psutil.Process]:
-        top = psutil.Process(self._process.pid)
-        return [top, *top.children(recursive=True)]
-
     def _cpu_seconds(self) -> float:
-        total = 0.0
-        for process in self._tree():
-            with contextlib.suppress(psutil.Error):
-                used = process.cpu_times()
-                total += used.user + used.system
-        return total
+        return sum(cpu_seconds(self._process.pid).values())
 
     def _note_peaks(self) -> None:
-        for process in self._tree():
-            with contextlib.suppress(psutil.Error, OSError, StopIteration):
-                status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-                peak = next(line for line in status if line.startswith("VmHWM")).split()[1]
-                self._peaks[f"{self._name} {process.name()} {process.pid}"] = 1024 * int(peak)
+        for name, peak in peak_bytes(self._process.pid).items():
+            name = f"{self._name}: {name}"
+            self._peaks[name] = max(peak, self._peaks.get(name, 0))
 
 
 def pipes(folder: Path, name: str, make: bool = False) -> tuple[Path, Path]:

@@ -53,16 +53,6 @@ WORKLOADS = {
 }
 
 
-def correct(text: str) -> bool:
-    """The reward: a sum over the response's tokens, odd or even."""
-    return sum(int(word[1:]) for word in text.split() if word[1:].isdigit()) % 2 == 1
-
-
-def grade(response: str, answer: str) -> bool:
-    """`correct` as a rule of the verifier."""
-    return correct(response)
-
-
 def write_workload(folder: Path, workload: Workload) -> None:
     """Write policy/, reference/ (HF folders with a tokenizer) and prompts.jsonl into `folder`."""
     for seed, name in enumerate(("policy", "reference")):
@@ -93,7 +83,7 @@ def run_config(
             "save": False,
             "deterministic": deterministic,
         },
-        "verifier": {"rule": "python:owpo_megatron.bench.step_workload:grade"},
+        "verifier": {"rule": "python:owpo_megatron.bench.step_rule:grade"},
         "optimizer": {"steps": steps, "updates_per_step": 1, "lr": LEARNING_RATE, "clip_grad": CLIP_GRAD},
         "parallel": {"dp": ranks},
         "engine": {"count": engines},

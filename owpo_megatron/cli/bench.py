@@ -227,49 +227,6 @@ def head(
         out.print(f"written: {escape(str(plot))}")
 
 
-@bench.command("step")
-def step(
-    workload: Annotated[str, typer.Option(help="small, medium or long.")] = "small",
-    against: Annotated[
-        Literal["none", "trl"], typer.Option(help="Take turns with TRL's GRPOTrainer, in an environment of its own.")
-    ] = "none",
-    pairs: Annotated[int, typer.Option(min=1, help="Counted steps of each side; results are medians.")] = 5,
-    ranks: Annotated[
-        int | None, typer.Option(min=1, help="Data-parallel ranks of the trainer; default: one per core, at most 2.")
-    ] = None,
-    engines: Annotated[int, typer.Option(min=1, help="SGLang servers of our side (engine.count).")] = 1,
-    deterministic: Annotated[
-        bool, typer.Option(help="Responses do not depend on what else is generated (rollout.deterministic).")
-    ] = True,
-    microbatch: Annotated[
-        int | None, typer.Option(min=1, help="Samples that TRL passes through its model at a time; default: all.")
-    ] = None,
-    json_file: JsonFile = None,
-) -> None:
-    """Time whole training steps (GRPO with a reference, real SGLang, fixed lengths, float32), alone or against TRL.
-
-    Example: owpo bench step --workload medium --against trl --json step.json
-    """
-    import os
-
-    from owpo_megatron.bench.step import bench_step
-
-    peer = None if against == "none" else against
-    world = ranks or min(2, len(os.sched_getaffinity(0)))
-    with progress("step") as log:
-        figures = bench_step(workload, peer, pairs, world, engines, deterministic, microbatch, log)
-    report_rows(step_rows(figures), json_file, figures)
-
-
-def step_rows(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row per side: seconds of a step and of its phases."""
-    rows = [{"side": "ours", "seconds": figures["seconds_per_step"], **figures["phases"]}]
-    if "ratio" in figures:
-        rows.append({"side": "trl", "seconds": figures["peer_seconds_per_step"], **figures["peer_phases"]})
-        rows.append({"side": "ours / trl, median of pairs", "seconds": figures["ratio"]})
-    return rows
-
-
 @contextmanager
 def progress(name: str) -> Iterator[Callable[[str], None]]:
     """Show the current stage of a benchmark: in place on a terminal, a line for each otherwise."""

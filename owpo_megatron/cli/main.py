@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from owpo_megatron import __version__
 from owpo_megatron.cli.bench import bench
+from owpo_megatron.cli.bench_step import growth, start, step
 from owpo_megatron.cli.compare import compare
 from owpo_megatron.cli.config import config
 from owpo_megatron.cli.convert import convert
@@ -67,6 +68,9 @@ app.command("setup-engine")(setup_engine)
 app.add_typer(data, name="data")
 app.add_typer(convert, name="convert")
 app.add_typer(bench, name="bench")
+bench.command("step")(step)
+bench.command("start")(start)
+bench.command("growth")(growth)
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from owpo_megatron.conversion.unfinished import Unfinished
 from owpo_megatron.errors import UserError
@@ -39,6 +38,8 @@ def carry_files(template: Path, folder: Path) -> None:
     if (template / _TEMPLATES).is_dir():
         shutil.copytree(template / _TEMPLATES, folder / _TEMPLATES, dirs_exist_ok=True)
     if text_fields(read_config_file(template)) is not None:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # seconds
+
         config = transformers_config(template)
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
         config.save_pretrained(folder)

@@ -55,6 +55,7 @@ COMMANDS = {
         "--rendezvous",
         "--restarts",
         "--tp",
+        "--warm",
         "MODEL_DIR | NAME=VALUE",
     ],
     "launch submit": [
@@ -117,6 +118,8 @@ COMMANDS = {
         "--ranks",
         "--workload",
     ],
+    "bench start": ["--json", "--rounds", "--workload"],
+    "bench growth": ["--json", "--steps", "--workload"],
     "bench swap": ["--dtype", "--json", "--params", "--rounds"],
 }
 

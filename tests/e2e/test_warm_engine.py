@@ -1,4 +1,4 @@
-"""`owpo serve -c FILE --warm` with a real SGLang: runs of the file find it, one after the other, and it outlives them."""
+"""`owpo serve -c FILE --warm` with a real SGLang: runs of the file find it in turn, and it outlives them."""
 
 from __future__ import annotations
 

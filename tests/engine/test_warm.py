@@ -53,13 +53,14 @@ def test_what_cannot_be_used_is_not_waited_for(fault: str, server: str, tmp_path
 
 
 def test_a_folder_for_every_server_that_does_something_else(model: Path, tmp_path: Path) -> None:
-    def folder(config: EngineConfig = ENGINE, dtype: str = "float32", variables: dict[str, str] = {}, **raw: Any) -> Path:
+    def folder(config: EngineConfig = ENGINE, dtype: str = "float32", variant: str = "1", **raw: Any) -> Path:
+        variables = {"OWPO_BATCH_INVARIANT": variant}
         return warm_folder(tmp_path / "runs", config, model, dtype, raw, variables)
 
     same = [folder(), folder(EngineConfig(device="cpu", port=4000, request_timeout=5))]
     others = [
         folder(dtype="bfloat16"),
-        folder(variables={"OWPO_BATCH_INVARIANT": "0"}),
+        folder(variant="0"),
         folder(max_total_tokens=99),
         folder(EngineConfig(device="cpu", concurrency=7)),
         folder(EngineConfig(device="cpu", python=tmp_path / "python")),
