@@ -23,7 +23,7 @@ KINDS = (
 
 
 def kind(process: psutil.Process) -> str:
-    """What a process of a run is, by its command line; "others" where nothing fits or it has ended."""
+    """Return what a process of a run is, by its command line; "others" where nothing fits or it has ended."""
     with contextlib.suppress(psutil.Error):
         line = " ".join([process.name(), *process.cmdline()])
         return next((name for part, name in KINDS if part in line), "others")

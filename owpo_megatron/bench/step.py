@@ -35,7 +35,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class OurSide:
-    """How our side runs a workload."""
+    """Layout in which our side runs a workload."""
 
     ranks: int = 1  # data-parallel ranks of the trainer
     engines: int = 1  # SGLang servers that share the responses

@@ -1,4 +1,4 @@
-"""Where a run's metrics go: the file, with the speed that its lines get, and trackers."""
+"""Destinations of a run's metrics: the file, with the speed that its lines get, and trackers."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is due after so many finished steps.
+    """Evaluations, checkpoints and swaps that are due after so many finished steps.
 
     Example: with `evaluations` every 10 steps, before and after, and 25 steps: after 0, 10, 20 and 25 of them.
     """

@@ -77,7 +77,7 @@ def test_a_start_with_a_warm_engine_leaves_sglangs_seconds_out(tmp_path: Path) -
 
 
 def test_growth_changes_one_size_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured is replaced: seconds are the tokens, so that the ratios are known."""
+    """Seconds are the tokens, in place of a measurement, so that the ratios are known."""
 
     def measured(workload: Workload, our: OurSide, steps: int, log: Any) -> dict[str, Any]:
         log("step")
