@@ -17,7 +17,7 @@ from owpo_megatron.types import Prompt
 
 @dataclass(frozen=True)
 class RunData:
-    """Problems that a run trains and is evaluated on. Empty and without a tokenizer on other ranks than global rank 0."""
+    """Problems that a run trains and is evaluated on. Empty, without a tokenizer, off global rank 0."""
 
     date: datetime.date  # what templates print as today
     tokenizer: Tokenizer | None = None
