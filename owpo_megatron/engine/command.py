@@ -37,6 +37,7 @@ TRAINER_VARIABLES = {
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS"),
 }
 DEVICES = Path("/dev")
+BOUND_STORE = Path(__file__).with_name("bound_store.py")  # runs the server's module; not imported: it needs torch
 # For weights below this size one thread is faster than synchronising several. The trainer's ranks sleep meanwhile.
 ONE_THREAD_BYTES = 8 << 20
 
@@ -160,7 +161,7 @@ def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Ma
 
 def command_line(python: Path, arguments: Mapping[str, Any]) -> list[str]:
     """Convert `{"max_total_tokens": 8192, "sleep_on_idle": True}` to a command; False and None omit an argument."""
-    command = [str(python), "-m", "sglang.launch_server"]
+    command = [str(python), str(BOUND_STORE), "sglang.launch_server"]
     for name, value in arguments.items():
         flag = "--" + name.replace("_", "-")
         if value is True:

@@ -132,6 +132,7 @@ def rank_command(world_size: int, logs: Path, module: str, arguments: Sequence[s
         f"--nproc-per-node={world_size}",
         *("--nnodes=1", "--node-rank=0", "--master-addr=127.0.0.1", f"--master-port={free_port()}"),
         *("--rdzv-backend=static", f"--shutdown-timeout={_SHUTDOWN_SECONDS}"),
+        f"--log-dir={os.devnull}",  # else an empty folder in /tmp for each attempt; ranks have logs of their own
         *("-m", *rank),
     ]
 

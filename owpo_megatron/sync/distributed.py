@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, _new_process_group_helper, _world
 
+from owpo_megatron.engine.bound_store import BoundStore
 from owpo_megatron.errors import EngineError
 from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, on_device
 from owpo_megatron.sync.push import WeightEngine, on_all
@@ -88,13 +89,16 @@ class DistributedTransport:
     def _open(self, engines: Sequence[WeightEngine], backend: str) -> None:
         self._engines, self._name = list(engines), f"owpo-{uuid.uuid4().hex[:8]}"
         *offsets, world_size = accumulate((engine.tp_size for engine in engines), initial=1)
-        # A store of our own: under torchrun, `rendezvous` would return the launcher's store.
-        store = dist.TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        seen_from = {id(engine): address_seen_from(engine.url) for engine in engines}
+        # A store of our own: under torchrun, `rendezvous` would return the launcher's store. It listens where the
+        # engines look for it; on every interface only where they look in different places.
+        host, *others = sorted(set(seen_from.values()))
+        where = "0.0.0.0" if others else host
+        store = BoundStore(where, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
         offset_of = dict(zip(map(id, engines), offsets, strict=True))
 
         def join(engine: WeightEngine) -> None:
-            host, offset = address_seen_from(engine.url), offset_of[id(engine)]
-            engine.join_group(host, store.port, offset, world_size, self._name, backend)
+            engine.join_group(seen_from[id(engine)], store.port, offset_of[id(engine)], world_size, self._name, backend)
 
         def make() -> dist.ProcessGroup:
             # as SGLang creates its side of the group: with or without a default group

@@ -165,7 +165,7 @@ def test_raw_arguments_override_the_defaults() -> None:
     raw = {"max_total_tokens": 99, "sleep_on_idle": False, "lora_paths": ["a", "b"], "json_thing": {"x": 1}}
     arguments = server_arguments(EngineConfig(device="cpu"), Path("/m"), "float32", raw)
     command = command_line(Path("/p"), arguments)
-    assert command[:3] == ["/p", "-m", "sglang.launch_server"]
+    assert command[0] == "/p" and command[1].endswith("bound_store.py") and command[2] == "sglang.launch_server"
     text = " ".join(command)
     assert "--max-total-tokens 99" in text and "--lora-paths a b" in text and '--json-thing {"x": 1}' in text
     assert "--sleep-on-idle" not in text

@@ -28,8 +28,9 @@ def build(mutant: dict[str, str], out: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("owpo_megatron", "tests/faults", "tests/data/golden", "examples/quickstart"):
         shutil.copytree(ROOT / name, out / name, ignore=ignored)
-    for file in (ROOT / "tests").glob("*.py"):
-        shutil.copy(file, out / "tests")
+    (out / "tests" / "verifiers").mkdir()
+    for file in [*(ROOT / "tests").glob("*.py"), ROOT / "tests" / "verifiers" / "hostile_rules.py"]:
+        shutil.copy(file, out / file.relative_to(ROOT))
     file = out / mutant["file"]
     file.write_text(file.read_text().replace(mutant["text"], mutant["replacement"]))
     return out
@@ -59,8 +60,8 @@ def test_a_broken_build_is_caught(mutant: dict[str, Any], tmp_path: Path) -> Non
     """The effect counts, not a machine so busy that a run seems to hang: only a check of hangs comes out as one."""
     hangs = mutant.get("outcome") == "hang"
     tree, results = build(mutant, tmp_path / "tree"), tmp_path / "results.json"
-    chosen = ("--kind", mutant["kind"], "--by", mutant.get("by", "ranks"), "--seed", "1", "--results", str(results))
-    done = suite(tree, "60" if hangs else "900", *chosen)
-    assert done.returncode == 1, done.stdout + done.stderr
+    chosen = ("--kind", mutant["kind"], "--by", mutant.get("by", "ranks"), "--seed", str(mutant.get("seed", 1)))
+    done = suite(tree, "60" if hangs else "900", *chosen, "--results", str(results))
+    assert done.returncode == 1 and results.is_file(), done.stdout + done.stderr
     (result,) = json.loads(results.read_text())
     assert (result["outcome"] == "hang") == hangs and "the suite itself failed" not in result["told"], done.stdout

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from tiny import make_hf_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from owpo_megatron.config import SyncConfig
-from owpo_megatron.engine import EngineClient, Fleet
+from owpo_megatron.engine import EngineClient, Fleet, Server
 from owpo_megatron.errors import EngineError
 from owpo_megatron.families import EngineLayout
 from owpo_megatron.sync import EngineSync, make_sync
@@ -80,6 +81,18 @@ def test_weights_and_version_arrive(
     assert difference(engine, models[0]) > 1e-2, "the two models are too alike for this test to mean anything"
     sync.close()
     assert not list(tmp_path.iterdir()), "files were left behind"
+
+
+def test_nothing_listens_to_other_machines(engine: Fleet, models: list[PreTrainedModel]) -> None:
+    """Neither SGLang's server and scheduler, nor the store of the group that weights are broadcast in."""
+    sync = EngineSync(DistributedTransport(), engine.clients, 1 << 20)
+    with closing(sync):
+        sync.push(models[0].state_dict().items(), 7)
+        server = engine.engines[0]
+        assert isinstance(server, Server)
+        family = [psutil.Process(), psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        ears = {one.laddr.ip for process in family for one in process.net_connections("tcp") if one.status == "LISTEN"}
+    assert "127.0.0.1" in ears and not ears & {"0.0.0.0", "::"}, ears
 
 
 def test_checksums_name_what_did_not_arrive(engine: Fleet, models: list[PreTrainedModel]) -> None:
