@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None, verifier: Verifier | None = None) -> int
     except BaseException as error:  # torch's CheckpointException is no Exception
         return report(error, error_file, rank, spare)
     finally:
-        spare.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or the disk is read-only by now
+            spare.unlink()
     return 0
 
 

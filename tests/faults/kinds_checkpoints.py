@@ -147,6 +147,36 @@ def disk_full(trial: Trial) -> None:
             json.loads(line)
 
 
+@fault("a disk too small for a checkpoint", promise=LEFT, by=("command", "ranks"))
+def disk_too_small(trial: Trial) -> None:
+    """It becomes full in the middle of the first one: one line, and half a checkpoint is none."""
+    runs = Path(trial.settings["runs_dir"])
+    with _small_disk(runs, f"{trial.rng.randint(300, 700)}k") as mounted:
+        if not mounted:
+            raise Wrong("this kind needs a user who may mount a tmpfs")
+        trial.train().refused(r"became full while the checkpoint of step 1 was written .*starts from the beginning")
+        if trial.saved():
+            raise Wrong(f"half a checkpoint counts: {trial.saved()}")
+        subprocess.run(["mount", "-o", "remount,size=64m", str(runs)], check=True)
+        trial.goes_on()
+
+
+@fault("too little room for the next checkpoint", promise=LEFT, by=("command", "ranks"))
+def too_little_room(trial: Trial) -> None:
+    """Room for everything else: the size of the last checkpoint is asked for before the next one is begun."""
+    runs = Path(trial.settings["runs_dir"])
+    with _small_disk(runs, "64m") as mounted:
+        if not mounted:
+            raise Wrong("this kind needs a user who may mount a tmpfs")
+        trial.train("optimizer.steps=2").done()
+        needed = sum(file.stat().st_size for file in trial.checkpoint(2).rglob("*") if file.is_file())
+        filler, spare = runs / "filler", int(needed * trial.rng.uniform(0.4, 0.8))
+        filler.write_bytes(bytes(shutil.disk_usage(runs).free - spare))
+        trial.train().refused(r"no room for the checkpoint of step 3: [\d.]+ [MG]iB are free at .*goes on from step 2")
+        filler.unlink()
+        trial.goes_on(at_least=2)
+
+
 def _filled(filler: Path, runs: Path, trial: Trial) -> bool:
     """Take what is left of the disk, from the first checkpoint on."""
     if trial.saved():

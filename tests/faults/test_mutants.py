@@ -31,6 +31,7 @@ def build(mutant: dict[str, str], out: Path) -> Path:
     (out / "tests" / "verifiers").mkdir()
     for file in [*(ROOT / "tests").glob("*.py"), ROOT / "tests" / "verifiers" / "hostile_rules.py"]:
         shutil.copy(file, out / file.relative_to(ROOT))
+    (out / ".venv-engine").symlink_to(ROOT / ".venv-engine")
     file = out / mutant["file"]
     file.write_text(file.read_text().replace(mutant["text"], mutant["replacement"]))
     return out
