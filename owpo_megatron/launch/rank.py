@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import io
 import os
 import runpy
 import signal
@@ -21,6 +23,7 @@ import tempfile
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from owpo_megatron.errors import UserError
 
@@ -34,6 +37,7 @@ def main(logs: Path, module: str, arguments: list[str]) -> int:
         signal.signal(number, _end_before_the_start)
     _keep_descriptors()
     _write_streams_to(logs / f"rank_{rank}.log", streams=(2,) if rank == 0 else (1, 2))
+    sys.stdout = _terminal()
     _shorten_temporary_folder()
     return _run(module, arguments, logs / f"error_rank_{rank}.txt")
 
@@ -64,6 +68,27 @@ def _write_streams_to(log: Path, streams: tuple[int, ...]) -> None:
     for stream in streams:
         os.dup2(descriptor, stream)
     os.close(descriptor)
+
+
+class _Output(io.FileIO):
+    """Standard output that goes nowhere once nobody reads it: a run does not end with `| head` or a terminal."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        return super().write(data)
+
+
+def _terminal() -> io.TextIOWrapper:
+    """Standard output as before, which also bears characters that the terminal's encoding lacks."""
+    raw = io.BufferedWriter(_Output(1, "w", closefd=False))
+    return io.TextIOWrapper(raw, sys.stdout.encoding, errors="replace", write_through=True, line_buffering=True)
 
 
 def _keep_descriptors() -> None:

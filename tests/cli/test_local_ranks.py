@@ -32,6 +32,11 @@ PROGRAM = """
     if sys.argv[1] == "fine":
         print(f"hello of rank {rank} with {sys.argv[3]}", flush=True)
         (here / f"omp_{rank}").write_text(os.environ["OMP_NUM_THREADS"])
+    elif sys.argv[1] == "talk":
+        for line in range(50):
+            print(f"line {line}, \u03c0 \u2192 \u6570")
+            time.sleep(0.01)
+        (here / "talked").touch()
     elif sys.argv[1] == "mistake" and rank == int(sys.argv[3]):
         raise UserError("parallel.tp", 3, "use a divisor")
     elif sys.argv[1] == "failure" and rank == int(sys.argv[3]):
@@ -41,7 +46,7 @@ PROGRAM = """
     elif sys.argv[1] == "stop":
         signal.signal(signal.SIGTERM, stop)
         (here / f"ready_{rank}").touch()
-    if sys.argv[1] != "fine":
+    if sys.argv[1] not in ("fine", "talk"):
         time.sleep(120)
         (here / f"slept_{rank}").touch()
 """
@@ -95,12 +100,21 @@ def test_reason_of_a_single_rank(program: str, tmp_path: Path, kind: str, code: 
     ],
 )
 def test_a_failing_rank_takes_the_others_down(
-    program: str, tmp_path: Path, kind: str, code: int, reason: str, capfd: pytest.CaptureFixture[str]
+    program: str,
+    tmp_path: Path,
+    kind: str,
+    code: int,
+    reason: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The other rank sleeps, and does not get to the end of it; one that hangs in a collective is not covered."""
+    """The other rank sleeps, and does not get to the end of it; one that hangs in a collective is not covered. torchrun
+    leaves no folder behind."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     outcome = run_ranks([kind, str(tmp_path), "1"], 2, tmp_path / "logs", program)
     assert (outcome.code, outcome.reason) == (code, reason)
-    assert not list(tmp_path.glob("slept_*"))
+    assert not list(tmp_path.glob("slept_*")) and not list((tmp_path / "tmp").glob("torchelastic*"))
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -109,6 +123,22 @@ def test_errors_of_an_earlier_start_are_forgotten(program: str, tmp_path: Path) 
     outcome = run_ranks(["failure", str(tmp_path), "0"], 1, tmp_path / "logs", program)
     assert outcome.code == 1
     assert outcome.log is not None and "Traceback" in outcome.log.read_text()
+
+
+def test_a_run_does_not_end_with_the_reader_of_its_output(program: str, tmp_path: Path) -> None:
+    """`| head -1`, in an encoding that lacks what is printed."""
+    code = f"""
+        import sys
+        from pathlib import Path
+        from owpo_megatron.launch.local import run_ranks
+        sys.exit(run_ranks(["talk", {str(tmp_path)!r}], 1, Path({str(tmp_path / "logs")!r}), {program!r}).code)
+    """
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    launcher = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, env=env)
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == b"line 0, ? ? ?\n"
+    launcher.stdout.close()
+    assert launcher.wait(timeout=60) == 0 and (tmp_path / "talked").exists()
 
 
 @pytest.mark.ranks

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from registry import fault
-from trial import Lost, Trial, Wrong
+from trial import STEPS, Lost, Trial, Wrong
 
 from owpo_megatron.run.sealed import seal
 
@@ -149,7 +149,7 @@ def disk_full(trial: Trial) -> None:
 
 @fault("a disk too small for a checkpoint", promise=LEFT, by=("command", "ranks"))
 def disk_too_small(trial: Trial) -> None:
-    """It becomes full in the middle of the first one: one line, and half a checkpoint is none."""
+    """End in one line in the middle of the first one; half a checkpoint is none."""
     runs = Path(trial.settings["runs_dir"])
     with _small_disk(runs, f"{trial.rng.randint(300, 700)}k") as mounted:
         if not mounted:
@@ -175,6 +175,22 @@ def too_little_room(trial: Trial) -> None:
         trial.train().refused(r"no room for the checkpoint of step 3: [\d.]+ [MG]iB are free at .*goes on from step 2")
         filler.unlink()
         trial.goes_on(at_least=2)
+
+
+@fault("the disk becomes read-only", promise=LEFT, by=("command",))
+def disk_read_only(trial: Trial) -> None:
+    """Print the reason, which no file takes any more; a file system with an error becomes so."""
+    runs = Path(trial.settings["runs_dir"])
+    with _small_disk(runs, "64m") as mounted:
+        if not mounted:
+            raise Wrong("this kind needs a user who may mount a tmpfs")
+        run = trial.start("optimizer.steps=60")
+        run.wait_until(lambda: 1 in trial.saved(), "checkpoint 1")
+        subprocess.run(["mount", "-o", "remount,ro", str(runs)], capture_output=True)
+        run.wait().refused("", code=1).told("could not be written: Read-only file system")
+        saved = max(trial.saved())
+        subprocess.run(["mount", "-o", "remount,rw", str(runs)], check=True)
+        trial.goes_on(f"optimizer.steps={max(saved, STEPS)}", at_least=saved)
 
 
 def _filled(filler: Path, runs: Path, trial: Trial) -> bool:
