@@ -64,7 +64,7 @@ class WarmUp:
 RECIPES = {
     "cipher": WarmUp(),
     "countdown": WarmUp(task="countdown", steps=300, hidden_size=96, layers=3, head_dim=24, ffn_size=256),
-    "lookup": WarmUp(task="lookup", steps=300),
+    "lookup": WarmUp(task="lookup", steps=1000, lr=6e-3),
 }
 
 
