@@ -147,6 +147,13 @@ class Config(Section):
             who = method.name if roll.dynamic_sampling is None else "rollout.dynamic_sampling: false"
             remedy = f"{who} keeps every group, none is replaced; leave it out, or set rollout.dynamic_sampling true"
             raise UserError("rollout.oversampling", roll.oversampling, remedy)
+        plans = method if roll.plan is None else find_method(roll.plan)
+        if self.environment is not None and not plans.takes_episodes:
+            remedy = (
+                "its plan begins, continues or gives whole responses, which episodes have no place for; use another"
+            )
+            field = "algorithm.name" if roll.plan is None else "rollout.plan"
+            raise UserError(field, plans.name, f"{remedy} (owpo methods), or leave environment out")
         if roll.max_staleness and self.environment is not None:
             remedy = "episodes and training take turns; set 0, or leave environment out"
             raise UserError("rollout.max_staleness", roll.max_staleness, remedy)

@@ -165,6 +165,9 @@ class Method:
     """Reads what the run remembers of a prompt: `past_N` in `advantages`, `view.record` in `plan`."""
     draws_as_policy: ClassVar[bool] = True
     """False: the plan draws at other temperatures, so the engine's log-probs are not those of the policy."""
+    takes_episodes: ClassVar[bool] = True
+    """Its plan works with `environment`. False: it begins or continues responses, shows hints, or gives whole responses
+    of others, none of which an episode has a place for."""
     needs_solutions: ClassVar[bool] = False
     """Reads the data's hints or solutions: `view.solutions` in `plan`."""
     needs_answers: ClassVar[bool] = False

@@ -19,8 +19,10 @@ import torch
 from fakes import FakeEngine, FakePolicy, FakeReference, FakeSync, FakeVerifier, NoLog, make_batches, make_collector
 from tiny import make_config
 
+from owpo_megatron.config import Config
 from owpo_megatron.data import ShuffledStream
-from owpo_megatron.methods import ChunkBatch, Method, SampleView, StepView, catalogue, make_method
+from owpo_megatron.errors import UserError
+from owpo_megatron.methods import Ask, ChunkBatch, Method, PlanView, SampleView, StepView, catalogue, make_method
 from owpo_megatron.methods.sampling.knapsack import worth
 from owpo_megatron.trainer.ledger import PromptLedger, SamplePool
 from owpo_megatron.trainer.main_rank import MainRank
@@ -133,6 +135,40 @@ def test_a_short_step_is_no_error(name: str) -> None:
     for respond in (lambda prompt, rng: [2] if prompt.prefix else [1, 2], lambda prompt, rng: [1, 1]):
         run = Run(make_method(name), respond)
         run.minibatch(run.collect(60))
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_plan_that_asks_for_more_than_turns_says_that_it_takes_no_episodes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rlpr asks for whole responses alone, and judges them by the answer that follows, which no turn has."""
+    settings: dict[str, Any] = {"scaf_grpo": {"warmup": 0}, "ead": {"warmup": 2, "piece": 2}}.get(name, {})
+    method = make_method(name, **settings)
+    asked: list[Ask] = []
+    plan = type(method).plan
+
+    def noted(self: Method, view: PlanView) -> Sequence[Ask]:
+        asks = plan(self, view)
+        asked.extend(asks)
+        return asks
+
+    monkeypatch.setattr(type(method), "plan", noted)
+    run = Run(method, solutions=Solved(("1212",)))
+    for step in range(10):
+        run.collect(step)
+    assert asked
+    more = any(
+        one.prefix or one.given or one.prompt.prefix or one.trained_on is not None or one.extends is not None
+        for one in asked
+    )
+    assert method.takes_episodes is not (more or name == "rlpr")
+    layers = {"model": {"path": "."}, "data": {"source": "task:lookup"}, "environment": {"name": "lookup"}}
+    for section in ({"algorithm": {"name": name}}, {"rollout": {"plan": name}}):
+        if method.takes_episodes:
+            Config.build(layers | section)
+        else:
+            with pytest.raises(UserError, match=f"= {name}: .*episodes"):
+                Config.build(layers | section)
 
 
 # ---------------------------------------------------------------------------------------------- how many siblings

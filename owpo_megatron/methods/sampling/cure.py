@@ -23,6 +23,7 @@ class Cure(Sampled):
     summary = "as DAPO's S; branches from uncertain tokens join the group"
     paper = "arXiv:2508.11016"
     groups = "mixed"
+    takes_episodes = False
 
     clip_high: float = hyper(0.28, "Upper clip range of the ratio.", gt=0)
     branches: int = hyper(3, "Continuations of each original.", ge=1)

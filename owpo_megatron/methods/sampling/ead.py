@@ -22,6 +22,7 @@ class Ead(Sampled):
     name = "ead"
     summary = "as GRPO's S; the sampling temperature falls along the response"
     paper = "arXiv:2510.05251"
+    takes_episodes = False
     draws_as_policy = False
 
     highest: float = hyper(1.2, "Temperature after the warm-up tokens.", gt=0)

@@ -25,6 +25,7 @@ class Ghpo(Sampled):
     summary = "as GRPO's S; prompts that fail throughout again with a part of their solution"
     paper = "arXiv:2507.10628"
     needs_solutions = True
+    takes_episodes = False
 
     start: int = hyper(0, "Steps without hints at the run's beginning.", ge=0)
 

@@ -28,6 +28,7 @@ class Guide(Sampled):
     paper = "arXiv:2506.13923"
     coupling = "minibatch"
     needs_solutions = True
+    takes_episodes = False
     keeps_old = True
 
     quantile: float = hyper(0.9, "Quantile of the hinted tokens' ratios that is gamma.", gt=0, le=1)

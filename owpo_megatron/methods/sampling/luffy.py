@@ -27,6 +27,7 @@ class Luffy(Method):
     kind = "sampling"
     divisor = "sample_sums"
     needs_solutions = True
+    takes_episodes = False
 
     shape: float = hyper(0.1, "Probability at which an external token's weight is 1/2.", gt=0)
 

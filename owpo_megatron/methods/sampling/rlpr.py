@@ -24,6 +24,7 @@ class Rlpr(Sampled):
     summary = "S with R = probability of the reference answer after the reasoning, minus that without it"
     paper = "arXiv:2506.18254"
     needs_answers = True
+    takes_episodes = False
 
     clip_high: float = hyper(0.27, "Upper clip range of the ratio.", gt=0)
     beta: float = hyper(0.5, "Share of the mean spread below which a group is dropped; 0: none is.", ge=0)

@@ -22,6 +22,7 @@ class ScafGrpo(Sampled):
     summary = "as GRPO's S; one sibling replaced by a right response to the least hint"
     paper = "arXiv:2510.19807"
     needs_solutions = True
+    takes_episodes = False
 
     warmup: int = hyper(50, "Steps without hints at the run's beginning.", ge=0)
 
