@@ -275,7 +275,10 @@ def _prepared(target: Target, wish: Wish) -> Job:
     folder = data_folder(wish.data or target.config.eval.data_dir)
     made = PromptTemplate.of(own, tokenizer, date)
     sets = [_set(spec, target, folder, made, own, wish.seed) for spec in _specs(target, wish)]
-    return Job(target, tokenizer, sets, response_limit(target.files, sets, wish.max_tokens, longest))
+    # What lies between the turns of an episode is rendered as its opening is.
+    config = target.config.model_copy(update={"data": own.model_copy(update={"date": date})})
+    limit = response_limit(target.files, sets, wish.max_tokens, longest)
+    return Job(replace(target, config=config), tokenizer, sets, limit)
 
 
 def _specs(target: Target, wish: Wish) -> list[EvalSet]:

@@ -167,7 +167,7 @@ def _draw(
             graded = grading.result()
             verdicts.extend(graded)
             for place, rollout, verdict in zip(places[first:], rollouts, graded, strict=False):
-                length, truncated = len(rollout.response_ids), rollout.finish_reason == "length"
+                length, truncated = rollout.generated_length, rollout.finish_reason == "length"
                 results.add(*place, Draw(verdict.reason, length, truncated, rollout.response_ids))
             if progress is not None:
                 progress(len(results), total, results.right)

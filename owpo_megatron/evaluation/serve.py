@@ -50,7 +50,8 @@ def evaluate_weights(
     Args:
         weights: an HF folder, a converted folder or a run's checkpoint.
         served: context that yields the HF folder of these weights, for as long as the engine needs it.
-        config: uses engine, verifier, sglang and model.dtype. Servers given by URL load the weights from the HF folder,
+        config: uses engine, verifier, sglang, model.dtype, and for episodes environment and data. Servers given by URL
+            load the weights from the HF folder,
             which they must see under the same path.
 
     Raises:
@@ -73,6 +74,9 @@ def evaluate_weights(
     rules = {domain: rule for one in sets for domain, rule in one.rules.items()}
     with ExitStack() as stack:
         model = stack.enter_context(served())
+        episodes = None
+        if config.environment is not None:
+            episodes = EnvironmentBuilder(config, tokenizer, None, log.warning, stack)
         fleet = stack.enter_context(
             start_fleet(config.engine, model, config.model.dtype, server_raw(config), out / "logs", with_keys=True)
         )
@@ -83,9 +87,8 @@ def evaluate_weights(
         stack.callback(verifier.close)
         stop = tuple(config.rollout.stop)
         engine: RolloutEngine = fleet
-        if config.environment is not None:
-            engine = EnvironmentBuilder(config, tokenizer, None, log.warning, stack).over(fleet)
-            verifier = EpisodeVerifier(verifier)
+        if episodes is not None:
+            engine, verifier = episodes.over(fleet), EpisodeVerifier(verifier)
         answering = Answering(engine, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, seed, stop)
         return [evaluate_set(one, answering, kept, progress(one)) for one, kept in zip(sets, results, strict=True)]
 
