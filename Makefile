@@ -11,13 +11,14 @@ NEMO := .venv-nemo/.made
 DOCS := .venv-docs/.made
 SINKS := .venv-sinks/.made
 PEERS := .venv-peers/.made
+AGENTS := .venv-agents/.made
 BIN := .venv/bin
 TRITON := .venv/.triton
 # Several ranks share the machine's cores in the tests: one thread each.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test-fast test test-extra test-all matrix faults check docs nemo sinks peers slurm image image-gpu image-test clean
+.PHONY: help setup quickstart test-fast test test-extra test-all matrix faults check docs nemo sinks peers agents slurm image image-gpu image-test clean
 
 help:  ## this list
 	@echo "usage: make TARGET"
@@ -54,7 +55,7 @@ test: setup  ## the tests before every change: with ranks and real SGLang engine
 	$(PYTEST) $(TWO) -m "not ($(EXTRA))" $(PYTEST_ARGS)
 
 # Slurm's tests share the machine's one Slurm: in one process, after the others. 5: PYTEST_ARGS selects none of them.
-test-extra: setup $(TRITON) $(NEMO) $(SINKS) $(PEERS) $(DOCS) slurm  ## what needs more installed: Slurm (as root, by apt-get), NeMo-Run, trackers, verl and TRL, Triton, the site, images
+test-extra: setup $(TRITON) $(NEMO) $(SINKS) $(PEERS) $(AGENTS) $(DOCS) slurm  ## what needs more installed: Slurm (as root, by apt-get), NeMo-Run, trackers, verl and TRL, agents, Triton, the site, images
 	$(PYTEST) $(TWO) -m "($(EXTRA)) and not slurm" $(PYTEST_ARGS) || [ $$? = 5 ]
 	$(PYTEST) -m slurm $(PYTEST_ARGS) || [ $$? = 5 ]
 
@@ -83,6 +84,11 @@ $(SINKS): requirements/sinks.txt tools/make_env.sh
 	@tools/make_env.sh sinks
 
 peers: $(PEERS)  ## make .venv-peers, where methods are compared with the functions of verl and TRL
+
+agents: $(AGENTS)  ## make .venv-agents, where agents and environments of other packages are tested
+
+$(AGENTS): requirements/agents.txt tools/make_env.sh $(TRAINER)
+	@tools/make_env.sh agents
 
 $(PEERS): requirements/peers.txt tools/make_env.sh $(TRAINER)
 	@tools/make_env.sh peers
@@ -128,5 +134,5 @@ image-test:  ## build the CPU image with buildah, as root, and run the quickstar
 	tools/image_test.sh $(IMAGE_LABELS) $(IMAGE_FLAGS)
 
 clean:  ## remove the environments and every cache; runs/ stays
-	rm -rf .venv .venv-engine .venv-nemo .venv-sinks .venv-peers .venv-docs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-engine .venv-nemo .venv-sinks .venv-peers .venv-agents .venv-docs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

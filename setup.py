@@ -109,6 +109,9 @@ setup(
         # Not for the trainer's environment: its pins are old, so `make nemo` gives it one of its own. Newer leptonai
         # releases break nemo-run's import.
         "nemo": ["nemo-run==0.11.1", "leptonai>=0.26.6,<0.47"],
+        # Agents as environments; verifiers needs Python 3.11.
+        "openai": ["openai>=2.54"],
+        "verifiers": ['verifiers>=0.4,<0.5; python_version >= "3.11"'],
         # Trackers of `sinks.to`; requirements/sinks.txt has the versions that the tests use.
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb>=0.19"],

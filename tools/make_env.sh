@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|engine-gpu|nemo|sinks|peers|docs
+# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|engine-gpu|nemo|sinks|peers|agents|docs
 # Called by the Makefile and by `owpo setup-engine`. Variables: PYTHON, the interpreter to use; TORCH_CPU_INDEX, where
 # PyTorch's CPU wheels are (default: the Makefile's); ENGINE_DIR, the folder of SGLang's environment.
 # The wheel carries this file, beside the Makefile and requirements/, in owpo_megatron/shipped/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-name=${1:?trainer, engine, engine-gpu, nemo, sinks, peers or docs}
+name=${1:?trainer, engine, engine-gpu, nemo, sinks, peers, agents or docs}
 case $name in
     trainer) dir=.venv ;;
     engine | engine-gpu) dir=${ENGINE_DIR:-.venv-engine} ;;
     nemo) dir=.venv-nemo ;;
     sinks) dir=.venv-sinks ;;
     peers) dir=.venv-peers ;;
+    agents) dir=.venv-agents ;;
     docs) dir=.venv-docs ;;
-    *) echo "usage: $0 trainer|engine|engine-gpu|nemo|sinks|peers|docs" >&2; exit 2 ;;
+    *) echo "usage: $0 trainer|engine|engine-gpu|nemo|sinks|peers|agents|docs" >&2; exit 2 ;;
 esac
 base_python=${PYTHON:-python3}
 python=$dir/bin/python
@@ -112,6 +113,18 @@ if [ "$name" = peers ]; then # other libraries' losses; torch, transformers and 
     echo "$trainer_site" >"$site/trainer.pth"
     quietly "packages of requirements/peers.txt" pip install --quiet --no-deps --no-compile -r requirements/peers.txt
     quietly "check that the peers can be imported" "$python" -c "import trl, verl.trainer.ppo.core_algos"
+    touch "$dir/.made"
+    say "ready: $dir, $((SECONDS - began)) s in all"
+    exit
+fi
+
+if [ "$name" = agents ]; then # what uses the chat protocol; torch and the project are those of .venv
+    [ "$version" != 3.10 ] || die "verifiers needs Python 3.11 or 3.12: make agents PYTHON=python3.11"
+    site=$("$python" -c 'import site; print(site.getsitepackages()[0])')
+    trainer_site=$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')
+    echo "$trainer_site" >"$site/trainer.pth"
+    quietly "packages of requirements/agents.txt" pip install --quiet --no-deps --no-compile -r requirements/agents.txt
+    quietly "check that they can be imported" "$python" -c "import openai, verifiers.v1"
     touch "$dir/.made"
     say "ready: $dir, $((SECONDS - began)) s in all"
     exit

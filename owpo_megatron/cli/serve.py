@@ -22,6 +22,7 @@ from owpo_megatron.hub import model_folder
 
 if TYPE_CHECKING:
     from owpo_megatron.engine import Server
+    from owpo_megatron.environments.endpoint import ChatEndpoint
     from owpo_megatron.sync.delta.replica import Mirror
 
 
@@ -77,6 +78,17 @@ def serve(
         ),
     ] = None,
     restarts: Annotated[int, typer.Option(min=0, help="Restarts after the server ends by itself.")] = 0,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Answer agents by the OpenAI chat protocol, and keep their sessions' tokens and log-probs in this "
+            "folder, for runs with rollout.replay=FOLDER/rollouts.",
+        ),
+    ] = None,
+    record_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="With --record: port of the agents; 0 takes a free one.")
+    ] = 0,
 ) -> None:
     """Start an engine for a model and keep it in the foreground, for runs with engine.urls=[URL].
 
@@ -119,7 +131,14 @@ def serve(
         raise
     out.print(f"starting SGLang for {escape(str(model_files))} (its output: {escape(str(log))}) ...")
     beside = _mirror(host, key, mirror or settings.sync.mirror) if key is not None else None
-    _Service(server, advertise or _reachable(host), rendezvous, index, key, beside, warm).run(restarts)
+    agents = None
+    if record is not None:
+        from owpo_megatron.cli.recording import record_sessions
+
+        agents = record_sessions(settings, model_files, server.client, record, host, record_port, chats=config is None)
+        url = f"http://{advertise or _reachable(host)}:{agents.port}/v1"
+        out.print(f"agents ask [bold]{url}[/bold] (OPENAI_BASE_URL); their sessions go to {escape(str(record))}")
+    _Service(server, advertise or _reachable(host), rendezvous, index, key, beside, warm, agents).run(restarts)
 
 
 class _Service:
@@ -134,9 +153,10 @@ class _Service:
         key: str | None,
         mirror: Mirror | None,
         warm: bool,
+        agents: ChatEndpoint | None,
     ):
         self._warm = warm
-        self._server, self._host, self._key, self._mirror = server, host, key, mirror
+        self._server, self._host, self._key, self._mirror, self._agents = server, host, key, mirror, agents
         self._rendezvous, self._index = rendezvous, index
         self._stopped = False
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,6 +167,8 @@ class _Service:
         try:
             for left in reversed(range(restarts + 1)):
                 self._server.restart()
+                if self._agents is not None:
+                    self._server.client.set_version(0)  # the weights as they were read
                 self._say_where()
                 while not self._stopped and self._server.is_running():
                     time.sleep(0.2)
@@ -169,6 +191,8 @@ class _Service:
                 _announce_failure(self._rendezvous, self._index, said.partition("; the end of")[0] + last)
             raise
         finally:
+            if self._agents is not None:
+                self._agents.close()
             self._server.close()
             if self._mirror is not None:
                 self._mirror.close()

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from owpo_megatron.config.file import Section
 
-ENVIRONMENTS = ("calculator", "lookup", "python", "search")
+ENVIRONMENTS = ("agent", "calculator", "lookup", "python", "search", "verifiers")
 """Those of environments/ by name."""
 
 
@@ -22,8 +22,8 @@ def _known_environment(name: str) -> str:
 
 class EnvironmentConfig(Section):
     name: Annotated[str, AfterValidator(_known_environment)]
-    """`calculator`, `python` (programs in the sandbox), `search` (over a local JSONL), `lookup`; your own class as
-    `python:MODULE:CLASS`; or the URL of one that runs elsewhere."""
+    """`calculator`, `python` (programs in the sandbox), `search` (over a local JSONL), `lookup`; `agent` (a loop that
+    uses the OpenAI chat protocol); your own class as `python:MODULE:CLASS`; or the URL of one that runs elsewhere."""
     args: dict[str, Any] = {}
     """Arguments of the environment, e.g. {documents: corpus.jsonl} for `search`."""
     max_turns: int = Field(8, gt=0)

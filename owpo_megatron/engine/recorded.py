@@ -74,6 +74,8 @@ def _not_saved(line: bytes, where: str, error: Exception) -> UserError:
 class RecordedEngine:
     """RolloutEngine that returns saved rollouts, looked up by prompt id and seed.
 
+    Sessions of agents (environments/sessions.py) have no seed: the siblings of a prompt get its sessions in order.
+
     Args:
         folder: step_*.jsonl files of a run. They are indexed once; responses are read on demand.
 
@@ -83,13 +85,18 @@ class RecordedEngine:
 
     def __init__(self, folder: Path):
         self._index: dict[tuple[str, int], tuple[Path, int]] = {}
+        self._sessions: dict[str, list[tuple[Path, int]]] = {}
         for path in files_by_step(folder, ".jsonl"):
             with open(path, "rb") as file:
                 offset = 0
                 for number, line in enumerate(file, 1):
-                    self._index[_key(line, f"{path}:{number}")] = (path, offset)
+                    name, seed = _key(line, f"{path}:{number}")
+                    if seed < 0:
+                        self._sessions.setdefault(name, []).append((path, offset))
+                    else:
+                        self._index[name, seed] = (path, offset)
                     offset += len(line)
-        if not self._index:
+        if not self._index and not self._sessions:
             raise UserError("rollout.replay", folder, "no step_*.jsonl there; name the rollouts/ folder of a run")
         self._folder = folder
 
@@ -105,17 +112,27 @@ class RecordedEngine:
         Raises:
             EngineError: a request was not recorded, or was recorded with other prompt tokens.
         """
-        rollouts = []
+        rollouts: list[Rollout] = []
+        siblings: dict[str, int] = {}
         for done, request in enumerate(requests, 1):
-            rollouts.append(self._read(request))
+            place = siblings.setdefault(request.prompt.id, 0)
+            siblings[request.prompt.id] += 1
+            rollouts.append(self._read(request, place))
             if finished is not None:
                 finished(done - 1, rollouts[-1:])
             if progress is not None:
                 progress(done, len(requests))
         return rollouts
 
-    def _read(self, request: SampleRequest) -> Rollout:
-        found = self._index.get((request.prompt.id, request.seed))
+    def _read(self, request: SampleRequest, sibling: int) -> Rollout:
+        found, sessions = self._index.get((request.prompt.id, request.seed)), self._sessions.get(request.prompt.id, ())
+        if found is None and sessions and sibling >= len(sessions):
+            raise EngineError(
+                f"{self._folder} has {len(sessions)} sessions of problem {request.prompt.id}, and a group wants more: "
+                f"set rollout.group_size to at most {len(sessions)}, or record more"
+            )
+        if found is None and sessions:
+            found = sessions[sibling]
         if found is None:
             raise EngineError(
                 f"{self._folder} has no rollout of prompt {request.prompt.id} with seed {request.seed}: replay needs "

@@ -13,10 +13,12 @@ from owpo_megatron.environments.protocol import Environment
 from owpo_megatron.errors import UserError
 
 CLASSES = {
+    "agent": ("owpo_megatron.environments.agent", "AgentEnvironment"),
     "calculator": ("owpo_megatron.environments.calculator", "Calculator"),
     "lookup": ("owpo_megatron.environments.lookup", "Lookup"),
     "python": ("owpo_megatron.environments.python_tool", "PythonTool"),
     "search": ("owpo_megatron.environments.search", "Search"),
+    "verifiers": ("owpo_megatron.environments.verifiers", "VerifiersEnvironment"),
 }
 HTTP = ("owpo_megatron.environments.http", "HttpEnvironment")
 
@@ -53,7 +55,15 @@ class EnvironmentMaker:
                 raise UserError("environment.name", self.name, remedy)
         return self
 
+    @property
+    def own_process(self) -> bool:
+        """Whether instances live in processes of their own (protocol.py)."""
+        return bool(getattr(self._class(), "own_process", False))
+
     def warm(self) -> None:
+        """Import what instances need; making one imports what its arguments name."""
+        if self.own_process:
+            self()
         self._class()
 
     def __call__(self) -> Environment:

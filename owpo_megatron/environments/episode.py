@@ -63,7 +63,7 @@ class RunningEpisode:
         self._parts: dict[str, float] = {}
         self._finish: FinishReason = "stop"
         self._version = -1
-        self._failure = ""
+        self.failure = ""  # of its environment
         self._since = time.monotonic()
 
     def next_turn(self) -> SampleRequest:
@@ -92,9 +92,9 @@ class RunningEpisode:
             return
         try:
             if not self.replies:
-                self.prompt = self.turns.opening(answer.messages, self.request.prompt)
+                self.prompt = self.turns.opening(answer.messages, self.request.prompt, answer.tools)
                 return
-            self._reward(answer.rewards)
+            self.reward(answer.rewards)
             if answer.done:
                 self._end("done", "stop")
             else:
@@ -105,8 +105,15 @@ class RunningEpisode:
 
     def fail(self, failure: str) -> None:
         """End an episode whose environment failed."""
-        self._failure = failure
+        self.failure = failure
         self._end("failed", "stop")
+
+    def reward(self, rewards: Mapping[str, float]) -> None:
+        """Add the parts that the environment gave for the last turn."""
+        for name, value in rewards.items():
+            self._parts[name] = self._parts.get(name, 0.0) + value
+        if REWARD in rewards:
+            self._spans[-1] = replace(self._spans[-1], reward=rewards[REWARD])
 
     def rollout(self) -> Rollout:
         assert self.ended is not None
@@ -117,14 +124,8 @@ class RunningEpisode:
             self._version,
             self._finish,
             self.request.seed,
-            episode=Episode(tuple(self._spans), self.ended, self._judgement(), self._failure),
+            episode=Episode(tuple(self._spans), self.ended, self._judgement(), self.failure),
         )
-
-    def _reward(self, rewards: Mapping[str, float]) -> None:
-        for name, value in rewards.items():
-            self._parts[name] = self._parts.get(name, 0.0) + value
-        if REWARD in rewards:
-            self._spans[-1] = replace(self._spans[-1], reward=rewards[REWARD])
 
     def _show(self, ids: Sequence[int], calls: int, errors: int) -> None:
         """Append an observation, unless no turn can follow it: nothing is trained behind the last turn."""
@@ -145,8 +146,8 @@ class RunningEpisode:
 
     def _judgement(self) -> Judgement | None:
         if self.ended == "failed":
-            reason: VerdictReason = "timeout" if self._failure.startswith("timeout") else "crashed"
-            return Judgement(reason, detail=self._failure)
+            reason: VerdictReason = "timeout" if self.failure.startswith("timeout") else "crashed"
+            return Judgement(reason, detail=self.failure)
         if REWARD not in self._parts:
             return None
         score = self._parts[REWARD]

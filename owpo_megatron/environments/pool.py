@@ -82,7 +82,10 @@ class _Home:
     def __init__(self, make: EnvironmentMaker, config: EnvironmentConfig):
         rule = EnvironmentRule(make, config.role)
         memory = int(config.memory_gb * 2**30)
-        self._pool = VerifierPool({DOMAIN: rule}, workers=1, timeout=config.timeout, memory_bytes=memory)
+        self._own_process = make.own_process
+        self._pool = VerifierPool(
+            {DOMAIN: rule}, 1, config.timeout, memory_bytes=memory, keeps_children=self._own_process
+        )
         self.calls: queue.SimpleQueue[tuple[float, Call, Callable[[Reply], None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="environments", daemon=True)
         self._thread.start()
@@ -107,6 +110,8 @@ class _Home:
             return None, ""
         position = len(call.replies)
         answer, failure = self._order(call, position)
+        if answer is None and not failure and self._own_process:
+            return None, "crashed: its process was lost, with that of the environments beside it"
         if answer is None and not failure:  # its instance went with its process
             for again in range(position + 1):
                 answer, failure = self._order(call, again)

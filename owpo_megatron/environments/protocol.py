@@ -34,6 +34,14 @@ class Observation:
     errors: int = 0  # of these: failed
 
 
+@dataclass(frozen=True)
+class Opening:
+    """Messages that begin a conversation, with the tools that the chat template describes to the policy."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()  # as the chat protocol has them
+
+
 Shown = str | Observation | Sequence[Message]
 """A text in `environment.role` (one tool call, unless it is empty), the same with counts, or messages."""
 Rewards = float | Mapping[str, float] | None
@@ -41,9 +49,14 @@ Rewards = float | Mapping[str, float] | None
 
 
 class Environment(Protocol):
-    """The other side of one episode. It may hang, crash or fill its memory: its own episode ends."""
+    """The other side of one episode. It may hang, crash or fill its memory: its own episode ends.
 
-    def reset(self, problem: Problem) -> Sequence[Message]:
+    Two things are optional: a method `close`, called where the episode ends before the environment has ended it; and
+    `own_process = True` of a class whose instances live in processes of their own. Such an instance may leave processes
+    running between steps, and is not made anew: what it did cannot be gone through again.
+    """
+
+    def reset(self, problem: Problem) -> Sequence[Message] | Opening:
         """The messages that begin the conversation; the policy writes next."""
 
     def step(self, reply: str) -> tuple[Shown, bool, Rewards]:
@@ -59,11 +72,13 @@ class Answer:
     rewards: Mapping[str, float] = field(default_factory=dict)
     calls: int = 0
     errors: int = 0
+    tools: tuple[Mapping[str, Any], ...] = ()  # of an opening
 
     @classmethod
-    def of_reset(cls, messages: Any) -> Answer:
+    def of_reset(cls, result: Any) -> Answer:
         """Raises TypeError where `reset` returned something else than messages."""
-        return cls(_messages(messages, "reset"))
+        opening = result if isinstance(result, Opening) else Opening(result)
+        return cls(_messages(opening.messages, "reset"), tools=tuple(opening.tools))
 
     @classmethod
     def of_step(cls, result: Any, role: str) -> Answer:

@@ -8,7 +8,9 @@ checked at the start that this text depends on the observation alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from owpo_megatron.config import EnvironmentConfig
 from owpo_megatron.data.problem import Message, Problem
@@ -47,19 +49,27 @@ class TurnTemplate:
         if template.is_chat:
             self._check(limits.role, say)
 
-    def opening(self, messages: Sequence[Message], prompt: Prompt) -> Prompt:
+    def opening(self, messages: Sequence[Message], prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """The prompt that begins with these messages in place of its own.
 
+        Args:
+            tools: that the template describes to the policy, as the chat protocol has them.
+
         Raises:
-            UserError: it is longer than data.max_prompt_tokens, or the template refuses the messages.
+            UserError: it is longer than data.max_prompt_tokens, or the template refuses the messages or has no tools.
         """
-        if tuple((one.role, one.content) for one in messages) == prompt.messages:
+        template = self._template
+        if tools and not template.is_chat:
+            raise UserError("data.template", template.name, "the agent has tools, which take a chat template")
+        if tools:
+            template = replace(template, arguments={**template.arguments, "tools": list(tools)})
+        elif tuple((one.role, one.content) for one in messages) == prompt.messages:
             return prompt
         if self._template.is_chat:
             problem = Problem(prompt.id, "", prompt.answer, prompt.domain, tuple(messages))
         else:  # texts one after the other
             problem = Problem(prompt.id, "".join(one.content for one in messages), prompt.answer, prompt.domain)
-        opened = self._template.prompt(problem, prompt.domain, prompt.source)
+        opened = template.prompt(problem, prompt.domain, prompt.source)
         length = len(opened.token_ids)
         if length > self._most_of_opening:
             remedy = f"the environment's opening of problem {prompt.id} has {length} tokens; raise it"

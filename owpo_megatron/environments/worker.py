@@ -38,10 +38,10 @@ class EnvironmentRule:
         order = json.loads(item.response)
         episode, position = order["episode"], order["position"]
         if position is None:
-            self._open.pop(episode, None)
+            self._drop(episode)
             return Judgement("ok")
         if position == 0:
-            self._open.pop(episode, None)
+            self._drop(episode)
             environment = self._make()
             answer = Answer.of_reset(environment.reset(_problem(order["problem"])))
         else:
@@ -54,6 +54,11 @@ class EnvironmentRule:
             self._open[episode] = (position, environment)
         return Judgement("ok", detail=json.dumps({"known": True} | plain(answer)))
 
+    def _drop(self, episode: int) -> None:
+        _, environment = self._open.pop(episode, (0, None))
+        if environment is not None and hasattr(environment, "close"):
+            environment.close()
+
 
 def plain(answer: Answer) -> dict[str, Any]:
     """An answer as JSON has it, its texts bounded and free of what no tokenizer takes."""
@@ -64,13 +69,14 @@ def plain(answer: Answer) -> dict[str, Any]:
         "rewards": dict(answer.rewards),
         "calls": answer.calls,
         "errors": answer.errors,
+        "tools": list(answer.tools),
     }
 
 
 def parse(found: dict[str, Any]) -> Answer:
     """The inverse of `plain`."""
     messages = tuple(Message(role, content) for role, content in found["messages"])
-    return Answer(messages, found["done"], found["rewards"], found["calls"], found["errors"])
+    return Answer(messages, found["done"], found["rewards"], found["calls"], found["errors"], tuple(found["tools"]))
 
 
 def shortened(text: str, most: int) -> str:

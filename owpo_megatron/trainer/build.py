@@ -157,7 +157,7 @@ class _Builder:
         verifier = self._verifier()
         if self.episodes and engine and verifier:
             engine, verifier = self.episodes.over(engine), EpisodeVerifier(verifier)
-        elif config.environment and verifier:  # recorded responses are episodes already
+        elif verifier and (config.environment or config.rollout.replay):  # recorded episodes may have their verdicts
             verifier = EpisodeVerifier(verifier)
         stream = (
             (self.given.stream or make_stream(config.data, self.data.prompts, config.seed)) if self.is_main else None

@@ -26,10 +26,11 @@ class Dispatcher:
         timeout: seconds from the start of grading an item until its worker is killed; at most twice that for one that
             is runnable but got less than half of it in CPU time, because then the machine is at fault.
         max_pending: items that wait or are being graded, beyond which `enqueue` blocks.
+        keeps_children: workers with children are not replaced.
     """
 
-    def __init__(self, rules: bytes, workers: int, timeout: float, max_pending: int):
-        self._rules = rules
+    def __init__(self, rules: bytes, workers: int, timeout: float, max_pending: int, keeps_children: bool = False):
+        self._rules, self._keeps_children = rules, keeps_children
         self._timeout = timeout
         self._max_pending = max_pending
         self._changed = threading.Condition()  # guards what follows
@@ -152,7 +153,7 @@ class Dispatcher:
         return "timeout", f"no verdict within {taken:.1f} s"
 
     def _start(self) -> WorkerProcess:
-        return WorkerProcess(self._rules, self._selector)
+        return WorkerProcess(self._rules, self._selector, self._keeps_children)
 
     def _replace(self, place: int) -> None:
         self._discard(self._workers[place])

@@ -35,6 +35,8 @@ class VerifierPool:
             that is too busy to let it run).
         memory_bytes: address space of a worker; a rule that wants more is `crashed`.
         max_pending: items that wait or are being graded, beyond which `submit` blocks.
+        keeps_children: processes that a rule leaves behind are its business; they end with the worker. False: the
+            worker is replaced before the next item.
 
     Raises:
         RuntimeError: (submit, score) the pool is closed, or its workers do not start at all.
@@ -47,9 +49,11 @@ class VerifierPool:
         timeout: float = 4.0,
         memory_bytes: int = 2 * 2**30,
         max_pending: int = 4096,
+        keeps_children: bool = False,
     ):
         self._quick = {domain: quick_part(rule) for domain, rule in rules.items()}
-        dispatcher = Dispatcher(pickle.dumps((dict(rules), memory_bytes), protocol=5), workers, timeout, max_pending)
+        hello = pickle.dumps((dict(rules), memory_bytes), protocol=5)
+        dispatcher = Dispatcher(hello, workers, timeout, max_pending, keeps_children)
         self._dispatcher = dispatcher
         self._finalizer = weakref.finalize(self, dispatcher.close)
 

@@ -38,7 +38,7 @@ class WorkerProcess:
     """A guard with its worker. The guard is a plain subprocess with a socket: nothing of the parent's main module is
     imported again, and no process is forked here."""
 
-    def __init__(self, rules: bytes, selector: selectors.BaseSelector):
+    def __init__(self, rules: bytes, selector: selectors.BaseSelector, keeps_children: bool = False):
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -48,7 +48,7 @@ class WorkerProcess:
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
             )
-        self._selector = selector
+        self._selector, self._keeps_children = selector, keeps_children
         self._guard = Link(ours, selector, takes_descriptors=True)
         self._guard.send(rules)  # fits the socket's buffer: imports begin now, not with the first item
         self._link: Link | None = None
@@ -138,7 +138,7 @@ class WorkerProcess:
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 found = "crashed", f"its reply cannot be read ({type(error).__name__}: {error})"
                 self.end()
-            if self.ready and not (self._kin is not None and self._kin.alone()):
+            if self.ready and not self._keeps_children and not (self._kin is not None and self._kin.alone()):
                 self.end()
             return found
         return None

@@ -66,7 +66,7 @@ def test_make_alone_lists_its_targets() -> None:
     listed = re.findall(r"^  ([\w-]+) +\S", shown, re.MULTILINE)
     assert listed == [
         *("help", "setup", "quickstart", "test-fast", "test", "test-extra", "test-all", "matrix", "faults", "nemo"),
-        *("sinks", "peers", "slurm", "check", "docs", "image", "image-gpu", "image-test", "clean"),
+        *("sinks", "peers", "agents", "slurm", "check", "docs", "image", "image-gpu", "image-test", "clean"),
     ]
 
 
