@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,18 @@ from owpo_megatron.api.result import RunResult
 from owpo_megatron.config import Config, DataConfig, SetConfig, hf_folder
 from owpo_megatron.config.file import apply_override, read_mapping
 from owpo_megatron.data import PromptTemplate, Tokenizer, load_prompts, load_tokenizer
+from owpo_megatron.data.tokenizer import check_tokenizer_files
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.draw import DrawProgress
 from owpo_megatron.evaluation.prepare import PreparedSet, held_out, prepare
 from owpo_megatron.evaluation.results import date_of
-from owpo_megatron.evaluation.serve import DEFAULT_MAX_TOKENS, evaluate_weights, response_limit, stored_dtype
+from owpo_megatron.evaluation.serve import (
+    DEFAULT_MAX_TOKENS,
+    evaluate_weights,
+    response_limit,
+    stored_dtype,
+    weight_files,
+)
 from owpo_megatron.evaluation.sets import (
     HELD_OUT,
     SETS,
@@ -143,7 +151,7 @@ def evaluate(
     for job in jobs:
         for note in job.notes():
             print(note, file=sys.stderr)
-        for one in job.run(wish, _printed):
+        for one in job.run(wish, _printed, _announced):
             scores += [job.row(place) | one for place in job.target.checkpoints or ("",)]
     return EvaluationResult(tuple(scores))
 
@@ -159,6 +167,12 @@ def _printed(prepared: PreparedSet) -> DrawProgress:
             print(f"{prepared.spec.title}: {done} of {total} samples, {right / done:.1%} right", flush=True)
 
     return watch
+
+
+@contextmanager
+def _announced(what: str) -> Iterator[None]:
+    print(what, flush=True)
+    yield
 
 
 def _set_config(wanted: str | Mapping[str, Any] | SetConfig, samples: int | None, limit: int | None) -> SetConfig:
@@ -199,8 +213,13 @@ class Job:
         """Names of its row in a table."""
         return {"model": self.target.model, "method": self.target.method, "checkpoint": checkpoint}
 
-    def run(self, wish: Wish, watch: Callable[[PreparedSet], DrawProgress | None]) -> list[dict[str, Any]]:
-        """The scores of every set. Raises EngineError as `evaluate`."""
+    def run(
+        self,
+        wish: Wish,
+        watch: Callable[[PreparedSet], DrawProgress | None],
+        waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    ) -> list[dict[str, Any]]:
+        """The scores of every set; `watch` and `waiting` as in `evaluate_weights`. Raises EngineError as `evaluate`."""
         weights, out = self.target.weights, self.target.out
         return evaluate_weights(
             weights,
@@ -213,6 +232,7 @@ class Job:
             out,
             wish.fresh,
             watch,
+            waiting,
         )
 
 
@@ -238,6 +258,9 @@ def prepared_jobs(
         if not RunFolder(run).config.is_file():
             raise UserError("--run", run, "has no config.yaml; give a run folder, e.g. runs/quickstart")
         targets += run_targets(run, _config_of_run(run, overrides), checkpoints, folder)
+    for target in targets:  # before anything that takes seconds
+        check_tokenizer_files(target.files)
+        weight_files(target.weights)
     return [_prepared(target, wish) for target in targets]
 
 
@@ -264,6 +287,7 @@ def _config_of_model(model: Path, overrides: Sequence[str]) -> Config:
 
 def _prepared(target: Target, wish: Wish) -> Job:
     tokenizer = load_tokenizer(target.files)
+    tokenizer.check_stop(target.config.rollout.stop)
     template, longest = "chat" if tokenizer.has_chat_template else "completion", DEFAULT_MAX_TOKENS
     if target.checkpoints:  # a run: as it was trained
         template, longest = target.config.data.template, target.config.rollout.max_response_tokens

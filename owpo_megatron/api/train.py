@@ -64,8 +64,8 @@ def train(
         run = train("examples/quickstart/config.yaml", ["parallel.tp=1"], method="dapo", callbacks=[Watch()])
         run.metrics["reward_mean"].plot()
     """
-    from owpo_megatron.launch.machine import started_by_torchrun
     from owpo_megatron.launch.preflight import preflight
+    from owpo_megatron.launched import started_by_torchrun
 
     settings, given = with_given(_mapping(config, overrides), method, verifier)
     settings = with_local_models(settings, print)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from owpo_megatron.cli.options import JsonFile, Overrides, load_config, note, out
+from owpo_megatron.cli.options import JsonFile, Overrides, err, load_config, note, out
 from owpo_megatron.cli.running import run_trainer
 from owpo_megatron.config import SetConfig
 from owpo_megatron.errors import UserError
@@ -128,7 +128,8 @@ def evaluate(
             seed,
             fresh,
         )
-        jobs = prepared_jobs(models or [], runs or [], checkpoints or [], overrides or [], wish, folder, note)
+        with err.status("preparing the sets"):  # the tokenizer takes seconds; nothing is shown in a file
+            jobs = prepared_jobs(models or [], runs or [], checkpoints or [], overrides or [], wish, folder, note)
         evaluate_all(jobs, wish, folder, json_file, _papers(jobs, paper_model) if beside else None)
 
 

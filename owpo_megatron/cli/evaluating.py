@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from owpo_megatron.api.evaluate import Job, Wish
-from owpo_megatron.cli.options import err, out, wide
+from owpo_megatron.cli.options import err, note, out, wide
+from owpo_megatron.evaluation.draw import DrawProgress
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.targets import Target
 from owpo_megatron.report.scores import Scored, beside_paper, details, score_tables, write_tables
@@ -33,7 +35,7 @@ def evaluate_all(
     Raises:
         EngineError: an engine does not start, or stays dead; what was drawn is kept.
     """
-    for complaint in dict.fromkeys(note for job in jobs for note in job.notes()):
+    for complaint in dict.fromkeys(one for job in jobs for one in job.notes()):
         err.print(f"[yellow]note:[/yellow] {escape(complaint)}")
     scored = []
     for job in jobs:
@@ -52,16 +54,43 @@ def _evaluate(job: Job, wish: Wish) -> list[dict[str, Any]]:
         rules = ", ".join(sorted(set(one.rules.values())))
         out.print(f"  {one.spec.title}: {len(one.prompts)} problems of {escape(one.origin)}, graded by {escape(rules)}")
     with _bars() as bars:
+        bars_of = partial(_bar, bars) if err.is_terminal else _lines
+        return job.run(wish, bars_of, partial(_waiting, bars))
 
-        def watch(prepared: PreparedSet) -> Any:
-            bar = bars.add_task(prepared.spec.title, total=None, right="")
 
-            def told(done: int, total: int, right: int) -> None:
-                bars.update(bar, completed=done, total=total, right=f"{right / done:.1%} right")
+def _bar(bars: Progress, prepared: PreparedSet) -> DrawProgress:
+    """A set's progress on a terminal."""
+    bar = bars.add_task(prepared.spec.title, total=None, right="")
 
-            return told
+    def told(done: int, total: int, right: int) -> None:
+        bars.update(bar, completed=done, total=total, right=f"{right / done:.1%} right")
 
-        return job.run(wish, watch)
+    return told
+
+
+def _lines(prepared: PreparedSet) -> DrawProgress:
+    """The same in a file: a line per tenth."""
+    shown = 0
+
+    def told(done: int, total: int, right: int) -> None:
+        nonlocal shown
+        if (tenth := 10 * done // total) > shown:
+            shown = tenth
+            note(f"  {prepared.spec.title}: {done} of {total} samples, {right / done:.1%} right")
+
+    return told
+
+
+@contextmanager
+def _waiting(bars: Progress, what: str) -> Iterator[None]:
+    """Show what takes long and has no measure: with its seconds on a terminal, as a line in a file."""
+    if not err.is_terminal:
+        note(f"  {what}")
+    task = bars.add_task(what, total=None, right="")
+    try:
+        yield
+    finally:
+        bars.remove_task(task)
 
 
 @contextmanager

@@ -31,9 +31,13 @@ def plan(
 
     Example: owpo plan -c examples/qwen3-8b-base/config.yaml algorithm.name=dapo --gpu-memory 141
     """
-    from owpo_megatron.plan import make_plan
+    from owpo_megatron.config import hf_folder
+    from owpo_megatron.families import supported_family
 
     loaded = load_config(config, overrides or (), weights=False)
+    supported_family(hf_folder(loaded.model.path))
+    from owpo_megatron.plan import make_plan  # seconds, with torch
+
     made = make_plan(loaded, int(gpu_memory * 2**30), cuda=not cpu)
     par = loaded.parallel
     out.print(

@@ -41,8 +41,8 @@ def run_trainer(
         typer.Exit: the run failed; the reason was printed. Code 1, or 2 for a user's mistake.
     """
     from owpo_megatron.launch.local import run_ranks
-    from owpo_megatron.launch.machine import launcher_leftovers, started_by_torchrun
     from owpo_megatron.launch.preflight import preflight
+    from owpo_megatron.launched import launcher_leftovers, started_by_torchrun
 
     preflight(config)
     if started_by_torchrun():

@@ -42,7 +42,7 @@ class ParallelConfig(Section):
     tp: int = Field(1, gt=0)
     """Tensor-parallel ranks."""
     pp: int = Field(1, gt=0)
-    """Pipeline stages."""
+    """Pipeline stages. Where it does not divide the layers, the first and the last stage have fewer."""
     dp: int = Field(1, gt=0)
     """Data-parallel ranks. The run has tp x pp x dp ranks."""
     vpp: int | None = Field(None, ge=2)

@@ -19,6 +19,9 @@ from owpo_megatron.types import Prompt
 
 COMPLETION = "Question: {problem}\nAnswer step by step and put the final answer within \\boxed{{}}.\nSolution:"
 
+# Jinja's own sources of chance. The clock has one name, `strftime_now`, and is fixed.
+_RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
+
 
 def has_chat_template(folder: Path) -> bool:
     """Whether a Hugging Face folder's tokenizer has a chat template, as far as its files show; imports no tokenizer."""
@@ -62,6 +65,9 @@ class PromptTemplate:
         text = self._text or self.tokenizer.chat_template
         if not text:
             remedy = "this tokenizer has no chat template; use `raw` or `completion`, or name a .jinja file"
+            raise UserError("data.template", self.name, remedy)
+        if drawn := _RANDOM.search(text):
+            remedy = f"draws at random ({drawn[0]}), so that a resumed run would have other prompts; leave that out"
             raise UserError("data.template", self.name, remedy)
         for name, value in self.arguments.items():
             if not re.search(rf"\b{re.escape(name)}\b", text):

@@ -7,6 +7,7 @@ SGLang, loads.
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -92,14 +93,21 @@ class Tokenizer:
                 repr(_short(text)),
                 f"the tokenizer of {self.name} does not know all of these characters; use a model made for this source",
             )
-        prefix = self.bos_ids
-        if prefix:
-            while ids[: 2 * len(prefix)] == prefix * 2:
-                ids = ids[len(prefix) :]
-            if bos and ids[: len(prefix)] != prefix:
-                ids = prefix + ids
+        ids = self._with_bos(ids, bos)
         self.check_ids(ids, f"the prompt {_short(text)!r}")
         return ids
+
+    def _with_bos(self, ids: tuple[int, ...], bos: bool) -> tuple[int, ...]:
+        """The ids with what the tokenizer puts before a plain text: once where `bos`, else at most once."""
+        prefix = self.bos_ids
+        if not prefix:
+            return ids
+        while ids[: 2 * len(prefix)] == prefix * 2:
+            ids = ids[len(prefix) :]
+        if not bos:
+            return ids
+        start = next((at for at, one in enumerate(ids) if one not in prefix), len(ids))  # also a part of a longer one
+        return prefix + ids[start:]
 
     def check_ids(self, ids: Iterable[int], what: str) -> None:
         """Raises UserError where an id is beyond the model's vocabulary: its embedding would be another's, or zeros."""
@@ -112,6 +120,12 @@ class Tokenizer:
                 f"{what} has token {tokens}, but the model has only {self.vocab_size} (vocab_size in config.json): "
                 "resize its embeddings, or use the tokenizer that it was made with",
             )
+
+    def check_stop(self, texts: Iterable[str]) -> None:
+        """Raises UserError where a text that ends a response (`rollout.stop`) has a token that the model lacks: it
+        would never be generated, and no response would end there."""
+        for text in texts:
+            self.check_ids(self._tokenizer.encode(text, add_special_tokens=False), f"rollout.stop {_short(text)!r}")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response, spaces left as they are; special tokens dropped, except those around reasoning."""
@@ -181,13 +195,10 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     Raises:
         UserError: no folder, no tokenizer in it, a file that cannot be read, or ids that the model does not have.
     """
-    from transformers import AutoTokenizer
-
     folder = Path(path)
-    if not folder.is_dir():
-        raise UserError("model.path", folder, "no such folder; give a Hugging Face checkpoint folder")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError("model.path", folder, "holds no tokenizer; copy tokenizer.json and tokenizer_config.json there")
+    check_tokenizer_files(folder)
+    from transformers import AutoTokenizer  # seconds, with torch
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         eos_ids = generation_eos_ids(folder / "generation_config.json")
@@ -195,6 +206,34 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     except (OSError, ValueError) as error:
         raise UserError("model.path", folder, f"its tokenizer cannot be read: {_first_line(error)}") from error
     return Tokenizer(tokenizer, eos_ids, vocab_size)
+
+
+def check_tokenizer_files(folder: Path, field: str = "model.path") -> None:
+    """Refuse what `load_tokenizer` could not read, by the files alone: imports neither torch nor transformers.
+
+    Raises:
+        UserError: no folder, no tokenizer in it, a broken one, or one that needs its own code or what is not installed.
+    """
+    if not folder.is_dir():
+        raise UserError(field, folder, "no such folder; give a Hugging Face checkpoint folder")
+    found = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not found:
+        raise UserError(field, folder, "holds no tokenizer; copy tokenizer.json and tokenizer_config.json there")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        try:
+            content = json.loads((folder / name).read_bytes()) if (folder / name).is_file() else {}
+        except (OSError, ValueError) as error:
+            raise UserError(field, folder / name, f"its tokenizer cannot be read: {_first_line(error)}") from error
+        if not isinstance(content, dict):
+            raise UserError(field, folder / name, "its tokenizer cannot be read: not an object; copy it again")
+    if "tokenizer.json" in found:
+        return
+    save = "save it as tokenizer.json: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+    if "AutoTokenizer" in (content.get("auto_map") or {}):
+        raise UserError(field, folder, f"its tokenizer is code of its own, which is not executed; where it is, {save}")
+    if "tokenizer.model" in found and importlib.util.find_spec("sentencepiece") is None:
+        remedy = f"holds tokenizer.model alone, which needs sentencepiece: pip install sentencepiece, or {save}"
+        raise UserError(field, folder, remedy)
 
 
 def make_character_tokenizer(alphabet: str, vocab_size: int | None = None) -> PreTrainedTokenizerFast:

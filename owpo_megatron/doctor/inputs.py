@@ -70,6 +70,7 @@ def data(scope: Scope) -> Iterator[Finding]:
         tokenizer = load_tokenizer(folder)
     except UserError:
         return  # reported by the check of the model
+    tokenizer.check_stop(config.rollout.stop)
     prompts, report = load_prompts(config.data, tokenizer, "train")
     longest = max(len(prompt.token_ids) for prompt in prompts)
     yield Finding("data", "ok", f"{report}; the longest prompt has {longest} tokens")

@@ -14,6 +14,7 @@ from typing import Any
 from owpo_megatron.doctor.finding import Finding, Scope
 from owpo_megatron.errors import UserError
 from owpo_megatron.launch.machine import num_cores, usable_gpus
+from owpo_megatron.launched import own_environment
 
 PROBE = "owpo_megatron.doctor.probe"
 MAX_LOCAL_RANKS = 8
@@ -50,7 +51,7 @@ def _here(scope: Scope, options: list[str]) -> tuple[list[dict[str, Any]], str]:
     least, most = (1, gpus) if gpus else (2, max(2, num_cores()))
     world = max(least, min(scope.world_size, most, MAX_LOCAL_RANKS))
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
-    env = {"OMP_NUM_THREADS": "1", **os.environ, **meeting}
+    env = {"OMP_NUM_THREADS": "1", **own_environment(), **meeting}
     command = [sys.executable, "-m", PROBE, *options]
     processes = [_start(command, env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(world)]
     return _outcome(processes, SECONDS)

@@ -55,7 +55,8 @@ def find_device(config: EngineConfig) -> str:
     """Return "cpu" or "cuda"; "auto": a GPU that this process may use, and an engine whose torch can use it."""
     if config.device != "auto":
         return config.device
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = shown is not None and re.match(r"\s*(\d|GPU-|MIG-)", shown) is None  # "", -1, NoDevFiles, ...
     visible = any(DEVICES.glob("nvidia[0-9]*")) or (DEVICES / "dxg").exists()
     return "cuda" if visible and not hidden and built_for_cuda(find_python(config)) else "cpu"
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def evaluate_weights(
     out: Path,
     fresh: bool = False,
     progress: Callable[[PreparedSet], DrawProgress | None] = lambda prepared: None,
+    waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> list[dict[str, Any]]:
     """Evaluate weights on sets and return their scores, in order; results are in OUT/SET.json and OUT/SET.jsonl.
 
@@ -53,6 +54,7 @@ def evaluate_weights(
         config: uses engine, verifier, sglang, model.dtype, and for episodes environment and data. Servers given by URL
             load the weights from the HF folder,
             which they must see under the same path.
+        waiting: is entered with what takes long before the first sample is drawn.
 
     Raises:
         UserError: `out` contains results of another evaluation, or the engine's environment is unusable.
@@ -73,16 +75,17 @@ def evaluate_weights(
         return [dict(kept.scores or {}) for kept in results]
     rules = {domain: rule for one in sets for domain, rule in one.rules.items()}
     with ExitStack() as stack:
-        model = stack.enter_context(served())
         episodes = None
         if config.environment is not None:
             episodes = EnvironmentBuilder(config, tokenizer, None, log.warning, stack)
-        fleet = stack.enter_context(
-            start_fleet(config.engine, model, config.model.dtype, server_raw(config), out / "logs", with_keys=True)
-        )
-        if not isinstance(fleet.engines[0], Server):
-            fleet.on_restart = partial(_load, fleet, model)
-            fleet.on_restart()
+        with waiting(f"starting SGLang (log: {out / 'logs'})"):
+            model = stack.enter_context(served())
+            fleet = stack.enter_context(
+                start_fleet(config.engine, model, config.model.dtype, server_raw(config), out / "logs", with_keys=True)
+            )
+            if not isinstance(fleet.engines[0], Server):
+                fleet.on_restart = partial(_load, fleet, model)
+                fleet.on_restart()
         verifier: Verifier = make_verifier(config.verifier, (), rules)
         stack.callback(verifier.close)
         stop = tuple(config.rollout.stop)
@@ -120,9 +123,7 @@ def fingerprint(weights: Path) -> str:
     manifest = weights / MANIFEST
     if manifest.is_file():
         return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
-    files = sorted(file for pattern in _WEIGHTS for file in weights.glob(pattern))
-    if not files:
-        raise UserError("model", weights, "has no weights; name an HF folder, a converted folder or a run's checkpoint")
+    files = weight_files(weights)
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -132,6 +133,14 @@ def fingerprint(weights: Path) -> str:
             stream.seek(max(0, size - _SAMPLED_BYTES))
             digest.update(stream.read())
     return digest.hexdigest()[:16]
+
+
+def weight_files(weights: Path) -> list[Path]:
+    """The files of weights in a folder. Raises UserError where there is none."""
+    files = sorted(file for pattern in _WEIGHTS for file in weights.glob(pattern))
+    if not files:
+        raise UserError("model", weights, "has no weights; name an HF folder, a converted folder or a run's checkpoint")
+    return files
 
 
 def response_limit(

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from owpo_megatron.families.attention import Attention, DeltaNet, LatentAttention
 from owpo_megatron.families.catalogue import MODEL_TYPES, known_types
 from owpo_megatron.families.family import EngineNames, Family
-from owpo_megatron.families.fits import check_context, check_parallel, padded_vocab_size
+from owpo_megatron.families.fits import check_context, check_parallel, layers_of_stages, padded_vocab_size
 from owpo_megatron.families.mlp import MLP, Activation, Experts, Router, SharedExpert
 from owpo_megatron.families.model import HFModel, Norms
-from owpo_megatron.families.reading import HFConfig, read_hf_config, transformers_config
+from owpo_megatron.families.reading import HFConfig, read_hf_config, supported_family, transformers_config
 from owpo_megatron.families.rope import Rope, Yarn
 from owpo_megatron.families.rules import Part, Rule
 
@@ -95,11 +95,13 @@ __all__ = [
     "hf_shapes",
     "is_float32",
     "known_types",
+    "layers_of_stages",
     "megatron_names",
     "megatron_shape",
     "padded_vocab_size",
     "place_of",
     "read_hf_config",
+    "supported_family",
     "stack_of",
     "stacked",
     "stacked_shapes",

@@ -42,8 +42,25 @@ def check_sizes(model: HFModel, where: str) -> None:
             raise UserError(f"{where} num_experts_per_tok", router.chosen, remedy)
 
 
+def layers_of_stages(num_layers: int, pp: int) -> list[int]:
+    """[pp] layers of each pipeline stage; the first and the last have fewer where pp does not divide them.
+
+    Those two also hold the embedding and the head. Megatron-core gives all stages between them the same number.
+
+    Example:
+        >>> layers_of_stages(94, 4), layers_of_stages(48, 4), layers_of_stages(5, 2)
+        ([23, 24, 24, 23], [12, 12, 12, 12], [3, 2])
+    """
+    most = -(-num_layers // pp)
+    missing = most * pp - num_layers
+    stages = [most] * pp
+    stages[0] -= missing // 2
+    stages[-1] -= missing - missing // 2
+    return stages
+
+
 def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:
-    """Refuse parallel sizes that do not divide the model.
+    """Refuse parallel sizes that do not fit the model.
 
     Raises:
         UserError: naming parallel.tp, pp, vpp, ep or sp, with the values that fit.
@@ -61,13 +78,15 @@ def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:
     if model.delta and parallel.tp > 1:
         remedy = f"{model.family_name}'s delta nets are not split over tensor-parallel ranks; use 1"
         raise UserError("parallel.tp", parallel.tp, remedy)
-    if model.num_layers % parallel.pp:
-        raise UserError(
-            "parallel.pp",
-            parallel.pp,
-            f"must divide the model's {model.num_layers} layers; use one of {_divisors(model.num_layers)}",
-        )
-    layers_per_rank = model.num_layers // parallel.pp
+    stages = layers_of_stages(model.num_layers, parallel.pp)
+    if min(stages) < 1:
+        fitting = [pp for pp in range(1, model.num_layers + 1) if min(layers_of_stages(model.num_layers, pp)) > 0]
+        remedy = f"some stages would have none of the model's {model.num_layers} layers; use one of "
+        raise UserError("parallel.pp", parallel.pp, remedy + ", ".join(map(str, fitting)))
+    if parallel.vpp is not None and len(set(stages)) > 1:
+        remedy = f"interleaved stages need equal ones; leave vpp out, or use a pp of {_divisors(model.num_layers)}"
+        raise UserError("parallel.vpp", parallel.vpp, remedy)
+    layers_per_rank = stages[0]
     if parallel.vpp is not None and layers_per_rank % parallel.vpp:
         raise UserError(
             "parallel.vpp",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.families.attention import Attention, LatentAttention
@@ -14,6 +14,9 @@ from owpo_megatron.families.fits import check_sizes
 from owpo_megatron.families.mlp import MLP, Experts
 from owpo_megatron.families.model import HFModel, Multipliers, Norms
 from owpo_megatron.families.rope import Rope, read_rope
+
+if TYPE_CHECKING:
+    from owpo_megatron.families.family import Family
 
 _LAYER_TYPES = ("full_attention", "sliding_attention", "linear_attention")
 _SAME_AS = {"kimi_k2": "deepseek_v3"}  # model_types that transformers lacks -> the one with the same model
@@ -51,11 +54,7 @@ def read_hf_config(path: Path | str) -> HFModel:
             silently lack (unsupported rope scaling, other biases or activations among others).
     """
     path = Path(path)
-    file = read_config_file(path)
-    kind = (text_fields(file) or file).get("model_type")
-    family = family_of("(missing)" if kind is None else str(kind), path)
-    if kind in MODEL_TYPES:  # another package's family may name its sizes otherwise
-        check_config_file(path, file)
+    family = supported_family(path)
     try:
         model = family.read(HFConfig(path, transformers_config(path)))
         check_sizes(model, f"{path / 'config.json'}")
@@ -65,6 +64,20 @@ def read_hf_config(path: Path | str) -> HFModel:
     except Exception as error:  # transformers' validation has many types, and ends in others where it has none
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise UserError("model.path", path / "config.json", f"describes no {family.name} model: {reason}") from error
+
+
+def supported_family(path: Path) -> Family:
+    """The family of the model in an HF folder, by its config.json alone: imports neither torch nor transformers.
+
+    Raises:
+        UserError: as `read_hf_config`, before anything of the family is read.
+    """
+    file = read_config_file(path)
+    kind = (text_fields(file) or file).get("model_type")
+    family = family_of("(missing)" if kind is None else str(kind), path)
+    if kind in MODEL_TYPES:  # another package's family may name its sizes otherwise
+        check_config_file(path, file)
+    return family
 
 
 def transformers_config(folder: Path | str) -> Any:

@@ -11,7 +11,6 @@ A world of one rank needs no torchrun and is started directly.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import socket
@@ -25,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from owpo_megatron.launch.machine import LAUNCHER_VARIABLES, usable_gpus
+from owpo_megatron.launch.machine import usable_gpus
 from owpo_megatron.launch.rank import end_with_parent
 from owpo_megatron.launch.reason import Outcome, first_reason, why
+from owpo_megatron.launched import own_environment
 from owpo_megatron.run.heartbeat import Pulses, Stillness, pulse_file
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
@@ -98,7 +98,7 @@ def run_ranks(
 
 def rank_environment(world_size: int) -> dict[str, str]:
     """This environment plus the variables that every rank needs; variables that are set already win."""
-    env = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    env = own_environment()
     env.setdefault("PYTHONUNBUFFERED", "1")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     if usable_gpus():

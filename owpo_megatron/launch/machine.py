@@ -26,7 +26,10 @@ PACKAGES = (
 
 
 def gpu_names() -> list[str]:
-    """Names of the CUDA devices that this process may use; [] without a driver or when they are hidden."""
+    """Names of the CUDA devices that this process may use; [] without a driver or when they are hidden.
+
+    Of CUDA_VISIBLE_DEVICES, as CUDA reads it, what stands before the first name that is no device: "", -1, NoDevFiles.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -35,7 +38,9 @@ def gpu_names() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None or listing.returncode:
         return names if listing.returncode == 0 else []
-    return names[: len([part for part in visible.split(",") if part.strip() not in ("", "-1")])]
+    parts = [part.strip() for part in visible.split(",")]
+    known = [part.startswith(("GPU-", "MIG-")) or (part.isdigit() and int(part) < len(names)) for part in parts]
+    return names[: [*known, False].index(False)]
 
 
 def usable_gpus() -> list[str]:
@@ -86,23 +91,3 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-LAUNCHER_VARIABLES = (
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"),
-    *("ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
-)
-"""Set by torchrun and its like for each rank."""
-
-
-def started_by_torchrun() -> bool:
-    """Whether this process is one of torchrun's ranks. RANK alone is no sign: pods and shells of other tools set it."""
-    env = os.environ
-    return "RANK" in env and "WORLD_SIZE" in env and ("TORCHELASTIC_RUN_ID" in env or "LOCAL_WORLD_SIZE" in env)
-
-
-def launcher_leftovers() -> dict[str, str]:
-    """Launcher variables of a process that no launcher started; its ranks must not inherit them."""
-    if started_by_torchrun():
-        return {}
-    return {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}

@@ -10,15 +10,18 @@ from collections.abc import Callable
 from owpo_megatron.carried import PREFIX, is_carried
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.data import check_source
-from owpo_megatron.data.preview import check_prompts
+from owpo_megatron.data.tokenizer import check_tokenizer_files
 from owpo_megatron.engine.command import check_environment, find_device, server_arguments
 from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.engine.server import probe_port
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.sets import check_sets
+from owpo_megatron.families import supported_family
 from owpo_megatron.families.config_file import refuse_multimodal
 from owpo_megatron.launch.job import needs_own_engine
-from owpo_megatron.launch.machine import gpu_names, started_by_torchrun, usable_gpus
+from owpo_megatron.launch.machine import gpu_names, usable_gpus
+from owpo_megatron.launch.preview import check_prompts
+from owpo_megatron.launched import started_by_torchrun
 from owpo_megatron.methods import find_method
 from owpo_megatron.sinks import check_installed
 
@@ -44,7 +47,10 @@ def preflight(config: Config) -> None:
 
 
 def _model(config: Config) -> None:
-    refuse_multimodal(hf_folder(config.model.path), "model.path")
+    files = hf_folder(config.model.path)
+    refuse_multimodal(files, "model.path")
+    supported_family(files)
+    check_tokenizer_files(files)
     if config.reference.path is not None:
         hf_folder(config.reference.path, "reference.path")
     for teacher in config.teachers:

@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from owpo_megatron.config import ParallelConfig
 from owpo_megatron.errors import UserError
-from owpo_megatron.families import Activation, HFModel, LatentAttention, Yarn
+from owpo_megatron.families import Activation, HFModel, LatentAttention, Yarn, layers_of_stages
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.attention import PackedCoreAttention
 from owpo_megatron.mcore.delta_net import GatedDeltaNet
@@ -89,6 +89,9 @@ def transformer_config(
         overlap_p2p_comm=False,
         **_SETTLED,
     )
+    stages = layers_of_stages(hf.num_layers, parallel.pp)
+    if len(set(stages)) > 1:
+        fields |= dict(num_layers_in_first_pipeline_stage=stages[0], num_layers_in_last_pipeline_stage=stages[-1])
     if hf.experts:
         fields |= _expert_fields(parallel)
     raw = raw | fp8_fields(raw, hf.experts is not None)

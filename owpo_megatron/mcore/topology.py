@@ -15,6 +15,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from owpo_megatron.config import ParallelConfig
 from owpo_megatron.errors import UserError
+from owpo_megatron.launched import started_by_torchrun
 from owpo_megatron.mcore import cpu
 
 # Other ranks wait in a broadcast while rank 0 generates, for as long as that takes: the watchdog ends a run that hangs
@@ -92,7 +93,7 @@ def init_topology(parallel: ParallelConfig, seed: int, hang_seconds: float | Non
         UserError: the number of started ranks is not tp * pp * dp.
     """
     cpu.install()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
     if world_size != parallel.world_size:
         wanted = f"{parallel.tp} * {parallel.pp} * {parallel.dp} = {parallel.world_size}"
         raise UserError("world size", world_size, f"start parallel.tp * pp * dp = {wanted} ranks")
@@ -151,9 +152,9 @@ def tensor_timeout(hang_seconds: float | None) -> timedelta:
 
 def _join(world_size: int, timeout: timedelta) -> None:
     if not cpu.on_cpu():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if started_by_torchrun() else 0)
     backend = "gloo" if cpu.on_cpu() else "nccl"
-    if "RANK" in os.environ:
+    if started_by_torchrun():
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world_size)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from owpo_megatron.config import ParallelConfig
-from owpo_megatron.families import HFModel, padded_vocab_size
+from owpo_megatron.families import HFModel, layers_of_stages, padded_vocab_size
 from owpo_megatron.families.rules import EMBEDDING, OUTPUT_LAYER, Rule
 from owpo_megatron.families.weights import in_layer
 
@@ -40,8 +40,8 @@ def share_of_stage(model: HFModel, parallel: ParallelConfig, stage: int) -> Shar
     that of consecutive ones.
     """
     first, last = stage == 0, stage == parallel.pp - 1
-    each = model.num_layers // parallel.pp
-    layers = range(stage * each, (stage + 1) * each)
+    stages = layers_of_stages(model.num_layers, parallel.pp)
+    layers = range(sum(stages[:stage]), sum(stages[: stage + 1]))
     dense = expert = 0
     for rule in _rules(model):
         count = _on_rank(model, rule, parallel)

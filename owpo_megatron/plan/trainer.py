@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from owpo_megatron.config import Config
-from owpo_megatron.families import Attention, HFModel, LatentAttention, padded_vocab_size
+from owpo_megatron.families import Attention, HFModel, LatentAttention, layers_of_stages, padded_vocab_size
 from owpo_megatron.head.backend import cuda_rows, torch_rows
 from owpo_megatron.plan.parameters import Share, share_of_stage
 
@@ -100,7 +100,7 @@ def activation_bytes(config: Config, model: HFModel, cuda: bool, stage: int = 0)
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     tokens = max(config.optimizer.tokens_per_microbatch, longest)
     weight = 4 if config.model.dtype == "float32" else 2
-    layers = model.num_layers // par.pp
+    layers = layers_of_stages(model.num_layers, par.pp)[stage]
     hidden = model.hidden_size // (par.tp if par.sp else 1)
     one = layer_elements(model, par.tp, par.sp, cuda) * weight + _statistics(model, par.tp)
     number = int(config.megatron.get("recompute_num_layers") or 1)

@@ -43,6 +43,7 @@ def load_run_data(
         UserError: a file or a row is not usable, or a prompt and its response exceed the engine's context.
     """
     tokenizer = load_tokenizer(model_files)
+    tokenizer.check_stop(config.rollout.stop)
     train, report = load_prompts(config.data, tokenizer, date=date)
     say(str(report))
     for note in notes_on(train, config):

@@ -35,8 +35,8 @@ LINKING = re.compile(  # between "the answer is" and the value
     re.IGNORECASE,
 )
 CLOSING_COPULA = re.compile(r"\s*(?:है|です|である|になります|となります|입니다|이다|예요|이에요)$")
-DOUBTED = re.compile(  # "I doubt the answer is 42"
-    r"(?:\bdoubt(?:ful)?|\bunlikely|(?:\bnot|n't|\bnever)\s+(?:think|believe|sa(?:y|id)|claim(?:ed)?|sure|certain|mean))"
+DOUBTED = re.compile(  # "I doubt the answer is 42", "suppose the answer is 42"
+    r"(?:\bdoubt(?:ful)?|\bunlikely|\bassum(?:e|ing)|\bsuppos(?:e|ing)|\bimagine|\bpretend|(?:\bnot|n't|\bnever)\s+(?:think|believe|sa(?:y|id)|claim(?:ed)?|sure|certain|mean))"
     r"(?:\s+(?:that|if|whether))?"
     r"[\s,:\"'*]*(?:(?:the|my|our)\s+)?(?:(?:final|correct|right)\s+)?$",
     re.IGNORECASE,

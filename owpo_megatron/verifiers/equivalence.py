@@ -18,6 +18,7 @@ from owpo_megatron.types import VerdictReason
 from owpo_megatron.verifiers.golds import gold_text
 from owpo_megatron.verifiers.integer_families import same_family, same_parameter, same_residue
 from owpo_megatron.verifiers.limits import refuse_expression, refuse_text
+from owpo_megatron.verifiers.named_values import misplaced
 from owpo_megatron.verifiers.piecewise import same_branches, undecided
 from owpo_megatron.verifiers.real_sets import same_set
 from owpo_megatron.verifiers.spelling import respelled
@@ -57,7 +58,7 @@ _SPACED_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?: |\\,|\\ |~|,\s?\\!
 _ADJACENT = re.compile(r"(?<![_^0-9.])[0-9]+(?:\.[0-9]+)?(?:\s|\\[,;: ]|~|\\q?quad)+(?:\\frac|[0-9])")
 _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
 _SPAN = re.compile(r"\$[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+", re.DOTALL)
-_DOTS = re.compile(r"\\[lcvd]?dots[a-z]?(?![A-Za-z])|\.\.\.|…")
+_DOTS = re.compile(r"\\[lcvd]?dots[a-z]?(?![A-Za-z])|\.\.\.|\.\.(?=\s*[^\s.])|…")
 _TEXT = re.compile(r"\\(?:text[a-z]*|mathrm|mbox)\s*\{([^{}]*)\}")
 _DOUBT = re.compile(
     r"(?<![A-Za-z\\])(?:not|no|isn|never|maybe|perhaps|possibly|either|neither|unknown|wrong|incorrect|guess|except|unless"
@@ -95,6 +96,12 @@ def equivalent(answer: str, gold: str, derived: bool = False, strict: bool = Tru
         derived: extracted by the caller; a derivation `x = 5 + 6 = 11` is read as its end without checking its links.
         strict: names of variables matter.
     """
+
+    def same(one: str, other: str) -> bool:
+        return equivalent(one, other, strict=strict) == "ok"
+
+    if misplaced(answer, gold, same):
+        return "wrong"
     verdict = _verdict(answer, gold, derived, strict)
     if verdict in ("ok", "too_long") or refuse_text(answer, gold):
         return verdict
@@ -107,10 +114,6 @@ def equivalent(answer: str, gold: str, derived: bool = False, strict: bool = Tru
         return "ok"
     if same_family(spelled, spelled_gold, _number):
         return "ok"
-
-    def same(one: str, other: str) -> bool:
-        return equivalent(one, other, strict=strict) == "ok"
-
     return "ok" if same_branches(plain, plain_gold, same) else verdict
 
 

@@ -5,13 +5,16 @@ The engine's own interpreter is looked at in tests/rollout, the model's shape by
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from described import describe_model
 
 from owpo_megatron.config import Config
 from owpo_megatron.engine.context import check_context_length, context_length
@@ -24,9 +27,7 @@ from owpo_megatron.launch.preflight import preflight
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A configuration with nothing wrong, and an engine that runs already."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
+    model = describe_model(tmp_path / "model")
     return {
         "runs_dir": str(tmp_path / "runs"),
         "model": {"path": str(model)},
@@ -45,7 +46,7 @@ def mistake(raw: dict[str, Any], **changes: dict[str, Any]) -> UserError:
 
 
 def with_context(raw: dict[str, Any], **fields: Any) -> None:
-    (Path(raw["model"]["path"]) / "config.json").write_text(json.dumps(fields))
+    describe_model(Path(raw["model"]["path"]), **fields)
 
 
 def test_a_response_longer_than_the_context_is_refused(raw: dict[str, Any]) -> None:
@@ -157,9 +158,55 @@ def test_an_empty_model_folder(raw: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_a_converted_model_has_its_hf_files_inside(raw: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "megatron" / "hf").mkdir(parents=True)
-    (tmp_path / "megatron" / "hf" / "config.json").write_text("{}")
+    describe_model(tmp_path / "megatron" / "hf")
     preflight(Config.build(raw | {"model": {"path": str(tmp_path / "megatron")}}))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"config.json": '{"model_type": "gpt2"}'}, "model_type gpt2 is not supported; supported: llama"),
+        ({"config.json": '{"vocab_size": 4}'}, "model_type (missing) is not supported"),
+        ({"config.json": '{"model_type": "llama"}'}, "add the model's own"),
+        ({"tokenizer.json": None}, "holds no tokenizer; copy tokenizer.json"),
+        ({"tokenizer.json": "{"}, "its tokenizer cannot be read"),
+        ({"tokenizer.json": "[]"}, "its tokenizer cannot be read: not an object"),
+        ({"tokenizer_config.json": "no"}, "its tokenizer cannot be read"),
+        ({"tokenizer.json": None, "tokenizer.model": ""}, "which needs sentencepiece"),
+        (
+            {
+                "tokenizer.json": None,
+                "vocab.json": "{}",
+                "tokenizer_config.json": '{"auto_map": {"AutoTokenizer": []}}',
+            },
+            "code of its own, which is not executed",
+        ),
+    ],
+)
+def test_a_model_or_tokenizer_that_cannot_be_read(
+    raw: dict[str, Any], files: dict[str, str | None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the files alone, and so in a moment: the first check of all."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else find(name))
+    for name, text in files.items():
+        file = Path(raw["model"]["path"]) / name
+        file.unlink() if text is None else file.write_text(text)
+    assert said in mistake(raw).remedy
+
+
+@pytest.mark.process
+def test_it_takes_no_torch(raw: dict[str, Any]) -> None:
+    """As `owpo train` calls it. Torch and transformers take seconds to import, and a mistake should be told in one."""
+    describe_model(Path(raw["model"]["path"]), model_type="gpt2")
+    code = (
+        "import json, sys\nfrom owpo_megatron.config import Config\n"
+        "from owpo_megatron.launch.preflight import preflight\n"
+        "try:\n    preflight(Config.build(json.loads(sys.argv[1])))\nexcept Exception as error:\n    print(error)\n"
+        "print([name for name in ('torch', 'transformers', 'megatron', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(raw)], capture_output=True, text=True)
+    assert "gpt2 is not supported" in done.stdout and done.stdout.endswith("[]\n"), done.stderr
 
 
 def test_a_port_in_use(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from described import describe_model
 
 from owpo_megatron.api.run_folder import changed_fields, claimed, move_aside
 from owpo_megatron.cli import running
@@ -48,8 +49,7 @@ TRAINER = """
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     (tmp_path / "tiny_loop.py").write_text(textwrap.dedent(TRAINER))
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    describe_model(tmp_path / "model")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return Config.build(

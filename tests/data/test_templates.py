@@ -1,4 +1,4 @@
-"""Templates, their arguments and date; BOS exactly once; no token that the model lacks; reasoning marks that stay."""
+"""Templates, their arguments and date; no token that the model lacks; reasoning marks that stay."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from odd_models import TEMPLATES, folder, with_bos
 from tokenizers import AddedToken
 
 from owpo_megatron.config import Config, DataConfig
-from owpo_megatron.data import PromptTemplate, ShuffledStream, load_prompts, load_tokenizer, preview
+from owpo_megatron.data import PromptTemplate, ShuffledStream, load_prompts, load_tokenizer
 from owpo_megatron.data.problem import Message, Problem
 from owpo_megatron.data.tokenizer import Tokenizer, make_byte_tokenizer
 from owpo_megatron.errors import UserError
+from owpo_megatron.launch import preview
 from owpo_megatron.types import GradingItem
 from owpo_megatron.verifiers.math_answer import grade_math
 
@@ -36,49 +37,6 @@ def chat(template, messages=(), **fields):
     backend.chat_template = TEMPLATES[template]
     made = PromptTemplate("chat", Tokenizer(backend), fields, DAY)
     return made.prompt(problem(messages=tuple(messages))).text
-
-
-# ------------------------------------------------------------------------------------------------ BOS
-@pytest.mark.parametrize("single", ["<s> $A", "<s> $A </s>", "<s> <s> $A"])
-@pytest.mark.parametrize("template", ["raw", "completion"])
-def test_a_plain_text_begins_with_what_the_tokenizer_puts_there(single, template):
-    """Encoding equals Hugging Face's own call, without the eos token that some append."""
-    backend = with_bos(single)
-    prompt = PromptTemplate(template, Tokenizer(backend)).prompt(problem())
-    whole = tuple(backend.encode(prompt.text))
-    assert prompt.token_ids == (whole[:-1] if single.endswith("</s>") else whole)
-    assert prompt.token_ids[0] == backend.bos_token_id and backend.eos_token_id not in prompt.token_ids
-
-
-def test_never_twice():
-    tokenizer = Tokenizer(with_bos())
-    (bos,) = tokenizer.bos_ids
-    for text in ("<s>hi", "<s><s>hi", "hi"):
-        assert tokenizer.encode(text, bos=True).count(bos) == 1, text
-    assert tokenizer.encode("<s><s>hi").count(bos) == 1 and tokenizer.encode("hi").count(bos) == 0
-    assert PromptTemplate("raw", tokenizer).prompt(problem(token_ids=(bos, 5))).token_ids == (bos, 5)
-
-
-@pytest.mark.parametrize("template", ["bos", "plain"])
-def test_a_chat_template_has_it_or_not_as_it_likes(template):
-    """The same ids as apply_chat_template gives."""
-    backend = with_bos(template=TEMPLATES[template])
-    made = PromptTemplate("chat", Tokenizer(backend))
-    message = [{"role": "user", "content": "hi"}]
-    theirs = backend.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert list(made.prompt(problem()).token_ids) == list(theirs)
-    assert made.lacks_bos is (template == "plain")
-
-
-def test_tokenizers_without_bos_add_nothing_and_the_report_says_what_is_there(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"problem": "q", "answer": 1}')
-    data = DataConfig(source=str(tmp_path / "x.jsonl"))
-    assert Tokenizer(make_byte_tokenizer()).bos_ids == ()
-    assert "begin" not in str(load_prompts(data, Tokenizer(make_byte_tokenizer()))[1])
-    assert "prompts begin with <s>" in str(load_prompts(data, Tokenizer(with_bos()))[1])
-    plain = Tokenizer(with_bos(template=TEMPLATES["plain"]))
-    report = load_prompts(data.model_copy(update={"template": "chat"}), plain)[1]
-    assert "the chat template leaves out <s>" in str(report)
 
 
 # ------------------------------------------------------------------------------------------------ arguments, files
@@ -154,6 +112,33 @@ def test_a_stream_goes_on_with_prompts_of_the_same_date(tmp_path):
         stream(datetime.date(2026, 2, 4)).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("template", "printed"),
+    [
+        ("{%- macro system() %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %}{{ system() }}", "2026-02-03"),  # gpt-oss
+        ("{{ strftime_now('%B %d, %Y') }}", "February 03, 2026"),  # Granite
+        ("{% if strftime_now is defined %}{% set date = strftime_now('%d %b %Y') %}{% else %}"
+         "{% set date = '26 Jul 2024' %}{% endif %}{{ date }}", "03 Feb 2026"),  # Llama 3.2
+        ("{% set now = strftime_now %}{{ now('%H:%M:%S.%f') }}", "00:00:00.000000"),
+        ("{% for m in messages %}{{ strftime_now('%c') }}{% endfor %}", "Tue Feb  3 00:00:00 2026"),
+    ],
+)  # fmt: skip
+def test_so_it_is_in_the_templates_that_families_have(template, printed, tmp_path):
+    (tmp_path / "t.jinja").write_text(template)
+    made = PromptTemplate(str(tmp_path / "t.jinja"), Tokenizer(make_byte_tokenizer(270)), {}, DAY)
+    assert made.prompt(problem()).text == printed and made.depends_on_date
+
+
+@pytest.mark.parametrize("chance", ["{{ [1, 2]|random }}", "{{ range(9) | random }}", "{{ lipsum(n=1) }}"])
+def test_a_template_that_draws_at_random_is_refused(chance, tmp_path):
+    """Like one that prints the time, it would make other prompts after a resume."""
+    (tmp_path / "t.jinja").write_text("{{ messages[0].content }}" + chance)
+    with pytest.raises(UserError, match="t.jinja: draws at random .* a resumed run would have other prompts"):
+        PromptTemplate(str(tmp_path / "t.jinja"), Tokenizer(make_byte_tokenizer(270)))
+    (tmp_path / "t.jinja").write_text("{{ messages[0].content }} a random variable")
+    PromptTemplate(str(tmp_path / "t.jinja"), Tokenizer(make_byte_tokenizer(270)))
+
+
 # ------------------------------------------------------------------------------------------------ the vocabulary
 def added(*texts):
     return tuple(AddedToken(text, special=True) for text in texts)
@@ -177,6 +162,14 @@ def test_a_token_that_the_model_lacks_is_named(tmp_path):
         load_tokenizer(files)
 
 
+def test_a_text_to_stop_at_that_the_model_lacks_is_named(tmp_path):
+    files = folder(tmp_path / "m", with_bos(added=added("<|im_end|>")), 272)
+    tokenizer = load_tokenizer(files)
+    tokenizer.check_stop(["Question:", "</s>"])
+    with pytest.raises(UserError, match=r"rollout.stop '<\|im_end\|>' has token 272 \(<\|im_end\|>\), but .* only 272"):
+        tokenizer.check_stop(["Question:", "<|im_end|>"])
+
+
 def test_a_language_model_inside_another(tmp_path):
     files = folder(tmp_path / "m", with_bos(), 999)
     (files / "config.json").write_text('{"text_config": {"vocab_size": 300}}')
@@ -184,9 +177,9 @@ def test_a_language_model_inside_another(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ before a start
-def looked_at(monkeypatch, capsys, files, **data):
+def looked_at(monkeypatch, capsys, files, sections=(), **data):
     """The separate process reports the line and the exit code."""
-    config = Config.build({"model": {"path": str(files)}, "data": data})
+    config = Config.build({"model": {"path": str(files)}, "data": data, **dict(sections)})
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(config.model_dump(mode="json"))))
     code = preview.main()
     return code, capsys.readouterr().out
@@ -227,6 +220,20 @@ def test_the_end_of_a_response_that_the_model_lacks_is_looked_for(tmp_path, monk
     assert preview._has_more_ids(files)
     code, out = looked_at(monkeypatch, capsys, files, source=str(Path(__file__).parent / "cases" / "d2_float.jsonl"))
     assert code == 2 and "the end of a response has token 300" in out
+
+
+def test_texts_to_stop_at_and_evaluation_sets_are_looked_at_too(tmp_path, monkeypatch, capsys):
+    """A template that takes every training problem may refuse one of a set."""
+    refusing = "{% if 'set' in messages[0].content %}{{ raise_exception('no sets here') }}{% endif %}ok"
+    files = folder(tmp_path / "m", with_bos(added=added("<|im_end|>")), 272, refusing)
+    (tmp_path / "set.jsonl").write_text('{"problem": "one of a set", "answer": 1}')
+    source = {"source": str(Path(__file__).parent / "cases" / "d2_float.jsonl"), "template": "chat"}
+    named = {"eval": {"sets": [{"name": "mine", "source": str(tmp_path / "set.jsonl")}]}}
+    assert looked_at(monkeypatch, capsys, files, **source)[0] == 0
+    code, out = looked_at(monkeypatch, capsys, files, named, **source)
+    assert code == 2 and "no sets here" in out
+    code, out = looked_at(monkeypatch, capsys, files, {"rollout": {"stop": ["<|im_end|>"]}}, **source)
+    assert code == 2 and "rollout.stop '<|im_end|>' has token 272" in out
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ from owpo_megatron.families import (
     check_parallel,
     check_weights,
     hf_shapes,
+    layers_of_stages,
     padded_vocab_size,
     place_of,
     read_hf_config,
@@ -309,10 +310,23 @@ def test_check_parallel(folders):
     check_parallel(model, ParallelConfig(tp=2, pp=2))
     with pytest.raises(UserError, match="parallel.tp = 4: .* 4 attention heads, 2 key-value heads .* one of 1, 2$"):
         check_parallel(model, ParallelConfig(tp=4))
-    with pytest.raises(UserError, match="parallel.pp = 3: must divide the model's 2 layers; use one of 1, 2$"):
+    with pytest.raises(UserError, match="parallel.pp = 3: some stages would have none of .* 2 layers; .* 1, 2$"):
         check_parallel(model, ParallelConfig(pp=3))
     with pytest.raises(UserError, match="parallel.vpp = 2: must divide the 1 layers of a pipeline rank"):
         check_parallel(model, ParallelConfig(pp=2, vpp=2))
+    check_parallel(dataclasses.replace(model, num_layers=7), ParallelConfig(pp=4))
+    with pytest.raises(UserError, match="parallel.vpp = 2: interleaved stages need equal ones; .* a pp of 1, 7$"):
+        check_parallel(dataclasses.replace(model, num_layers=7), ParallelConfig(pp=2, vpp=2))
+
+
+@pytest.mark.parametrize("num_layers", range(1, 40))
+def test_layers_of_stages(num_layers):
+    """All layers, equal stages but for the first and the last, and neither of these beyond the others."""
+    for pp in range(1, num_layers + 1):
+        stages = layers_of_stages(num_layers, pp)
+        assert len(stages) == pp and sum(stages) == num_layers
+        assert len(set(stages[1:-1])) <= 1 and max(stages) == -(-num_layers // pp)
+        assert num_layers % pp or len(set(stages)) == 1
 
 
 def test_experts_and_parallel_sizes(folders):

@@ -59,9 +59,20 @@ def test_a_gpu_counts_where_torch_can_use_it(gpus: int, cuda_build: bool) -> Non
     assert environment.get("NCCL_CUMEM_ENABLE") == ("0" if gpus and cuda_build else None)
 
 
-def test_hidden_gpus_do_not_count(gpus: int, cuda_build: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+@pytest.mark.parametrize("shown", ["", " ", "-1", "-1,0", "NoDevFiles", "none"])
+def test_hidden_gpus_do_not_count(gpus: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "built_for_cuda", lambda python: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     assert find_device(EngineConfig()) == "cpu" and not usable_gpus()
+
+
+@pytest.mark.parametrize(("shown", "count"), [("0", 1), ("1, 0", 2), ("0,9,1", 1), ("0,-1,1", 1), ("GPU-0,GPU-1", 2)])
+def test_devices_behind_one_that_is_none_do_not_count(
+    gpus: int, shown: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CUDA reads CUDA_VISIBLE_DEVICES."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert len(gpu_names()) == (count if gpus >= 2 else min(count, gpus) if gpus and shown[:1] != "1" else 0)
 
 
 @pytest.mark.parametrize("line", ["cuda: Optional[str] = '13.0'", 'cuda = "12.8"'])

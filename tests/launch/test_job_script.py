@@ -18,6 +18,7 @@ import pytest
 from owpo_megatron.config import Config
 from owpo_megatron.launch.job import Job
 from owpo_megatron.launch.render import render_sbatch
+from owpo_megatron.launch.slurm.cluster import submit
 
 pytestmark = pytest.mark.process
 
@@ -37,7 +38,7 @@ case "$*" in
 requeue*) echo "$*" >>"$FAKES/requeues" ;;
 esac
 """,
-    "squeue": '#!/bin/bash\ncat "$FAKES/state"\n',
+    "squeue": '#!/bin/bash\necho "$*" >>"$FAKES/looked"; cat "$FAKES/state"\n',
 }
 PYTHON = """#!/bin/bash
 [[ $1 == -c ]] && exit {importable}
@@ -55,7 +56,7 @@ done
 class Script:
     """A rendered job in a folder of its own."""
 
-    def __init__(self, folder: Path, importable: int = 0, **launch: Any):
+    def __init__(self, folder: Path, importable: int = 0, seeds: tuple[int, ...] = (), **launch: Any):
         self.fakes, self.folder = folder / "fakes", folder
         self.fakes.mkdir()
         for name, text in (COMMANDS | {"python": PYTHON.format(importable=importable)}).items():
@@ -65,9 +66,12 @@ class Script:
         raw = {"model": {"path": "m"}, "data": {"source": "task:cipher"}, "name": "a"}
         launch = {"gpus_per_node": 0, "python": str(self.fakes / "python")} | launch
         engine = {"urls": ["http://127.0.0.1:1"]}
-        job = Job(Config.build(raw | {"launch": launch, "engine": engine, "runs_dir": str(folder)}), folder)
-        (folder / "a").mkdir()
-        (folder / "a" / "config.yaml").touch()
+        job = Job(
+            Config.build(raw | {"launch": launch, "engine": engine, "runs_dir": str(folder)}), folder, seeds=seeds
+        )
+        for name in ("a", *(f"a-seed{seed}" for seed in seeds)):
+            (folder / name).mkdir()
+            (folder / name / "config.yaml").touch()
         (folder / "job.sbatch").write_text(render_sbatch(job))
 
     def start(self, restarts: int = 0) -> subprocess.Popen[str]:
@@ -77,6 +81,8 @@ class Script:
             "SLURM_JOB_ID": "7",
             "SLURM_RESTART_COUNT": str(restarts),
             "SLURM_JOB_NODELIST": "n0",
+            "SLURM_ARRAY_JOB_ID": "7",
+            "SLURM_ARRAY_TASK_ID": "2",
         }
         return subprocess.Popen(["bash", str(self.folder / "job.sbatch")], env=env, stdout=subprocess.PIPE, text=True)
 
@@ -139,6 +145,42 @@ def test_ranks_that_fail_while_slurm_ends_the_job_do_not_bring_it_back(tmp_path:
     (script.fakes / "state").write_text(f"{state}\n")
     assert f"left to Slurm, which has the job as {state}" in script.fails_once(0)
     assert not (script.fakes / "requeues").exists()
+
+
+def test_a_task_of_an_array_asks_for_itself(tmp_path: Path) -> None:
+    """One task has the array's number as its SLURM_JOB_ID, by which squeue and scontrol would take all tasks."""
+    script = Script(tmp_path, seeds=(1, 2))
+    assert "requeued: failure (1 of at most 3)" in script.fails_once(0)
+    assert (script.fakes / "requeues").read_text() == "requeue 7_2\n"
+    assert "--jobs=7_2 " in (script.fakes / "looked").read_text()
+
+
+def test_a_gpu_tool_that_hangs_is_a_node_that_is_not_fit(tmp_path: Path) -> None:
+    script = Script(tmp_path, gpus_per_node=1)
+    (script.fakes / "nvidia-smi").write_text("#!/bin/bash\ntrap '' TERM\nsleep 600\n")
+    (script.fakes / "nvidia-smi").chmod(0o755)
+    file = script.folder / "job.sbatch"
+    text = file.read_text()
+    assert "timeout --signal=KILL 60 nvidia-smi" in text
+    file.write_text(text.replace("--signal=KILL 60", "--signal=KILL 1"))
+    assert "nvidia-smi fails or hangs" in script.start().communicate(timeout=60)[0]
+
+
+def test_a_job_around_the_shell_leaves_nothing_to_the_new_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`--export=NONE` lets SLURM_* through."""
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f"#!/bin/bash\nenv >{tmp_path}/seen\necho 8\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in {"SLURM_MEM_PER_CPU": "4", "SLURM_CONF": "/etc/s.conf", "SLURM_CPU_BIND": "cores"}.items():
+        monkeypatch.setenv(name, value)
+    assert submit(tmp_path / "job.sbatch", tmp_path) == 8
+    assert "SLURM_CPU_BIND=cores" in (tmp_path / "seen").read_text(), "outside of a job they are the user's own"
+    monkeypatch.setenv("SLURM_JOB_ID", "6")
+    submit(tmp_path / "job.sbatch", tmp_path)
+    assert [line for line in (tmp_path / "seen").read_text().splitlines() if line.startswith("SLURM_")] == [
+        "SLURM_CONF=/etc/s.conf"
+    ]
 
 
 def test_a_node_that_is_not_fit_is_named(tmp_path: Path) -> None:

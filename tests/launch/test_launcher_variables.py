@@ -11,7 +11,7 @@ from owpo_megatron.config import Config
 from owpo_megatron.errors import UserError
 from owpo_megatron.launch import preflight
 from owpo_megatron.launch.local import rank_environment
-from owpo_megatron.launch.machine import LAUNCHER_VARIABLES, launcher_leftovers, started_by_torchrun
+from owpo_megatron.launched import is_launcher_variable, launcher_leftovers, started_by_torchrun
 
 POD = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "pod-0", "MASTER_PORT": "23456"}
 TORCHRUN = POD | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "none"}
@@ -20,21 +20,51 @@ TORCHRUN = POD | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_
 @pytest.fixture
 def environment(monkeypatch):
     def set_to(**variables):
-        for name in LAUNCHER_VARIABLES:
-            monkeypatch.delenv(name, raising=False)
+        for name in filter(is_launcher_variable, dict(os.environ)):
+            monkeypatch.delenv(name)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
 
     return set_to
 
 
-@pytest.mark.parametrize("left", [{"WORLD_SIZE": "4"}, {"RANK": "0"}, POD, POD | {"LOCAL_RANK": "0"}])
+KUBEFLOW = POD | {"PET_NNODES": "4", "PET_MASTER_ADDR": "pod-0", "PET_MAX_RESTARTS": "3", "PET_STANDALONE": "1"}
+MPIRUN = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "PMIX_RANK": "1", "PMI_RANK": "1", "PMI_SIZE": "4"}
+SRUN_SHELL = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+AGENT = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_ERROR_FILE": "/no"}
+
+
+@pytest.mark.parametrize(
+    "left",
+    [{"WORLD_SIZE": "4"}, {"RANK": "0"}, POD, POD | {"LOCAL_RANK": "0"}, KUBEFLOW, MPIRUN, SRUN_SHELL, AGENT]
+    + [{"TORCHELASTIC_RUN_ID": "none"}, {"MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1"}],
+)  # fmt: skip
 def test_leftovers_start_nothing_and_reach_no_rank(left, environment):
     environment(**left)
     assert not started_by_torchrun() and launcher_leftovers() == left
     inherited = rank_environment(1)
-    assert not inherited.keys() & set(LAUNCHER_VARIABLES)
+    assert not inherited.keys() & left.keys()
     assert inherited["PATH"] == os.environ["PATH"]
+
+
+def test_what_a_whole_job_has_stays(environment, monkeypatch):
+    """Rules and hooks of users read it, and a shell inside an allocation is no leftover."""
+    environment()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    assert launcher_leftovers() == {} and rank_environment(2)["SLURM_JOB_ID"] == "7"
+
+
+@pytest.mark.parametrize("left", [KUBEFLOW | MPIRUN, AGENT | {"WORLD_SIZE": "4"}])
+def test_a_world_of_one_in_this_process_is_one(left, environment):
+    """As `train()` of a notebook in such a pod, a worker of `owpo compare`, or a bench makes it."""
+    from owpo_megatron.config import ParallelConfig
+    from owpo_megatron.mcore.topology import close_topology, init_topology
+
+    environment(**left)
+    topology = init_topology(ParallelConfig(), seed=0)
+    close_topology()
+    assert (topology.rank, topology.world_size, topology.is_main) == (0, 1, True)
 
 
 def test_torchrun_is_known_by_what_only_it_sets(environment):

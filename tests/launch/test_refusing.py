@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from described import describe_model
 from owpo import ROOT, Owpo, write_config
 from tiny import make_hf_model
 
@@ -19,9 +20,7 @@ from owpo_megatron.launch.job import Job
 @pytest.fixture
 def raw(tmp_path: Path) -> dict[str, Any]:
     """A job with nothing wrong: four nodes of 8 GPUs, and two for engines."""
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
+    model = describe_model(tmp_path / "model")
     return {
         "runs_dir": str(tmp_path / "runs"),
         "model": {"path": str(model)},

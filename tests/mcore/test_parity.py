@@ -104,3 +104,16 @@ def test_four_ranks(ranks: Ranks, oracles: dict[str, tuple[Path, Path]]) -> None
     assert len(results) == sum(map(len, FOUR_RANKS.values()))
     for found in results:
         check(found)
+
+
+def test_stages_of_different_sizes(ranks: Ranks, tmp_path: Path) -> None:
+    """Seven layers on two stages (4 and 3) and on four (2, 2, 2 and 1), from HF's files and from a converted folder."""
+    model = make_hf_model(tmp_path / "hf", "qwen3", num_hidden_layers=7)
+    hf_to_megatron(model, tmp_path / "megatron")
+    torch.save(train_dense(model, batches(), lr=1e-3, warmup=2), tmp_path / "oracle.pt")
+    case = {"model": str(model), "oracle": str(tmp_path / "oracle.pt")}
+    found = ranks.run(2, distances, [case | {"layouts": [{"pp": 2}]}])[0]
+    found += ranks.run(4, distances, [case | {"model": str(tmp_path / "megatron"), "layouts": [{"pp": 4}]}])[0]
+    assert len(found) == 2
+    for one in found:
+        check(one)

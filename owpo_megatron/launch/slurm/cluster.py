@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from owpo_megatron.errors import UserError
 
+_OF_THE_CLUSTER = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})  # not of a job
 ENDED_WELL = frozenset({"COMPLETED"})
 ENDED_BADLY = frozenset(
     {"FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY", "PREEMPTED"}
@@ -51,7 +54,7 @@ def submit(script: Path, workdir: Path, after: int | None = None) -> int:
         UserError: sbatch refused it; with its message.
     """
     wait = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
-    done = run("sbatch", "--parsable", *wait, str(script), cwd=workdir)
+    done = run("sbatch", "--parsable", *wait, str(script), cwd=workdir, env=_outside_of_jobs())
     if done.returncode:
         raise UserError("sbatch", script, f"refused: {' '.join(done.stderr.split())}")
     return int(done.stdout.split(";")[0])
@@ -80,10 +83,23 @@ def cancel(job_id: int) -> None:
         raise UserError("job", job_id, f"not cancelled: {' '.join(done.stderr.split())}")
 
 
-def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def _outside_of_jobs() -> dict[str, str]:
+    """The environment without what a job around this shell has: `--export=NONE` lets SLURM_* through, and sizes of that
+    job which the new one does not set again (SLURM_MEM_PER_CPU, SLURM_CPU_BIND, ...) would be options of its sruns."""
+    inside = "SLURM_JOB_ID" in os.environ
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not (inside and name.startswith("SLURM_") and name not in _OF_THE_CLUSTER)
+    }
+
+
+def run(
+    *command: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """One of Slurm's commands; one that is missing counts as failed."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env)
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: no such command")
 

@@ -1,6 +1,7 @@
-"""The first prompts of a run, made before anything starts: `python -m owpo_megatron.data.preview < config.json`.
+"""The first prompts of a run, made before anything starts: `python -m owpo_megatron.launch.preview < config.json`.
 
-A template that raises, or a token that the model does not have, is found in seconds. In a process of its own, since
+Those of training and of the evaluation sets. A template that raises, or a token that the model does not have, is found
+in seconds. In a process of its own, since
 tokenizers import torch. Prints a JSON list [field, value, remedy] and exits with code 2 for a user's mistake.
 """
 
@@ -9,12 +10,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from owpo_megatron.config import Config, hf_folder
+from owpo_megatron.data.hub import PREFIX
 from owpo_megatron.data.sources import load_prompts, read_problems
-from owpo_megatron.data.tokenizer import TOKENIZER_FILES, generation_eos_ids, load_tokenizer, vocab_size_of
+from owpo_megatron.data.templates import PromptTemplate
+from owpo_megatron.data.tokenizer import (
+    Tokenizer,
+    generation_eos_ids,
+    load_tokenizer,
+    vocab_size_of,
+)
 from owpo_megatron.errors import UserError
+from owpo_megatron.evaluation.prepare import prepare
+from owpo_megatron.evaluation.sets import data_folder, resolve, source_of
 
 FIRST = 256  # problems that are looked at, unless any of them may have a token that the model lacks
 MISTAKE = 2  # exit code
@@ -29,11 +40,9 @@ def check_prompts(config: Config) -> None:
         UserError: what a rank would find later.
     """
     files = hf_folder(config.model.path)
-    if not any((files / name).is_file() for name in TOKENIZER_FILES):
-        return  # a rank reports that
     if config.data.template in ("raw", "completion") and not (_has_more_ids(files) or _has_token_ids(config)):
         return
-    command = [sys.executable, "-m", "owpo_megatron.data.preview"]
+    command = [sys.executable, "-m", "owpo_megatron.launch.preview"]
     settings = json.dumps(config.model_dump(mode="json"))
     done = subprocess.run(command, input=settings, capture_output=True, text=True)
     if done.returncode == MISTAKE:
@@ -67,13 +76,26 @@ def _has_token_ids(config: Config) -> bool:
     return False
 
 
+def _look_at_sets(config: Config, tokenizer: Tokenizer, first: int | None) -> None:
+    """Make the first prompts of the evaluation sets that are on this machine; the hub is not contacted."""
+    template, folder = PromptTemplate.of(config.data, tokenizer), data_folder(config.eval.data_dir)
+    for spec in (resolve(one, config.eval) for one in config.eval.sets):
+        source = source_of(spec, folder)
+        if not source.startswith(PREFIX):
+            fewer = [one for one in (spec.limit, first) if one is not None]
+            prepare(replace(spec, limit=min(fewer, default=None)), source, template, config.seed)
+
+
 def main() -> int:
     config = Config.build(json.load(sys.stdin))
     files = hf_folder(config.model.path)
     try:
         tokenizer = load_tokenizer(files)
         first = None if _has_more_ids(files) or _has_token_ids(config) else FIRST
+        tokenizer.check_stop(config.rollout.stop)
         load_prompts(config.data, tokenizer, first=first)
+        if config.eval.before or config.eval.after or config.eval.every:
+            _look_at_sets(config, tokenizer, first)
         if config.data.eval_source is not None:
             load_prompts(config.data, tokenizer, "test", limit=first)
     except UserError as error:

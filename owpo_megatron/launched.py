@@ -1,0 +1,36 @@
+"""What started this process: torchrun, or nobody, with variables of another launcher left in the environment."""
+
+from __future__ import annotations
+
+import os
+
+_OF_A_RANK = {
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"),
+    *("ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),  # of one task; what the whole job has stays
+}
+# Of torchrun's ranks; of its options (PET_MAX_RESTARTS; Kubeflow sets some); of mpirun's ranks, in its dialects.
+_PREFIXES = ("TORCHELASTIC_", "PET_", "OMPI_COMM_WORLD_", "PMI_", "PMIX_")
+
+
+def is_launcher_variable(name: str) -> bool:
+    """Whether a launcher sets this variable for one process alone, so that ranks of another must not have it."""
+    return name in _OF_A_RANK or name.startswith(_PREFIXES)
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of torchrun's ranks. RANK alone is no sign: pods and shells of other tools set it."""
+    env = os.environ
+    return "RANK" in env and "WORLD_SIZE" in env and ("TORCHELASTIC_RUN_ID" in env or "LOCAL_WORLD_SIZE" in env)
+
+
+def launcher_leftovers() -> dict[str, str]:
+    """Launcher variables of a process that no launcher started; its ranks must not inherit them."""
+    return (
+        {} if started_by_torchrun() else {name: os.environ[name] for name in filter(is_launcher_variable, os.environ)}
+    )
+
+
+def own_environment() -> dict[str, str]:
+    """This environment without launcher variables, for processes that get their own."""
+    return {name: value for name, value in os.environ.items() if not is_launcher_variable(name)}
