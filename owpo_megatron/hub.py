@@ -122,10 +122,11 @@ def snapshot(
         RevisionNotFoundError,
     )
 
+    silence = _silence()
     try:
         folder = snapshot_download(
             repo, repo_type=kind, revision=revision, allow_patterns=list(patterns), endpoint=endpoint(),
-            local_files_only=not _answers(),  # huggingface_hub's own retries take half a minute
+            local_files_only=silence is not None,  # huggingface_hub's own retries take half a minute
         )  # fmt: skip
     except GatedRepoError as error:
         where = f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo}"
@@ -134,8 +135,8 @@ def snapshot(
         return None
     except RepositoryNotFoundError as error:
         raise UserError(field, value, f"{missing} (or a private one: set HF_TOKEN)") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        ways = "(or set HF_ENDPOINT to a mirror, HF_HOME to a filled cache)"
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ImportError, ValueError) as error:
+        ways = f"(or set HF_ENDPOINT to a mirror, HF_HOME to a filled cache){silence or ''}"
         raise UserError(field, value, f"{unreachable} {ways}") from error
     return Path(folder)
 
@@ -145,11 +146,14 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def _answers() -> bool:
+def _silence() -> str | None:
+    """None where the hub answers; else why it cannot be asked, as far as a user can change it."""
     import httpx
 
     try:
         httpx.head(endpoint(), timeout=5.0)
     except httpx.HTTPError:
-        return False
-    return True
+        return ""
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # a proxy of another kind than httpx speaks
+        return f"; of the proxy in the environment (ALL_PROXY, https_proxy): {error}"
+    return None

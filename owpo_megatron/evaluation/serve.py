@@ -78,7 +78,8 @@ def evaluate_weights(
         episodes = None
         if config.environment is not None:
             episodes = EnvironmentBuilder(config, tokenizer, None, log.warning, stack)
-        with waiting(f"starting SGLang (log: {out / 'logs'})"):
+        running = config.engine.urls or config.engine.router or config.engine.rendezvous
+        with waiting("loading the weights into the servers" if running else f"starting SGLang ({out / 'logs'})"):
             model = stack.enter_context(served())
             fleet = stack.enter_context(
                 start_fleet(config.engine, model, config.model.dtype, server_raw(config), out / "logs", with_keys=True)

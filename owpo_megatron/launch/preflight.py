@@ -50,12 +50,15 @@ def _model(config: Config) -> None:
     files = hf_folder(config.model.path)
     refuse_multimodal(files, "model.path")
     supported_family(files)
-    check_tokenizer_files(files)
     if config.reference.path is not None:
         hf_folder(config.reference.path, "reference.path")
     for teacher in config.teachers:
         if teacher.path is not None:
             hf_folder(teacher.path, f"teachers ({teacher.name}) path")
+
+
+def _tokenizer(config: Config) -> None:
+    check_tokenizer_files(hf_folder(config.model.path))
 
 
 def _teacher(config: Config) -> None:
@@ -226,9 +229,10 @@ def _run_dir(config: Config) -> None:
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
-    *(_model, _teacher, _context, _data, _prompts, _rules, _megatron, _devices, _engine, _sync, _sinks, _run_dir),
+    *(_model, _tokenizer, _teacher, _context, _data, _prompts, _rules, _megatron),
+    *(_devices, _engine, _sync, _sinks, _run_dir),
 )
-# The checks that hold on a login node, for a run on other machines.
+# The checks that hold on a login node, for a run on other machines: a config.json is enough of the model there.
 FILE_CHECKS: tuple[Callable[[Config], None], ...] = (
     *(_model, _teacher, _context, _data, _prompts, _rules, _megatron, _run_dir),
 )

@@ -18,6 +18,7 @@ from owpo_megatron.data.hub import PREFIX
 from owpo_megatron.data.sources import load_prompts, read_problems
 from owpo_megatron.data.templates import PromptTemplate
 from owpo_megatron.data.tokenizer import (
+    TOKENIZER_FILES,
     Tokenizer,
     generation_eos_ids,
     load_tokenizer,
@@ -40,6 +41,8 @@ def check_prompts(config: Config) -> None:
         UserError: what a rank would find later.
     """
     files = hf_folder(config.model.path)
+    if not any((files / name).is_file() for name in TOKENIZER_FILES):
+        return  # the model's small files alone, on a login node
     if config.data.template in ("raw", "completion") and not (_has_more_ids(files) or _has_token_ids(config)):
         return
     command = [sys.executable, "-m", "owpo_megatron.launch.preview"]

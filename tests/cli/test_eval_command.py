@@ -4,14 +4,19 @@ a server is in tests/e2e/test_learning.py."""
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from described import describe_model
 from tiny import make_hf_model
 
+from owpo_megatron.cli import evaluating
 from owpo_megatron.cli.main import main
 from owpo_megatron.data.tokenizer import make_byte_tokenizer, padded_vocab_size
+from owpo_megatron.evaluation.prepare import PreparedSet
+from owpo_megatron.evaluation.sets import EvalSet
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,35 @@ def test_mistakes_are_told_before_anything_starts(
     captured = capsys.readouterr()
     assert said in captured.err and captured.err.count("\n") == 1 and captured.out == ""
     assert not (tmp_path / "runs").exists()
+
+
+def test_progress_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line where SGLang starts, then one per tenth; a terminal has bars."""
+    with evaluating._bars() as bars, evaluating._waiting(bars, "starting SGLang"):
+        pass
+    told = evaluating._lines(PreparedSet(EvalSet("mine", "mine"), "x.jsonl", (), {}))
+    for done in range(1, 41):
+        told(done, 40, done // 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["  starting SGLang", "  mine: 4 of 40 samples, 50.0% right"]
+    assert len(lines) == 11 and lines[-1] == "  mine: 40 of 40 samples, 50.0% right"
+
+
+@pytest.mark.process
+def test_a_model_that_cannot_be_evaluated_is_refused_without_torch(tmp_path: Path) -> None:
+    """Importing it takes seconds."""
+    describe_model(tmp_path / "bare")
+    describe_model(tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    (tmp_path / "one.jsonl").write_text('{"problem": "2?", "answer": "2"}')
+    code = (
+        "import sys\nfrom owpo_megatron.cli.main import main\ntry:\n    main()\nexcept SystemExit as end:\n"
+        "    print(end.code, [name for name in ('torch', 'transformers', 'megatron') if name in sys.modules])"
+    )
+    for model, said in (("bare", "has no weights"), ("broken", "its tokenizer cannot be read")):
+        arguments = ["eval", "--model", str(tmp_path / model), "--set", "mine=one.jsonl"]
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert said in done.stderr and done.stdout == "2 []\n", done
 
 
 def test_the_list_of_known_sets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

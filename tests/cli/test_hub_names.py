@@ -46,6 +46,19 @@ def test_without_a_hub_the_command_is_named(tmp_path: Path, monkeypatch: pytest.
     assert model_folder(Path("no/such/folder"), "model.path", print) == Path("no/such/folder")
 
 
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "ftp://127.0.0.1:9", "127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_named(proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a kind that httpx does not speak here; a proxy where nobody listens is an ordinary error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(UserError, match="model.path = team/tiny: .*hf download team/tiny") as error:
+        model_folder(Path("team/tiny"), "model.path", print)
+    assert ("of the proxy in the environment (ALL_PROXY" in str(error.value)) is ("://" in proxy)
+
+
 def test_weights_that_the_cache_lacks_are_not_taken_for_a_model(
     hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

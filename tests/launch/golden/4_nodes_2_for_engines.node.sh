@@ -58,9 +58,9 @@ if ! (
         exit 1
     }
     [[ -r $RUN/config.yaml ]] || bad "it does not see $RUN/config.yaml; is the file system mounted?"
-    "$PYTHON" -c "import owpo_megatron" || bad "$PYTHON cannot import owpo_megatron"
+    timeout 600 "$PYTHON" -c "import owpo_megatron" || bad "$PYTHON cannot import owpo_megatron"
     (($(df --output=avail -k /dev/shm | tail -n 1) > 1048576)) || bad "less than 1 GiB is free in /dev/shm"
-    GPUS=$(nvidia-smi --query-gpu=ecc.errors.uncorrected.volatile.total --format=csv,noheader,nounits) || bad "nvidia-smi fails: $GPUS"
+    GPUS=$(timeout --signal=KILL 60 nvidia-smi --query-gpu=ecc.errors.uncorrected.volatile.total --format=csv,noheader,nounits) || bad "nvidia-smi fails or hangs: $GPUS"
     (($(wc -l <<<"$GPUS") >= 8)) || bad "it has $(wc -l <<<"$GPUS") of 8 GPUs"
     ! grep -q "[1-9]" <<<"$GPUS" || bad "uncorrected memory errors of its GPUs: $(tr "\n" " " <<<"$GPUS")"
 ); then
