@@ -98,6 +98,12 @@ def _tensor_parallel(job: Job) -> None:
         raise UserError("parallel.tp", tp, remedy)
 
 
+def _dtype(job: Job) -> None:
+    if job.launch.gpus_per_node and job.config.model.dtype == "float32":
+        remedy = "attention kernels of GPUs have no float32; set model.dtype=bfloat16 (masters stay float32)"
+        raise UserError("model.dtype", "float32", remedy)
+
+
 def _engines(job: Job) -> None:
     launch, config = job.launch, job.config
     if launch.engine_nodes and job.engine_place == "none":
@@ -186,5 +192,5 @@ def require_command(name: str) -> None:
 
 
 CHECKS: tuple[Callable[[Job], None], ...] = (
-    *(_name, _ranks, _tensor_parallel, _engines, _files, _python, _container, _time),
+    *(_name, _ranks, _tensor_parallel, _dtype, _engines, _files, _python, _container, _time),
 )

@@ -23,7 +23,7 @@ def raw(tmp_path: Path) -> dict[str, Any]:
     model = describe_model(tmp_path / "model")
     return {
         "runs_dir": str(tmp_path / "runs"),
-        "model": {"path": str(model)},
+        "model": {"path": str(model), "dtype": "bfloat16"},
         "data": {"source": "task:cipher"},
         "parallel": {"tp": 8, "dp": 4},
         "engine": {"python": sys.executable, "tp": 2},
@@ -50,6 +50,7 @@ def test_nothing_wrong(raw: dict[str, Any]) -> None:
         ({"launch": {"nodes": 3}}, "nodes * ranks per node", "3 * 8 = 24"),
         ({"launch": {"ranks_per_node": 9}}, "launch.ranks_per_node", "8 GPUs"),
         ({"parallel": {"tp": 16, "dp": 2}}, "parallel.tp", "raise parallel.pp"),
+        ({"model": {"dtype": "float32"}}, "model.dtype", "set model.dtype=bfloat16"),
         ({"model": {"path": "no/such/model"}}, "model.path", "no such folder"),
         ({"data": {"source": "missing.jsonl"}}, "data.source", "missing.jsonl"),
         ({"launch": {"engine_nodes": 0}}, "launch.engine_nodes", "sglang.mem_fraction_static"),
