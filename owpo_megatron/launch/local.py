@@ -11,6 +11,7 @@ A world of one rank needs no torchrun and is started directly.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import socket
