@@ -154,6 +154,6 @@ def _silence() -> str | None:
         httpx.head(endpoint(), timeout=5.0)
     except httpx.HTTPError:
         return ""
-    except (ImportError, ValueError, httpx.InvalidURL) as error:  # a proxy of another kind than httpx speaks
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # a kind of proxy that httpx does not support
         return f"; of the proxy in the environment (ALL_PROXY, https_proxy): {error}"
     return None

@@ -1,4 +1,4 @@
-"""What started this process: torchrun, or nobody, with variables of another launcher left in the environment."""
+"""Signs of torchrun in this process's environment, and of other launchers that left their variables there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _OF_A_RANK = {
     *("ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),  # of one task; what the whole job has stays
 }
-# Of torchrun's ranks; of its options (PET_MAX_RESTARTS; Kubeflow sets some); of mpirun's ranks, in its dialects.
+# Variables of torchrun's ranks, of its options (PET_MAX_RESTARTS; Kubeflow sets some), of mpirun's ranks.
 _PREFIXES = ("TORCHELASTIC_", "PET_", "OMPI_COMM_WORLD_", "PMI_", "PMIX_")
 
 

@@ -28,7 +28,7 @@ PACKAGES = (
 def gpu_names() -> list[str]:
     """Names of the CUDA devices that this process may use; [] without a driver or when they are hidden.
 
-    Of CUDA_VISIBLE_DEVICES, as CUDA reads it, what stands before the first name that is no device: "", -1, NoDevFiles.
+    CUDA_VISIBLE_DEVICES counts as CUDA reads it, up to the first name that is no device: "", -1, NoDevFiles.
     """
     tool = shutil.which("nvidia-smi")
     if tool is None:

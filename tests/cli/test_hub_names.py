@@ -48,7 +48,7 @@ def test_without_a_hub_the_command_is_named(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "ftp://127.0.0.1:9", "127.0.0.1:9"])
 def test_a_proxy_that_cannot_be_used_is_named(proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a kind that httpx does not speak here; a proxy where nobody listens is an ordinary error."""
+    """A kind that httpx does not support here; a proxy where nobody listens is an ordinary error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):

@@ -186,7 +186,7 @@ def test_a_converted_model_has_its_hf_files_inside(raw: dict[str, Any], tmp_path
 def test_a_model_or_tokenizer_that_cannot_be_read(
     raw: dict[str, Any], files: dict[str, str | None], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the files alone, and so in a moment: the first check of all."""
+    """Files alone show it, and so the first check of all takes a moment."""
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else find(name))
     for name, text in files.items():
@@ -197,7 +197,7 @@ def test_a_model_or_tokenizer_that_cannot_be_read(
 
 @pytest.mark.process
 def test_it_takes_no_torch(raw: dict[str, Any]) -> None:
-    """As `owpo train` calls it. Torch and transformers take seconds to import, and a mistake should be told in one."""
+    """Torch and transformers take seconds to import; `owpo train` calls the check before them."""
     describe_model(Path(raw["model"]["path"]), model_type="gpt2")
     code = (
         "import json, sys\nfrom owpo_megatron.config import Config\n"

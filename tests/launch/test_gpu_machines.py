@@ -70,7 +70,7 @@ def test_hidden_gpus_do_not_count(gpus: int, shown: str, monkeypatch: pytest.Mon
 def test_devices_behind_one_that_is_none_do_not_count(
     gpus: int, shown: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As CUDA reads CUDA_VISIBLE_DEVICES."""
+    """CUDA reads CUDA_VISIBLE_DEVICES so."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     assert len(gpu_names()) == (count if gpus >= 2 else min(count, gpus) if gpus and shown[:1] != "1" else 0)
 

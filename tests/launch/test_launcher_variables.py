@@ -57,7 +57,7 @@ def test_what_a_whole_job_has_stays(environment, monkeypatch):
 
 @pytest.mark.parametrize("left", [KUBEFLOW | MPIRUN, AGENT | {"WORLD_SIZE": "4"}])
 def test_a_world_of_one_in_this_process_is_one(left, environment):
-    """As `train()` of a notebook in such a pod, a worker of `owpo compare`, or a bench makes it."""
+    """Cases: `train()` of a notebook in such a pod, a worker of `owpo compare`, a bench."""
     from owpo_megatron.config import ParallelConfig
     from owpo_megatron.mcore.topology import close_topology, init_topology
 
