@@ -109,5 +109,6 @@ def test_the_rooms_page_has_every_room() -> None:
         "types",
         "errors",
         "carried",
+        "launched",
         "hub",
     }
