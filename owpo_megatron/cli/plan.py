@@ -42,7 +42,7 @@ def plan(
     par = loaded.parallel
     out.print(
         f"[bold]{escape(loaded.name)}[/bold]: {loaded.algorithm.name}, {_count(made.parameters)} parameters in "
-        f"{loaded.model.dtype}, tp {par.tp}, pp {par.pp}, dp {par.dp}"
+        f"{loaded.model.dtype}, {par.sizes}"
     )
     out.print(_table(made))
     if not cpu and made.engine is not None:

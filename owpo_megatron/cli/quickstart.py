@@ -58,9 +58,7 @@ def quickstart(
         _run("-m", "owpo_megatron.cli.main", "convert", "import", "--hf", str(base), "--out", str(converted))
     par = settings.parallel
     _say(3, "an SGLang server on this machine, its weights pushed by the trainer")
-    _say(
-        4, f"training with {settings.algorithm.name} on {par.world_size} ranks (tp {par.tp}, pp {par.pp}, dp {par.dp})"
-    )
+    _say(4, f"training with {settings.algorithm.name} on {par.world_size} ranks ({par.sizes})")
     _say(5, f"Pass@k on held-out problems, before and after ({settings.eval.samples} samples each)")
     settings = Config.load(file, [*(overrides or []), f"model.path={converted}"])
     if run_trainer(settings):

@@ -44,17 +44,35 @@ class ParallelConfig(Section):
     pp: int = Field(1, gt=0)
     """Pipeline stages. Where it does not divide the layers, the first and the last stage have fewer."""
     dp: int = Field(1, gt=0)
-    """Data-parallel ranks. The run has tp x pp x dp ranks."""
+    """Data-parallel ranks. The run has tp x cp x pp x dp ranks."""
+    cp: int = Field(1, gt=0)
+    """Context-parallel ranks: each sequence is split among them, so that a rank holds 1 / cp of the tokens of a
+    microbatch (`optimizer.tokens_per_microbatch` counts all of them)."""
     vpp: int | None = Field(None, ge=2)
     """Virtual pipeline stages per rank (needs pp > 1)."""
     sp: bool = False
     """Sequence parallelism inside the tensor-parallel group (needs tp > 1)."""
     ep: int = Field(1, gt=0)
-    """Expert parallelism: distribute a layer's experts over data-parallel ranks; must divide dp."""
+    """Expert parallelism: distribute a layer's experts over data- and context-parallel ranks; must divide dp x cp."""
 
     @property
     def world_size(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.cp * self.pp * self.dp
+
+    @property
+    def copies(self) -> int:
+        """Ranks that hold the same dense parameters, and share their optimizer."""
+        return self.dp * self.cp
+
+    @property
+    def sizes(self) -> str:
+        """As programs print them.
+
+        Example:
+            >>> ParallelConfig(tp=2, cp=2).sizes
+            'tp 2, cp 2, pp 1, dp 1'
+        """
+        return f"tp {self.tp}, {f'cp {self.cp}, ' if self.cp > 1 else ''}pp {self.pp}, dp {self.dp}"
 
 
 class CheckpointConfig(Section):
@@ -126,8 +144,9 @@ class Config(Section):
         par, opt, roll = self.parallel, self.optimizer, self.rollout
         if par.sp and par.tp == 1:
             raise UserError("parallel.sp", True, "sequence parallelism needs parallel.tp > 1; set sp false or raise tp")
-        if par.dp % par.ep:
-            raise UserError("parallel.ep", par.ep, f"must divide parallel.dp = {par.dp}, whose ranks hold the experts")
+        if par.copies % par.ep:
+            ranks = f"parallel.dp = {par.dp}" if par.cp == 1 else f"parallel.dp * cp = {par.copies}"
+            raise UserError("parallel.ep", par.ep, f"must divide {ranks}, whose ranks hold the experts")
         if par.vpp and par.pp == 1:
             raise UserError("parallel.vpp", par.vpp, "virtual stages need parallel.pp > 1; leave vpp out")
         if roll.prompts_per_step % opt.updates_per_step:

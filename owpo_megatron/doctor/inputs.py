@@ -36,7 +36,7 @@ def model(scope: Scope) -> Iterator[Finding]:
     folder = hf_folder(config.model.path)
     shape = read_hf_config(folder)
     parallel = config.parallel
-    layout = f"tp {parallel.tp}, pp {parallel.pp}, dp {parallel.dp}"
+    layout = parallel.sizes
     try:
         check_parallel(shape, parallel)
     except UserError as error:

@@ -63,7 +63,7 @@ def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:
     """Refuse parallel sizes that do not fit the model.
 
     Raises:
-        UserError: naming parallel.tp, pp, vpp, ep or sp, with the values that fit.
+        UserError: naming parallel.tp, cp, pp, vpp, ep or sp, with the values that fit.
     """
     heads, kv_heads = model.attention.num_heads, model.attention.num_kv_heads
     ffn_sizes = dict.fromkeys(model.mlp.split_sizes)
@@ -78,6 +78,9 @@ def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:
     if model.delta and parallel.tp > 1:
         remedy = f"{model.family_name}'s delta nets are not split over tensor-parallel ranks; use 1"
         raise UserError("parallel.tp", parallel.tp, remedy)
+    if model.delta and parallel.cp > 1:
+        remedy = f"{model.family_name}'s delta nets read a sequence from its first token to its last; use 1"
+        raise UserError("parallel.cp", parallel.cp, remedy)
     stages = layers_of_stages(model.num_layers, parallel.pp)
     if min(stages) < 1:
         fitting = [pp for pp in range(1, model.num_layers + 1) if min(layers_of_stages(model.num_layers, pp)) > 0]

@@ -82,12 +82,12 @@ def _ranks(job: Job) -> None:
     launch, wanted = job.launch, job.config.parallel
     if job.world_size == wanted.world_size:
         return
-    model = wanted.tp * wanted.pp
-    fitting = f"set parallel.dp={job.world_size // model}" if job.world_size % model == 0 else f"tp * pp = {model}"
+    model = wanted.tp * wanted.cp * wanted.pp
+    fitting = f"set parallel.dp={job.world_size // model}" if job.world_size % model == 0 else f"tp * cp * pp = {model}"
     raise UserError(
         "nodes * ranks per node",
         f"{launch.nodes} * {launch.ranks} = {job.world_size}",
-        f"the configuration has parallel.tp * pp * dp = {wanted.world_size}: {fitting}, or ask for other nodes",
+        f"the configuration has parallel.tp * cp * pp * dp = {wanted.world_size}: {fitting}, or ask for other nodes",
     )
 
 

@@ -140,11 +140,11 @@ def _devices(config: Config) -> None:
             raise UserError(f"megatron.{name}", config.megatron[name], "needs a CUDA device; leave it out on a CPU")
     world = config.parallel.world_size
     if started_by_torchrun() and os.environ["WORLD_SIZE"] != str(world):
-        remedy = f"torchrun started so many ranks, and parallel.tp * pp * dp is {world}; make them equal"
+        remedy = f"torchrun started so many ranks, and parallel.tp * cp * pp * dp is {world}; make them equal"
         raise UserError("WORLD_SIZE", os.environ["WORLD_SIZE"], remedy)
     if gpus and world > len(gpus) and not started_by_torchrun():
         raise UserError(
-            "parallel.tp * pp * dp",
+            "parallel.tp * cp * pp * dp",
             world,
             f"this machine has {len(gpus)} GPUs; lower it, use several machines (owpo launch, or torchrun), or run on "
             "the CPU with an empty CUDA_VISIBLE_DEVICES=",

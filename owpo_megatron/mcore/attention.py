@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention, make_sharded_tensors_for_checkpoint
+
+from owpo_megatron.mcore.context import gathered_order
 
 # Padding all sequences to the longest allows a single SDPA call; beyond this waste, one call per sequence is cheaper.
 _MAX_PADDING_WASTE = 4
@@ -26,6 +29,9 @@ class PackedCoreAttention(MegatronModule):
 
     The stock DotProductAttention of the local spec refuses packed sequences; TEDotProductAttention accepts them but
     needs CUDA. Right-padding needs no mask: with causal attention no real query sees a padded key.
+
+    With context parallelism keys and values are gathered from all ranks, and this rank's two chunks of queries of each
+    sequence (see mcore/context.py) attend to all keys up to them; the backward sums what the ranks want of a key.
 
     A sink is a trained score of a head that takes part in every softmax of it and adds nothing to the result. Its
     parameter is named as Transformer Engine names it.
@@ -45,7 +51,6 @@ class PackedCoreAttention(MegatronModule):
         v_channels: int | None = None,
     ):
         super().__init__(config=config)
-        assert config.context_parallel_size == 1, "context parallelism needs Transformer Engine's attention"
         assert attn_mask_type in (AttnMaskType.causal, AttnMaskType.padding_causal)
         self.softmax_scale = softmax_scale
         windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
@@ -78,12 +83,18 @@ class PackedCoreAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> torch.Tensor:
-        """Attend: [T, heads, head_dim] query, [T, kv_heads, head_dim] key and value -> [T, heads * head_dim]."""
+        """Attend: [T, heads, head_dim] query, [T, kv_heads, head_dim] key and value -> [T, heads * head_dim].
+
+        With context parallelism these are this rank's rows, [T / cp, ...]; the sequences' lengths are whole.
+        """
         assert packed_seq_params is not None and packed_seq_params.qkv_format == "thd"
         cu_seqlens = packed_seq_params.cu_seqlens_q
         lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).tolist()
-        assert sum(lengths) == query.shape[0], "the padding tail is a sequence of its own"
-        if len(lengths) * max(lengths) <= _MAX_PADDING_WASTE * query.shape[0]:
+        ranks = self.config.context_parallel_size
+        assert sum(lengths) == query.shape[0] * ranks, "the padding tail is a sequence of its own"
+        if ranks > 1:
+            out = self._in_chunks(query, key, value, lengths)
+        elif len(lengths) * max(lengths) <= _MAX_PADDING_WASTE * query.shape[0]:
             out = self._padded(query, key, value, cu_seqlens.long(), max(lengths))
         else:
             parts = zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True)
@@ -104,9 +115,33 @@ class PackedCoreAttention(MegatronModule):
 
         return self._dense(pad(query), pad(key), pad(value)).flatten(0, 1).index_select(0, slot)
 
-    def _dense(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attend within S sequences padded to L tokens; arguments and result are [S, L, heads, head_dim]."""
-        mask = self._mask(query)
+    def _in_chunks(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int]
+    ) -> torch.Tensor:
+        group, size = parallel_state.get_context_parallel_group(), self.config.context_parallel_size
+        order_T = gathered_order(lengths, size).to(query.device)
+        key, value = (
+            gather_from_sequence_parallel_region(tensor, group=group).index_select(0, order_T)
+            for tensor in (key, value)
+        )
+        queries = query.split([length // (2 * size) for length in lengths for _ in range(2)])
+        out, start = [], 0
+        for sequence, length in enumerate(lengths):
+            chunk = length // (2 * size)
+            for half, number in enumerate((group.rank(), 2 * size - 1 - group.rank())):
+                keys = slice(start, start + (number + 1) * chunk)
+                q, k, v = (t.unsqueeze(0) for t in (queries[2 * sequence + half], key[keys], value[keys]))
+                out.append(self._dense(q, k, v, first=number * chunk).squeeze(0))
+            start += length
+        return torch.cat(out)
+
+    def _dense(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Attend within S sequences padded to L tokens; arguments and result are [S, L, heads, head_dim].
+
+        Args:
+            first: place of the first query among the keys, which end with the last query's.
+        """
+        mask = self._mask(query, first)
         if self.softmax_offset is not None:  # one more key, whose value is zero
             key, value = (F.pad(tensor, (0, 0, 0, 0, 0, 1)) for tensor in (key, value))
         out = F.scaled_dot_product_attention(
@@ -120,14 +155,17 @@ class PackedCoreAttention(MegatronModule):
         )
         return out.transpose(1, 2)
 
-    def _mask(self, query: torch.Tensor) -> torch.Tensor | None:
-        """Return what is added to scores, [heads, L, L + 1] with sinks last, or the seen ones, [L, L]; None: causal."""
+    def _mask(self, query: torch.Tensor, first: int) -> torch.Tensor | None:
+        """Return what is added to scores, [heads, L, K + 1] with sinks last, or the seen ones, [L, K]; None: causal.
+
+        There are K = L + `first` keys.
+        """
         length, heads = query.shape[1], query.shape[2]
-        if self.softmax_offset is None and (self.window is None or self.window >= length):
+        if self.softmax_offset is None and not first and (self.window is None or self.window >= length):
             return None
-        seen = query.new_ones(length, length, dtype=torch.bool).tril()
+        seen = query.new_ones(length, first + length, dtype=torch.bool).tril(first)
         if self.window is not None:
-            seen = seen.triu(1 - self.window)
+            seen = seen.triu(first + 1 - self.window)
         if self.softmax_offset is None:
             return seen
         unseen = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, -torch.inf)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from owpo_megatron.mcore.context import Context, ContextPart
 from owpo_megatron.types import LogpMode, Sample, TokenBatch, tensor_of
 
 NEGLIGIBLE = 0.05
@@ -23,6 +24,8 @@ NEGLIGIBLE = 0.05
 class Microbatch:
     """One packed forward pass of one data-parallel rank; position t predicts `target_T[t]`.
 
+    With context parallelism the tensors on the device are this rank's part of the pack, [1, T / cp].
+
     Example: prompt (7, 8), response (9, 1) packs to tokens (7, 8, 9), targets (8, 9, 1), mask (False, True, True).
     """
 
@@ -31,8 +34,27 @@ class Microbatch:
     position_T: torch.Tensor  # [1, T] int64
     target_T: torch.Tensor  # [1, T] int64
     mask_T: torch.Tensor  # [1, T] bool, True where the target is a response token that the policy generated
-    mask_on_host_T: torch.Tensor  # [T] bool, the same, to be read without waiting for the device
+    mask_on_host_T: torch.Tensor  # [T] bool, of the whole pack, to be read without waiting for the device
     packed_seq_params: PackedSeqParams
+    part: ContextPart | None = None  # None: this rank has the whole pack
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole pack."""
+        return len(self.mask_on_host_T)
+
+    def own(self, value_T: torch.Tensor) -> torch.Tensor:
+        """This rank's rows of a tensor of the whole pack."""
+        return value_T if self.part is None else self.part.own(value_T)
+
+    def responses(self, starts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rows of this rank's response tokens, [R], and each one's place in a vector of all samples', where
+        those of sample i are from `starts[i]` to `starts[i + 1]`."""
+        place_T = torch.zeros(self.length, dtype=torch.int64)
+        ranges = [torch.arange(starts[index], starts[index + 1]) for index in self.sample_indices]
+        place_T[self.mask_on_host_T] = torch.cat([place_T[:0], *ranges])
+        row_R = self.own(self.mask_on_host_T).nonzero()[:, 0]
+        return row_R, self.own(place_T)[row_R]
 
 
 def plan_microbatches(
@@ -88,39 +110,49 @@ def padded_to_longest(lengths: Sequence[int], plan: Sequence[Sequence[int]], pad
     return max(-(-longest // pad_to), 1) * pad_to
 
 
-def packed_length(sample: Sample) -> int:
-    """Return the tokens that a sample takes in a pack: all but its last, which is only a target."""
+def packed_length(sample: Sample, multiple_of: int = 1) -> int:
+    """Return the tokens that a sample takes in a pack: all but its last, which is only a target, and padding."""
     assert sample.prompt_ids, "the first response token needs a position to be predicted from"
-    return len(sample.prompt_ids) + len(sample.response_ids) - 1
+    return -(-(len(sample.prompt_ids) + len(sample.response_ids) - 1) // multiple_of) * multiple_of
 
 
 def build_microbatch(
-    samples: Sequence[Sample], indices: Sequence[int], pad_to: int, device: torch.device
+    samples: Sequence[Sample], indices: Sequence[int], pad_to: int, device: torch.device, context: Context | None = None
 ) -> Microbatch:
-    """Pack the chosen samples; the tail up to a multiple of `pad_to` is a masked sequence of its own."""
+    """Pack the chosen samples; the tail up to a multiple of `pad_to` is a masked sequence of its own.
+
+    With context parallelism each sequence has padding at its end, which no token of it attends to, and `pad_to` is a
+    multiple of what sequences are padded to.
+    """
+    context = context or Context()
     rows = [_ids(samples[index]) for index in indices]
-    lengths = [len(row) - 1 for row in rows]
+    lengths = [packed_length(samples[index], context.multiple) for index in indices]
     padding = -sum(lengths) % pad_to or (0 if rows else pad_to)
-    tail = torch.zeros(padding, dtype=torch.int64)
-    mask_T = torch.ones(sum(lengths) + padding, dtype=torch.bool)
+    token_T = torch.zeros(sum(lengths) + padding, dtype=torch.int64)
+    target_T = torch.zeros_like(token_T)
+    mask_T = torch.zeros_like(token_T, dtype=torch.bool)
     start = 0
-    for index, length in zip(indices, lengths, strict=True):
-        sample, prompt = samples[index], len(samples[index].prompt_ids) - 1
-        mask_T[start : start + prompt] = False
-        if sample.loss_mask is not None:
-            mask_T[start + prompt : start + length] = torch.tensor(sample.loss_mask)
+    for index, row, length in zip(indices, rows, lengths, strict=True):
+        sample, end = samples[index], start + len(row) - 1
+        first = start + len(sample.prompt_ids) - 1
+        token_T[start:end], target_T[start:end] = row[:-1], row[1:]
+        mask_T[first:end] = True if sample.loss_mask is None else torch.tensor(sample.loss_mask)
         start += length
-    mask_T[start:] = False
     if padding:
         lengths.append(padding)
+    part = ContextPart(context, lengths) if context.size > 1 else None
+
+    def own(value_T: torch.Tensor) -> torch.Tensor:
+        return value_T if part is None else part.own(value_T)
+
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
     longest = max(lengths)
     return Microbatch(
         sample_indices=tuple(indices),
-        token_T=torch.cat([*(row[:-1] for row in rows), tail])[None].to(device),
-        position_T=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
-        target_T=torch.cat([*(row[1:] for row in rows), tail])[None].to(device),
-        mask_T=mask_T[None].to(device),
+        token_T=own(token_T)[None].to(device),
+        position_T=own(torch.cat([torch.arange(length) for length in lengths]))[None].to(device),
+        target_T=own(target_T)[None].to(device),
+        mask_T=own(mask_T)[None].to(device),
         mask_on_host_T=mask_T,
         packed_seq_params=PackedSeqParams(
             qkv_format="thd",
@@ -128,7 +160,11 @@ def build_microbatch(
             cu_seqlens_kv=cu_seqlens,
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
+            # padding belongs to its sequence, where causal attention never sees it; Transformer Engine asks for both
+            cu_seqlens_q_padded=None if part is None else cu_seqlens,
+            cu_seqlens_kv_padded=None if part is None else cu_seqlens,
         ),
+        part=part,
     )
 
 
@@ -137,8 +173,12 @@ def _ids(sample: Sample) -> torch.Tensor:
     return torch.cat([tensor_of(ids, torch.int64) for ids in (sample.prompt_ids, sample.response_ids)])
 
 
-def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch:
-    """Build the inputs of the loss for a microbatch: on the host, then moved, so that nothing waits for the device."""
+def token_batch(samples: Sequence[Sample], microbatch: Microbatch, whole: bool = False) -> TokenBatch:
+    """Build the inputs of the loss for a microbatch: on the host, then moved, so that nothing waits for the device.
+
+    Args:
+        whole: all rows of the pack, where this rank has a part of them.
+    """
     mask_T = microbatch.mask_on_host_T
     chosen = [samples[index] for index in microbatch.sample_indices]
     counts = torch.tensor([sample.loss_length for sample in chosen], dtype=torch.int64)
@@ -196,4 +236,6 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch) -> TokenBatch
         ref_mode=one_mode([sample.ref_mode for sample in chosen if sample.ref_logp is not None]),
         now_mode=one_mode([sample.now_mode for sample in chosen if sample.given is not None]),
     )
+    if microbatch.part is not None and not whole:
+        batch = microbatch.part.own_batch(batch)
     return replace(batch, counted_R=batch.mask_T.nonzero()[:, 0]).to(microbatch.mask_T.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from owpo_megatron.head import Head, HeadError, HeadLoss, LogProbs, TeacherRows,
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.packing import Microbatch
 from owpo_megatron.methods import Method
+from owpo_megatron.methods.prepare import prepared_in_microbatch
 from owpo_megatron.types import LogpMode, TokenBatch
 
 Collected = TypeVar("Collected")
@@ -23,19 +25,26 @@ def forward_backward(
     chunks: list[DistributedDataParallel],
     microbatches: Sequence[Microbatch],
     method: Method,
-    batch_of: Callable[[Microbatch], TokenBatch],
+    batch_of: Callable[..., TokenBatch],
     collect: Callable[[TokenBatch, HeadLoss], Collected],
     mode: LogpMode = "exact",
     teaching: Mapping[int, TeacherRows] | None = None,
 ) -> list[Collected]:
     """Accumulate gradients of sum(loss) / sum(count over all ranks) in main_grad.
 
+    `batch_of` returns the inputs of the loss for a microbatch: this rank's rows, or with `whole=True` the pack's.
     `teaching` is what `forward_teacher` returned for these microbatches, for methods that compare whole vocabularies.
     Returns the result of `collect` for each microbatch, on the last pipeline stage (empty elsewhere).
     """
 
     def loss(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
         batch = batch_of(microbatch)
+        if microbatch.part is not None and method.coupling == "sample" and batch.given is None:
+            found = head.logprobs(h_TH.detach(), microbatch.target_T[0], batch.row_mask_T, mode)
+            now_T, entropy_T = (microbatch.part.whole(value_O) for value_O in (found.logp_T, found.entropy_T))
+            given = prepared_in_microbatch(method, batch_of(microbatch, whole=True), now_T, entropy_T).given or {}
+            own = {name: microbatch.own(value_T) for name, value_T in given.items()}
+            batch = replace(batch, given=own, now_mode=mode)
         teacher = None if teaching is None else teaching[id(microbatch)]
         out = head.loss(h_TH, microbatch.target_T[0], batch, method, mode, teacher)
         return out.loss_sum, out.count.int(), collect(batch, out)
@@ -117,7 +126,7 @@ def _run(
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=chunks if len(chunks) > 1 else chunks[0],
         num_microbatches=len(microbatches),
-        seq_length=max(microbatch.token_T.shape[1] for microbatch in microbatches),
+        seq_length=max(microbatch.length for microbatch in microbatches),  # megatron-core divides it by cp
         micro_batch_size=1,
         forward_only=forward_only,
         collect_non_loss_data=forward_only,

@@ -23,6 +23,7 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.families import Activation, HFModel, LatentAttention, Yarn, layers_of_stages
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.attention import PackedCoreAttention
+from owpo_megatron.mcore.context import check_context_attention
 from owpo_megatron.mcore.delta_net import GatedDeltaNet
 from owpo_megatron.mcore.fp8_training import fp8_fields
 from owpo_megatron.mcore.layers import (
@@ -83,6 +84,7 @@ def transformer_config(
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         tensor_model_parallel_size=parallel.tp,
+        context_parallel_size=parallel.cp,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
         sequence_parallel=parallel.sp,
@@ -114,6 +116,8 @@ def transformer_config(
         if name not in kind.__dataclass_fields__:
             raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
     _refuse_recomputation_without_te(raw)
+    if _uses_transformer_engine():
+        check_context_attention(hf, parallel.cp, parallel.tp, raw.get("cp_comm_type"))
     try:
         # megatron-core refuses biases of experts that tensor-parallel ranks share; our local layers have them
         biases = hf.biases and _uses_transformer_engine()

@@ -1,4 +1,4 @@
-"""Process groups of tensor, pipeline, data and expert parallelism, and this rank's place in them."""
+"""Process groups of tensor, context, pipeline, data and expert parallelism, and this rank's place in them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from owpo_megatron.config import ParallelConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.launched import started_by_torchrun
 from owpo_megatron.mcore import cpu
+from owpo_megatron.mcore.context import Context
 
 # Other ranks wait in a broadcast while rank 0 generates, for as long as that takes: the watchdog ends a run that hangs
 # (trainer/watchdog.py), this limit is for a run without one.
@@ -30,7 +31,7 @@ _AFTER_THE_WATCHDOG = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class Topology:
-    """This rank's coordinates and groups. Ranks are laid out tp fastest, then dp, then pp (megatron's default)."""
+    """This rank's coordinates and groups. Ranks are laid out tp fastest, then cp, dp, pp (megatron's default)."""
 
     rank: int
     world_size: int
@@ -40,12 +41,13 @@ class Topology:
     pp_size: int
     dp_rank: int
     dp_size: int
-    ep_rank: int  # dp_rank % ep_size: the data-parallel ranks with the same one hold the same experts
+    context: Context
+    ep_rank: int  # copy_rank % ep_size: those with the same one hold the same experts
     ep_size: int
     vpp_size: int | None
     tp_group: dist.ProcessGroup
     pp_group: dist.ProcessGroup
-    dp_group: dist.ProcessGroup
+    copies_group: dist.ProcessGroup  # ranks with the same dense parameters: dp and cp together
     control_group: dist.ProcessGroup  # gloo over all ranks: small objects, never tensors of the model
 
     @property
@@ -56,6 +58,11 @@ class Topology:
     @property
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
+
+    @property
+    def copy_rank(self) -> int:
+        """This rank among the dp x cp ranks that hold the same dense parameters."""
+        return self.dp_rank * self.context.size + self.context.rank
 
     def broadcast(self, value: Any) -> Any:
         """Return global rank 0's Python object on every rank."""
@@ -77,8 +84,8 @@ class Topology:
         dist.barrier(group=self.control_group)
 
     def sum_over_data_and_stages(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum disjointly filled tensors over the dp and pp groups, in place, so that every rank has all values."""
-        dist.all_reduce(tensor, group=self.dp_group)
+        """Sum disjointly filled tensors over dp, cp and pp ranks, in place, so that every rank has all values."""
+        dist.all_reduce(tensor, group=self.copies_group)
         dist.all_reduce(tensor, group=self.pp_group)
         return tensor
 
@@ -90,13 +97,13 @@ def init_topology(parallel: ParallelConfig, seed: int, hang_seconds: float | Non
         hang_seconds: `checks.hang_seconds`, which the time-outs of the groups agree with.
 
     Raises:
-        UserError: the number of started ranks is not tp * pp * dp.
+        UserError: the number of started ranks is not tp * cp * pp * dp.
     """
     cpu.install()
     world_size = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
     if world_size != parallel.world_size:
-        wanted = f"{parallel.tp} * {parallel.pp} * {parallel.dp} = {parallel.world_size}"
-        raise UserError("world size", world_size, f"start parallel.tp * pp * dp = {wanted} ranks")
+        wanted = f"{parallel.tp} * {parallel.cp} * {parallel.pp} * {parallel.dp} = {parallel.world_size}"
+        raise UserError("world size", world_size, f"start parallel.tp * cp * pp * dp = {wanted} ranks")
     if not dist.is_initialized():
         _join(world_size, tensor_timeout(hang_seconds))
     parallel_state.destroy_model_parallel()
@@ -104,6 +111,7 @@ def init_topology(parallel: ParallelConfig, seed: int, hang_seconds: float | Non
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
+        context_parallel_size=parallel.cp,
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.tp,
         distributed_timeout_minutes=math.ceil(tensor_timeout(hang_seconds) / timedelta(minutes=1)),
@@ -119,12 +127,15 @@ def init_topology(parallel: ParallelConfig, seed: int, hang_seconds: float | Non
         pp_size=parallel.pp,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel.dp,
+        context=Context(
+            parallel.cp, parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_group()
+        ),
         ep_rank=parallel_state.get_expert_model_parallel_rank(),
         ep_size=parallel.ep,
         vpp_size=parallel.vpp,
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
-        dp_group=parallel_state.get_data_parallel_group(),
+        copies_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
         control_group=dist.new_group(
             backend="gloo", timeout=_CONTROL_TIMEOUT_ALONE if hang_seconds == 0 else _CONTROL_TIMEOUT
         ),

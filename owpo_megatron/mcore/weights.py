@@ -83,11 +83,11 @@ def gathered_weights(chunks: list[Any], topology: Topology) -> Iterator[tuple[st
     """
     mine = [(name, tuple(param.shape), param.dtype) for name, param in named_shards(chunks)]
     params = dict(named_shards(chunks))
-    place = (topology.pp_rank, topology.dp_rank)
+    place = (topology.pp_rank, topology.copy_rank)
     everywhere = enumerate(topology.all_gather((place, mine)))
     catalogue = {at: (rank, names) for rank, (at, names) in reversed(list(everywhere))}  # lowest rank at each place
     for stage in range(topology.pp_size):
-        # dp rank i < ep_size has ep rank i; the owner is its tensor-parallel rank 0
+        # copy i < ep_size has ep rank i; the owner is its tensor-parallel rank 0
         for number in range(len(catalogue[stage, 0][1])):
             for ep_rank in range(topology.ep_size):
                 owner, names = catalogue[stage, ep_rank]

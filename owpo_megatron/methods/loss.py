@@ -64,9 +64,13 @@ class Division:
             return cls(None, mask_T.sum())
         sample_T = batch.sample_T.masked_fill(~mask_T, 0)
         count_S = torch.zeros(max(batch.num_samples, 1), dtype=torch.int64, device=mask_T.device)
-        count_S = count_S.index_add(0, sample_T, mask_T.to(torch.int64))
+        if batch.count_S is None:
+            count_S = count_S.index_add(0, sample_T, mask_T.to(torch.int64))
+        elif batch.num_samples:
+            count_S = batch.count_S.to(mask_T.device)
         length_T = count_S[sample_T].clamp(min=1) if divisor == "samples" else None
-        return cls(length_T, (count_S > 0).sum())
+        count = (count_S > 0).sum()
+        return cls(length_T, count if batch.counts_samples else torch.zeros_like(count))
 
 
 class MethodLoss:

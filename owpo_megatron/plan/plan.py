@@ -11,6 +11,7 @@ from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.engine.context import check_context_length
 from owpo_megatron.families import HFModel, check_context, check_parallel, read_hf_config
 from owpo_megatron.launch.job import EnginePlace, Job
+from owpo_megatron.mcore.context import check_context_attention
 from owpo_megatron.mcore.spec import transformer_config
 from owpo_megatron.methods import make_method
 from owpo_megatron.plan.engine import EngineMemory, engine_memory
@@ -100,6 +101,9 @@ def make_plan(config: Config, gpu_bytes: int, model: HFModel | None = None, cuda
     full_length = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     check_context(model, full_length)
     transformer_config(model, config.parallel, getattr(torch, config.model.dtype), config.megatron)
+    if cuda:
+        par = config.parallel
+        check_context_attention(model, par.cp, par.tp, config.megatron.get("cp_comm_type"))
     method = make_method(config.algorithm)
     stages = tuple(trainer_memory(config, model, cuda, method.needs_reference))
     place = Job(config, workdir=config.runs_dir).engine_place

@@ -29,7 +29,7 @@ class TrainerMemory:
     parameters: int  # how many
     weights: int
     gradients: int
-    optimizer: int  # this rank's 1/dp
+    optimizer: int  # this rank's 1 / (dp cp)
     reference: int  # slots beside the policy's: the reference, teachers
     activations: int  # kept for the backward, microbatches in flight included
     head: int  # chunks of logits, only on the last stage
@@ -76,7 +76,7 @@ def _stage(config: Config, model: HFModel, cuda: bool, needs_reference: str, sta
 def _optimizer(config: Config, share: Share, weight: int) -> int:
     par = config.parallel
     each = MOMENTS + (MASTER if weight < 4 else 0)
-    return each * share.dense // par.dp + each * share.expert // (par.dp // par.ep)
+    return each * share.dense // par.copies + each * share.expert // (par.copies // par.ep)
 
 
 def _slots(config: Config, needs_reference: str) -> tuple[int, int]:
@@ -98,7 +98,7 @@ def activation_bytes(config: Config, model: HFModel, cuda: bool, stage: int = 0)
     """
     par = config.parallel
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    tokens = max(config.optimizer.tokens_per_microbatch, longest)
+    tokens = -(-max(config.optimizer.tokens_per_microbatch, longest) // par.cp)
     weight = 4 if config.model.dtype == "float32" else 2
     layers = layers_of_stages(model.num_layers, par.pp)[stage]
     hidden = model.hidden_size // (par.tp if par.sp else 1)
@@ -164,7 +164,7 @@ def head_bytes(config: Config, model: HFModel, cuda: bool, weight: int) -> int:
     part of it, and with an FP8 head the weight in FP8."""
     vocab = padded_vocab_size(model.vocab_size, config.parallel.tp) // config.parallel.tp
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    tokens = max(config.optimizer.tokens_per_microbatch, longest)
+    tokens = -(-max(config.optimizer.tokens_per_microbatch, longest) // config.parallel.cp)
     if not cuda:
         return min(torch_rows(vocab), tokens) * vocab * 8
     rows = min(cuda_rows(vocab), tokens)

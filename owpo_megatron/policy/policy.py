@@ -86,7 +86,10 @@ class MegatronPolicy:
         self._head_settled = model.head == "exact"
         dtype = getattr(torch, model.dtype)
         megatron_config = transformer_config(hf, parallel, dtype, dict(raw or {}))
-        self._pad_to = pack_multiple(megatron_config, topology.tp_size)
+        # each context-parallel rank's part of a pack is a multiple of this, and all parts together one of 2 cp tokens
+        self._pad_to = topology.context.size * pack_multiple(megatron_config, topology.tp_size)
+        if topology.context.size > 1:
+            self._pad_to = math.lcm(self._pad_to, topology.context.multiple)
         chunks = build_chunks(hf, megatron_config, temperature)
         self._chunks = wrap_ddp(chunks, megatron_config)
         self._has_weights = False
@@ -230,12 +233,8 @@ class MegatronPolicy:
         starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
         flat_K = torch.zeros(len(names), starts[-1], device=cpu.device())
         for microbatch, found in forward_logprobs(self._chunks, microbatches, self.logp_mode):
-            response_R = microbatch.mask_on_host_T.nonzero()[:, 0].to(cpu.device())
-            known_K = torch.stack([getattr(found, name) for name in names])[:, response_R]
-            offset = 0
-            for index in microbatch.sample_indices:
-                flat_K[:, starts[index] : starts[index + 1]] = known_K[:, offset : offset + lengths[index]]
-                offset += lengths[index]
+            response_R, place_R = (rows.to(cpu.device()) for rows in microbatch.responses(starts))
+            flat_K[:, place_R] = torch.stack([getattr(found, name) for name in names])[:, response_R].to(flat_K.dtype)
         self.topology.sum_over_data_and_stages(flat_K)
         return [
             [sample.spread(value) for sample, value in zip(samples, flat.split(lengths), strict=True)]
@@ -260,7 +259,7 @@ class MegatronPolicy:
 
     def _microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
         topology = self.topology
-        lengths = [packed_length(sample) for sample in samples]
+        lengths = [packed_length(sample, topology.context.multiple) for sample in samples]
         pad_to = self._pad_to
         if topology.vpp_size is None:
             plan = plan_microbatches(lengths, topology.dp_size, self._tokens_per_microbatch, attention=self._attention)[
@@ -275,7 +274,7 @@ class MegatronPolicy:
                 lengths, topology.dp_size, self._tokens_per_microbatch, stages, 2 * stages, self._attention
             )[topology.dp_rank]
             pad_to = padded_to_longest(lengths, plan, pad_to)
-        return [build_microbatch(samples, indices, pad_to, cpu.device()) for indices in plan]
+        return [build_microbatch(samples, indices, pad_to, cpu.device(), topology.context) for indices in plan]
 
     def _summed(self, collected: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
         """Sum the last stages' sums over microbatches, then over data-parallel ranks in rank order, on every rank."""

@@ -121,4 +121,5 @@ class SlotReference:
 
     def _layout(self) -> list[int]:
         topology = self._policy.topology
-        return [topology.tp_size, topology.pp_size, topology.dp_size, topology.vpp_size or 1]
+        copies = topology.dp_size * topology.context.size
+        return [topology.tp_size, topology.pp_size, copies, topology.vpp_size or 1]

@@ -28,7 +28,7 @@ def write_summary(
         "swaps": swaps,
         "reference": {"ref_id": reference.ref_id, "source_step": reference.source_step, "reason": reference.reason},
         "best": {"step": best.step, "pass@1": best.score} if best else None,
-        "parallel": {name: getattr(config.parallel, name) for name in ("tp", "pp", "dp", "sp")},
+        "parallel": {name: getattr(config.parallel, name) for name in ("tp", "cp", "pp", "dp", "sp")},
         "engine": engine,
         "seconds": round(sum(line["seconds"]["total"] for line in steps), 2),
         "tokens": sum(int(line.get("tokens", 0)) for line in steps),

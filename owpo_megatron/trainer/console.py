@@ -19,7 +19,7 @@ def headline(config: Config, parameters: int) -> str:
     par = config.parallel
     return (
         f"[bold]{config.name}[/bold]: {config.algorithm.name}, {parameters / 1e6:.3g} M parameters in "
-        f"{config.model.dtype} on {par.world_size} ranks (tp {par.tp}, pp {par.pp}, dp {par.dp})"
+        f"{config.model.dtype} on {par.world_size} ranks ({par.sizes})"
     )
 
 

@@ -117,6 +117,8 @@ class TokenBatch:
     given: Mapping[str, torch.Tensor] | None = None  # what the method prepared for its tokens; None: nothing yet
     external_T: torch.Tensor | None = None  # bool, tokens that an expert wrote; None: none
     off_policy_T: torch.Tensor | None = None  # bool, tokens that keep the engine's log-probs as old ones; None: none
+    count_S: torch.Tensor | None = None  # int64, tokens of each sample that count, on all ranks; None: those of mask_T
+    counts_samples: bool = True  # False: another context-parallel rank counts the samples of this pack
     counted_R: torch.Tensor | None = None  # int64, places where mask_T is True; None: not listed
     old_mode: LogpMode | None = "exact"  # None: no sample here has such log-probs
     ref_mode: LogpMode | None = "exact"

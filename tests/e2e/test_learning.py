@@ -118,7 +118,7 @@ def test_lines_have_the_documented_fields_and_no_others(learned: Path) -> None:
 
 def test_the_summary_has_the_documented_fields(summary: dict[str, Any]) -> None:
     assert summary.keys() == documented("## summary.json")
-    assert summary["parallel"] == {"tp": 2, "pp": 1, "dp": 1, "sp": False}
+    assert summary["parallel"] == {"tp": 2, "cp": 1, "pp": 1, "dp": 1, "sp": False}
     assert summary["engine"]["name"] == "sglang" and re.fullmatch(r"\d+\.\d+\.\d+\S*", summary["engine"]["version"])
     assert summary["mismatch_max"] < 1e-4 and summary["tokens"] > 1000 and summary["seconds"] > 0
 

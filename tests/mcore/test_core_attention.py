@@ -18,9 +18,9 @@ from owpo_megatron.mcore.attention import PackedCoreAttention
 HEADS, GROUPS, SIZE = 4, 2, 6
 
 
-def core_attention(window: int | None, sinks: bool) -> PackedCoreAttention:
+def core_attention(window: int | None, sinks: bool, cp: int = 1) -> PackedCoreAttention:
     config = SimpleNamespace(
-        context_parallel_size=1,
+        context_parallel_size=cp,
         tensor_model_parallel_size=1,
         num_attention_heads=HEADS,
         params_dtype=torch.float64,

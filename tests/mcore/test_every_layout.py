@@ -1,4 +1,4 @@
-"""Every layout of two and four ranks, and tp = pp = dp = 2 on eight, with every family: the parity of test_parity.py.
+"""Every layout of two and four ranks, and three sizes of 2 on eight, with every family: the parity of test_parity.py.
 
 Part of `make matrix`. Not covered: experts at tp > 1 with ep > 1, tp or pp of 8.
 """
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.matrix
 def layouts(experts: bool) -> list[dict[str, Any]]:
     """Layouts with sequence parallelism wherever tensors are split, as experts need it; dense ones also without."""
     found: list[dict[str, Any]] = []
-    for tp, pp, dp in product((1, 2, 4), repeat=3):
-        if tp * pp * dp not in (2, 4) and (tp, pp, dp) != (2, 2, 2):
+    for tp, pp, dp, cp in product((1, 2, 4), repeat=4):
+        if tp * pp * dp * cp not in (2, 4) and sorted((tp, pp, dp, cp)) != [1, 2, 2, 2]:
             continue
         for vpp in (None, 2) if pp == 2 else (None,):
             for sp in (True,) if experts and tp > 1 else (False, True) if tp > 1 else (False,):
                 for ep in (1, 2, 4) if experts and tp == 1 else (1,):
-                    if dp % ep == 0:
-                        found.append({"tp": tp, "pp": pp, "dp": dp, "vpp": vpp, "sp": sp, "ep": ep})
+                    if dp * cp % ep == 0:
+                        found.append({"tp": tp, "cp": cp, "pp": pp, "dp": dp, "vpp": vpp, "sp": sp, "ep": ep})
     return found
 
 
@@ -62,6 +62,6 @@ def test_three_updates_equal_the_dense_oracle(
     ranks: Ranks, oracles: dict[str, tuple[Path, Path]], family: str, layout: dict[str, Any]
 ) -> None:
     model, oracle = oracles[family]
-    count = layout["tp"] * layout["pp"] * layout["dp"]
+    count = layout["tp"] * layout["cp"] * layout["pp"] * layout["dp"]
     (found,) = ranks.run(count, distances, [{"model": str(model), "oracle": str(oracle), "layouts": [layout]}])[0]
     check(found)

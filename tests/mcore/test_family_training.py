@@ -24,7 +24,7 @@ from owpo_megatron.families import check_parallel, read_hf_config
 TOLERANCE = 1e-5
 # the delta rule sums in float32 in another order than the oracle, and a norm of small values follows it
 WIDER = dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), 1e-4)
-LAYOUTS: list[dict[str, Any]] = [{"tp": 2, "sp": True}, {"tp": 2}, {"pp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}]
+LAYOUTS: list[dict[str, Any]] = [{"tp": 2, "sp": True}, {"tp": 2}, {"pp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}, {"cp": 2}]
 
 
 @pytest.fixture

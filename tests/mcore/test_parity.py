@@ -3,7 +3,7 @@
 Covered: log-probs, loss, gradient norm (before clipping, which acts), every parameter after three updates with warm-up;
 tied and untied embeddings, a vocabulary that needs padding, non-uniform advantages, samples that are not active, one
 that is masked, unequal packed lengths, a minibatch of one sample (empty microbatches on the other data-parallel rank);
-experts at ep 1 and 2.
+experts at ep 1 and 2; context parallelism alone and with tp, pp, vpp and ep.
 Not covered: bfloat16, CUDA, Transformer Engine's layers, tp > 2, experts at tp > 1 with ep > 1, several processes over
 a network.
 """
@@ -36,15 +36,22 @@ TWO_RANKS: list[dict[str, Any]] = [
     {"pp": 2},
     {"pp": 2, "vpp": 2},
 ]
+CONTEXT: list[dict[str, Any]] = [{"cp": 2}]
 EXPERTS_ON_TWO_RANKS: list[dict[str, Any]] = [
     {"dp": 2, "ep": 2},
+    {"cp": 2, "ep": 2},
     {"dp": 2},
     {"pp": 2},
     {"tp": 2, "sp": True},
 ]
 FOUR_RANKS: dict[str, list[dict[str, Any]]] = {
-    "qwen3": [{"tp": 2, "pp": 2, "sp": True}, {"tp": 2, "dp": 2}],
-    "qwen2": [{"tp": 2, "pp": 2, "vpp": 2}, {"pp": 2, "dp": 2}],
+    "qwen3": [
+        {"tp": 2, "pp": 2, "sp": True},
+        {"tp": 2, "dp": 2},
+        {"cp": 2, "tp": 2, "sp": True},
+        {"cp": 2, "pp": 2},
+    ],
+    "qwen2": [{"tp": 2, "pp": 2, "vpp": 2}, {"pp": 2, "dp": 2}, {"cp": 2, "pp": 2, "vpp": 2}],
     "qwen3_moe": [{"pp": 2, "dp": 2, "ep": 2}],
 }
 TOLERANCE = 1e-5
@@ -91,7 +98,7 @@ def test_two_ranks(ranks: Ranks, oracles: dict[str, tuple[Path, Path]], tmp_path
     model, oracle = oracles["qwen2"]
     hf_to_megatron(model, tmp_path / "megatron")
     layouts = {family: EXPERTS_ON_TWO_RANKS if family == "qwen3_moe" else TWO_RANKS for family in FAMILIES}
-    cases = cases_of(layouts, oracles)
+    cases = cases_of(layouts | {"qwen3": TWO_RANKS + CONTEXT}, oracles)
     cases.append({"model": str(tmp_path / "megatron"), "oracle": str(oracle), "layouts": [{"tp": 2}, {"pp": 2}]})
     results = ranks.run(2, distances, cases)[0]
     assert len(results) == sum(len(case["layouts"]) for case in cases)

@@ -213,6 +213,12 @@ def test_what_lowers_the_need(qwen3_8b: Path) -> None:
     pipelined = make_plan(large(qwen3_8b, parallel={"tp": 2, "pp": 2, "dp": 2, "sp": True}), 80 * GIB)
     assert [stage.head > 0 for stage in pipelined.stages] == [False, True]
     assert pipelined.stages[0].activations > 1.8 * pipelined.stages[1].activations, "two microbatches in flight"
+    split = make_plan(large(qwen3_8b, parallel={"tp": 4, "cp": 2, "dp": 1, "sp": True}), 80 * GIB).trainer
+    whole = make_plan(large(qwen3_8b, parallel={"tp": 4, "dp": 2, "sp": True}), 80 * GIB).trainer
+    assert split.activations == pytest.approx(whole.activations / 2, rel=1e-6)
+    assert (split.weights, split.optimizer) == (whole.weights, whole.optimizer), "the optimizer is over dp x cp"
+    with pytest.raises(UserError, match="megatron.cp_comm_type = all_gather"):
+        make_plan(large(qwen3_8b, parallel={"cp": 2}, megatron={"cp_comm_type": "all_gather"}), 80 * GIB)
     replayed = make_plan(large(qwen3_8b, engine={"urls": ["http://127.0.0.1:1"]}), 80 * GIB)
     assert replayed.engine is None and replayed.used == replayed.trainer_total
 

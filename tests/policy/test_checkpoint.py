@@ -27,6 +27,7 @@ CASES: list[dict[str, Any]] = [
     ),
     {"parallel": {"pp": 2, "vpp": 2}, "dtype": "float32", "aliased": False, "loaded": False},
     {"parallel": {"dp": 2}, "dtype": "bfloat16", "aliased": False, "loaded": False},
+    {"parallel": {"cp": 2}, "dtype": "float32", "aliased": False, "loaded": False},
     {"parallel": {"dp": 2}, "dtype": "float32", "aliased": True, "loaded": True},
 ]
 

@@ -103,7 +103,7 @@ def expected(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return model, ranks.run(1, updates, model, {}, 1000, False)[0]
 
 
-LAYOUTS: list[dict[str, Any]] = [{}, {"tp": 2, "sp": True}, {"dp": 2}, {"pp": 2}]
+LAYOUTS: list[dict[str, Any]] = [{}, {"tp": 2, "sp": True}, {"dp": 2}, {"pp": 2}, {"cp": 2}]
 
 
 @pytest.mark.ranks

@@ -31,7 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": {"tied": True, "vocab_size": 5},
 }
 DENSE: list[dict[str, Any]] = [{"tp": 2}, {"pp": 2}]
-EXPERTS: list[dict[str, Any]] = [{"tp": 2, "sp": True}, {"dp": 2, "ep": 2}, {"pp": 2}, {"dp": 2, "ep": 2}]
+EXPERTS: list[dict[str, Any]] = [{"tp": 2, "sp": True}, {"dp": 2, "ep": 2}, {"pp": 2}, {"cp": 2, "ep": 2}]
 BFLOAT16 = {"qwen3", "mistral"}
 
 

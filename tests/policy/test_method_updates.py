@@ -1,11 +1,12 @@
-"""Every registered method, and coupled ones, through MegatronPolicy.update: two ranks equal one, whatever the divisor,
-with ranks that have unequal numbers of microbatches (and so an empty one).
+"""Every registered method, and coupled ones, through MegatronPolicy.update: several ranks equal one, whatever the
+divisor, with ranks that have unequal numbers of microbatches (and so an empty one).
 
 That one rank is right is tests/head/test_seam.py's part (dense float64) and the parity tests'. Not covered: CUDA.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ from rank_pool import Ranks
 from tiny import make_hf_model
 
 TOKENS = 13
+LAYOUTS: list[dict[str, int]] = [
+    {"dp": 2},
+    {"tp": 2},
+    {"pp": 2},
+    {"pp": 2, "vpp": 2},
+    {"cp": 2},
+    {"cp": 2, "tp": 2},
+    {"cp": 2, "pp": 2},
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +34,13 @@ def alone(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("parallel", [{"dp": 2}, {"tp": 2}, {"pp": 2}, {"pp": 2, "vpp": 2}], ids=str)
-def test_two_ranks_equal_one(ranks: Ranks, alone: tuple[Path, list[dict[str, Any]]], parallel: dict[str, int]) -> None:
+@pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
+def test_several_ranks_equal_one(
+    ranks: Ranks, alone: tuple[Path, list[dict[str, Any]]], parallel: dict[str, int]
+) -> None:
     model, expected = alone
-    found = ranks.run(2, updates, model, parallel, TOKENS)[0]
+    count = math.prod(size for axis, size in parallel.items() if axis != "vpp")
+    found = ranks.run(count, updates, model, parallel, TOKENS)[0]
     assert [one["method"] for one in found] == [one["method"] for one in expected] == [m.name for m in methods()]
     for ours, theirs in zip(found, expected, strict=True):
         name = ours["method"]

@@ -22,6 +22,7 @@ CASES: list[dict[str, Any]] = [
     {"parallel": {"tp": 2}, "dtype": "bfloat16", "placement": "resident", "loaded": True, "best": True},
     {"parallel": {"pp": 2, "vpp": 2}, "dtype": "float32", "placement": "resident", "best": True},
     {"parallel": {"dp": 2}, "dtype": "float32", "placement": "offloaded"},
+    {"parallel": {"cp": 2}, "dtype": "bfloat16", "placement": "resident", "best": True},
     {"parallel": {"tp": 2}, "dtype": "bfloat16", "placement": "offloaded", "best": True},
 ]
 

@@ -23,6 +23,7 @@ CASES: dict[int, list[dict[str, Any]]] = {
         {"parallel": {"tp": 2, "sp": True}, "slot": "teacher", "placement": "resident"},
         {"parallel": {"pp": 2}, "slot": "teacher", "placement": "offloaded"},
         {"parallel": {"dp": 2}, "slot": "reference", "placement": "offloaded"},
+        {"parallel": {"cp": 2}, "slot": "teacher", "placement": "resident"},
     ],
 }
 

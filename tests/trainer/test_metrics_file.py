@@ -147,7 +147,7 @@ def test_summary_of_a_run(tmp_path: Path) -> None:
         "pass_at_1_before": 0.25, "pass_at_8_before": 0.5, "pass_at_1_after": 0.75, "pass_at_8_after": 1.0,
         "steps_updated": 1, "swaps": 1, "reference": {"ref_id": 1, "source_step": 2, "reason": "interval"},
         "best": {"step": 2, "pass@1": 0.75},
-        "parallel": {"tp": 2, "pp": 1, "dp": 1, "sp": False}, "engine": {"name": "sglang", "version": "1"},
+        "parallel": {"tp": 2, "cp": 1, "pp": 1, "dp": 1, "sp": False}, "engine": {"name": "sglang", "version": "1"},
         "seconds": 3.5, "tokens": 30, "mismatch_max": 3e-6,
     }  # fmt: skip
 
