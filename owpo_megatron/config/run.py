@@ -66,7 +66,7 @@ class ParallelConfig(Section):
 
     @property
     def sizes(self) -> str:
-        """As programs print them.
+        """Return the sizes in words, as programs print them.
 
         Example:
             >>> ParallelConfig(tp=2, cp=2).sizes

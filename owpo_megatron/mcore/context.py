@@ -40,7 +40,7 @@ def zigzag_rows(lengths: Sequence[int], size: int, rank: int) -> torch.Tensor:
     """Return the places in the pack, [O] int64, of this rank's tokens.
 
     Args:
-        lengths: of all sequences, padded ones.
+        lengths: tokens of each sequence, padding included.
 
     Example:
         >>> zigzag_rows([8, 4], 2, 0).tolist(), zigzag_rows([8, 4], 2, 1).tolist()
@@ -70,7 +70,7 @@ class ContextPart:
     """This rank's rows of one pack.
 
     Args:
-        lengths: of all sequences of the pack, padded ones.
+        lengths: tokens of each sequence of the pack, padding included.
     """
 
     def __init__(self, context: Context, lengths: Sequence[int]):
