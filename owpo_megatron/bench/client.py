@@ -25,7 +25,8 @@ import torch
 
 from owpo_megatron.bench import client_objects
 from owpo_megatron.bench.answer_server import answer_server
-from owpo_megatron.engine.client import EngineClient, generate_body
+from owpo_megatron.engine.client import EngineClient
+from owpo_megatron.engine.generate_body import generate_body
 from owpo_megatron.engine.recorded import load_rollouts, save_rollouts
 from owpo_megatron.mcore.packing import build_microbatch, token_batch
 from owpo_megatron.types import Prompt, Rollout, Sample, SampleRequest, Sampling, TokenIds, TokenValues

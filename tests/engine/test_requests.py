@@ -10,8 +10,8 @@ import pytest
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine.answers import UNKNOWN_VERSION, BadAnswer, Expected, read_answer, read_answers
-from owpo_megatron.engine.client import generate_body
 from owpo_megatron.engine.command import command_line, environment, server_arguments
+from owpo_megatron.engine.generate_body import generate_body
 from owpo_megatron.engine.generation import samples_per_post
 from owpo_megatron.engine.parsing import parse_answer
 from owpo_megatron.errors import UserError

@@ -17,7 +17,7 @@ from fakes import FakeEngine, FakePolicy, FakeReference, FakeVerifier, NoLog, al
 from tiny import make_config
 
 from owpo_megatron.data import ShuffledStream
-from owpo_megatron.engine.client import generate_body
+from owpo_megatron.engine.generate_body import generate_body
 from owpo_megatron.methods import Ask, Dapo, PlanView
 from owpo_megatron.run.rollouts import parse_rollout, plain_rollout
 from owpo_megatron.trainer.drawing import sample_seed
