@@ -27,6 +27,8 @@ from owpo_megatron.run.layout import MANIFEST, STATE, TRAINER, step_name, steps_
 from owpo_megatron.run.sealed import bytes_in, fault_of, seal, verify_manifest
 
 _WRITING, _PRUNED = ".writing_", ".pruned_"
+# The last is torch's writer of zip files, which finds fewer bytes in a file than it wrote.
+_FULL = ("No space left on device", "Disk quota exceeded", "inline_container.cc")
 
 
 class CheckpointFolder:
@@ -207,12 +209,13 @@ def _step_within(name: str) -> int | None:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    """Whether a full disk is the reason, also inside torch's report of several ranks, which keeps only a text."""
+    """Whether a full disk is the reason of an error of writing, also inside torch's report of several ranks."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+        of_ranks = [failure[0] for failure in getattr(seen, "failures", {}).values()]  # torch's CheckpointException
+        if any(isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT) for one in (seen, *of_ranks)):
             return True
-        if any(sign in str(seen) for sign in ("No space left on device", "Disk quota exceeded")):
+        if any(sign in str(one) for one in (seen, *of_ranks) for sign in _FULL):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

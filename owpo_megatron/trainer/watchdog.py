@@ -143,7 +143,8 @@ class Watchdog:
             # Where this thread is stuck, too (a disk that hangs, code that keeps the interpreter's lock): no thread of
             # Python's is needed to end the process then.
             faulthandler.dump_traceback_later(2 * limit + 60 if limit else 86400, exit=True)
-            write_pulse(self._logs, self._rank, Pulse(ticks, self._beats, self._step, self._phase, limit))
+            with suppress(OSError):  # a full disk ends the run with a reason of its own
+                write_pulse(self._logs, self._rank, Pulse(ticks, self._beats, self._step, self._phase, limit))
             if self._note.exists():
                 self._write_stacks()
                 continue  # the rank that found it ends the run

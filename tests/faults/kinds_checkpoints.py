@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ended import Lost, Wrong
 from registry import fault
-from trial import STEPS, Lost, Trial, Wrong
+from trial import STEPS, Trial
 
 from owpo_megatron.run.sealed import seal
 
@@ -43,6 +44,7 @@ def manifest_damaged(trial: Trial) -> None:
     ]
     file.write_bytes(trial.rng.choice(damages))
     trial.goes_on(at_least=newest - 1, pattern=rf"the checkpoint of step {newest} is damaged")
+    trial.is_noted(damaged_checkpoints=[newest])
 
 
 @fault("every checkpoint damaged", promise=DAMAGED, by=("command", "ranks"))

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import stand_in
+from ended import Wrong
 from registry import fault
-from trial import Trial, Wrong
+from trial import Trial
 
 ANSWERS = "an engine's answer is checked before it is used"
 SILENCE = "an engine that is lost is restarted and draws the same samples again"

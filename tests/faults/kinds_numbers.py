@@ -7,9 +7,10 @@ import re
 import shutil
 from pathlib import Path
 
+from ended import Wrong
 from owpo import lines_of
 from registry import fault
-from trial import GOLDEN, STEPS, Trial, Wrong
+from trial import GOLDEN, STEPS, Trial
 
 SILENT = "a run that trains on nothing ends with the reason"
 REPLAY = "owpo replay computes a step again and compares it"

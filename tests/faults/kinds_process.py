@@ -6,8 +6,9 @@ import os
 import signal
 from pathlib import Path
 
+from ended import Wrong
 from registry import fault
-from trial import STEPS, Trial, Wrong
+from trial import STEPS, Trial
 
 HANGS = "a run that hangs ends with one line and its stacks"
 

@@ -6,8 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+from ended import Lost, Wrong
 from registry import fault
-from trial import GOLDEN, Lost, Trial, Wrong
+from trial import GOLDEN, Trial
 
 NEVER_DAMAGED = "a good checkpoint is never called damaged"
 DAMAGED = "a damaged checkpoint is named and an older one taken"
@@ -141,6 +142,7 @@ def newest_damaged(trial: Trial) -> None:
     else:
         file.write_bytes({"flipped": bytes(content), "cut": bytes(content[: len(content) // 2]), "emptied": b""}[how])
     trial.goes_on(at_least=newest - 1, pattern=rf"the checkpoint of step {newest} is damaged")
+    trial.is_noted(damaged_checkpoints=[newest])
 
 
 @fault("lines of metrics.jsonl lost", promise=RESUME, by=("command", "ranks"))

@@ -14,8 +14,9 @@ import urllib.error
 import urllib.request
 
 import psutil
+from ended import Wrong
 from registry import fault
-from trial import STEPS, Running, Trial, Wrong
+from trial import STEPS, Running, Trial
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine.command import check_interpreter

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from ended import Hang, Wrong
 from owpo import ROOT
 from registry import fault
-from trial import Hang, Trial, Wrong
+from trial import Trial
 
 from owpo_megatron.types import GradingItem, Verdict
 from owpo_megatron.verifiers import VerifierPool

@@ -27,9 +27,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
+from ended import Broken  # noqa: E402
 from rank_pool import Ranks  # noqa: E402
 from registry import By, Kind, kinds  # noqa: E402
-from trial import Broken, Ground, Trial  # noqa: E402
+from trial import Ground, Trial  # noqa: E402
 
 BY_COMMAND = 5  # one of so many faults, at least
 OUTCOMES = ("right", "wrong result", "hang", "lost checkpoint", "traceback")

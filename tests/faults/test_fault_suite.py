@@ -9,10 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from ended import Ended, Hang, TracebackShown, Wrong
 from rank_pool import Ranks
 from registry import Kind, kinds
 from suite import Draw, Result, draws, inject, main, table
-from trial import Ended, Ground, Hang, TracebackShown, Wrong
+from trial import Ground
 
 KINDS = kinds()
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import fault_rank
 import yaml
+from ended import Ended, Hang, Lost, Wrong
 from owpo import ROOT, Owpo, lines_of, newest_step, steps_of
 from rank_pool import Job, Ranks
 
@@ -36,66 +37,6 @@ LIMIT = float(
 
 # What a fault that was overcome leaves in a line.
 LEFT_OVER = ("engine_restarts", "damaged_checkpoints")
-
-
-class Broken(AssertionError):
-    """A promise that a fault broke."""
-
-    outcome = "wrong result"
-
-
-class Wrong(Broken):
-    """The end is not that of a run without the fault, or what should be refused was not."""
-
-
-class Hang(Broken):
-    outcome = "hang"
-
-
-class Lost(Broken):
-    """A checkpoint that was whole is not there any more, or is not taken up."""
-
-    outcome = "lost checkpoint"
-
-
-class TracebackShown(Broken):
-    """A user sees a traceback, or the bare name of a Python error."""
-
-    outcome = "traceback"
-
-
-_BARE = re.compile(r"Traceback \(most recent call last\)|(?:failed|error): (?:rank \d+: )?[\w.]*(?:Error|Exception)\b")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The end of a run, and everything that its user saw."""
-
-    code: int
-    text: str
-    seconds: float
-
-    def __post_init__(self) -> None:
-        if _BARE.search(self.text):
-            raise TracebackShown(self.text[-2000:])
-
-    def refused(self, pattern: str, code: int = 1) -> Ended:
-        """Require this exit code, and exactly one line of an error, which matches."""
-        told = [line for line in self.text.splitlines() if line.startswith(("error: ", "failed: "))]
-        if self.code != code or len(told) != 1 or not re.search(pattern, told[0]):
-            raise Wrong(f"exit code {self.code}, wanted {code} and /{pattern}/:\n{self.text[-2000:]}")
-        return self
-
-    def done(self, pattern: str = "") -> Ended:
-        """Require the end of all steps, and a match of the pattern."""
-        if self.code != 0 or "done: " not in self.text:
-            raise Wrong(f"not done, exit code {self.code}:\n{self.text[-2000:]}")
-        return self.told(pattern)
-
-    def told(self, pattern: str) -> Ended:
-        if not re.search(pattern, self.text):
-            raise Wrong(f"nothing was printed like /{pattern}/:\n{self.text[-2000:]}")
-        return self
 
 
 class Running:
@@ -316,6 +257,11 @@ class Trial:
         for file in sorted((straight / "hf").glob("*.safetensors")):
             if (self.run_dir / "hf" / file.name).read_bytes() != file.read_bytes():
                 raise Wrong(f"other weights in {file.name}")
+
+    def is_noted(self, **values: Any) -> None:
+        """Require a line of metrics.jsonl with these values."""
+        if not any(all(line.get(name) == value for name, value in values.items()) for line in lines_of(self.run_dir)):
+            raise Wrong(f"no line has {values}: {lines_of(self.run_dir)}")
 
     def lines_are_json(self) -> None:
         """Require that metrics.jsonl has numbers that JSON has: neither NaN nor Infinity."""

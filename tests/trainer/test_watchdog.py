@@ -11,6 +11,7 @@ import pytest
 
 from owpo_megatron.config import ChecksConfig, EngineConfig
 from owpo_megatron.launch.local import frozen_ranks
+from owpo_megatron.mcore.topology import tensor_timeout
 from owpo_megatron.run.heartbeat import Pulse, Pulses, Stillness, write_pulse
 from owpo_megatron.trainer import watchdog as module
 from owpo_megatron.trainer.watchdog import WAITING, Watchdog, hang_of
@@ -55,6 +56,12 @@ def test_the_limit_comes_from_the_longest_pause(clock: Clock, tmp_path: Path) ->
 def test_a_fixed_limit(tmp_path: Path) -> None:
     dog = make(tmp_path, hang_seconds=7.0)
     assert dog.limit("update") == dog.limit("rollout") == 7 and dog.limit(WAITING) == 0
+
+
+@pytest.mark.parametrize("seconds", [None, 60.0, 3600.0])
+def test_the_time_outs_of_the_groups_come_later(seconds: float | None, tmp_path: Path) -> None:
+    """So that the watchdog's line, which names the rank and the phase, comes first."""
+    assert make(tmp_path, hang_seconds=seconds).limit("update") < tensor_timeout(seconds).total_seconds()
 
 
 def test_pulses_are_timed_by_the_reader(tmp_path: Path) -> None:
