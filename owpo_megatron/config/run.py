@@ -160,6 +160,9 @@ class Config(Section):
         method = find_method(self.algorithm.name)
         check_teachers(self.teachers, method, self.reference, roll.temperature)
         check_whole_vocabulary(make_method(self.algorithm), self.teachers, self.model.head, self.algorithm.tis_cap)
+        if method.needs_exact_head and self.model.head != "exact":
+            remedy = f"{method.name}'s gradient is a difference of log-probs, which FP8 makes too coarse; set exact"
+            raise UserError("model.head", self.model.head, remedy)
         if max(self.eval.pass_at) > self.eval.samples:
             raise UserError("eval.pass_at", self.eval.pass_at, f"cannot exceed eval.samples = {self.eval.samples}")
         if roll.oversampling > 1 and not roll.keeps_mixed_groups(method):

@@ -176,6 +176,8 @@ class Method:
     """Right responses per prompt that the run's pool keeps for `view.stored`."""
     idle_without_advantage: ClassVar[bool] = False
     """A token whose advantage is 0 has no gradient, whatever its log-probs: the head may leave it out beforehand."""
+    needs_exact_head: ClassVar[bool] = False
+    """A token's gradient is a difference of log-probs itself, beside which FP8's error is large."""
     keeps_old: ClassVar[bool] = False
     """Some of its responses keep the engine's log-probs as their old ones (stored, or drawn from another prompt)."""
 

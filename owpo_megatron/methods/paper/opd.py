@@ -44,6 +44,7 @@ class Opd(Method):
     reference = "teacher"
     refresh = "fixed"
     uses_rewards = False
+    needs_exact_head = True
     max_teachers = 1
 
     clip_low: float = hyper(0.2, "A token with a ratio below 1 - clip_low is dropped.", gt=0, lt=1)
