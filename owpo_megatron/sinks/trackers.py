@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import time
@@ -13,6 +14,7 @@ from typing import Any
 from owpo_megatron.config import Config
 from owpo_megatron.sinks.names import settings
 
+log = logging.getLogger(__name__)
 _IDS = "sinks.json"  # in the run folder: which run of each tracker belongs to it, so that a resumed run goes on there
 
 
@@ -111,7 +113,10 @@ class Trackio:
 
     def __init__(self, config: Config, run_dir: Path):
         import trackio
+        import trackio.run
 
+        for module in (trackio, trackio.run):  # their messages would come between the run's lines on the terminal
+            vars(module)["print"] = lambda *words, **_: log.info("%s", " ".join(map(str, words)))
         self._trackio = trackio
         trackio.init(
             **{

@@ -92,7 +92,8 @@ def test_mlflow_keeps_steps_settings_and_one_run(raw: dict[str, Any], tmp_path: 
 
 def test_trackio_keeps_steps_in_its_local_store(raw: dict[str, Any], tmp_path: Path) -> None:
     env = {"TRACKIO_DIR": str(tmp_path / "trackio")}
-    python(RUN, json.dumps(raw | {"sinks": {"to": ["trackio"], "project": "my-project"}}), **env)
+    said = python(RUN, json.dumps(raw | {"sinks": {"to": ["trackio"], "project": "my-project"}}), **env)
+    assert said == "", "its own messages are not the run's"
     found = json.loads(python(READ["trackio"], "", **env).splitlines()[-1])
     assert found["runs"] == ["a"]
     assert {tuple(pair) for pair in found["losses"]} >= {(1, 1.0), (2, 0.5)}
