@@ -114,8 +114,13 @@ class Trackio:
     def __init__(self, config: Config, run_dir: Path):
         import trackio
         import trackio.run
+        import trackio.utils
 
-        for module in (trackio, trackio.run):  # their messages would come between the run's lines on the terminal
+        for module in (
+            trackio,
+            trackio.run,
+            trackio.utils,
+        ):  # their messages would come between the run's lines on the terminal
             vars(module)["print"] = lambda *words, **_: log.info("%s", " ".join(map(str, words)))
         self._trackio = trackio
         trackio.init(
