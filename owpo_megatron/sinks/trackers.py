@@ -116,11 +116,8 @@ class Trackio:
         import trackio.run
         import trackio.utils
 
-        for module in (
-            trackio,
-            trackio.run,
-            trackio.utils,
-        ):  # their messages would come between the run's lines on the terminal
+        # Their messages would come between the run's lines on the terminal.
+        for module in (trackio, trackio.run, trackio.utils):
             vars(module)["print"] = lambda *words, **_: log.info("%s", " ".join(map(str, words)))
         self._trackio = trackio
         trackio.init(
