@@ -54,6 +54,9 @@ class ParallelConfig(Section):
     """Sequence parallelism inside the tensor-parallel group (needs tp > 1)."""
     ep: int = Field(1, gt=0)
     """Expert parallelism: distribute a layer's experts over data- and context-parallel ranks; must divide dp x cp."""
+    overlap: bool = False
+    """Reduce gradients over the ranks with the same parameters while the last backward of an update goes on. The gather
+    of parameters after the step is never overlapped: the reference's slot changes which memory they are in."""
 
     @property
     def world_size(self) -> int:

@@ -18,13 +18,25 @@ from owpo_megatron.mcore.transformer import PolicyModel
 
 
 @cpu.scoped
-def wrap_ddp(chunks: list[PolicyModel], config: TransformerConfig) -> list[DistributedDataParallel]:
-    """Wrap chunks in DDP: parameters become views into one contiguous buffer per dtype, as the slots require."""
-    ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+def wrap_ddp(
+    chunks: list[PolicyModel], config: TransformerConfig, overlap: bool = False
+) -> list[DistributedDataParallel]:
+    """Wrap chunks in DDP: parameters become views into one contiguous buffer per dtype, as the slots require.
+
+    Args:
+        overlap: reduce each bucket of gradients as soon as the last microbatch has all of them.
+    """
+    ddp = DistributedDataParallelConfig(
+        use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=overlap
+    )
     config.finalize_model_grads_func = finalize_model_grads
-    return [
+    wrapped = [
         DistributedDataParallel(config, ddp, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)
     ]
+    if overlap:  # the schedule enters it for all microbatches but the last
+        no_sync = [chunk.no_sync for chunk in wrapped]
+        config.no_sync_func = no_sync if len(wrapped) > 1 else no_sync[0]
+    return wrapped
 
 
 @cpu.scoped

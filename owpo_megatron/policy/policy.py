@@ -91,7 +91,7 @@ class MegatronPolicy:
         if topology.context.size > 1:
             self._pad_to = math.lcm(self._pad_to, topology.context.multiple)
         chunks = build_chunks(hf, megatron_config, temperature)
-        self._chunks = wrap_ddp(chunks, megatron_config)
+        self._chunks = wrap_ddp(chunks, megatron_config, parallel.overlap)
         self._has_weights = False
         own_reference = reference.path if reference else None
         self.load_weights(own_reference or model.path)

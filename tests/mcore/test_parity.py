@@ -36,7 +36,7 @@ TWO_RANKS: list[dict[str, Any]] = [
     {"pp": 2},
     {"pp": 2, "vpp": 2},
 ]
-CONTEXT: list[dict[str, Any]] = [{"cp": 2}]
+MORE: list[dict[str, Any]] = [{"cp": 2}, {"dp": 2, "overlap": True}]
 EXPERTS_ON_TWO_RANKS: list[dict[str, Any]] = [
     {"dp": 2, "ep": 2},
     {"cp": 2, "ep": 2},
@@ -52,7 +52,7 @@ FOUR_RANKS: dict[str, list[dict[str, Any]]] = {
         {"cp": 2, "pp": 2},
     ],
     "qwen2": [{"tp": 2, "pp": 2, "vpp": 2}, {"pp": 2, "dp": 2}, {"cp": 2, "pp": 2, "vpp": 2}],
-    "qwen3_moe": [{"pp": 2, "dp": 2, "ep": 2}],
+    "qwen3_moe": [{"pp": 2, "dp": 2, "ep": 2, "overlap": True}],
 }
 TOLERANCE = 1e-5
 
@@ -98,7 +98,7 @@ def test_two_ranks(ranks: Ranks, oracles: dict[str, tuple[Path, Path]], tmp_path
     model, oracle = oracles["qwen2"]
     hf_to_megatron(model, tmp_path / "megatron")
     layouts = {family: EXPERTS_ON_TWO_RANKS if family == "qwen3_moe" else TWO_RANKS for family in FAMILIES}
-    cases = cases_of(layouts | {"qwen3": TWO_RANKS + CONTEXT}, oracles)
+    cases = cases_of(layouts | {"qwen3": TWO_RANKS + MORE}, oracles)
     cases.append({"model": str(tmp_path / "megatron"), "oracle": str(oracle), "layouts": [{"tp": 2}, {"pp": 2}]})
     results = ranks.run(2, distances, cases)[0]
     assert len(results) == sum(len(case["layouts"]) for case in cases)
