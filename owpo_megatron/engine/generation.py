@@ -17,6 +17,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from owpo_megatron.engine.client import EngineClient, EngineGone
 from owpo_megatron.types import Feed, Finished, Progress, Rollout, SampleRequest, Sampling
@@ -125,8 +126,8 @@ class Generation:
         try:
             if self.feed is not None:
                 self.feed.begin(lambda: self.outcomes.put(None))
-            for engine in range(len(self.workers)):
-                self._start_workers(engine)
+            for engine, share in enumerate(first_shares(len(self.posts), len(self.workers), self.workers_per_engine)):
+                self._start_workers(engine, share)
             while done < len(self.requests) or (self.feed is not None and self.feed.goes_on()):
                 outcome = self.outcomes.get()
                 if outcome is None:
@@ -217,6 +218,17 @@ class Generation:
                 self.outcomes.put(Outcome(engine, incarnation, post, error))
                 return
             self.outcomes.put(Outcome(engine, incarnation, post, rollouts))
+
+
+def first_shares(posts: int, engines: int, workers: int) -> list[int]:
+    """Posts that each engine begins with: equally many, so that none is idle while another has all of them.
+
+    Example:
+        >>> first_shares(10, 4, 256), first_shares(10_000, 4, 256)
+        ([2, 3, 2, 3], [256, 256, 256, 256])
+    """
+    edges = [posts * engine // engines for engine in range(engines + 1)]
+    return [min(workers, end - start) for start, end in pairwise(edges)]
 
 
 def samples_per_post(num_samples: int, num_engines: int, sampling: Sampling) -> int:
