@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,8 +21,18 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     gpu_memory: Annotated[float, typer.Option(min=1, metavar="GIB", help="Memory per GPU.")] = 80.0,
-    gpu: Annotated[str, typer.Option(help="GPU of the estimated hours: H100, H200 or A100.")] = "H100",
+    gpu: Annotated[str, typer.Option(help="GPU of the estimates: H100, H200, H20 or A100.")] = "H100",
     cpu: Annotated[bool, typer.Option("--cpu", help="Plan for CPU ranks: local layers, the torch head.")] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Simulate steps on clusters of these sizes instead.")
+    ] = False,
+    nodes: Annotated[list[int] | None, typer.Option(min=1, help="With --simulate: nodes; may be given again.")] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="With --simulate: a run's folder, or lognormal:MEDIAN,SIGMA.")
+    ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="With --simulate: against another system's published step times.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Estimate the memory of each GPU before anything starts: the trainer's needs, and what is left for the engine's
@@ -30,12 +41,17 @@ def plan(
     The formulae are in docs/plan.md.
 
     Example: owpo plan -c examples/qwen3-8b-base/config.yaml algorithm.name=dapo --gpu-memory 141
+
+    Example: owpo plan -c examples/qwen3-8b-base/config.yaml --simulate --nodes 4 --json sizes.json
     """
     from owpo_megatron.config import hf_folder
     from owpo_megatron.families import supported_family
 
     loaded = load_config(config, overrides or (), weights=False)
     supported_family(hf_folder(loaded.model.path))
+    if simulate:
+        _simulate(loaded, nodes, gpu, gpu_memory, lengths, published, json_file)
+        return
     from owpo_megatron.plan import make_plan  # seconds, with torch
 
     made = make_plan(loaded, int(gpu_memory * 2**30), cuda=not cpu)
@@ -55,6 +71,27 @@ def plan(
         out.print(f"written: {escape(str(json_file))}")
     if made.problem:
         raise typer.Exit(1)
+
+
+def _simulate(
+    config: Config,
+    nodes: list[int] | None,
+    gpu: str,
+    gpu_memory: float,
+    lengths: str | None,
+    published: bool,
+    json_file: Path | None,
+) -> None:
+    from owpo_megatron.cli.simulating import compare_with_published, simulate_clusters
+
+    if published:
+        found = compare_with_published(config)
+    else:
+        found = simulate_clusters(config, nodes or [1, 4, 16, 64], gpu, gpu_memory, lengths)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+        out.print(f"written: {escape(str(json_file))}")
 
 
 def _hours(config: Config, gpu_bytes: int, gpu: str) -> str:

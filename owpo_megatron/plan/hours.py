@@ -14,10 +14,9 @@ from owpo_megatron.families import HFModel
 from owpo_megatron.families.weights import forward_flops
 from owpo_megatron.methods import make_method
 from owpo_megatron.plan.engine import engine_memory
+from owpo_megatron.plan.machine import BANDWIDTHS
 from owpo_megatron.run.speed import PEAKS
 
-# Memory bandwidth of one GPU in byte/s, from its vendor's data sheet.
-BANDWIDTHS = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12}
 FULL_RECOMPUTATION = 4  # forward passes' worth of an update whose activations are recomputed; else 3
 
 

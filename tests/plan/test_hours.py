@@ -71,5 +71,5 @@ def test_hours_are_of_all_reserved_gpus(model: HFModel) -> None:
 
 
 def test_only_gpus_whose_bandwidth_is_known() -> None:
-    with pytest.raises(UserError, match="--gpu = V100: use one of H200, H100, A100"):
+    with pytest.raises(UserError, match="--gpu = V100: use one of H200, H100, H20, A100"):
         replace(GUESS, gpu="V100")

@@ -79,6 +79,7 @@ MAY_IMPORT_MODULE = {
     "trainer.parts": BASE | {"run", "families", "methods"},
     "trainer.sync_check": BASE | {"engine"},
     "trainer.train": BASE | {"run", "conversion", "engine"},
+    "plan.simulate": BASE | {"families", "methods", "trainer"},  # the supply of steps, under a virtual clock
     "api.train": BASE | {"run", "launch", "trainer"},
     "api.rank": {"trainer"},
     "experiments.worker": BASE | {"run", "engine", "launch", "trainer"},  # it alone makes runs
