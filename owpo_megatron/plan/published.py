@@ -1,9 +1,10 @@
 """Published step times of another system for the paper's model and data, beside simulated ones.
 
 verl's page about its fully asynchronous trainer (https://verl.readthedocs.io/en/latest/advance/fully_async.html,
-"Asynchronous Training on 7B Model", read 2026-11-29): Qwen2.5-Math-7B on DAPO-Math-17k, 512 prompts of 16 responses of up to 28 k tokens, updates of
-32 prompts, FSDP2 with sequences split over 4 GPUs, engines of 4 GPUs, H20. Its scripts are the source of the layout
-(fully_async_policy/shell/dapo_7b_math_fsdp2_*.sh). The lengths of the responses are not published.
+"Asynchronous Training on 7B Model", read 2026-11-29): Qwen2.5-Math-7B on DAPO-Math-17k, 512 prompts of 16 responses
+of up to 28 k tokens, updates of 32 prompts, FSDP2 with sequences split over 4 GPUs, engines of 4 GPUs, H20. Its
+scripts are the source of the layout (fully_async_policy/shell/dapo_7b_math_fsdp2_*.sh). The lengths of the responses
+are not published.
 
 The three constants of `Machine` are fitted to the first row alone; the others are predictions.
 """
