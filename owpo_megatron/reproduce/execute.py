@@ -17,7 +17,7 @@ from owpo_megatron.report.reversals import reversal_table
 from owpo_megatron.report.scores import ScoreTable
 from owpo_megatron.reproduce.artefacts import AVERAGE, VALIDATION, Artefact
 from owpo_megatron.reproduce.recipe import Recipe
-from owpo_megatron.reproduce.runs import Row, dapo_of, rows_of
+from owpo_megatron.reproduce.runs import Row, check_changes, dapo_of, rows_of
 from owpo_megatron.reproduce.scores import Evaluation, Wanted, Watch, collect, score_of_run
 from owpo_megatron.run.metrics_reader import read_run
 
@@ -28,6 +28,9 @@ class Reproduction:
 
     Args:
         root: folder of the run folders, shared by all tables and figures of this model.
+
+    Raises:
+        UserError: the recipe changes a field that would reach none of the runs.
     """
 
     artefact: Artefact
@@ -37,6 +40,7 @@ class Reproduction:
     rows: list[Row] = field(init=False)
 
     def __post_init__(self) -> None:
+        check_changes(self.artefact, self.recipe)
         object.__setattr__(self, "rows", rows_of(self.artefact, self.recipe, self.seeds))
 
     @property

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from owpo_megatron.config import Config, Section, SetConfig
-from owpo_megatron.config.file import apply_override, read_mapping
+from owpo_megatron.config.file import apply_override, parse_value, read_mapping
 from owpo_megatron.data.tasks.cipher import Cipher
 from owpo_megatron.engine.install import project_files
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.sets import SETS
 from owpo_megatron.experiments.lab import Fields, built, with_fields
+from owpo_megatron.methods import catalogue, hyper_parameters
 from owpo_megatron.report.published import paper_model
 
 Scale = Literal["paper", "cpu"]
@@ -53,7 +54,6 @@ class CpuScale(Section):
     """The file cpu.yaml."""
 
     run: dict[str, Any]
-    stage_steps: int = Field(gt=0)
     prior_score: float = Field(gt=0, le=1)
     sets: dict[str, StandIn]
 
@@ -67,7 +67,9 @@ class Recipe:
         sets: evaluation set by the paper's name of it.
         titles: its name in tables.
         methods: fields of single methods, by name.
+        prior_score: Pass@1 on the validation set of the suboptimal reference.
         model: the paper's model; None: it has none like this.
+        changed: what the user changed, every run's fields and those of single methods.
     """
 
     scale: Scale
@@ -75,9 +77,14 @@ class Recipe:
     sets: Mapping[str, SetConfig]
     titles: Mapping[str, str]
     methods: Mapping[str, Fields]
-    stage_steps: int
     prior_score: float
     model: str | None
+    changed: Fields = field(default_factory=dict)
+
+    @property
+    def stage_steps(self) -> int:
+        """Steps of a stage of self-evolution."""
+        return self.run.reference.every
 
     def fields_of(self, method: str) -> Fields:
         return dict(self.methods.get(method, {}))
@@ -106,10 +113,10 @@ def paper_recipe(model: Path, chosen: Preset, overrides: Sequence[str], named: s
     name = paper_model(model.name, named)
     raw = read_mapping(project_files() / "examples" / EXAMPLES[name] / "config.yaml")
     raw["model"]["path"] = str(model)
-    config = _with(raw, chosen.readings | chosen.setup, overrides)
     sets = {name: SetConfig(name=name) for name in ("aime24", "aime25", "amc", "gpqa", "mmlu_pro")}
     titles = {name: SETS[name].title for name in sets}
-    return Recipe("paper", config, sets, titles, chosen.methods, STAGE_STEPS, PRIOR_SCORE, name)
+    draft = Recipe("paper", Config.build(raw), sets, titles, chosen.methods, PRIOR_SCORE, name)
+    return _with(draft, {"reference.every": STAGE_STEPS} | chosen.readings | chosen.setup, overrides)
 
 
 def cpu_recipe(model: Path | None, chosen: Preset, overrides: Sequence[str], data: Path) -> Recipe:
@@ -125,17 +132,39 @@ def cpu_recipe(model: Path | None, chosen: Preset, overrides: Sequence[str], dat
     sets = {name: _written(stand_in, data) for name, stand_in in scale.sets.items()}
     validation = sets["aime24"]
     raw["eval"]["sets"] = [validation.model_dump(mode="json", exclude_none=True)]
-    config = _with(raw, chosen.readings, overrides)
     titles = {name: stand_in.title for name, stand_in in scale.sets.items()}
-    return Recipe("cpu", config, sets, titles, chosen.methods, scale.stage_steps, scale.prior_score, None)
+    draft = Recipe("cpu", Config.build(raw), sets, titles, chosen.methods, scale.prior_score, None)
+    return _with(draft, chosen.readings, overrides)
 
 
-def _with(raw: dict[str, Any], fields: Fields, overrides: Sequence[str]) -> Config:
-    config = with_fields(Config.build(raw), {"name": "reproduction"} | fields)
-    changed = config.model_dump(mode="json", exclude_unset=True)
+def _with(draft: Recipe, fields: Fields, overrides: Sequence[str]) -> Recipe:
+    """The recipe with the preset's fields, then the user's: those of every run, and those that some methods have."""
+    raw = with_fields(draft.run, {"name": "reproduction"} | fields).model_dump(mode="json", exclude_unset=True)
+    changed: Fields = {}
+    methods = {name: dict(own) for name, own in draft.methods.items()}
     for override in overrides:
-        apply_override(changed, override)
-    return Config.build(changed)
+        dotted, equals, text = override.partition("=")
+        owners = methods_with(dotted) if equals else []
+        if not owners:
+            apply_override(raw, override)
+        changed[dotted] = parse_value(text, dotted)
+        for name in owners:
+            methods.setdefault(name, {})[dotted] = changed[dotted]
+    config = Config.build(raw)
+    wanted = config.checkpoint.keep_at_score  # of the run that is the reference; the others keep no such checkpoint
+    return replace(
+        draft,
+        run=with_fields(config, {"checkpoint.keep_at_score": None}),
+        methods=methods,
+        prior_score=wanted or draft.prior_score,
+        changed=changed,
+    )
+
+
+def methods_with(dotted: str) -> list[str]:
+    """Methods that have this hyper-parameter, e.g. "algorithm.penalty"; none for a field of every run."""
+    section, _, name = dotted.partition(".")
+    return [method for method, kind in catalogue().items() if section == "algorithm" and name in hyper_parameters(kind)]
 
 
 def _written(stand_in: StandIn, folder: Path) -> SetConfig:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from owpo_megatron.errors import UserError
 from owpo_megatron.experiments.lab import Fields, Weights, with_fields
 from owpo_megatron.experiments.spec import RunSpec
 from owpo_megatron.methods import find_method, hyper_parameters
 from owpo_megatron.reproduce.artefacts import DAPO, Artefact, Entry
-from owpo_megatron.reproduce.recipe import Recipe
+from owpo_megatron.reproduce.recipe import Recipe, methods_with
 
 _WEIGHTS: dict[str, Weights] = {"best": "best", "prior": "reached"}
+_OWN = {
+    "name": "runs have names of their own; choose the folder with --out",
+    "runs_dir": "choose the folder with --out",
+    "seed": "use --seeds",
+    "algorithm.name": "each run has its own; owpo compare takes any methods",
+    "reference.path": "each run has its own, a checkpoint of the DAPO run; owpo compare takes another",
+    "reference.refresh": "each run has its own: fixed, or the best of each stage; owpo compare takes another",
+}
+"""Fields that a run of the paper has by its row, with what to do instead of setting them."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,22 @@ class Row:
 def rows_of(artefact: Artefact, recipe: Recipe, seeds: list[int]) -> list[Row]:
     """Return the rows of a table or the curves of a figure, in its order."""
     return [Row(entry, {seed: run_of(entry, recipe, seed) for seed in seeds}) for entry in artefact.entries]
+
+
+def check_changes(artefact: Artefact, recipe: Recipe) -> None:
+    """Refuse a change that would reach none of the runs.
+
+    Raises:
+        UserError: the field is each run's own, or no method here has the hyper-parameter, or its rows vary it.
+    """
+    for dotted, value in recipe.changed.items():
+        if dotted in _OWN:
+            raise UserError(dotted, value, _OWN[dotted])
+        having = methods_with(dotted)
+        owners = [one for one in artefact.entries if one.method in having]
+        if having and all(dotted in one.set for one in owners):
+            what = f"each row of {artefact.name} has its own" if owners else f"no method of {artefact.name} has it"
+            raise UserError(dotted, value, f"{what}; leave it out")
 
 
 def dapo_of(recipe: Recipe, seed: int) -> RunSpec:
