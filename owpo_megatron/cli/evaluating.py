@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,13 @@ def _evaluate(job: Job, wish: Wish) -> list[dict[str, Any]]:
     with _bars() as bars:
         bars_of = partial(_bar, bars) if err.is_terminal else _lines
         return job.run(wish, bars_of, partial(_waiting, bars))
+
+
+@contextmanager
+def watching() -> Iterator[Callable[[PreparedSet], DrawProgress]]:
+    """Yield the `watch` of `Job.run`: a bar for each set on a terminal, lines in a file."""
+    with _bars() as bars:
+        yield partial(_bar, bars) if err.is_terminal else _lines
 
 
 def _bar(bars: Progress, prepared: PreparedSet) -> DrawProgress:

@@ -116,17 +116,17 @@ def _text(row: Mapping[str, Any]) -> str:
     return f"{row['name']} {row['summary']} {row['paper']}".lower()
 
 
-def dynamics(points: int = 241, window: float = 0.8) -> dict[str, Any]:
+def dynamics(points: int = 241, window: float = 0.8, penalty: str = "k3") -> dict[str, Any]:
     """delta, and g(delta) by label, for the methods that pull to the reference and for the one-way family."""
     import torch
 
     from owpo_megatron.methods import effective_progress, make_method
 
     delta_D = torch.linspace(-window, window, points, dtype=torch.float64)
-    penalised = make_method("sym_dapo", beta=BETA)
+    penalised = make_method("sym_dapo", beta=BETA, penalty=penalty)
     pulling = {
-        f"Sym-DAPO, k3 with β = {BETA:g}, A = 1": effective_progress(penalised, delta_D, 1.0),
-        f"Sym-DAPO, k3 with β = {BETA:g}, A = -1": effective_progress(penalised, delta_D, -1.0),
+        f"Sym-DAPO, {penalty} with β = {BETA:g}, A = 1": effective_progress(penalised, delta_D, 1.0),
+        f"Sym-DAPO, {penalty} with β = {BETA:g}, A = -1": effective_progress(penalised, delta_D, -1.0),
         "paper's local form 1 - β δ / |A|": 1 - BETA * delta_D,
         "OPD, A = 1": effective_progress(make_method("opd"), delta_D, 1.0),
     }

@@ -61,6 +61,10 @@ def reproduce(
     every reference is a checkpoint of their DAPO run. With --launch repeat the command until nothing is left to submit;
     without it the table is made from the finished runs.
 
+    FIELD=VALUE changes every run, or, for a hyper-parameter of some methods (algorithm.penalty=k3), the runs of these.
+    The stages of Figure 5 have reference.every steps; the score of the suboptimal reference is
+    checkpoint.keep_at_score.
+
     Examples:
 
     owpo reproduce table2 --model models/Qwen2.5-Math-7B --dry-run
@@ -73,8 +77,10 @@ def reproduce(
     wanted = artefact(name)
     place = folder or Path("runs/paper") / f"{model.resolve().name if model else 'cipher'}-{scale}"
     if wanted.kind == "dynamics":
-        _figure_3(place)
+        _figure_3(place, preset, overrides or [], dry_run)
         return
+    if beside and wanted.kind == "reversals":
+        raise UserError("--beside", "paper", "the paper has no such figure")
     recipe = _recipe(scale, model, preset, overrides or [], paper_model, place)
     if beside and recipe.model is None:
         raise UserError("--beside", "paper", "the sets of --scale cpu have no numbers in the paper")
@@ -85,7 +91,8 @@ def reproduce(
     if launch:
         _launch(made)
     else:
-        _make_base(recipe)
+        if model is None:
+            _make_base(recipe)
         out.print(f"{len(made.runs)} runs, {len(made.runs) - len(made.missing)} of them finished before")
         with progress(made.runs, made.root) as tell:
             failures = made.train(workers, tell)
@@ -94,28 +101,37 @@ def reproduce(
         waiting = ", ".join(run.label for run in made.missing)
         out.print(f"not finished: {escape(waiting)}; repeat the command once they are")
         return
-    _show(made.evaluate(_wish(data), _watch, engines=recipe.run.engine.count > 1), place, recipe, beside is not None)
+    _show(_evaluated(made, data), place, recipe, beside is not None)
 
 
 def _recipe(
     scale: str, model: Path | None, preset_name: str, overrides: Sequence[str], told: str | None, place: Path
 ) -> Recipe:
+    from owpo_megatron.config import hf_folder
     from owpo_megatron.reproduce.recipe import cpu_recipe, paper_recipe, preset
 
     chosen = preset(preset_name)
     if scale == "cpu":
+        if model is not None:
+            hf_folder(model, "--model")
         return cpu_recipe(model, chosen, overrides, place / "sets")
     if model is None:
         raise UserError("--model", "(none)", "name the base model's folder; only --scale cpu has one of its own")
-    return paper_recipe(model, chosen, overrides, told)
+    recipe = paper_recipe(model, chosen, overrides, told)
+    hf_folder(model, "--model")
+    return recipe
 
 
 def _make_base(recipe: Recipe) -> None:
-    """The quickstart's base model, where the recipe uses it and it is not there yet."""
+    """The quickstart's base model, if it is not there yet."""
     from owpo_megatron.cli.quickstart import make_base_model
+    from owpo_megatron.engine.command import check_interpreter
 
     path = recipe.run.model.path
-    if recipe.scale == "cpu" and not path.is_dir():
+    if not path.is_dir():
+        if not recipe.run.engine.urls:
+            check_interpreter(recipe.run.engine)  # before a base model is made in vain
+        out.print(f"making the base model, once: {escape(str(path))}")
         make_base_model("cipher", path)
 
 
@@ -132,18 +148,33 @@ def _wish(data: Path | None) -> Wish:
     return Wish((), None, None, data, None, "auto", 0, False)
 
 
-def _watch(job: Job) -> Any:
-    names = ", ".join(one.spec.title for one in job.sets)
-    out.print(f"  evaluating {escape(job.target.label)} on {escape(names)}")
-    return lambda prepared: None
+def _evaluated(made: Reproduction, data: Path | None) -> dict[str, Any]:
+    """The result, with a line for each checkpoint that is evaluated now, and its progress."""
+    from owpo_megatron.cli.evaluating import watching
+
+    with watching() as progress_of:
+
+        def watch(job: Job) -> Any:
+            names = ", ".join(one.spec.title for one in job.sets)
+            out.print(f"  evaluating {escape(job.target.label)} on {escape(names)}; an engine starts before the first")
+            return progress_of
+
+        return made.evaluate(_wish(data), watch, engines=made.recipe.run.engine.count > 1)
 
 
-def _figure_3(place: Path) -> None:
-    """No run: the effective progress of the methods themselves."""
+def _figure_3(place: Path, preset_name: str, overrides: Sequence[str], dry_run: bool) -> None:
+    """No run: the effective progress of the methods themselves, Sym-DAPO's with the preset's penalty."""
     from owpo_megatron.cli.methods import dynamics
     from owpo_megatron.report.dynamics import draw_dynamics
+    from owpo_megatron.reproduce.recipe import preset
 
-    curves = dynamics()
+    if overrides:
+        raise UserError("figure3", overrides[0], "it has no runs to change; leave it out")
+    penalty = preset(preset_name).methods.get("sym_dapo", {}).get("algorithm.penalty", "k3")
+    if dry_run:
+        out.print("no runs, no evaluations: figure3 draws the gradients of the methods, in seconds")
+        return
+    curves = dynamics(penalty=penalty)
     file = place / "figure3.png"
     draw_dynamics(curves["delta"], curves["pulling"], curves["one_way"], file)
     out.print(f"written: {escape(str(file))}")
@@ -200,20 +231,22 @@ def _launch(made: Reproduction) -> None:
 
 def _show(result: dict[str, Any], place: Path, recipe: Recipe, beside: bool) -> None:
     from owpo_megatron.report.published import errata
-    from owpo_megatron.report.reproduction import draw
+    from owpo_megatron.report.reproduction import draw, figure_notes
     from owpo_megatron.report.scores import beside_paper
     from owpo_megatron.reproduce.execute import save, table_of
 
     files = [save(result, place)]
-    table = table_of(result)
+    table, notes = table_of(result), []
     if beside and recipe.model is not None:
-        table = beside_paper(table, {result["model"]: recipe.model})
+        notes = figure_notes(result, recipe.model) + errata(result["name"])
+        if result["kind"] in ("table", "curves"):  # the runs of its other figures are those of none of its tables
+            table = beside_paper(table, {result["model"]: recipe.model})
     wide().print(table.rich())
     markdown = place / f"{result['name']}.md"
     markdown.write_text(table.markdown())
     files.append(markdown)
     if result["kind"] != "table":
         files.append(draw(result, place / f"{result['name']}.png"))
-    for text in errata(result["name"]) if beside else ():
+    for text in notes:
         out.print(f"[yellow]note:[/yellow] {escape(text)}")
     out.print(f"written: {', '.join(escape(str(file)) for file in files)}")

@@ -2,8 +2,8 @@
 
 FOLDER/
     NAME.part.jsonl   during the evaluation: one line per graded sample, after a first line with the settings
-        NAME.jsonl        at the end: one line per problem {id, answer, correct, verdicts, lengths, responses}
-        NAME.json         the scores with their intervals and settings
+    NAME.jsonl        at the end: one line per problem {id, answer, correct, verdicts, lengths, responses}
+    NAME.json         the scores with their intervals and settings
 """
 
 from __future__ import annotations

@@ -125,18 +125,19 @@ def _setting_table(lab: Lab, cells: list[Cell], outcomes: dict[str, Outcome]) ->
     main = _Column(lab.main_label, cells, outcomes)
     columns = [_Column(arm.label, cells, outcomes) for arm in lab.methods]
     references = {cell.seed: outcomes[one.key] for cell in cells for one in cell.run.needs if one.key in outcomes}
+    used = {seed: _used(lab, outcome) for seed, outcome in references.items()}
     bases = [outcomes[cell.run.key].first for cell in cells if cell.run.start is None and cell.run.key in outcomes]
     return {
         "base": sum(bases) / len(bases) if bases else None,
         "reference": _spread({seed: outcome.final for seed, outcome in references.items()}),
         "reference_best": _spread({seed: outcome.best for seed, outcome in references.items()}),
-        "reference_used": _spread({seed: _used(lab, outcome) for seed, outcome in references.items()}),
+        "reference_used": _spread({seed: score for seed, score in used.items() if score is not None}),
         "entries": [column.row(main) for column in columns if column.runs],
     }
 
 
-def _used(lab: Lab, outcome: Outcome) -> float:
-    """Score of the weights that are the reference."""
+def _used(lab: Lab, outcome: Outcome) -> float | None:
+    """Score of the weights that are the reference; None if it never had the wanted one."""
     assert lab.reference is not None
     if lab.reference.at_score is not None:
         return outcome.reached(lab.reference.at_score)

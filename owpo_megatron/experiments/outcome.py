@@ -46,9 +46,10 @@ class Outcome:
         """Score of the best checkpoint, which was chosen by Pass@1: not the highest of another metric."""
         return dict(self.curve)[self.best_step]
 
-    def reached(self, score: float) -> float:
-        """Score of the first trained checkpoint with at least this Pass@1 (checkpoint.keep_at_score)."""
-        return next(value for step, value in self.curve if step > 0 and dict(self.chosen_by)[step] >= score)
+    def reached(self, score: float) -> float | None:
+        """Score of the first trained checkpoint with at least this Pass@1 (checkpoint.keep_at_score); None: never."""
+        pass_at_1 = dict(self.chosen_by)
+        return next((value for step, value in self.curve if step > 0 and pass_at_1[step] >= score), None)
 
 
 def read_outcome(folder: Path, metric: str) -> Outcome:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from owpo_megatron.report import style
 from owpo_megatron.report.comparison import draw_band, entry_colors
+from owpo_megatron.report.published import figure as told
 from owpo_megatron.report.reversals import draw_reversals
 
 Result = Mapping[str, Any]
@@ -20,9 +21,9 @@ MAIN = "owpo"
 
 def draw(result: Result, file: Path) -> Path:
     """Draw the figure of a result's kind; returns `file`."""
-    figure = {"curves": _curves, "stages": _stages, "bars": _bars, "reversals": draw_reversals}[result["kind"]](result)
+    drawn = {"curves": _curves, "stages": _stages, "bars": _bars, "reversals": draw_reversals}[result["kind"]](result)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Software": None})
+    drawn.savefig(file, metadata={"Software": None})
     return file
 
 
@@ -82,6 +83,41 @@ def _bars(result: Result) -> Figure:
     axis.set_ylim(0, 1.15 * max(*values.values(), *result["reference"].values()))
     style.legend(axis, outside=True)
     return figure
+
+
+def figure_notes(result: Result, model: str) -> list[str]:
+    """What the paper's text says of a figure, beside one's own, in percent; it does not print the points.
+
+    Args:
+        model: the paper's model that was trained.
+    """
+    name = result["name"]
+    values = {tuple(entry[:2]): 100 * sum(entry[4]) / len(entry[4]) for entry in result["values"]}
+    if result["kind"] == "curves":
+        (ours,) = result["reference"].values()
+        return [
+            f"the paper's reference has {told(name)['reference']:.2f}, its model is not stated; here {100 * ours:.2f}"
+        ]
+    if result["kind"] == "stages":
+        known = told(name)
+        if known["model"] != model:
+            return [f"the paper has this figure for {known['model']} alone"]
+        (prior,) = result["reference"].values()
+        (place,) = result["titles"]
+        parts = [
+            f"{shown(label)} about {known[label]['percent']:.0f} in {known[label]['iterations']} iterations "
+            f"(here {values[label, place]:.2f})"
+            for label in result["rows"]
+        ]
+        return [f"in the paper from {known['prior']:.1f} (here {100 * prior:.2f}): {', '.join(parts)}"]
+    if result["kind"] == "bars":
+        place, reference = "aime25", 100 * result["reference"]["aime25"]
+        parts = [
+            f"{shown(label)} {gain:+.1f} (here {values[label, place] - reference:+.2f})"
+            for label, gain in told(name)["gain_on_aime25"].items()
+        ]
+        return [f"gain on AIME25 over the reference, in the paper: {', '.join(parts)}"]
+    return []
 
 
 def shown(label: str) -> str:

@@ -19,6 +19,7 @@ from owpo_megatron.reproduce.artefacts import AVERAGE, VALIDATION, Artefact
 from owpo_megatron.reproduce.recipe import Recipe
 from owpo_megatron.reproduce.runs import Row, check_changes, dapo_of, rows_of
 from owpo_megatron.reproduce.scores import Evaluation, Wanted, Watch, collect, score_of_run
+from owpo_megatron.run.files import write_whole
 from owpo_megatron.run.metrics_reader import read_run
 
 
@@ -145,5 +146,5 @@ def save(result: dict[str, Any], folder: Path) -> Path:
     """Write NAME.json and return it."""
     file = folder / f"{result['name']}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(file, json.dumps(result, indent=1) + "\n")
     return file

@@ -154,7 +154,7 @@ def _with(draft: Recipe, fields: Fields, overrides: Sequence[str]) -> Recipe:
     wanted = config.checkpoint.keep_at_score  # of the run that is the reference; the others keep no such checkpoint
     return replace(
         draft,
-        run=with_fields(config, {"checkpoint.keep_at_score": None}),
+        run=with_fields(config, {"checkpoint.keep_at_score": None}) if wanted else config,
         methods=methods,
         prior_score=wanted or draft.prior_score,
         changed=changed,

@@ -15,6 +15,7 @@ _WEIGHTS: dict[str, Weights] = {"best": "best", "prior": "reached"}
 _OWN = {
     "name": "runs have names of their own; choose the folder with --out",
     "runs_dir": "choose the folder with --out",
+    "model.path": "use --model",
     "seed": "use --seeds",
     "algorithm.name": "each run has its own; owpo compare takes any methods",
     "reference.path": "each run has its own, a checkpoint of the DAPO run; owpo compare takes another",

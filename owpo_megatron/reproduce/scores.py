@@ -74,10 +74,11 @@ class Evaluation:
         for place in wanted.places:
             checkpoint = checkpoint_of(wanted.run, self._root, place)
             jobs = prepared_jobs([], [folder], [checkpoint], [], wish, None)
-            if not all(map(_is_finished, jobs)):
+            draws = not all(map(_is_finished, jobs))
+            if draws:
                 jobs = prepared_jobs([], [folder], [checkpoint], self._overrides(wanted.run), wish, None)
             for job in jobs:
-                for scores in job.run(wish, self._watch(job)):
+                for scores in job.run(wish, self._watch(job) if draws else lambda prepared: None):
                     found[sets[str(scores["set"])], place] = scores
         return found
 

@@ -46,6 +46,12 @@ def model(tmp_path: Path) -> Path:
             ["table2", "--scale", "cpu", "--beside", "paper"],
             "--beside = paper: the sets of --scale cpu have no numbers",
         ),
+        (
+            ["reversals", "--model", "Qwen3-8B-Base", "--beside", "paper"],
+            "--beside = paper: the paper has no such figure",
+        ),
+        (["table2", "--scale", "cpu", "--model", "nowhere"], "--model = nowhere: "),
+        (["figure3", "algorithm.beta=1"], "figure3 = algorithm.beta=1: it has no runs to change"),
         (["table2", "--scale", "cpu", "--seeds", "one"], "--seeds = one: write integers separated by commas"),
         (["table2", "--scale", "cpu", "optimizer.lr=fast"], "optimizer.lr = fast: "),
     ],
@@ -74,6 +80,8 @@ def test_the_dry_run_on_two_cores_needs_no_base_model(tmp_path: Path, monkeypatc
 
 
 def test_figure_3_needs_no_run(tmp_path: Path) -> None:
+    assert "no runs, no evaluations" in owpo("figure3", "--out", str(tmp_path), "--dry-run")
+    assert not any(tmp_path.iterdir())
     owpo("figure3", "--out", str(tmp_path))
     assert (tmp_path / "figure3.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -39,7 +39,7 @@ def test_the_first_score_that_is_good_enough(tmp_path: Path) -> None:
     outcome = read_outcome(
         finished_run(tmp_path / "run", [(0, 0.9, 1), (10, 0.2, 1), (20, 0.31, 1), (30, 0.4, 1)]), "pass@1"
     )
-    assert outcome.reached(0.3) == 0.31
+    assert outcome.reached(0.3) == 0.31 and outcome.reached(0.5) is None
 
 
 @pytest.mark.parametrize(

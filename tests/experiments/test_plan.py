@@ -161,6 +161,21 @@ def test_a_prior_can_be_asked_for_by_its_score(file: Path, tmp_path: Path) -> No
         run.placed(root)
 
 
+def test_a_table_is_written_where_the_prior_never_reached_its_score(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failures have the reason and the remedy; the table has no reference."""
+    lab = load_section(SelfEvolution, protocol_file(file), ["prior={steps: 50, at_score: 0.3}", "methods=[owpo]"]).lab()
+    cells, curve = plan(lab), ((0, 0.1), (50, 0.2))
+    lab = lab.model_copy(update={"out_dir": tmp_path / "runs"})
+    for one in cells[0].run.needs:
+        one.folder(lab.root).mkdir(parents=True)
+        (one.folder(lab.root) / "summary.json").write_text("{}")
+    monkeypatch.setattr(compare, "read_outcome", lambda folder, metric: Outcome(curve, curve, 0.0, 0, 0.0, {}))
+    table = compare.write_table(lab, cells)["regimes"]["self-evolution"]
+    assert table["reference_used"] is None and table["reference_best"]["mean"] == 0.2 and table["entries"] == []
+
+
 def test_runs_at_equal_compute_can_be_left_out(file: Path) -> None:
     assert any(cell.longer for cell in cells_of(file).values())
     assert not any(cell.longer for cell in cells_of(file, "equal_compute=false").values())

@@ -103,12 +103,15 @@ def test_a_recipe_fits_with_every_method(folders: dict[str, Path], recipe: str, 
     assert job.total_nodes == (1 if file == "config.yaml" else 4)
     assert config.rollout.prompts_per_step == 512 and config.rollout.group_size == 16
     assert config.optimizer.updates_per_step * 32 == 512 and config.optimizer.lr == 1e-6
+    # ten rollout steps: DAPO's framework moves the schedule once per rollout step
+    assert (config.optimizer.warmup_steps, config.optimizer.beta2) == (10 * 16, 0.999)
 
 
 @pytest.mark.parametrize("recipe", SHAPES)
 def test_the_page_of_a_recipe_has_the_plans_figures(folders: dict[str, Path], recipe: str) -> None:
     """Its table of memory, row by row: layout, trainer, engine, used, tokens in an engine's cache."""
     page = (EXAMPLES / recipe / "README.md").read_text()
+    assert "data.leave_out=[repeated]" in page  # [] would load all copies of the published file
     for file, label in (("config.yaml", "one node"), ("four_nodes.yaml", "four nodes")):
         for method in ("owpo", "dapo"):
             made = plan(folders, recipe, file, f"algorithm.name={method}")

@@ -92,3 +92,17 @@ def test_columns_of_equal_compute_can_be_left_out() -> None:
     assert not any("equal" in head for head in comparison._lines(without, "two-stage")[0])
     evolution = table_of("self-evolution", equal_compute=False)
     assert "equal" not in shown(self_evolution_table(evolution, {"self-evolution": {}}, list))
+
+
+def test_the_papers_numbers_stand_beside_the_protocols() -> None:
+    """Table 2's OWPO and MOPD of Qwen3-8B-Base, best and converged; Figure 5's text for self-evolution."""
+    text = shown(two_stage_table(table_of("two-stage"), ("Qwen3-8B-Base", "aime24")))
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert (
+        "paper: best" in text and lines["owpo"][-2:] == ["0.444", "0.422"] and lines["mopd"][-2:] == ["0.378", "0.360"]
+    )
+    assert "paper" not in shown(two_stage_table(table_of("two-stage")))
+    curves = {"self-evolution": {label: {"1": {"curve": [[0, 0.3], [10, 0.4]]}} for label in ("owpo", "mopd")}}
+    stages = partial(best_of_stages, stage_steps=10)
+    told = shown(self_evolution_table(table_of("self-evolution"), curves, stages, paper=True))
+    assert "paper (prior 0.30)" in told and "about 0.40 in 4" in told and "about 0.37 in 6" in told

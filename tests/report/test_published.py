@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from owpo_megatron.cli import evaluating
+from owpo_megatron.cli.protocol import _paper
 from owpo_megatron.errors import UserError
+from owpo_megatron.experiments.protocols import TwoStage
 from owpo_megatron.report.published import errata, figure, find_published, method_of, paper_model, published
 from owpo_megatron.report.scores import Scored, beside_paper, score_tables
 
@@ -118,3 +124,25 @@ def test_the_papers_rows_and_the_differences_stand_below_ones_own() -> None:
     assert [row for _, row in table.rows] == ["owpo (mine)", "  paper: owpo", "  difference", "x"]
     assert table.cells[1] == [44.38, 42.19]
     assert table.cells[2] == [pytest.approx(40 - 44.38), pytest.approx(41 - 42.19)]
+
+
+def test_owpo_eval_shows_the_papers_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `--beside paper` prints at the end of an evaluation, and writes to table.json."""
+    metrics = {"pass@1": {"value": 0.4, "low": 0.3, "high": 0.5}}
+    sizes = {"problems": 30, "samples": 32, "response_length": 700.0, "truncated_share": 0.1}
+    scored = [Scored("base", "owpo (mine)", "best", {"aime24": {"title": "AIME24", "metrics": metrics, **sizes}})]
+    evaluating._show(scored, tmp_path, None, {"base": "Qwen3-8B-Base"})
+    printed = capsys.readouterr().out
+    assert "paper: owpo" in printed and "44.38" in printed and "-4.38" in printed
+    assert [row[1] for row in json.loads((tmp_path / "table.json").read_text())["tables"][0]["rows"]][1:] == [
+        "  paper: owpo",
+        "  difference",
+    ]
+
+
+def test_a_protocol_is_compared_on_a_set_of_the_papers() -> None:
+    run = {"model": {"path": "models/Qwen3-8B-Base"}, "data": {"source": "task:cipher"}, "eval": {"every": 5}}
+    lab = TwoStage(run=run | {"eval": {"every": 5, "sets": ["aime24"]}}).lab()
+    assert _paper(lab, None) == ("Qwen3-8B-Base", "aime24")
+    with pytest.raises(UserError, match="--beside = paper: the paper has no scores on held_out; it has aime24, aime25"):
+        _paper(TwoStage(run=run).lab(), None)

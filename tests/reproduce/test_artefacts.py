@@ -11,8 +11,10 @@ import pytest
 from recipe_models import SHAPES
 
 from owpo_megatron.errors import UserError
-from owpo_megatron.methods import catalogue
+from owpo_megatron.methods import catalogue, make_method
+from owpo_megatron.plan import make_plan
 from owpo_megatron.report.published import FILE, published
+from owpo_megatron.report.reproduction import figure_notes
 from owpo_megatron.reproduce.artefacts import ARTEFACTS, DAPO, artefact
 from owpo_megatron.reproduce.estimate import estimate, evaluation_steps
 from owpo_megatron.reproduce.execute import Reproduction, table_of
@@ -129,6 +131,44 @@ def test_overrides_reach_every_run(make: Make) -> None:
         make("table2", "cpu", "paper", "optimizer.stpes=7")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "changed"),
+    [("penalty", "k3", "sym_dapo"), ("weight_policy", "old", "owpo"), ("vocabulary", "full", "opd")],
+)
+def test_a_switch_of_some_methods_reaches_these(make: Make, name: str, value: str, changed: str) -> None:
+    """Readings 7, 2 and 16: methods without the hyper-parameter, or with this value, have the same run as before."""
+    before, after = make("table2"), make("table2", "paper", "paper", f"algorithm.{name}={value}")
+    for old, new in zip(before.rows, after.rows, strict=True):
+        method = make_method(new.runs[1].config.algorithm)
+        assert getattr(method, name, value) == value
+        assert (old.runs[1].key != new.runs[1].key) is (method.name == changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("table2", "algorithm.asymmetry=log_ratio", "no method of table2 has it"),
+        ("table4", "algorithm.beta=0.5", "each row of table4 has its own"),
+        ("table2", "seed=3", "use --seeds"),
+        ("figure6", "reference.refresh=interval", "each run has its own: fixed, or the best of each stage"),
+        ("table2", "runs_dir=/elsewhere", "choose the folder with --out"),
+    ],
+)
+def test_a_change_that_would_reach_no_run_is_refused(make: Make, name: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as mistake:
+        make(name, "cpu", "paper", override)
+    assert mistake.value.field == override.partition("=")[0]
+
+
+def test_stages_and_the_prior_can_be_changed(make: Make) -> None:
+    """Reading 14; a prior that was never reached is lowered by the field that the message names."""
+    made = make("figure5", "cpu", "paper", "reference.every=5", "checkpoint.keep_at_score=0.2")
+    runs = {row.entry.label: row.runs[1] for row in made.rows}
+    assert {label: run.config.optimizer.steps for label, run in runs.items()} == {"mopd": 30, "owpo": 20}
+    assert made.recipe.stage_steps == 5 and dapo_of(made.recipe, 1).config.checkpoint.keep_at_score == 0.2
+    assert {run.config.checkpoint.keep_at_score for run in runs.values()} == {None}
+
+
 def test_stand_ins_are_different_problems(make: Make, tmp_path: Path) -> None:
     recipe = make("table2", "cpu").recipe
     files = {name: Path(str(one.source)).read_text().splitlines() for name, one in recipe.sets.items()}
@@ -154,6 +194,24 @@ def test_the_estimate_counts_steps_and_evaluations(make: Make) -> None:
         estimate(make("table2"), "H900", 80 << 30)
 
 
+@pytest.mark.parametrize("name", [one.name for one in ARTEFACTS.values() if one.entries])
+def test_every_estimate_has_memory_and_hours(make: Make, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the paper's scale: each run's steps, evaluations, memory and GPU hours, and their sums.
+
+    The plan of one run stands for all: that plans differ by method is tested in tests/plan.
+    """
+    made = make(name)
+    plan = make_plan(made.runs[-1].config, 80 << 30)
+    monkeypatch.setattr("owpo_megatron.reproduce.estimate.make_plan", lambda *_, **__: plan)
+    found = estimate(made, "H100", 80 << 30)
+    assert [one.label for one in found.runs] == [run.label for run in made.runs]
+    assert all(one.steps >= 320 and one.evaluations > 16 and one.gib and one.hours for one in found.runs)
+    steps = f"{sum(one.steps for one in found.runs):,} steps"
+    assert steps in found.lines[0] and "GPU hours, a rough estimate" in found.lines[2]
+    others = {"table2": 2, "table3": 2, "table5": 2, "table6": 2, "figure6": 1}
+    assert len(found.evaluations) == others.get(name, 0)
+
+
 def test_evaluations_of_a_staged_run(make: Make) -> None:
     config = make("figure5", "cpu").rows[1].runs[1].config  # 4 stages of 6 steps, every 4 steps
     assert evaluation_steps(config) == [0, 4, 6, 8, 12, 16, 18, 20, 24]
@@ -171,6 +229,34 @@ def test_a_table_is_laid_out_from_the_values_of_its_seeds() -> None:
     assert table.columns == [("AIME24", "best"), ("AMC", "best"), ("Average", "best")]
     assert table.cells == [[pytest.approx(30.0), pytest.approx(60.0), pytest.approx(45.0)]]
     assert table.markdown().splitlines()[-1] == "| m | owpo | 30.00 | 60.00 | 45.00 |"
+
+
+def figure_result(name: str, reference: dict[str, float], values: dict[tuple[str, str], float]) -> dict[str, Any]:
+    columns = [[place, "pass@1", "best"] for place in reference]
+    return {
+        "name": name, "kind": ARTEFACTS[name].kind, "rows": list(dict.fromkeys(label for label, _ in values)),
+        "titles": {place: place.upper() for place in reference}, "columns": columns, "reference": reference,
+        "values": [[label, place, "pass@1", "best", [value]] for (label, place), value in values.items()],
+    }  # fmt: skip
+
+
+def test_what_the_paper_says_of_a_figure_stands_beside_it() -> None:
+    """Figures 5 and 6 have other runs than its tables: their rows are not compared with those of Table 2."""
+    stages = figure_result("figure5", {"aime24": 0.3}, {("mopd", "aime24"): 0.36, ("owpo", "aime24"): 0.41})
+    assert figure_notes(stages, "Qwen2.5-Math-7B") == [
+        "in the paper from 30.0 (here 30.00): MOPD about 37 in 6 iterations (here 36.00), "
+        "OWPO about 40 in 4 iterations (here 41.00)"
+    ]
+    assert figure_notes(stages, "Qwen3-8B-Base") == ["the paper has this figure for Qwen2.5-Math-7B alone"]
+    scores = {("owpo", "aime24"): 0.4, ("owpo", "aime25"): 0.2, ("w/o Asym", "aime25"): 0.17}
+    bars = figure_result("figure6", {"aime24": 0.3, "aime25": 0.16}, scores)
+    assert figure_notes(bars, "Qwen2.5-Math-7B") == [
+        "gain on AIME25 over the reference, in the paper: OWPO +3.8 (here +4.00), w/o Asym +0.9 (here +1.00)"
+    ]
+    curves = figure_result("figure4", {"aime24": 0.35}, {("owpo", "aime24"): 0.4})
+    assert figure_notes(curves, "Qwen3-8B-Base") == [
+        "the paper's reference has 37.19, its model is not stated; here 35.00"
+    ]
 
 
 def test_the_second_model_has_its_own_recipe(tmp_path: Path) -> None:
