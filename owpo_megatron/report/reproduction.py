@@ -86,7 +86,7 @@ def _bars(result: Result) -> Figure:
 
 
 def figure_notes(result: Result, model: str) -> list[str]:
-    """What the paper's text says of a figure, beside one's own, in percent; it does not print the points.
+    """Return what the paper's text has of a figure, beside one's own, in percent; it does not print the points.
 
     Args:
         model: the paper's model that was trained.

@@ -52,6 +52,8 @@ COMMANDS = {
         "--mirror",
         "--port",
         "--python",
+        "--record",
+        "--record-port",
         "--rendezvous",
         "--restarts",
         "--tp",

@@ -127,7 +127,7 @@ def test_the_papers_rows_and_the_differences_stand_below_ones_own() -> None:
 
 
 def test_owpo_eval_shows_the_papers_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What `--beside paper` prints at the end of an evaluation, and writes to table.json."""
+    """Covers what `--beside paper` prints at the end of an evaluation, and writes to table.json."""
     metrics = {"pass@1": {"value": 0.4, "low": 0.3, "high": 0.5}}
     sizes = {"problems": 30, "samples": 32, "response_length": 700.0, "truncated_share": 0.1}
     scored = [Scored("base", "owpo (mine)", "best", {"aime24": {"title": "AIME24", "metrics": metrics, **sizes}})]

@@ -196,7 +196,7 @@ def test_the_estimate_counts_steps_and_evaluations(make: Make) -> None:
 
 @pytest.mark.parametrize("name", [one.name for one in ARTEFACTS.values() if one.entries])
 def test_every_estimate_has_memory_and_hours(make: Make, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the paper's scale: each run's steps, evaluations, memory and GPU hours, and their sums.
+    """Each run's steps, evaluations, memory and GPU hours at the paper's scale, and their sums.
 
     The plan of one run stands for all: that plans differ by method is tested in tests/plan.
     """
