@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from owpo_megatron.config import Config, EnvironmentConfig
-from owpo_megatron.errors import UserError
+from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.types import Rollout, SampleRequest, Sampling
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def record_sessions(
     """
     from owpo_megatron.data import PromptTemplate, load_tokenizer
     from owpo_megatron.engine import rollouts_path, save_rollouts
+    from owpo_megatron.engine.context import context_length
+    from owpo_megatron.environments.chat import ChatError
     from owpo_megatron.environments.endpoint import ChatEndpoint
     from owpo_megatron.environments.sessions import ROLLOUTS, SessionRecorder
     from owpo_megatron.environments.turns import TurnTemplate
@@ -45,8 +48,17 @@ def record_sessions(
     rollouts = folder / ROLLOUTS
     rollouts.mkdir(parents=True, exist_ok=True)
 
+    context = context_length(files, settings.sglang)
+
     def draw(request: SampleRequest, sampling: Sampling) -> Rollout:
-        (reply,) = client.generate([request], sampling)
+        room = sampling.max_tokens if context is None else context - len(request.prompt.token_ids)
+        if room <= 0:
+            raise ChatError(400, f"the conversation fills the model's context of {context} tokens")
+        within = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        try:
+            (reply,) = client.generate([replace(request, sampling=within)], within)
+        except EngineError as error:
+            raise ChatError(503, f"the engine failed: {error}") from error
         return reply
 
     def save(number: int, sessions: Sequence[Rollout]) -> None:

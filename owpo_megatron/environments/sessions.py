@@ -40,7 +40,7 @@ class SessionRecorder:
     """Answers agents with the engine's replies, and keeps what it drew. Safe to use from any thread.
 
     Args:
-        draw: one reply of the engine.
+        draw: one reply of the engine; ends its session with a ChatError.
         save: keeps a session that has ended.
         folder: gets problems.jsonl.
         sampling: parameters of every reply; max_tokens is a session's, as in a run. What requests ask for is left
@@ -152,7 +152,11 @@ class _Session:
         self._goes_on()
         wanted = self._episode.next_turn()
         assert wanted.sampling is not None
-        rollout = self._draw(wanted, wanted.sampling)
+        try:
+            rollout = self._draw(wanted, wanted.sampling)
+        except ChatError as error:  # its context has the new messages, and no reply behind them
+            self._episode.fail(f"crashed: {error}")
+            raise
         self._episode.hear(rollout)
         return rollout
 

@@ -42,6 +42,11 @@ class Drawn:
         return Rollout(request.prompt, ids, logps, 0, "stop" if ids[-1] == EOS else "length", request.seed)
 
 
+class Failing:
+    def append(self, request: SampleRequest) -> None:
+        raise ChatError(503, "the engine failed")
+
+
 def recorder(folder: Path, max_tokens: int = 32, **limits: Any) -> tuple[SessionRecorder, Drawn]:
     config = EnvironmentConfig(name="agent", **limits)
     turns = TurnTemplate(PromptTemplate("raw", TOKENIZER), config, 16)
@@ -119,6 +124,23 @@ def test_at_a_limit_a_session_ends_and_may_still_be_rewarded(tmp_path: Path, lim
     assert made.answer(END, key("p"), {"reward": 0})["turns"] == 1
     (rollout,) = load_rollouts(rollouts_path(tmp_path / "rollouts", 1))
     assert rollout.finish_reason == "length" and rollout.episode is not None and rollout.episode.ended == told
+
+
+def test_an_engine_that_fails_ends_the_session(tmp_path: Path) -> None:
+    made, drawn = recorder(tmp_path)
+    messages = [{"role": "user", "content": "k+w="}]
+    made.answer(CHAT, key("p"), {"messages": messages})
+    messages += [{"role": "assistant", "content": "k?"}, {"role": "user", "content": "7"}]
+
+    drawn.requests = Failing()  # type: ignore[assignment]
+    with pytest.raises(ChatError, match="the engine failed") as refused:
+        made.answer(CHAT, key("p"), {"messages": messages})
+    assert refused.value.status == 503
+    with pytest.raises(ChatError, match="session p has ended: crashed: the engine failed"):
+        made.answer(CHAT, key("p"), {"messages": messages})
+    made.answer(END, key("p"), {"reward": 1})
+    (rollout,) = load_rollouts(rollouts_path(tmp_path / "rollouts", 1))
+    assert rollout.judgement is not None and rollout.judgement.reason == "crashed", "out of the loss"
 
 
 @pytest.mark.parametrize(
