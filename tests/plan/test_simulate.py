@@ -23,6 +23,7 @@ from owpo_megatron.errors import RunError, UserError
 from owpo_megatron.families import HFModel, read_hf_config
 from owpo_megatron.plan.lengths import lengths_of
 from owpo_megatron.plan.machine import Machine
+from owpo_megatron.plan.published import Row, as_published, fit, simulate_row
 from owpo_megatron.plan.simulate import Clock, Cluster, Simulated, simulate
 from owpo_megatron.plan.trainer_cost import TrainerCost
 from owpo_megatron.plan.virtual_engines import DecodingCost, VirtualEngine, generate
@@ -199,6 +200,26 @@ def test_more_gpus_are_faster_and_idle_more(folder: Path, model: HFModel) -> Non
     few, many = (simulated(folder, model, shared=True, bound=0, gpus=gpus) for gpus in (8, 64))
     assert many.seconds["total"] < few.seconds["total"] < 8 * many.seconds["total"]
     assert many.idle["all"] > few.idle["all"] and many.dp == 8 * few.dp
+
+
+def test_a_fit_finds_the_constants(folder: Path, model: HFModel) -> None:
+    """Fitted to a step that was simulated with known constants, whatever they are."""
+    known = Machine("H20", memory=96 * 10**9, mfu=0.45, decoding=0.2, fixed=17.0)
+    made = simulate_row(sized(folder), model, known, Row(True, 8, 0.0, 0.0, 0.0, 0.0))
+    row = Row(True, 8, made.seconds["total"], made.generation_seconds, 0.0, made.seconds["update"])
+    found = fit(sized(folder), model, row)
+    assert found.mfu == pytest.approx(0.45, rel=1e-3) and found.decoding == pytest.approx(0.2, rel=1e-3)
+    assert found.fixed == pytest.approx(17.0, rel=1e-2)
+
+
+def test_the_published_sizes(folder: Path) -> None:
+    config = as_published(sized(folder))
+    assert (config.rollout.prompts_per_step, config.rollout.group_size, config.optimizer.updates_per_step) == (
+        512,
+        16,
+        16,
+    )
+    assert config.rollout.max_response_tokens == 28 * 1024 and config.engine.tp == config.parallel.cp == 4
 
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:
