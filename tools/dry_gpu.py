@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import importlib
 import math
 import sys
 import traceback
@@ -270,10 +272,19 @@ def _is_mask(index: torch.Tensor | None) -> bool:
 def _where() -> str:
     """Line of ours, or of megatron's, that is nearest to the operation."""
     for frame in reversed(traceback.extract_stack()):
-        for folder in ("owpo_megatron/", "megatron/core/"):
-            if folder in frame.filename and "tools/" not in frame.filename:
-                return folder + f"{frame.filename.rpartition(folder)[2]}:{frame.lineno}"
+        if place := _place(frame.filename):
+            return f"{place}:{frame.lineno}"
     return "?"
+
+
+@functools.cache
+def _place(file: str) -> str | None:
+    """A file of ours or of megatron's below its package; None for other files."""
+    for name in ("owpo_megatron", "megatron.core"):
+        folder = Path(next(iter(importlib.import_module(name).__path__)))
+        if Path(file).is_relative_to(folder):
+            return f"{name.replace('.', '/')}/{Path(file).relative_to(folder)}"
+    return None
 
 
 def _let_slices_pass() -> None:
