@@ -66,7 +66,7 @@ def _busy(trial: Trial, name: str) -> None:
 def _once(trial: Trial, name: str) -> None:
     """A request that goes wrong once: the run restarts the engine and ends with the numbers of one without a fault."""
     with engine(trial, "--fault", name, "--after", str(trial.rng.randrange(4))) as one:
-        trial.train(*one.fields, "engine.request_timeout=3").done()
+        trial.train(*one.fields, "engine.request_timeout=3").done(r"engine 0 is lost, restart 1 of")
     trial.same_as_without()
 
 
