@@ -16,7 +16,7 @@ import urllib.request
 import psutil
 from ended import Wrong
 from registry import fault
-from trial import STEPS, Running, Trial
+from trial import LIMIT, STEPS, Running, Trial
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine.command import check_interpreter
@@ -42,7 +42,7 @@ def stranger(trial: Trial) -> None:
     for process in _family(run):
         if "sglang::scheduler" in " ".join(process.cmdline()):
             os.kill(process.pid, signal.SIGKILL)
-    run.wait().done(r"engine 0 is lost, restart 1 of")
+    run.wait(2 * LIMIT).done(r"engine 0 is lost, restart 1 of")
     summary = json.loads((trial.run_dir / "summary.json").read_text())
     if summary["steps_updated"] != STEPS:
         raise Wrong(f"not every step updated the weights: {summary}")
