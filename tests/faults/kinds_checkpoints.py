@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ended import Lost, Wrong
 from registry import fault
-from trial import STEPS, Trial
+from trial import Trial
 
 from owpo_megatron.run.sealed import seal
 
@@ -177,22 +177,6 @@ def too_little_room(trial: Trial) -> None:
         trial.train().refused(r"no room for the checkpoint of step 3: [\d.]+ [MG]iB are free at .*goes on from step 2")
         filler.unlink()
         trial.goes_on(at_least=2)
-
-
-@fault("the disk becomes read-only", promise=LEFT, by=("command",))
-def disk_read_only(trial: Trial) -> None:
-    """Print the reason, which no file takes any more; a file system with an error becomes so."""
-    runs = Path(trial.settings["runs_dir"])
-    with _small_disk(runs, "64m") as mounted:
-        if not mounted:
-            raise Wrong("this kind needs a user who may mount a tmpfs")
-        run = trial.start("optimizer.steps=60")
-        run.wait_until(lambda: 1 in trial.saved(), "checkpoint 1")
-        subprocess.run(["mount", "-o", "remount,ro", str(runs)], capture_output=True)
-        run.wait().refused("", code=1).told("could not be written: Read-only file system")
-        saved = max(trial.saved())
-        subprocess.run(["mount", "-o", "remount,rw", str(runs)], check=True)
-        trial.goes_on(f"optimizer.steps={max(saved, STEPS)}", at_least=saved)
 
 
 def _filled(filler: Path, runs: Path, trial: Trial) -> bool:

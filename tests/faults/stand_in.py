@@ -67,7 +67,7 @@ WRONG: dict[str, Any] = {
     "id too large": lambda answers: _token(answers, 999999),
     "id negative": lambda answers: _token(answers, -5),
     "abort": lambda answers: _meta(answers, finish_reason={"type": "abort", "message": "x"}),
-    "stale": lambda answers: _meta(answers, weight_version="1000000"),
+    "stale": lambda answers: _meta(answers, weight_version="-7"),
     "version foo": lambda answers: _meta(answers, weight_version="foo"),
     "one missing": lambda answers: answers[1:],
     "another object": lambda answers: {"foo": 1},
