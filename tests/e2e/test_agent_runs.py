@@ -8,10 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from filelock import FileLock
 from owpo import ROOT, Owpo, steps_of, values, write_config
+from rank_pool import Ranks
+from warm import train
 
+from owpo_megatron.data.tasks import get_task
 from owpo_megatron.engine import load_rollouts, rollouts_path
 from owpo_megatron.types import Rollout
 
@@ -70,6 +74,39 @@ def wanted(model: Path, runs: Path) -> dict[str, Any]:
 
 def episodes_of(folder: Path, steps: int) -> list[Rollout]:
     return [one for step in range(1, steps + 1) for one in load_rollouts(rollouts_path(folder, step))]
+
+
+def test_recorded_sessions_train(
+    ranks: Ranks, model: Path, served: tuple[str, str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four problems, four sessions each, by the official client; a step on them sees the log-probs of the engine."""
+    monkeypatch.syspath_prepend(str(SITES[0]))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    import openai
+    from lookup_agent import solve
+
+    _, url, folder = served
+    assert openai.OpenAI(base_url=url, api_key="x").models.list().data[0].id == model.name
+    for problem in get_task("lookup").problems("train")[:PROBLEMS]:
+        for sibling in range(SIBLINGS):
+            name = f"{problem.id}#{sibling}"
+            reward = solve(openai.OpenAI(base_url=url, api_key=name, max_retries=0), problem)
+            told = httpx.post(
+                f"{url}/sessions/end", json={"reward": reward}, headers={"X-Session": name}, trust_env=False
+            )
+            assert told.json()["session"] == name, told.text
+    sessions = episodes_of(folder / "rollouts", PROBLEMS * SIBLINGS)
+    assert len({one.prompt.id for one in sessions}) == PROBLEMS and any(len(one.episode.turns) > 1 for one in sessions)
+    layers = (
+        wanted(model, tmp_path),
+        {"name": "replayed", "data": {"source": str(folder / "problems.jsonl")}, "optimizer": {"steps": 1}},
+    )
+    replay = {"rollout": layers[0]["rollout"] | {"replay": str(folder / "rollouts")}}
+    train(ranks, write_config(tmp_path / "replayed.yaml", *layers, replay))
+    (step,) = steps_of(tmp_path / "replayed")
+    assert step["tokens"] == sum(one.generated_length for one in sessions)
+    assert 0 < step["mismatch"] < 1e-4, "log-probs as the engine gave them, of the tokens that it wrote"
+    assert step["reward_mean"] == pytest.approx(sum(one.judgement.score for one in sessions) / len(sessions))
 
 
 def test_an_agent_trains_as_the_environment_that_it_is(
