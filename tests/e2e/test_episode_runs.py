@@ -6,6 +6,7 @@ to use its tool takes minutes and is a test of the tier `extra`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from owpo import ROOT, newest_step, steps_of, values, write_config
 from rank_pool import Ranks
 from warm import WarmRun, train
 
+from owpo_megatron.api.evaluate import evaluate
 from owpo_megatron.config import Config
+from owpo_megatron.data import load_tokenizer
 from owpo_megatron.data.tasks.lookup import table_of
 from owpo_megatron.engine import load_rollouts, rollouts_path
+from owpo_megatron.evaluation.sets import HELD_OUT
 from owpo_megatron.run.layout import RunFolder
 from owpo_megatron.run.metrics_reader import read_run
+from owpo_megatron.samples.record import read_rows
 from owpo_megatron.types import Rollout
 
 pytestmark = [pytest.mark.server, pytest.mark.ranks]
@@ -98,6 +103,20 @@ def test_engine_and_trainer_agree_on_generated_tokens_after_every_push(straight:
     assert sum(values(steps, "tokens")) == generated, "the divisor counts no observation"
 
 
+def test_log_probs_of_every_generated_token_agree_after_every_push(straight: Path) -> None:
+    """The trainer's, as recorded at the start of each step's updates, and the engine's; rounded to five digits."""
+    run, compared = RunFolder(straight), 0
+    for step in range(1, STEPS + 1):
+        rollouts = load_rollouts(rollouts_path(run.rollouts, step))
+        for rollout, row in zip(rollouts, read_rows(run.samples, step), strict=True):
+            assert (row.prompt_id, row.seed) == (rollout.prompt.id, rollout.seed) and row.old_logp is not None
+            values = zip(rollout.behaviour_logp, row.old_logp, rollout.loss_mask or (), strict=True)
+            differences = [abs(engine - trainer) for engine, trainer, generated in values if generated]
+            assert max(differences) < 1e-4
+            compared += len(differences)
+    assert compared == sum(one.generated_length for one in episodes_of(straight))
+
+
 def test_killed_in_the_middle_of_an_episode_it_ends_in_the_same_bits(
     ranks: Ranks, straight: Path, wanted: dict[str, Any]
 ) -> None:
@@ -126,6 +145,27 @@ def test_recorded_episodes_train_to_the_same_bits(ranks: Ranks, straight: Path, 
 
 def untimed(run_dir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "tool_seconds"} for line in steps_of(run_dir)]
+
+
+def test_owpo_eval_plays_episodes(straight: Path, server_url: str, tmp_path: Path) -> None:
+    """The run's weights with its environment: entries of the table, verdicts, lengths without entries."""
+    overrides = [f"engine.urls=[{server_url}]"]
+    result = evaluate(straight, overrides=overrides, samples=2, limit=8, seed=3, out=tmp_path)
+    (scores,) = result.scores
+    (file,) = tmp_path.rglob(f"{HELD_OUT}.jsonl")
+    problems = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(problems) == 8 and scores["metrics"]["pass@1"]["value"] == result["pass@1"]
+    tokenizer, looks = load_tokenizer(straight / "hf"), 0
+    for problem in problems:
+        for ids, verdict, length in zip(problem["responses"], problem["verdicts"], problem["lengths"], strict=True):
+            first, *more = tokenizer.decode_all(ids).removesuffix("<eos>").split("<eos>")
+            replies, entries = [first, *(text[1:] for text in more)], [text[0] for text in more]
+            assert length == len(ids) - len(entries), "entries of the table are no tokens of the policy"
+            for reply, entry in zip(replies, entries, strict=False):
+                assert entry == str(table_of(problem["id"]).get(reply.removesuffix("?"), "-"))
+            assert (verdict == "ok") == (replies[-1] == problem["answer"])
+            looks += len(entries)
+    assert looks > 0, "no episode had a second turn"
 
 
 @pytest.mark.extra
