@@ -128,7 +128,8 @@ class Generation:
                 self.feed.begin(lambda: self.outcomes.put(None))
             for engine, share in enumerate(first_shares(len(self.posts), len(self.workers), self.workers_per_engine)):
                 self._start_workers(engine, share)
-            while done < len(self.requests) or (self.feed is not None and self.feed.goes_on()):
+            # A lost engine is brought back even where others have drawn its samples: it may answer, and wrongly.
+            while done < len(self.requests) or self.lost or (self.feed is not None and self.feed.goes_on()):
                 outcome = self.outcomes.get()
                 if outcome is None:
                     rollouts += [None] * self._take_more()
@@ -147,9 +148,11 @@ class Generation:
                 self.workers[engine] -= 1
                 if isinstance(result, EngineGone):
                     assert post is not None
+                    is_lost = outcome.incarnation == self.clients[engine].incarnation
+                    if is_lost:
+                        self.lost[engine] = result  # before the post can be taken: not by this engine
                     self.posts.add([post], in_front=True)
-                    if outcome.incarnation == self.clients[engine].incarnation:
-                        self.lost[engine] = result
+                    if is_lost:
                         self.give_up(engine)
                     elif engine not in self.lost:
                         self._start_workers(engine, 1)  # it was revived together with another engine
@@ -207,7 +210,7 @@ class Generation:
         client = self.clients[engine]
         while True:
             incarnation = client.incarnation
-            post = self.posts.take(engine)
+            post = None if engine in self.lost else self.posts.take(engine)
             if post is None:
                 self.outcomes.put(Outcome(engine, incarnation))
                 return

@@ -66,7 +66,9 @@ def _busy(trial: Trial, name: str) -> None:
 def _once(trial: Trial, name: str) -> None:
     """A request that goes wrong once: the run restarts the engine and ends with the numbers of one without a fault."""
     with engine(trial, "--fault", name, "--after", str(trial.rng.randrange(4))) as one:
-        trial.train(*one.fields, "engine.request_timeout=3").done()
+        ended = trial.train(*one.fields, "engine.request_timeout=3").done()
+    if "engine 0 is lost, restart 1" not in ended.text:
+        raise Wrong(f"the wrong answer went unnoticed:\n{ended.text}")
     trial.same_as_without()
 
 
