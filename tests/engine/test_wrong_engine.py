@@ -32,7 +32,7 @@ class Client:
 
 @pytest.mark.parametrize("engines", [1, 2])
 def test_it_is_brought_back_before_it_draws_again(engines: int) -> None:
-    """With a second engine, too, which could draw all that is left."""
+    """Bring it back with a second engine, too, which could draw all that is left."""
     known, calls = threading.Event(), [list[str]() for _ in range(engines)]
     clients: list[Any] = [Client(calls[index], index == 0, known) for index in range(engines)]
 
