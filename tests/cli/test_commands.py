@@ -83,7 +83,10 @@ COMMANDS = {
     "launch attach": ["RUN_DIR"],
     "doctor": ["--backend", "--config", "--json", "--nodes", "--only", "--quick", "-c", "FIELD=VALUE"],
     "setup-engine": ["--device", "--dir", "--python"],
-    "plan": ["-c", "--config", "--cpu", "--gpu", "--gpu-memory", "--json", "FIELD=VALUE"],
+    "plan": [
+        *("-c", "--config", "--cpu", "--gpu", "--gpu-memory", "--json", "--lengths", "--nodes", "--published"),
+        *("--simulate", "FIELD=VALUE"),
+    ],
     "methods": ["--coupling", "--figure", "--json", "--kind", "--needs", "[WORD]..."],
     "data check": ["--against", "--column", "--json", "--overlap", "--rule", "SOURCE"],
     "convert import": [

@@ -136,7 +136,9 @@ def test_what_cannot_be_made_is_refused_before_anything_starts(name: str, args: 
 
 
 def test_an_unknown_name_is_refused_by_the_configuration() -> None:
-    with pytest.raises(ValueError, match="use one of calculator, lookup, python, search, python:MODULE:CLASS"):
+    with pytest.raises(
+        ValueError, match="use one of agent, calculator, lookup, python, search, verifiers, python:MODULE"
+    ):
         EnvironmentConfig(name="abacus")
 
 

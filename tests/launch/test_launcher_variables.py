@@ -78,7 +78,7 @@ def test_a_torchrun_of_another_size_is_refused_before_anything_starts(environmen
     environment(**TORCHRUN)
     config = Config.build({"model": {"path": "m"}, "data": {"source": "x.jsonl"}})
     with pytest.raises(
-        UserError, match=r"WORLD_SIZE = 4: torchrun started so many ranks, and parallel.tp \* pp \* dp is 1"
+        UserError, match=r"WORLD_SIZE = 4: torchrun started so many ranks, and parallel.tp \* cp \* pp \* dp is 1"
     ):
         preflight._devices(config)
     environment(**POD)
