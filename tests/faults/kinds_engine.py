@@ -182,4 +182,4 @@ def port_taken(trial: Trial) -> None:
         ended = trial.train("rollout.replay=null", f"engine.port={one.port}")
     if re.search("no SGLang|has no sglang|engine.python", ended.text):
         return  # SGLang's environment is not there: refused for that
-    ended.refused(f"engine.port = {one.port}: in use", code=2)
+    ended.refused(f"engine.port = {one.port}: .*in use", code=2)
