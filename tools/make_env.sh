@@ -61,6 +61,18 @@ install_torch() {
     pip install --quiet --no-deps "torch==$torch_version"
 }
 
+ready() { # the end
+    touch "$dir/.made"
+    say "ready: $dir, $((SECONDS - began)) s in all"
+    exit
+}
+
+see_the_trainer() { # what this environment lacks comes from .venv
+    site=$("$python" -c 'import site; print(site.getsitepackages()[0])')
+    trainer_site=$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')
+    echo "$trainer_site" >"$site/trainer.pth"
+}
+
 check_torch() {
     "$python" -c 'import sys, torch; sys.exit(torch.version.cuda and f"torch {torch.__version__} is a CUDA build")'
 }
@@ -84,9 +96,7 @@ fi
 if [ "$name" = docs ]; then # mkdocs reads the sources; it imports none
     [ "$version" != 3.10 ] || die "the site's packages need Python 3.11 or 3.12: make docs PYTHON=python3.11"
     quietly "packages of requirements/docs.txt" pip install --quiet --no-deps -r requirements/docs.txt
-    touch "$dir/.made"
-    say "ready: $dir, $((SECONDS - began)) s in all"
-    exit
+    ready
 fi
 
 if [ "$name" = nemo ]; then # submits jobs, computes nothing: no torch
@@ -94,47 +104,33 @@ if [ "$name" = nemo ]; then # submits jobs, computes nothing: no torch
     quietly "owpo_megatron itself, editable, without what the trainer needs" \
         pip install --quiet --no-deps --no-build-isolation -e .
     quietly "check that NeMo-Run can be imported" "$python" -c "import nemo_run, owpo_megatron.launch.nemo.pipeline"
-    touch "$dir/.made"
-    say "ready: $dir, $((SECONDS - began)) s in all"
-    exit
+    ready
 fi
 
 if [ "$name" = sinks ]; then # trackers, and what the configuration imports: no torch
     quietly "packages of requirements/sinks.txt" pip install --quiet --no-deps --no-compile -r requirements/sinks.txt
     quietly "check that the trackers can be imported" "$python" -c "import mlflow, trackio, wandb"
-    touch "$dir/.made"
-    say "ready: $dir, $((SECONDS - began)) s in all"
-    exit
+    ready
 fi
 
 if [ "$name" = peers ]; then # other libraries' losses; torch, transformers and the project are those of .venv
-    site=$("$python" -c 'import site; print(site.getsitepackages()[0])')
-    trainer_site=$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')
-    echo "$trainer_site" >"$site/trainer.pth"
+    see_the_trainer
     quietly "packages of requirements/peers.txt" pip install --quiet --no-deps --no-compile -r requirements/peers.txt
     quietly "check that the peers can be imported" "$python" -c "import trl, verl.trainer.ppo.core_algos"
-    touch "$dir/.made"
-    say "ready: $dir, $((SECONDS - began)) s in all"
-    exit
+    ready
 fi
 
 if [ "$name" = agents ]; then # what uses the chat protocol; torch and the project are those of .venv
     [ "$version" != 3.10 ] || die "verifiers needs Python 3.11 or 3.12: make agents PYTHON=python3.11"
-    site=$("$python" -c 'import site; print(site.getsitepackages()[0])')
-    trainer_site=$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')
-    echo "$trainer_site" >"$site/trainer.pth"
+    see_the_trainer
     quietly "packages of requirements/agents.txt" pip install --quiet --no-deps --no-compile -r requirements/agents.txt
     quietly "check that they can be imported" "$python" -c "import openai, verifiers.v1"
-    touch "$dir/.made"
-    say "ready: $dir, $((SECONDS - began)) s in all"
-    exit
+    ready
 fi
 
 if [ "$name" = engine-gpu ]; then # as the Dockerfile's gpu target does; resolved for Python 3.12, never installed or run
     quietly "packages of requirements/engine-gpu.txt" pip install --quiet -r requirements/engine-gpu.txt
-    touch "$dir/.made"
-    say "ready: $dir, $((SECONDS - began)) s in all"
-    exit
+    ready
 fi
 
 quietly "torch $torch_version, CPU build" install_torch
@@ -159,5 +155,4 @@ else
 fi
 
 quietly "check that torch is a CPU build" check_torch
-touch "$dir/.made"
-say "ready: $dir, $((SECONDS - began)) s in all"
+ready

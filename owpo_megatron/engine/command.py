@@ -15,6 +15,7 @@ from typing import Any
 from owpo_megatron.config import Config, EngineConfig
 from owpo_megatron.engine.install import PACKAGE, engine_home, how_to_install
 from owpo_megatron.errors import UserError
+from owpo_megatron.launched import own_environment
 
 # Arguments set by `engine` and `model` of the configuration (the field), or by the server's supervision (None).
 OWNED = {
@@ -30,11 +31,6 @@ OWNED = {
     "weight_version": None,
     "config": None,
     "api_key": None,
-}
-# torchrun's variables would make the engine's own process group join the trainer's.
-TRAINER_VARIABLES = {
-    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
-    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS"),
 }
 DEVICES = Path("/dev")
 BOUND_STORE = Path(__file__).with_name("bound_store.py")  # runs the server's module; not imported: it needs torch
@@ -178,11 +174,8 @@ def command_line(python: Path, arguments: Mapping[str, Any]) -> list[str]:
 
 def environment(config: EngineConfig, model_path: Path, variables: Mapping[str, str] = {}) -> dict[str, str]:
     """Return the environment variables of the server's process; `variables` are added to them."""
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in TRAINER_VARIABLES and not name.startswith("TORCHELASTIC_")
-    }
+    env = own_environment()  # with torchrun's variables the engine's process group would join the trainer's
+    env.pop("OMP_NUM_THREADS", None)
     env.setdefault("PYTHONFAULTHANDLER", "1")  # SIGABRT: the stacks of all threads go to the log
     if find_device(config) == "cpu":
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)

@@ -14,7 +14,7 @@ from owpo_megatron.families import HFModel
 from owpo_megatron.families.weights import forward_flops
 from owpo_megatron.methods import make_method
 from owpo_megatron.plan.engine import engine_memory
-from owpo_megatron.plan.machine import BANDWIDTHS
+from owpo_megatron.plan.machine import GPUS
 from owpo_megatron.run.speed import PEAKS
 
 FULL_RECOMPUTATION = 4  # forward passes' worth of an update whose activations are recomputed; else 3
@@ -32,8 +32,8 @@ class Assumptions:
     bandwidth_share: float = 0.6  # of the engine's memory bandwidth while decoding
 
     def __post_init__(self) -> None:
-        if self.gpu not in BANDWIDTHS:
-            raise UserError("--gpu", self.gpu, f"use one of {', '.join(BANDWIDTHS)}")
+        if self.gpu not in GPUS:
+            raise UserError("--gpu", self.gpu, f"use one of {', '.join(GPUS)}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def generation_seconds(config: Config, model: HFModel, gpu_bytes: int, samples: 
     memory = engine_memory(config, model, gpu_bytes)
     mean = guess.length_share * config.rollout.max_response_tokens
     batch = max(1.0, min(config.engine.concurrency, memory.tokens / (guess.prompt_tokens + mean)))
-    bandwidth = guess.bandwidth_share * BANDWIDTHS[guess.gpu]
+    bandwidth = guess.bandwidth_share * GPUS[guess.gpu].memory
     cached = batch * (guess.prompt_tokens + mean / 2) * memory.token
     seconds_per_step = (memory.weights + cached) / bandwidth
     throughput = engines(config) * batch / seconds_per_step

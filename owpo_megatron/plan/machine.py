@@ -7,11 +7,22 @@ from dataclasses import dataclass
 from owpo_megatron.errors import UserError
 from owpo_megatron.run.speed import PEAKS
 
-# Memory bandwidth of one GPU, and one direction of its link inside a node and of its share of the network, in byte/s,
-# from its vendor's data sheets: NVLink, and a network card of 400 Gbit/s (A100: 200) for each GPU.
-BANDWIDTHS = {"H200": 4.8e12, "H100": 3.35e12, "H20": 4.0e12, "A100": 2.04e12}
-NVLINK = {"H200": 450e9, "H100": 450e9, "H20": 450e9, "A100": 300e9}
-NETWORK = {"H200": 50e9, "H100": 50e9, "H20": 50e9, "A100": 25e9}
+
+@dataclass(frozen=True)
+class Gpu:
+    """Byte/s of one GPU, from its vendor's data sheets."""
+
+    memory: float
+    nvlink: float  # one direction of its link inside a node
+    network: float  # one direction of a network card of 400 Gbit/s (A100: 200) for each GPU
+
+
+GPUS = {
+    "H200": Gpu(4.8e12, 450e9, 50e9),
+    "H100": Gpu(3.35e12, 450e9, 50e9),
+    "H20": Gpu(4.0e12, 450e9, 50e9),
+    "A100": Gpu(2.04e12, 300e9, 25e9),
+}
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,7 @@ class Machine:
     """One kind of node, and the three constants of the model of costs.
 
     Args:
-        gpu: a name that PEAKS and BANDWIDTHS have.
+        gpu: a name of GPUS.
         memory: of one GPU, in bytes.
         mfu: share of a GPU's peak FLOP/s that the trainer's passes reach.
         decoding: share of memory bandwidth, or of the peak where that binds, that an engine reaches.
@@ -34,21 +45,13 @@ class Machine:
     fixed: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.gpu not in BANDWIDTHS:
-            raise UserError("--gpu", self.gpu, f"use one of {', '.join(BANDWIDTHS)}")
+        if self.gpu not in GPUS:
+            raise UserError("--gpu", self.gpu, f"use one of {', '.join(GPUS)}")
 
     @property
     def peak(self) -> float:
         return PEAKS[self.gpu]
 
     @property
-    def bandwidth(self) -> float:
-        return BANDWIDTHS[self.gpu]
-
-    @property
-    def nvlink(self) -> float:
-        return NVLINK[self.gpu]
-
-    @property
-    def network(self) -> float:
-        return NETWORK[self.gpu]
+    def rates(self) -> Gpu:
+        return GPUS[self.gpu]

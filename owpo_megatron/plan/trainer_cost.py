@@ -92,7 +92,8 @@ class TrainerCost:
     @property
     def _between_copies(self) -> float:
         """byte/s between ranks with the same parameters, which lie in several nodes where there are several."""
-        return self.machine.network if self.gpus > self.machine.gpus_per_node else self.machine.nvlink
+        rates = self.machine.rates
+        return rates.network if self.gpus > self.machine.gpus_per_node else rates.nvlink
 
     def bytes_by_link(self, tokens: Sequence[int], forwards: float) -> dict[str, float]:
         """Mean bytes that a GPU of the trainer sends in a step, by what they are for.

@@ -49,7 +49,7 @@ class DecodingCost:
             memory.token,
             matmul / tp,
             2 * attention / tp,  # forward_flops has the mean over a sequence's places, half of its length
-            machine.bandwidth * machine.decoding,
+            machine.rates.memory * machine.decoding,
             machine.peak * machine.decoding,
             memory.tokens,
         )

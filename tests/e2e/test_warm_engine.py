@@ -13,18 +13,26 @@ from warm import train
 
 pytestmark = [pytest.mark.server, pytest.mark.ranks, pytest.mark.extra]
 
+RUNS = {
+    "first": [],
+    "second": [],
+    "disk": ["sync.transport=disk"],
+    "delta": ["sync.transport=disk", "sync.delta=true"],
+    "distributed": ["sync.transport=distributed"],
+}
+
 
 def test_runs_find_the_warm_engine(small: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
-    """Both runs draw the same responses: nothing of the first one's weights stays."""
+    """All runs draw the same responses, however their weights came: nothing of an earlier one's stays."""
     runs, short = tmp_path / "runs", {"optimizer": small["optimizer"] | {"steps": 2}}
     file = write_config(tmp_path / "run.yaml", small, short, {"runs_dir": str(runs)})
     served = Owpo(tmp_path, "serve", "-c", str(file), "--warm", "--log", str(tmp_path / "engine.log"))
     try:
         served.wait_until(lambda: "warm at http" in served.stdout, "a warm engine", timeout=240)
-        for name in ("first", "second"):
-            assert "using the warm engine at http" in train(ranks, file, f"name={name}")
-        first, second = (values(steps_of(runs / name), "loss") for name in ("first", "second"))
-        assert first == second and len(first) == 2
+        for name, fields in RUNS.items():
+            assert "using the warm engine at http" in train(ranks, file, f"name={name}", *fields)
+        losses = {name: values(steps_of(runs / name), "loss") for name in RUNS}
+        assert len(losses["first"]) == 2 and all(one == losses["first"] for one in losses.values()), losses
         again = Owpo(tmp_path, "serve", "-c", str(file), "--warm")
         assert again.process.wait(60) == 2 and "keeps an engine for this configuration already" in again.stderr
     finally:
