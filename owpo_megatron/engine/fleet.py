@@ -111,6 +111,10 @@ class Fleet:
         for client in (*self.clients, *([] if self.front is None else [self.front])):
             client.vocab_size = vocab_size
 
+    def describe(self) -> dict[str, str]:
+        """Return the servers' name and version, as the run's summary has them."""
+        return {"name": "sglang", "version": self.clients[0].server_version()}
+
     def weight_versions(self) -> list[int]:
         """Return the weight version that each engine reports."""
         versions = [client.weight_version() for client in self.clients]

@@ -205,6 +205,7 @@ class _Builder:
             reference=reference,
             ratchet=ratchet,
             engine=engine,
+            describe_engine=fleet.describe if fleet else dict,
             verifier=verifier,
             stream=stream,
             main=main,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from owpo_megatron.families import HFModel
@@ -43,6 +44,7 @@ class Parts:
     reference: Reference
     ratchet: Swappable | None  # the reference, where it is one that swaps
     engine: RolloutEngine | None
+    describe_engine: Callable[[], dict[str, str]]  # what generates, for the summary; nothing for recorded rollouts
     verifier: Verifier | None
     stream: PromptStream | None
     main: MainRank  # work of rank 0 while the others take part in the weights

@@ -9,7 +9,6 @@ from typing import Any
 
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.conversion import write_hf
-from owpo_megatron.engine import Fleet
 from owpo_megatron.run.layout import RunFolder, step_name
 from owpo_megatron.run.summary import write_summary
 from owpo_megatron.trainer.build import parts
@@ -73,8 +72,5 @@ def _finish(config: Config, made: Parts) -> None:
         template = hf_folder(config.model.path)
         write_hf(folder.hf, template, made.model, made.policy.named_weights(), made.ranks.is_main)
     if made.console:
-        engine = {}
-        if isinstance(made.engine, Fleet):
-            engine = {"name": "sglang", "version": made.engine.clients[0].server_version()}
-        write_summary(config, engine, made.reference.version, swaps, made.best.run)
+        write_summary(config, made.describe_engine(), made.reference.version, swaps, made.best.run)
         made.say(f"done: {folder.path} ({swaps} swaps of the reference)")

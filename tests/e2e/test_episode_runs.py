@@ -92,6 +92,7 @@ def test_episodes_have_turns_and_every_observation_is_the_tables(straight: Path)
     steps = steps_of(straight)
     assert max(values(steps, "turns")) > 1 and max(values(steps, "observation_tokens")) > 0
     assert sum(values(steps, "tokens_generated")) == sum(one.generated_length for one in rollouts)
+    assert json.loads((straight / "summary.json").read_text())["engine"]["name"] == "sglang"
 
 
 def test_engine_and_trainer_agree_on_generated_tokens_after_every_push(straight: Path) -> None:

@@ -78,7 +78,7 @@ MAY_IMPORT_MODULE = {
     "trainer.loop": {"types", "methods"},  # Algorithm 1, and nothing else
     "trainer.parts": BASE | {"run", "families", "methods"},
     "trainer.sync_check": BASE | {"engine"},
-    "trainer.train": BASE | {"run", "conversion", "engine"},
+    "trainer.train": BASE | {"run", "conversion"},
     "plan.simulate": BASE | {"families", "methods", "trainer"},  # the supply of steps, under a virtual clock
     "api.train": BASE | {"run", "launch", "trainer"},
     "api.rank": {"trainer"},
