@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data" / "signatures"
 PACKAGES = {"transformer-engine": "transformer_engine", "sglang": "sglang", "megatron-core": "megatron"}
 PICKLED = ("sglang.srt.weight_sync.tensor_bucket:FlattenedTensorMetadata",)  # sync/ipc.py writes it by its name
+EXTENSIONS = "megatron.core.extensions.transformer_engine"  # where its other modules have such functions from
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 
 
@@ -36,16 +37,17 @@ class Call:
     where: str
 
 
-def calls(file: Path, packages: tuple[str, ...]) -> list[Call]:
-    """Return the calls in a file of what it imports from these packages, also by a name or attribute set to it."""
+def calls(file: Path, packages: tuple[str, ...], passed_on: dict[str, str] | None = None) -> list[Call]:
+    """Return the calls in a file of what it imports from these packages, also by a name or attribute set to it.
+
+    Args:
+        passed_on: what `names` returned for megatron-core's module that others import such functions from.
+    """
     text = file.read_text()
-    if not any(package in text for package in packages):
+    if not any(package in text for package in (*packages, *([EXTENSIONS] if passed_on else []))):
         return []
     tree = ast.parse(text)
-    names = dict(_imports(tree, packages))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and (target := _target(node.value, names)):
-            names.update((ast.unparse(place), target) for place in node.targets)
+    names = _names(tree, packages, passed_on or {})
     found = []
     for scope, node in _calls(tree):
         target = _target(node.func, names)
@@ -58,6 +60,24 @@ def calls(file: Path, packages: tuple[str, ...]) -> list[Call]:
             count = sum(not isinstance(one, ast.Starred) for one in node.args)
             found.append(Call(target, count, words, open_ended, f"{file.name}:{node.lineno}"))
     return found
+
+
+def names(file: Path, packages: tuple[str, ...]) -> dict[str, str]:
+    """Targets by the names that a module has for them."""
+    return _names(ast.parse(file.read_text()), packages, {})
+
+
+def _names(tree: ast.AST, packages: tuple[str, ...], passed_on: dict[str, str]) -> dict[str, str]:
+    """The first of a name's imports counts: branches for older versions come later."""
+    names: dict[str, str] = {}
+    for name, target in _imports(tree, packages):
+        names.setdefault(name, target)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == EXTENSIONS:
+            names |= {one.asname or one.name: passed_on[one.name] for one in node.names if one.name in passed_on}
+        if isinstance(node, ast.Assign) and (target := _target(node.value, names)):
+            names.update((ast.unparse(place), target) for place in node.targets)
+    return names
 
 
 def _imports(tree: ast.AST, packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -234,20 +254,23 @@ def our_files() -> list[Path]:
     return sorted((ROOT / "owpo_megatron").rglob("*.py"))
 
 
-def megatrons_files(site_packages: Path) -> list[Path]:
-    """Files of megatron-core that make Transformer Engine's layers, attention and optimizer."""
-    core = site_packages / "megatron" / "core"
-    return [core / "extensions" / "transformer_engine.py", core / "optimizer" / "__init__.py"]
+def megatrons_calls(site_packages: Path) -> list[Call]:
+    """Calls by megatron-core of Transformer Engine: layers, attention, optimizer and fused kernels."""
+    core, package = site_packages / "megatron" / "core", (PACKAGES["transformer-engine"],)
+    extensions = core / "extensions" / "transformer_engine.py"
+    files = [core / "optimizer" / "__init__.py", core / "transformer" / "moe" / "moe_utils.py"]
+    passed_on = names(extensions, package)
+    return calls(extensions, package) + [call for file in files for call in calls(file, package, passed_on)]
 
 
 def main(distribution: str, version: str, *folders: str) -> None:
     paths = [Path(folder) for folder in folders]
     sources = Sources(*paths)
     package = (PACKAGES[distribution],)
-    files = our_files()
+    found = [call for file in our_files() for call in calls(file, package)]
     if distribution == "transformer-engine":
-        files += [file for folder in paths for file in megatrons_files(folder) if file.exists()]
-    known = {call.target: sources.signature(call.target) for file in files for call in calls(file, package)}
+        found += [call for folder in paths if (folder / "megatron").exists() for call in megatrons_calls(folder)]
+    known = {call.target: sources.signature(call.target) for call in found}
     data: dict[str, object] = {
         "distribution": distribution,
         "version": version,

@@ -34,4 +34,8 @@ for module in ("transformer_engine", "apex"):
         facts[module] = "works"
     except Exception as error:
         facts[module] = f"{type(error).__name__}: {error}".splitlines()[0]
+if facts.get("cuda_available"):
+    from owpo_megatron.mcore.fusions import available
+
+    facts["fused_by"] = sorted(available())
 print(json.dumps(facts))

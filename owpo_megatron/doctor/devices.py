@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from owpo_megatron.config import hf_folder
 from owpo_megatron.doctor.facts import torch_facts
 from owpo_megatron.doctor.finding import Finding, Scope
 from owpo_megatron.doctor.memory_needs import count_of
+from owpo_megatron.errors import UserError
 from owpo_megatron.launch.machine import gpu_names, num_cores
 
 MIN_DRIVER = {13: 580, 12: 525}  # CUDA major version -> driver branch (CUDA's release notes, minor compatibility)
@@ -40,6 +43,8 @@ def devices(scope: Scope) -> Iterator[Finding]:
         yield _cores(scope)
     yield _library(facts, "transformer_engine", "Transformer Engine", "megatron's local layers", works)
     yield _library(facts, "apex", "apex", "torch's AdamW and norms", works)
+    if works:
+        yield _fused(frozenset(facts["fused_by"]), scope)
 
 
 def _driver(facts: dict[str, Any]) -> Iterator[Finding]:
@@ -87,6 +92,23 @@ def _library(facts: dict[str, Any], module: str, name: str, instead: str, on_gpu
             name, "warn", f"absent: {instead} do its work, slower", f"see the Dockerfile on how to build {name}"
         )
     return Finding(name, "ok", f"absent: {instead} do its work (normal on a CPU)")
+
+
+def _fused(have: frozenset[str], scope: Scope) -> Finding:
+    """Fused kernels that the run's layers will use; of a plain model where the run's is not known."""
+    from owpo_megatron.families import read_hf_config
+    from owpo_megatron.mcore.fusions import decide, line
+
+    model, raw = None, scope.config.megatron if scope.config else {}
+    if scope.config:
+        with contextlib.suppress(UserError):  # the check of the model reports it
+            model = read_hf_config(hf_folder(scope.config.model.path))
+    fusions = decide(model, have)
+    if any(one.installable for one in fusions):
+        return Finding(
+            "fused kernels", "warn", line(fusions, raw), "slower without; see the Dockerfile on what builds them"
+        )
+    return Finding("fused kernels", "ok", line(fusions, raw))
 
 
 def _in_range(name: str) -> Finding:

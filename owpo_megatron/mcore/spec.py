@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from owpo_megatron.mcore.attention import PackedCoreAttention
 from owpo_megatron.mcore.context import check_context_attention
 from owpo_megatron.mcore.delta_net import GatedDeltaNet
 from owpo_megatron.mcore.fp8_training import fp8_fields
+from owpo_megatron.mcore.fusions import Fusion, available, decide, fields_of
 from owpo_megatron.mcore.layers import (
     AddingLayer,
     AllHeadsRMSNorm,
@@ -104,12 +106,10 @@ def transformer_config(
         fields |= dict(
             use_cpu_initialization=True,
             bias_dropout_fusion=False,
-            bias_activation_fusion=False,
             masked_softmax_fusion=False,
-            gradient_accumulation_fusion=False,
             persist_layer_norm=False,
-            apply_rope_fusion=False,
         )
+    fields |= fields_of(fusions_of(hf), raw)
     for name, value in raw.items():
         if name in fields:
             raise UserError(f"megatron.{name}", value, f"the trainer sets it to {fields[name]}; remove it")
@@ -128,6 +128,13 @@ def transformer_config(
     if hf.rope.yarn and kind is TransformerConfig:
         _set_yarn(config, hf.rope.yarn)
     return config
+
+
+def fusions_of(hf: HFModel) -> tuple[Fusion, ...]:
+    """The fused kernels of a model on this process's device."""
+    if not cpu.on_cpu():
+        return decide(hf, available())
+    return tuple(replace(one, by=None, why_off="on a GPU only") for one in decide(hf, frozenset()))
 
 
 def _refuse_recomputation_without_te(raw: dict[str, Any]) -> None:

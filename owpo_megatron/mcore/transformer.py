@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import layers
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -52,6 +53,10 @@ class PolicyModel(GPTModel):
 def build_chunks(hf: HFModel, config: TransformerConfig, temperature: float) -> list[PolicyModel]:
     """Build this rank's pipeline chunks (one, or `vpp` of them), without loading weights."""
     vpp = config.virtual_pipeline_model_parallel_size
+    if config.gradient_accumulation_fusion:
+        # megatron-core asks for apex at its output layer, although Transformer Engine adds the gradients of all layers;
+        # the output layer's own gradient is the head's, who adds it to main_grad itself
+        layers._grad_accum_fusion_available = True
     chunks = []
     for stage in range(vpp or 1):
         vp_stage = stage if vpp else None

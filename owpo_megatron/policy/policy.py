@@ -16,7 +16,7 @@ from owpo_megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, R
 from owpo_megatron.errors import RunError
 from owpo_megatron.families import HFModel, forward_flops, stacked, to_hf
 from owpo_megatron.head import HeadLoss, TeacherRows, settled_mode
-from owpo_megatron.mcore import checkpoint, cpu
+from owpo_megatron.mcore import checkpoint, cpu, fusions
 from owpo_megatron.mcore.fp8_training import pack_multiple
 from owpo_megatron.mcore.optimizer import (
     gradient_norm,
@@ -42,7 +42,7 @@ from owpo_megatron.mcore.schedule import (
     on_host,
 )
 from owpo_megatron.mcore.slots import ParameterSlots
-from owpo_megatron.mcore.spec import transformer_config
+from owpo_megatron.mcore.spec import fusions_of, transformer_config
 from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.mcore.transformer import build_chunks
 from owpo_megatron.mcore.weights import gathered_weights, load_model_weights
@@ -86,6 +86,8 @@ class MegatronPolicy:
         self._head_settled = model.head == "exact"
         dtype = getattr(torch, model.dtype)
         megatron_config = transformer_config(hf, parallel, dtype, dict(raw or {}))
+        self.fused_kernels = "" if cpu.on_cpu() else fusions.line(fusions_of(hf), raw or {})
+        """Which kernels are fused, in a line; empty on a CPU."""
         # each context-parallel rank's part of a pack is a multiple of this, and all parts together one of 2 cp tokens
         self._pad_to = topology.context.size * pack_multiple(megatron_config, topology.tp_size)
         if topology.context.size > 1:

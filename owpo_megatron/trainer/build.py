@@ -226,7 +226,7 @@ class _Builder:
     # ------------------------------------------------------------------------------------------ policy and reference
     def _policy(self, keeps_reference: bool) -> MegatronPolicy:
         config = self.config
-        return MegatronPolicy(
+        policy = MegatronPolicy(
             config.model,
             config.parallel,
             config.optimizer,
@@ -236,6 +236,9 @@ class _Builder:
             config.rollout.temperature,
             config.megatron,
         )
+        if policy.fused_kernels:
+            self.say(policy.fused_kernels)
+        return policy
 
     def _references(self, method: Method) -> ReferenceBuilder:
         config = self.config

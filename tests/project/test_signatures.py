@@ -70,11 +70,12 @@ def test_our_calls_bind(distribution: str) -> None:
 def test_megatrons_calls_of_transformer_engine_bind() -> None:
     """Its branches for other versions call what this one does not have; the layers that we use must all be there."""
     signatures = recorded("transformer-engine")["signatures"]
-    files = tool.megatrons_files(SITE_PACKAGES)
-    calls = [call for file in files for call in tool.calls(file, ("transformer_engine",))]
+    calls = tool.megatrons_calls(SITE_PACKAGES)
     known = [call for call in calls if call.target in signatures]
     layers = {f"transformer_engine:pytorch.{name}" for name in ("Linear", "LayerNormLinear", "DotProductAttention")}
-    assert layers | {"transformer_engine:pytorch.GroupedLinear"} <= {call.target for call in known}
+    fused = {f"transformer_engine.pytorch.permutation:moe_{name}" for name in ("permute_with_probs", "unpermute")}
+    fused |= {"transformer_engine.pytorch.attention.rope:apply_rotary_pos_emb"}  # mcore/fusions.py
+    assert layers | fused | {"transformer_engine:pytorch.GroupedLinear"} <= {call.target for call in known}
     broken = {call.target: text for call in known if (text := fault(call, signatures))}
     # why `megatron: {fp8_recipe: delayed}` is refused (mcore/fp8_training.py)
     assert "override_linear_precision" in broken.pop("transformer_engine:common.recipe.DelayedScaling")
