@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from owpo_megatron.data.tokenizer import make_byte_tokenizer
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
 
 TEMPLATES = {
     "plain": "{% for m in messages %}[{{m['role']}}]{{ m['content'] }}{% endfor %}"

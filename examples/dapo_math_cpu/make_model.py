@@ -13,7 +13,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from owpo_megatron.data.tokenizer import make_byte_tokenizer, padded_vocab_size
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer, padded_vocab_size
 
 
 def make_random_model(out: Path, seed: int = 1) -> None:

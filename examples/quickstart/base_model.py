@@ -28,8 +28,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from owpo_megatron.data.problem import Problem
+from owpo_megatron.data.small_tokenizers import make_character_tokenizer, padded_vocab_size
 from owpo_megatron.data.tasks import Task, get_task
-from owpo_megatron.data.tokenizer import make_character_tokenizer, padded_vocab_size
 from owpo_megatron.errors import UserError
 
 SETTINGS_FILE = "warmup.json"  # what the folder was made from; marks it as ours to replace

@@ -17,7 +17,7 @@ from owpo_megatron.config import SetConfig
 from owpo_megatron.errors import UserError
 
 if TYPE_CHECKING:
-    from owpo_megatron.api.evaluate import Job
+    from owpo_megatron.api.evaluation_jobs import Job
 
 OneSet = Annotated[
     list[str] | None,
@@ -114,7 +114,7 @@ def evaluate(
     elif not models and not runs:
         raise UserError("--model", "(none)", "name what to evaluate: --model DIR, --run DIR or -c FILE")
     else:
-        from owpo_megatron.api.evaluate import Wish, prepared_jobs
+        from owpo_megatron.api.evaluation_jobs import Wish, prepared_jobs
         from owpo_megatron.cli.evaluating import evaluate_all
 
         fields = {"samples": samples, "limit": limit, "instruction": instruction, "pass_estimator": pass_estimator}

@@ -1,4 +1,4 @@
-"""Show an evaluation (`owpo eval`): bars, tables, a figure. It is made by api/evaluate.py."""
+"""Show an evaluation (`owpo eval`): bars, tables, a figure. It is made by api/evaluation_jobs.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from owpo_megatron.api.evaluate import Job, Wish
+from owpo_megatron.api.evaluation_jobs import Job, Wish
 from owpo_megatron.cli.options import err, note, out, wide
 from owpo_megatron.evaluation.draw import DrawProgress
 from owpo_megatron.evaluation.prepare import PreparedSet

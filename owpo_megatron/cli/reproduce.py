@@ -15,7 +15,7 @@ from owpo_megatron.cli.options import Overrides, out, wide
 from owpo_megatron.errors import UserError
 
 if TYPE_CHECKING:
-    from owpo_megatron.api.evaluate import Job, Wish
+    from owpo_megatron.api.evaluation_jobs import Job, Wish
     from owpo_megatron.reproduce.execute import Reproduction
     from owpo_megatron.reproduce.recipe import Recipe
 
@@ -143,7 +143,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _wish(data: Path | None) -> Wish:
-    from owpo_megatron.api.evaluate import Wish
+    from owpo_megatron.api.evaluation_jobs import Wish
 
     return Wish((), None, None, data, None, "auto", 0, False)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.api.evaluate import Wish
+from owpo_megatron.api.evaluation_jobs import Wish
 from owpo_megatron.experiments.pool import Failure, OnEvent, run_all, with_needs
 from owpo_megatron.experiments.spec import RunSpec
 from owpo_megatron.methods.metrics import BETAS

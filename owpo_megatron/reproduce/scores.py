@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from owpo_megatron.api.evaluate import Job, Wish, prepared_jobs
+from owpo_megatron.api.evaluation_jobs import Job, Wish, prepared_jobs
 from owpo_megatron.engine.shared import SharedEngine
 from owpo_megatron.evaluation.targets import NEWEST
 from owpo_megatron.experiments.spec import RunSpec

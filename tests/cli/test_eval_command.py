@@ -14,7 +14,7 @@ from tiny import make_hf_model
 
 from owpo_megatron.cli import evaluating
 from owpo_megatron.cli.main import main
-from owpo_megatron.data.tokenizer import make_byte_tokenizer, padded_vocab_size
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer, padded_vocab_size
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.sets import EvalSet
 

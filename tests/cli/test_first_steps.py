@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from owpo_megatron.api.evaluate import _like_the_run, _set
+from owpo_megatron.api.evaluation_jobs import _like_the_run, _set
 from owpo_megatron.cli.running import _kept_by
 from owpo_megatron.config import Config, SetConfig
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
 from owpo_megatron.data.templates import PromptTemplate
-from owpo_megatron.data.tokenizer import Tokenizer, make_byte_tokenizer
+from owpo_megatron.data.tokenizer import Tokenizer
 from owpo_megatron.engine.generation import Generation
 from owpo_megatron.evaluation.sets import SETS, resolve
 from owpo_megatron.evaluation.targets import Target

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from owpo_megatron.config import DataConfig
 from owpo_megatron.data import PromptTemplate, load_prompts
 from owpo_megatron.data.problem import Problem
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
 from owpo_megatron.data.templates import COMPLETION
-from owpo_megatron.data.tokenizer import Tokenizer, make_byte_tokenizer
+from owpo_megatron.data.tokenizer import Tokenizer
 
 
 def problem(text="hi", **fields):

@@ -13,7 +13,7 @@ from owpo_megatron.data import load_problems, load_prompts, load_tokenizer, read
 from owpo_megatron.data.contamination import Contamination, held_in
 from owpo_megatron.data.faults import find_faults, fold
 from owpo_megatron.data.problem import Problem, letters_and_digits, words
-from owpo_megatron.data.tokenizer import make_byte_tokenizer
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
 from owpo_megatron.errors import UserError
 
 DATA = Path(os.environ.get("OWPO_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -9,7 +9,8 @@ import pytest
 
 from owpo_megatron.config import Config, DataConfig
 from owpo_megatron.data import MixedStream, ShuffledStream, load_prompts, make_stream, notes_on
-from owpo_megatron.data.tokenizer import Tokenizer, make_byte_tokenizer
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
+from owpo_megatron.data.tokenizer import Tokenizer
 from owpo_megatron.errors import UserError
 
 TOKENIZER = Tokenizer(make_byte_tokenizer())

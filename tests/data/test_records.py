@@ -235,7 +235,8 @@ def test_only_equal_answers_are(tmp_path, one, other, same):
 def test_rows_of_one_id_get_ids_of_their_own():
     from owpo_megatron.data import load_prompts
     from owpo_megatron.data.faults import find_faults
-    from owpo_megatron.data.tokenizer import Tokenizer, make_byte_tokenizer
+    from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
+    from owpo_megatron.data.tokenizer import Tokenizer
 
     source = str(CASES / "d5_sameid.jsonl")
     prompts, report = load_prompts(DataConfig(source=source), Tokenizer(make_byte_tokenizer()))

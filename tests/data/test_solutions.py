@@ -9,7 +9,7 @@ import pytest
 
 from owpo_megatron.config import DataConfig
 from owpo_megatron.data import Tokenizer, load_prompts, load_solutions, load_tokenizer
-from owpo_megatron.data.tokenizer import make_byte_tokenizer
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import Rollout
 

@@ -12,7 +12,7 @@ import pytest
 
 from owpo_megatron.config import DataConfig
 from owpo_megatron.data import load_problems, load_prompts, load_tokenizer
-from owpo_megatron.data.tokenizer import make_byte_tokenizer
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
 from owpo_megatron.errors import UserError
 
 DATA = Path(os.environ.get("OWPO_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

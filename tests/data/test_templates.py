@@ -15,7 +15,8 @@ from tokenizers import AddedToken
 from owpo_megatron.config import Config, DataConfig
 from owpo_megatron.data import PromptTemplate, ShuffledStream, load_prompts, load_tokenizer
 from owpo_megatron.data.problem import Message, Problem
-from owpo_megatron.data.tokenizer import Tokenizer, make_byte_tokenizer
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
+from owpo_megatron.data.tokenizer import Tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.launch import preview
 from owpo_megatron.types import GradingItem

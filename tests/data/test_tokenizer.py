@@ -9,13 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, Qwen3Config
 
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer, make_character_tokenizer, padded_vocab_size
 from owpo_megatron.data.tasks import TASKS
-from owpo_megatron.data.tokenizer import (
-    load_tokenizer,
-    make_byte_tokenizer,
-    make_character_tokenizer,
-    padded_vocab_size,
-)
+from owpo_megatron.data.tokenizer import load_tokenizer
 from owpo_megatron.errors import UserError
 
 

@@ -22,8 +22,8 @@ from tiny import make_hf_model
 from typer.testing import CliRunner
 
 from owpo_megatron.cli.main import app
+from owpo_megatron.data.small_tokenizers import make_character_tokenizer, padded_vocab_size
 from owpo_megatron.data.tasks import get_task
-from owpo_megatron.data.tokenizer import make_character_tokenizer, padded_vocab_size
 from owpo_megatron.launch.local import free_port
 
 pytestmark = pytest.mark.process

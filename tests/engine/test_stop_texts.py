@@ -12,7 +12,7 @@ from tiny import make_config, make_hf_model
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.data import load_tokenizer
-from owpo_megatron.data.tokenizer import make_byte_tokenizer
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
 from owpo_megatron.engine.command import server_raw
 from owpo_megatron.engine.generate_body import generate_body
 from owpo_megatron.engine.server import Server

@@ -14,9 +14,9 @@ from scripted import ScriptedEngine
 
 from owpo_megatron.config import EnvironmentConfig
 from owpo_megatron.data import PromptTemplate, Tokenizer
+from owpo_megatron.data.small_tokenizers import make_character_tokenizer
 from owpo_megatron.data.tasks import get_task
 from owpo_megatron.data.tasks.lookup import table_of
-from owpo_megatron.data.tokenizer import make_character_tokenizer
 from owpo_megatron.environments import EnvironmentPool, EpisodeEngine, EpisodeVerifier, TurnTemplate
 from owpo_megatron.environments.episode import turn_seed
 from owpo_megatron.errors import UserError

@@ -12,8 +12,8 @@ import pytest
 
 from owpo_megatron.config import EnvironmentConfig
 from owpo_megatron.data import PromptTemplate, Tokenizer
+from owpo_megatron.data.small_tokenizers import make_character_tokenizer
 from owpo_megatron.data.tasks import get_task
-from owpo_megatron.data.tokenizer import make_character_tokenizer
 from owpo_megatron.engine import RecordedEngine, load_rollouts, rollouts_path, save_rollouts
 from owpo_megatron.environments.chat import ChatError
 from owpo_megatron.environments.episode import turn_seed

@@ -9,7 +9,7 @@ import pytest
 from owpo_megatron.config import EnvironmentConfig
 from owpo_megatron.data import PromptTemplate, Tokenizer
 from owpo_megatron.data.problem import Message, Problem
-from owpo_megatron.data.tokenizer import make_byte_tokenizer
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
 from owpo_megatron.environments import TurnTemplate
 from owpo_megatron.errors import UserError
 

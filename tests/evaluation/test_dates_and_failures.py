@@ -11,7 +11,7 @@ from fakes import FakeEngine
 
 from owpo_megatron.config import SetConfig
 from owpo_megatron.data import PromptTemplate, Tokenizer
-from owpo_megatron.data.tokenizer import make_byte_tokenizer
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.draw import Answering, evaluate_set, identity
 from owpo_megatron.evaluation.prepare import prepare

@@ -15,7 +15,7 @@ from test_sets import GPQA
 
 from owpo_megatron.config import SetConfig, VerifierConfig
 from owpo_megatron.data import PromptTemplate, Tokenizer
-from owpo_megatron.data.tokenizer import make_byte_tokenizer
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.evaluation.draw import Answering, evaluate_set, identity, sample_seed
 from owpo_megatron.evaluation.prepare import PreparedSet, prepare

@@ -15,7 +15,7 @@ import pytest
 
 from owpo_megatron.config import Config, SetConfig
 from owpo_megatron.data import PromptTemplate, Tokenizer
-from owpo_megatron.data.tokenizer import make_byte_tokenizer
+from owpo_megatron.data.small_tokenizers import make_byte_tokenizer
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.choices import Choice, as_problem, choice_of, option_order
 from owpo_megatron.evaluation.prepare import INSTRUCTION, prepare, read_problems

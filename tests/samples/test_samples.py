@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from owpo_megatron.cli.main import app
 from owpo_megatron.config import Config
+from owpo_megatron.data.small_tokenizers import make_character_tokenizer
 from owpo_megatron.data.tasks import get_task
-from owpo_megatron.data.tokenizer import make_character_tokenizer
 from owpo_megatron.engine import rollouts_path, save_rollouts
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods import token_weights
