@@ -161,7 +161,7 @@ class StoredState:
                 raise UserError("megatron checkpoint", file, "is missing or truncated; create the folder again")
         self._reader = FileSystemReader(path)
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
-        self._chunks: dict[tuple[str, tuple[int, ...]], list[ChunkStorageMetadata]] = {}
+        self._chunks: dict[tuple[str, int], dict[tuple[int, ...], list[ChunkStorageMetadata]]] = {}
         self._tensors = {
             key: value
             for key, value in metadata.state_dict_metadata.items()
@@ -204,10 +204,13 @@ class StoredState:
 
     def _chunks_at(self, key: str, index: tuple[int, ...]) -> list[ChunkStorageMetadata]:
         """Return the shards of one entry; a shard belongs to one layer (and expert)."""
-        if (key, index) not in self._chunks:
+        table = self._chunks.get((key, len(index)))
+        if table is None:  # stored when it is complete: a conversion's threads share it
+            table = {}
             for chunk in self._tensors[key].chunks:
-                self._chunks.setdefault((key, tuple(chunk.offsets)[: len(index)]), []).append(chunk)
-        return self._chunks.get((key, index), [])
+                table.setdefault(tuple(chunk.offsets)[: len(index)], []).append(chunk)
+            self._chunks[key, len(index)] = table
+        return table.get(index, [])
 
     def check_shapes(self, wanted: dict[str, tuple[int, ...]], prefix: str, vocab_size: int, tied: bool) -> None:
         """Compare with a model's shapes by key; the vocabulary's tensors may have another number of padding rows.

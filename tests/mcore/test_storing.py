@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,26 @@ def test_an_entry_that_was_never_written_is_not_read(tmp_path: Path) -> None:
     assert torch.equal(state.tensor("a", (0,)), torch.ones(4, 3))
     with pytest.raises(AssertionError, match=r"a \(1,\) is stored in part only"):
         state.tensor("a", (1,))
+
+
+def test_an_entry_is_whole_while_another_thread_looks_for_its_own(tmp_path: Path) -> None:
+    """Threads of a conversion share one reader: one entry is read in the middle of the search for another."""
+    with sharded_files.PartFile(tmp_path, 0) as part:
+        for expert in range(3):
+            part.add("a", (expert,), (3,), torch.full((4, 2), float(expert)), blocks=2)
+    sharded_files.finish_state(tmp_path, part.entries)
+    state = StoredState(tmp_path)
+    inner: list[torch.Tensor] = []
+
+    class Interrupted(list):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[Any]:
+            for place, chunk in enumerate(list.__iter__(self)):
+                if place == 3 and not inner:  # one of the second expert's two shards has been seen
+                    inner.append(torch.empty(0))
+                    inner[0] = state.tensor("a", (1,))
+                yield chunk
+
+    stored = state._tensors["a"]
+    stored.chunks = Interrupted(stored.chunks)
+    assert torch.equal(state.tensor("a", (2,)), torch.full((4, 2), 2.0))
+    assert torch.equal(inner[0], torch.ones(4, 2)), "the other thread's entry"
