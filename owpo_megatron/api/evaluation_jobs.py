@@ -1,4 +1,4 @@
-"""What an evaluation is made of: every target with its tokenizer and sets, checked before an engine starts."""
+"""Jobs of an evaluation: every target with its tokenizer and sets, checked before an engine starts."""
 
 from __future__ import annotations
 
