@@ -58,23 +58,45 @@ class ProofError(RuntimeError):
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+# What the system allows this process no more of, and the remedy.
+LIMITS = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many open files; end what uses them",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or end some",
+    errno.ENOMEM: "free memory, or raise the limit of it (ulimit -v)",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+}
+_NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")  # torch's words on CPUs and GPUs
+_NO_THREADS = ("can't start new thread", "Resource temporarily unavailable")
 
 
 def one_line(error: BaseException) -> str:
     """The first line of an error: errors of this module as they are, others with the name of their type.
 
     What the system refuses is named by its file. A disk that is full, read-only or broken is no mistake of the
-    program's.
+    program's, and neither is a limit of the machine.
 
     Example:
         >>> one_line(EngineError("engine 0 is gone")), one_line(KeyError("x"))
         ('engine 0 is gone', "KeyError: 'x'")
+        >>> one_line(OSError(errno.EMFILE, "Too many open files"))
+        'Too many open files: raise the limit of open files (ulimit -n)'
     """
+    reason = (str(error).splitlines() or [""])[0]
+    if reason and isinstance(error, (UserError, EngineError, RunError, CallbackError, ProofError)):
+        return reason
+    if isinstance(error, OSError) and error.errno in LIMITS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}: {LIMITS[error.errno]}"
     if isinstance(error, OSError) and error.errno in _DISK:
         where = error.filename or "a file of the run"
         return f"{where} could not be written: {error.strerror}; start the same command again once it can be"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    reason = (str(error).splitlines() or [""])[0]
-    ours = (UserError, EngineError, RunError, CallbackError, ProofError)
-    return reason if isinstance(error, ours) and reason else f"{type(error).__name__}: {reason}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError) or any(sign in reason for sign in _NO_MEMORY):
+        return f"out of memory{': ' if reason else ''}{reason}; lower optimizer.tokens_per_microbatch, or free memory"
+    if any(sign in reason for sign in _NO_THREADS):
+        return f"{reason}: {LIMITS[errno.EAGAIN]}"
+    return f"{type(error).__name__}: {reason}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,7 @@ def claimed(config: Config, keep_config: bool = True) -> Iterator[Claim]:
         ) from error
     with locked(folder.lock) as lock:
         if lock is None:
-            remedy = "another owpo command works in this folder: wait for it, or give this run another name=..."
-            raise UserError("run folder", folder.path, remedy)
+            raise _in_use(folder)
         resolved = folder.config if keep_config else folder.logs / CONFIG
         before = _settings(folder.config) if keep_config else {}
         resumes = keep_config and folder.has_checkpoints()
@@ -78,14 +77,27 @@ def claimed(config: Config, keep_config: bool = True) -> Iterator[Claim]:
 
 
 def move_aside(run_dir: Path) -> Path | None:
-    """Rename a run folder to the first free NAME.1, NAME.2, ...; nothing is ever deleted. None: there was none."""
+    """Rename a run folder to the first free NAME.1, NAME.2, ...; nothing is ever deleted. None: there was none.
+
+    Raises:
+        UserError: another process works in it, and would go on writing under its old name.
+    """
     if not run_dir.exists():
         return None
-    number = 1
-    while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
-        number += 1
-    run_dir.rename(aside)
+    folder = RunFolder(run_dir)
+    with locked(folder.lock) if run_dir.is_dir() else nullcontext(0) as lock:
+        if lock is None:
+            raise _in_use(folder)
+        number = 1
+        while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+            number += 1
+        run_dir.rename(aside)
     return aside
+
+
+def _in_use(folder: RunFolder) -> UserError:
+    remedy = "another owpo command works in this folder: wait for it, or give this run another name=..."
+    return UserError("run folder", folder.path, remedy)
 
 
 def changed_fields(before: dict[str, Any], config: Config) -> list[str]:

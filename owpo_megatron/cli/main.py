@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -34,7 +35,7 @@ from owpo_megatron.cli.setup_engine import setup_engine
 from owpo_megatron.cli.support import coverage, drift
 from owpo_megatron.cli.train import train
 from owpo_megatron.cli.verify import verify
-from owpo_megatron.errors import EngineError, ProofError, UserError, printable
+from owpo_megatron.errors import LIMITS, EngineError, ProofError, UserError, one_line, printable
 
 app = typer.Typer(
     name="owpo",
@@ -90,7 +91,9 @@ def _global(
 
 def main() -> None:
     """Entry point of the console script."""
+    _open_streams()
     try:
+        _stand_somewhere()
         app(prog_name="owpo")
     except UserError as error:
         err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
@@ -99,11 +102,29 @@ def main() -> None:
         err.print(f"[bold red]failed:[/bold red] {escape(str(error))}")
         sys.exit(1)
     except OSError as error:  # a path that is too long, a folder that is read-only, a disk that is full
-        if error.filename is None:
-            raise
+        if error.filename is None or error.errno in LIMITS:
+            err.print(f"[bold red]failed:[/bold red] {escape(one_line(error))}")
+            sys.exit(1)
         why = f"{error.strerror}; check the path, its permissions and the space there"
         err.print(f"[bold red]failed:[/bold red] {escape(printable(str(error.filename)))}: {escape(why)}")
         sys.exit(1)
+
+
+def _open_streams() -> None:
+    """Standard streams that the caller has closed lead nowhere; the next file would take their place otherwise."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def _stand_somewhere() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("working folder", "(removed)", "cd to a folder that exists") from error
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from owpo_megatron.cli.options import JsonFile, err, out, wide
-from owpo_megatron.errors import UserError
+from owpo_megatron.errors import UserError, one_line
 
 _COLORS = {
     "running": "green",
@@ -94,8 +95,8 @@ def _listed(folder: Path) -> RunState:
     """The state of a run; one whose files cannot be read does not hide the others."""
     try:
         return state_of(folder)
-    except UserError as error:
-        err.print(f"[yellow]note:[/yellow] {escape(str(error))}")
+    except (UserError, OSError) as error:  # also another user's, which they keep to themselves
+        err.print(f"[yellow]note:[/yellow] {escape(one_line(error))}")
         return RunState(folder.name, str(folder), "unreadable", "", 0, None, None, "", 0.0)
 
 
@@ -143,11 +144,16 @@ def _status(run: Any, has_steps: bool) -> str:
 def _is_locked(lock: Path) -> bool:
     if not lock.is_file():
         return False
-    with lock.open() as file:
-        try:
+    try:
+        with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except PermissionError:  # another user's; Linux lists the locks of all
+        with suppress(OSError):
+            inode = str(lock.stat().st_ino)
+            held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+            return any("FLOCK" in entry and any(one.endswith(f":{inode}") for one in entry) for entry in held)
     return False
 
 

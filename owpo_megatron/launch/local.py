@@ -11,6 +11,7 @@ A world of one rank needs no torchrun and is started directly.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -70,7 +71,7 @@ def run_ranks(
         earlier.replace(earlier.with_name(f"{earlier.name}.1"))  # a log begins with its own attempt
     for stale in logs.glob(pulse_file(logs, 0).name.replace("0", "*")):
         stale.unlink()
-    pulses = Pulses(logs, range(world_size))
+    pulses = Pulses(logs, range(world_size), every=_LOOK_SECONDS)
     command = rank_command(world_size, logs, module, arguments)
     with (logs / "torchrun.log").open("wb") as launcher_log:  # one rank: its output before its log is open
         process = subprocess.Popen(
@@ -146,15 +147,17 @@ class _Stop:
     world_size: int
     notify: Callable[[str], None]
     asked: int = 0
+    deadline: float = math.inf  # of time.monotonic: those that still run then are killed
     frozen: str = ""  # why all ranks were ended: they showed no sign of life
 
     def ask(self, number: int = signal.SIGINT) -> None:
         self.asked += 1
         if self.asked == 1:
-            self.notify("stopping: a step under way is finished and saved (again: stop at once)")
+            self.notify("stopping: a step under way is finished and saved (again: do not wait for it)")
             _signal_ranks(self.process, self.world_size, number)
         elif self.asked == 2:
-            self.notify("stopping at once (again: kill)")
+            self.notify(f"stopping within {_SHUTDOWN_SECONDS} s (again: kill)")
+            self.deadline = time.monotonic() + _SHUTDOWN_SECONDS  # a rank only notes a signal, and finishes its step
             self.process.terminate()
         else:
             _kill_tree(self.process)
@@ -191,6 +194,8 @@ def _watched(process: subprocess.Popen[bytes], watch: Callable[[], bool], stop: 
                 stop.frozen = frozen_ranks(pulses.look())
                 if stop.frozen:
                     _kill_tree(process)
+            if time.monotonic() >= stop.deadline:
+                _kill_tree(process)
             return process.wait(_WATCH_SECONDS)
         except subprocess.TimeoutExpired:
             continue

@@ -28,6 +28,10 @@ class Outcome:
 def why(code: int, world_size: int, logs: Path) -> Outcome:
     """The reason of an exit code other than 0: a user's mistake if there is one, else the first failure."""
     found = first_reason(logs, _killed_rank(code, world_size, logs))
+    if found is None and code < 0:
+        name = signal.Signals(-code).name
+        what = f"torchrun was ended by {name}; its ranks finish their step, save it and end"
+        return Outcome(1, what, _log_of(0, logs))
     return found or Outcome(1, f"the ranks ended with exit code {code}", _log_of(0, logs))
 
 

@@ -90,11 +90,12 @@ class Topology:
         return tensor
 
 
-def init_topology(parallel: ParallelConfig, seed: int, hang_seconds: float | None = None) -> Topology:
+def init_topology(parallel: ParallelConfig, seed: int, watched_seconds: float = 0.0) -> Topology:
     """Join the process group (from torchrun's environment, or a world of one) and create megatron's groups.
 
     Args:
-        hang_seconds: `checks.hang_seconds`, which the time-outs of the groups agree with.
+        watched_seconds: after which a watchdog ends a run that hangs, in any phase; 0: there is none. Time-outs of the
+            groups come later.
 
     Raises:
         UserError: the number of started ranks is not tp * cp * pp * dp.
@@ -105,7 +106,7 @@ def init_topology(parallel: ParallelConfig, seed: int, hang_seconds: float | Non
         wanted = f"{parallel.tp} * {parallel.cp} * {parallel.pp} * {parallel.dp} = {parallel.world_size}"
         raise UserError("world size", world_size, f"start parallel.tp * cp * pp * dp = {wanted} ranks")
     if not dist.is_initialized():
-        _join(world_size, tensor_timeout(hang_seconds))
+        _join(world_size, tensor_timeout(watched_seconds))
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
@@ -114,7 +115,7 @@ def init_topology(parallel: ParallelConfig, seed: int, hang_seconds: float | Non
         context_parallel_size=parallel.cp,
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.tp,
-        distributed_timeout_minutes=math.ceil(tensor_timeout(hang_seconds) / timedelta(minutes=1)),
+        distributed_timeout_minutes=math.ceil(tensor_timeout(watched_seconds) / timedelta(minutes=1)),
     )
     # Weights come from a checkpoint and nothing is dropped out: the tracker that forks no CUDA generator is enough.
     model_parallel_cuda_manual_seed(seed, inference_rng_tracker=True, force_reset_rng=True)
@@ -137,7 +138,7 @@ def init_topology(parallel: ParallelConfig, seed: int, hang_seconds: float | Non
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         copies_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
         control_group=dist.new_group(
-            backend="gloo", timeout=_CONTROL_TIMEOUT_ALONE if hang_seconds == 0 else _CONTROL_TIMEOUT
+            backend="gloo", timeout=_CONTROL_TIMEOUT if watched_seconds else _CONTROL_TIMEOUT_ALONE
         ),
     )
 
@@ -149,16 +150,18 @@ def close_topology() -> None:
         dist.destroy_process_group()
 
 
-def tensor_timeout(hang_seconds: float | None) -> timedelta:
+def tensor_timeout(watched_seconds: float) -> timedelta:
     """Time-out of collectives over tensors: later than the watchdog, which names what hangs.
 
+    Ranks also wait in them for rank 0 while it waits for an engine to take weights.
+
     Example:
-        >>> str(tensor_timeout(None)), str(tensor_timeout(3600.0)), str(tensor_timeout(0.0))
-        ('0:40:00', '1:10:00', '0:30:00')
+        >>> str(tensor_timeout(3600.0)), str(tensor_timeout(60.0)), str(tensor_timeout(0.0))
+        ('1:10:00', '0:40:00', '0:30:00')
     """
-    if hang_seconds == 0:
+    if not watched_seconds:
         return _TENSOR_TIMEOUT
-    return max(_TENSOR_TIMEOUT, timedelta(seconds=hang_seconds or 0)) + _AFTER_THE_WATCHDOG
+    return max(_TENSOR_TIMEOUT, timedelta(seconds=watched_seconds)) + _AFTER_THE_WATCHDOG
 
 
 def _join(world_size: int, timeout: timedelta) -> None:

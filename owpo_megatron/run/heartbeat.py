@@ -7,6 +7,7 @@ file last changed.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from owpo_megatron.run.files import write_whole
+
+_STOPPED = 5.0  # seconds by which a reader is late that was stopped, and not only busy
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,30 @@ def write_pulse(logs: Path, rank: int, pulse: Pulse) -> None:
 class Pulses:
     """Reads the pulses of these ranks, again and again.
 
+    A reader that was stopped itself, as a job that Slurm suspends, knows nothing about that time: it counts for nobody.
+
     Args:
         clock: monotonic seconds.
+        every: seconds between two looks; a longer time than _STOPPED on top was not looked at.
     """
 
-    def __init__(self, logs: Path, ranks: Sequence[int], clock: Callable[[], float] = time.monotonic):
-        self._logs, self._ranks, self._clock = logs, ranks, clock
+    def __init__(
+        self, logs: Path, ranks: Sequence[int], clock: Callable[[], float] = time.monotonic, every: float = math.inf
+    ):
+        self._logs, self._ranks, self._clock, self._every = logs, ranks, clock, every
         self._seen: dict[int, tuple[Pulse, float, float]] = {}  # pulse, time of its beat, time of its tick
+        self._looked: float | None = None
+        self.missed = 0.0
+        """Seconds before the last look in which nobody looked."""
 
     def look(self) -> dict[int, Stillness]:
         """Stillness of every rank that has a pulse."""
         now = self._clock()
+        late = 0.0 if self._looked is None else now - self._looked - self._every
+        self._looked, self.missed = now, late if late > _STOPPED else 0.0
+        if self.missed:
+            for rank, (pulse, beat, tick) in self._seen.items():
+                self._seen[rank] = (pulse, beat + self.missed, tick + self.missed)
         for rank in self._ranks:
             with suppress(OSError, ValueError, TypeError):  # not there yet, or gone
                 pulse = Pulse(**json.loads(pulse_file(self._logs, rank).read_text()))

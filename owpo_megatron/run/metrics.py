@@ -12,7 +12,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from owpo_megatron.errors import RunError
 from owpo_megatron.run.files import write_whole
+from owpo_megatron.run.layout import SUMMARY, RunFolder
 from owpo_megatron.run.speed import Speed
 from owpo_megatron.types import Sink
 
@@ -123,6 +125,12 @@ def _divided(total: float | list[float], count: float) -> float | list[float]:
     return [value / count for value in total] if isinstance(total, list) else total / count
 
 
+def lines_in(file: Path) -> list[dict[str, Any]]:
+    """The lines of steps and evaluations in this file; what is no line is left out."""
+    texts = file.read_text(errors="replace").splitlines() if file.exists() else []
+    return [line for line in map(_line_in, texts) if line is not None]
+
+
 def _line_in(text: str) -> dict[str, Any] | None:
     """The line of a step or of an evaluation; None for what a killed run was writing, or a broken disk returns."""
     try:
@@ -134,6 +142,8 @@ def _line_in(text: str) -> dict[str, Any] | None:
 
 class MetricsFile:
     """Appends lines, each flushed to the disk; drops the lines of steps that are trained again after a resume.
+
+    A run folder that is moved or removed while the run writes into it ends the run: half of it would be elsewhere.
 
     Args:
         sinks: receive each line once it is on the disk.
@@ -154,6 +164,7 @@ class MetricsFile:
         self._sinks = sinks
         self._open: StepLine | None = None
         self._notes: dict[str, Any] = {}
+        self._began = False
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def under_way(self) -> dict[str, Any] | None:
@@ -162,6 +173,8 @@ class MetricsFile:
 
     def drop_after(self, step: int, line: dict[str, Any] | None = None) -> list[int]:
         """Keep the lines of steps up to `step` (and what is no line never: a half-written one, garbage).
+
+        A summary of the run goes: it is not finished any more, or will write it again.
 
         Args:
             line: `under_way` of the checkpoint of that step; written where the run was killed before it was.
@@ -179,6 +192,7 @@ class MetricsFile:
             kept.append(json.dumps(line))
             there.add(step)
         write_whole(self._path, "".join(text + "\n" for text in kept), durable=True)
+        self._path.with_name(SUMMARY).unlink(missing_ok=True)
         return [one for one in range(1, step + 1) if one not in there]
 
     def note(self, **values: Any) -> None:
@@ -187,10 +201,23 @@ class MetricsFile:
 
     def evaluation(self, step: int) -> dict[str, Any] | None:
         """Return the scores of this step's evaluation, if the file has them."""
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        return next((line["eval"] for line in map(json.loads, lines) if line["step"] == step and "eval" in line), None)
+        found = [line for line in lines_in(self._path) if line["step"] == step and "eval" in line]
+        return found[0]["eval"] if found else None
 
     def append(self, line: dict[str, Any]) -> None:
+        """Add a line.
+
+        Raises:
+            RunError: the run folder is not where it was.
+        """
+        folder = self._path.parent
+        marks = (self._path, RunFolder(folder).config, RunFolder(folder).lock)
+        if self._began and not any(mark.exists() for mark in marks):
+            raise RunError(
+                f"the run folder {folder} was moved or removed while the run wrote into it; put it back there and "
+                "start the same command again: it goes on from its last checkpoint"
+            )
+        self._began = True
         with self._path.open("a") as file:
             file.write(json.dumps(_numbers(line)) + "\n")
             file.flush()

@@ -93,7 +93,8 @@ class RunMetrics:
 
 
 def read_run(folder: Path | str) -> RunMetrics:
-    """Read a run folder. A half-written last line is left out; of a step written twice the later line counts.
+    """Read a run folder. A half-written last line is left out, and JSON that is no line of a step; of a step written
+    twice the later line counts.
 
     Raises:
         UserError: there is no metrics.jsonl, or a line of it is not JSON.
@@ -129,7 +130,7 @@ def smoothed(values: Sequence[float], weight: float = 0.7) -> list[float]:
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    texts = file.read_text().splitlines()
+    texts = file.read_text(errors="replace").splitlines()
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
@@ -137,7 +138,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
             if number == len(texts):  # the line that a running or killed trainer was writing
                 return
             raise UserError(f"{file}:{number}", text[:60], "is not JSON; remove the line") from error
-        if isinstance(line, dict) and "step" in line:
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
             yield line
 
 
@@ -147,7 +148,7 @@ def _mapping(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(str(file), "(unreadable)", "remove the file; the report can do without it") from error
     return content if isinstance(content, dict) else {}
 

@@ -8,6 +8,7 @@ from typing import Any
 from owpo_megatron.config import Config
 from owpo_megatron.run.files import write_whole
 from owpo_megatron.run.layout import RunFolder
+from owpo_megatron.run.metrics import lines_in
 from owpo_megatron.types import Candidate, ReferenceVersion
 
 
@@ -15,7 +16,7 @@ def write_summary(
     config: Config, engine: dict[str, Any], reference: ReferenceVersion, swaps: int, best: Candidate | None
 ) -> dict[str, Any]:
     """Write and return the summary; an evaluation that was not made leaves its fields out."""
-    lines = [json.loads(text) for text in RunFolder.of(config).metrics.read_text().splitlines()]
+    lines = lines_in(RunFolder.of(config).metrics)
     evals = {line["step"]: line["eval"] for line in lines if "eval" in line}
     steps = [line for line in lines if "seconds" in line]
     summary: dict[str, Any] = {"name": config.name, "algorithm": config.algorithm.name, "steps": config.optimizer.steps}

@@ -48,7 +48,7 @@ from owpo_megatron.trainer.schedule import Schedule
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.supply import pushed_by_this_thread
 from owpo_megatron.trainer.swap_check import CheckedSwaps
-from owpo_megatron.trainer.watchdog import Watchdog
+from owpo_megatron.trainer.watchdog import Watchdog, longest_limit
 from owpo_megatron.types import (
     PromptStream,
     RolloutEngine,
@@ -104,7 +104,9 @@ class _Builder:
         self.hf = read_hf_config(self.model_files)
         check_parallel(self.hf, config.parallel)
         check_context(self.hf, config.data.max_prompt_tokens + config.rollout.max_response_tokens)
-        self.topology: Topology = init_topology(config.parallel, config.seed, config.checks.hang_seconds)
+        self.topology: Topology = init_topology(
+            config.parallel, config.seed, longest_limit(config.checks, config.engine)
+        )
         stack.callback(close_topology)
         self.is_main = self.topology.is_main
         self.console = RunConsole(config.optimizer.steps) if self.is_main else None
@@ -148,6 +150,7 @@ class _Builder:
         main = MainRank(topology.broadcast, policy.named_weights, sync, revive, policy, waiting)
         if fleet:
             fleet.on_restart = pushed_by_this_thread(main.push_again)
+            fleet.notify = self.watchdog.noting(fleet.notify)  # an engine that is restarted is no hang
             self.watchdog.abort_engines = fleet.abort
         check = engines.check(main, policy, fleet) if self.given.engine is None else None
         reference = references.build(policy, main)

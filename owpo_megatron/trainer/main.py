@@ -65,6 +65,7 @@ def report(error: BaseException, error_file: Path, rank: int, spare: Path) -> in
     # The launcher shows the last line: the reason, not the last line of an engine's log that comes with it.
     content = f"error: {error}\n" if is_mistake else f"{traceback.format_exc()}\n{one_line(error)}\n"
     try:
+        error_file.parent.mkdir(parents=True, exist_ok=True)  # the folder may be gone
         error_file.write_text(content)
     except OSError as refused:
         try:

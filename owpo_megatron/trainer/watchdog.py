@@ -25,6 +25,7 @@ from owpo_megatron.types import Progress
 
 MEASURED_LEAST, UNMEASURED = 300.0, 1800.0  # seconds
 LONGEST_TIMES = 10  # the longest pause so far, times this, is still no hang
+LONGEST_MEASURED = 7200.0  # seconds, whatever was measured: time-outs of the process groups come after it
 LONGEST_TICK = 5.0
 ENGINE_PHASES = ("start", "rollout", "evaluate", "sync", "logp_ref")
 WAITING = "waiting for rank 0"
@@ -49,7 +50,7 @@ class Watchdog:
         abort_engines: Callable[[], None] = lambda: None,
     ):
         self._fixed = config.hang_seconds
-        self._engine_seconds = engine.request_timeout + engine.startup_timeout
+        self._engine_seconds = engine_seconds(engine)
         self._logs, self._rank = logs, rank
         self.abort_engines = abort_engines
         self._peers = range(world_size) if world_size <= MOST_PEERS else sorted({0, rank})
@@ -96,6 +97,15 @@ class Watchdog:
 
         return note
 
+    def noting(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """The same messages, each of which is a beat."""
+
+        def note(text: str) -> None:
+            self.beat()
+            say(text)
+
+        return note
+
     def waiting(self) -> AbstractContextManager[None]:
         """A block in which this rank waits for rank 0 to do its work."""
         return self.phase(WAITING)
@@ -107,7 +117,8 @@ class Watchdog:
         if self._fixed is not None:
             return self._fixed
         longest = self._longest.get(phase)
-        limit = UNMEASURED if longest is None else max(MEASURED_LEAST, LONGEST_TIMES * longest)
+        measured = min(max(MEASURED_LEAST, LONGEST_TIMES * (longest or 0.0)), LONGEST_MEASURED)
+        limit = UNMEASURED if longest is None else measured
         return limit + (self._engine_seconds if phase in ENGINE_PHASES else 0.0)
 
     # ------------------------------------------------------------------------------------------ the thread
@@ -136,7 +147,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         tick = LONGEST_TICK if self._fixed is None else min(LONGEST_TICK, self._fixed / 5)
-        pulses, ticks = Pulses(self._logs, self._peers), 0
+        pulses, ticks = Pulses(self._logs, self._peers, every=tick), 0
         while not self._done.wait(tick):
             ticks += 1
             limit = self.limit(self._phase)
@@ -149,6 +160,7 @@ class Watchdog:
                 self._write_stacks()
                 continue  # the rank that found it ends the run
             found = pulses.look()
+            self._last += pulses.missed
             if (
                 found
                 and not any(one.works for one in found.values())
@@ -157,22 +169,42 @@ class Watchdog:
                 self._end(hang_of(found, 4 * tick), tick)
 
     def _end(self, what: str, tick: float) -> None:
-        with suppress(FileExistsError), self._note.open("x") as note:
-            note.write(what + "\n")
-        self._write_stacks()
-        time.sleep(3 * tick)  # for the others' stacks
-        self.abort_engines()
-        text = f"{what}; the stacks of all ranks are in {self._logs}/stacks_rank_*.txt"
-        (self._logs / f"error_rank_{self._rank}.txt").write_text(text + "\n")
-        print(text, file=sys.stderr, flush=True)
-        os._exit(1)
+        try:
+            with suppress(OSError), self._note.open("x") as note:  # another rank's, or a full disk
+                note.write(what + "\n")
+            self._write_stacks()
+            time.sleep(3 * tick)  # for the others' stacks
+            self.abort_engines()
+            text = f"{what}; the stacks of all ranks are in {self._logs}/stacks_rank_*.txt"
+            with suppress(OSError):
+                (self._logs / f"error_rank_{self._rank}.txt").write_text(text + "\n")
+            print(text, file=sys.stderr, flush=True)
+        finally:
+            os._exit(1)  # whatever could not be written
 
     def _write_stacks(self) -> None:
         file = self._logs / f"stacks_rank_{self._rank}.txt"
-        with file.open("w") as stacks:
+        with suppress(OSError), file.open("w") as stacks:
             stacks.write(f"step {self._step}, phase {self._phase}\n")
             stacks.flush()
             faulthandler.dump_traceback(stacks, all_threads=True)
+
+
+def engine_seconds(engine: EngineConfig) -> float:
+    """Seconds for which an engine may keep a rank waiting before it counts as lost, or its start as failed."""
+    return engine.request_timeout + engine.startup_timeout
+
+
+def longest_limit(checks: ChecksConfig, engine: EngineConfig) -> float:
+    """The largest limit that a watchdog has in any phase, whatever it measures; 0: there is none.
+
+    Example:
+        >>> longest_limit(ChecksConfig(), EngineConfig(request_timeout=600, startup_timeout=300))
+        8100.0
+    """
+    if checks.hang_seconds is not None:
+        return checks.hang_seconds
+    return max(LONGEST_MEASURED, UNMEASURED) + engine_seconds(engine)
 
 
 def hang_of(found: dict[int, Stillness], dead: float) -> str:

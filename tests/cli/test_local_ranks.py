@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from owpo_megatron.launch.local import run_ranks
-from owpo_megatron.launch.reason import Outcome
+from owpo_megatron.launch.reason import Outcome, why
 
 pytestmark = pytest.mark.process
 
@@ -45,6 +45,9 @@ PROGRAM = """
         os.kill(os.getpid(), signal.SIGKILL)
     elif sys.argv[1] == "stop":
         signal.signal(signal.SIGTERM, stop)
+        (here / f"ready_{rank}").touch()
+    elif sys.argv[1] == "deaf":
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
         (here / f"ready_{rank}").touch()
     if sys.argv[1] not in ("fine", "talk"):
         time.sleep(120)
@@ -165,3 +168,30 @@ def test_a_stop_reaches_every_rank_and_nothing_stays(program: str, tmp_path: Pat
     assert all((tmp_path / f"stopped_{rank}").exists() for rank in range(ranks))
     psutil.wait_procs(family, timeout=5)
     assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_second_signal_ends_a_rank_in_the_middle_of_its_step(program: str, tmp_path: Path) -> None:
+    """A rank only notes a signal, and looks at the end of a step, which may be hours away."""
+    code = f"""
+        import sys
+        from pathlib import Path
+        from owpo_megatron.launch import local
+        local._SHUTDOWN_SECONDS = 0.5
+        outcome = local.run_ranks(["deaf", {str(tmp_path)!r}], 1, Path({str(tmp_path / "logs")!r}), {program!r})
+        sys.exit(7 if outcome.stopped and outcome.code == 1 else 0)
+    """
+    launcher = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "ready_0").exists():
+        assert launcher.poll() is None
+        time.sleep(0.1)
+    assert launcher.stdout is not None
+    for said in ("stopping: a step under way", "stopping within 0.5 s"):
+        os.kill(launcher.pid, signal.SIGTERM)
+        assert said in launcher.stdout.readline()
+    assert launcher.wait(timeout=60) == 7 and not (tmp_path / "slept_0").exists()
+
+
+@pytest.mark.parametrize(("code", "reason"), [(-9, "torchrun was ended by SIGKILL"), (1, "ended with exit code 1")])
+def test_a_torchrun_that_is_killed_is_named(tmp_path: Path, code: int, reason: str) -> None:
+    (tmp_path / "torchrun.log").write_text("")
+    assert reason in why(code, 2, tmp_path).reason

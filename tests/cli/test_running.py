@@ -119,9 +119,10 @@ def test_fresh_moves_the_earlier_run_aside_and_keeps_it(config: Config) -> None:
 
 def test_two_runs_never_share_a_folder(config: Config) -> None:
     config.run_dir.mkdir(parents=True)
-    with claimed(config), pytest.raises(UserError, match="another owpo command"):
-        run_trainer(config)
-    assert run_trainer(config)
+    for fresh in (False, True):  # moved aside, it would be written under its old name by the one that works in it
+        with claimed(config), pytest.raises(UserError, match="another owpo command"):
+            run_trainer(config, fresh=fresh)
+    assert run_trainer(config) and not config.run_dir.with_name("run.1").exists()
 
 
 def test_a_process_that_a_rank_leaves_behind_does_not_keep_the_folder(config: Config) -> None:

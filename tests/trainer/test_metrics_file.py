@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tiny import make_config
 
+from owpo_megatron.errors import RunError
 from owpo_megatron.run.metrics import MetricsFile, StepLine
 from owpo_megatron.run.summary import write_summary
 from owpo_megatron.types import Candidate, ReferenceVersion
@@ -176,3 +177,35 @@ def test_a_run_without_evaluation_or_update_has_a_summary(tmp_path: Path) -> Non
     summary = write_summary(config, {}, ReferenceVersion(0, 0, "init", ""), swaps=0, best=None)
     assert summary["mismatch_max"] is None and summary["best"] is None and summary["tokens"] == 0
     assert not [name for name in summary if name.startswith("pass_at")]
+
+
+def test_lines_that_are_none_end_no_run(tmp_path: Path) -> None:
+    """Whatever somebody appends: an evaluation is found, and the summary written."""
+    config = make_config(tmp_path / "model", name="run", runs_dir=str(tmp_path))
+    file = MetricsFile(config.run_dir / "metrics.jsonl")
+    file.append({"step": 2, "eval": {"pass@1": 0.5}})
+    with (config.run_dir / "metrics.jsonl").open("ab") as other:
+        other.write(b'garbage\n{"a": 1}\n\xff\n[3]\n')
+    assert file.evaluation(2) == {"pass@1": 0.5} and file.evaluation(3) is None
+    file.append({"step": 2, "updates": 1, "seconds": {"total": 1.0}})
+    assert write_summary(config, {}, ReferenceVersion(0, 0, "init", ""), 0, None)["steps_updated"] == 1
+
+
+def test_a_run_that_goes_on_is_not_finished(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "model", name="run", runs_dir=str(tmp_path))
+    file = MetricsFile(config.run_dir / "metrics.jsonl")
+    file.append({"step": 1, "updates": 1, "seconds": {"total": 1.0}})
+    write_summary(config, {}, ReferenceVersion(0, 0, "init", ""), 0, None)
+    file.drop_after(1)
+    assert not (config.run_dir / "summary.json").exists()
+
+
+def test_a_run_folder_that_goes_away_ends_the_run(tmp_path: Path) -> None:
+    """A checkpoint would make the folder again: half of the run here, half of it elsewhere, and "done"."""
+    file = MetricsFile(tmp_path / "run" / "metrics.jsonl")
+    file.append({"step": 1})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(RunError, match="was moved or removed while the run wrote into it; put it back"):
+        file.append({"step": 2})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -5,6 +5,8 @@ The thread itself, with real processes that are stopped, is in tests/faults.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from owpo_megatron.launch.local import frozen_ranks
 from owpo_megatron.mcore.topology import tensor_timeout
 from owpo_megatron.run.heartbeat import Pulse, Pulses, Stillness, write_pulse
 from owpo_megatron.trainer import watchdog as module
-from owpo_megatron.trainer.watchdog import WAITING, Watchdog, hang_of
+from owpo_megatron.trainer.watchdog import ENGINE_PHASES, WAITING, Watchdog, hang_of, longest_limit
 
 
 class Clock:
@@ -58,10 +60,35 @@ def test_a_fixed_limit(tmp_path: Path) -> None:
     assert dog.limit("update") == dog.limit("rollout") == 7 and dog.limit(WAITING) == 0
 
 
+PHASES = (*ENGINE_PHASES, "update", "checkpoint", "finish", "between phases")
+
+
 @pytest.mark.parametrize("seconds", [None, 60.0, 3600.0])
-def test_the_time_outs_of_the_groups_come_later(seconds: float | None, tmp_path: Path) -> None:
-    """So that the watchdog's line, which names the rank and the phase, comes first."""
-    assert make(tmp_path, hang_seconds=seconds).limit("update") < tensor_timeout(seconds).total_seconds()
+@pytest.mark.parametrize("engine", [EngineConfig(), EngineConfig(request_timeout=14400.0, startup_timeout=3600.0)])
+@pytest.mark.parametrize("measured", [None, 1.0, 170.0, 1700.0])
+def test_the_time_outs_of_the_groups_come_later(
+    seconds: float | None, engine: EngineConfig, measured: float | None, clock: Clock, tmp_path: Path
+) -> None:
+    """So that the watchdog's line, which names the rank and the phase, comes first: in every phase, also where ranks
+    wait in a collective for rank 0, which waits for an engine, and whatever pauses were measured."""
+    checks = ChecksConfig(hang_seconds=seconds)
+    dog = Watchdog(checks, engine, tmp_path, rank=0, world_size=2)
+    for phase in PHASES if measured is not None else ():
+        with dog.phase(phase):
+            clock.now += measured or 0.0
+    later = tensor_timeout(longest_limit(checks, engine)).total_seconds()
+    assert all(dog.limit(phase) + 4 * module.LONGEST_TICK < later for phase in PHASES)
+    assert any(dog.limit(phase) == longest_limit(checks, engine) for phase in PHASES) or (measured or 0.0) < 720
+
+
+def test_a_lost_engine_is_progress(clock: Clock, tmp_path: Path) -> None:
+    """Its restart may take as long as its next answer: the run goes on, as far as engine.max_restarts allows."""
+    dog, told = make(tmp_path), []
+    with dog.phase("rollout"):
+        clock.now += 90
+        dog.noting(told.append)("engine 0 is lost")
+        clock.now += 90
+    assert told == ["engine 0 is lost"] and dog.limit("rollout") == 900 + 100
 
 
 def test_pulses_are_timed_by_the_reader(tmp_path: Path) -> None:
@@ -83,6 +110,41 @@ def test_pulses_are_timed_by_the_reader(tmp_path: Path) -> None:
     assert pulses.look()[0].works and not pulses.look()[1].works
     (tmp_path / "alive_rank_1.json").write_text("{")
     assert set(pulses.look()) == {0, 1}, "a pulse that cannot be read is as old as before"
+
+
+def test_a_reader_that_was_stopped_blames_nobody(tmp_path: Path) -> None:
+    """A job that is suspended as a whole, as Slurm does with SIGSTOP, goes on where it was."""
+    clock = Clock()
+    pulses = Pulses(tmp_path, range(1), clock.monotonic, every=5.0)
+    write_pulse(tmp_path, 0, Pulse(1, 10, 3, "update", 300.0))
+    pulses.look()
+    clock.now += 5
+    pulses.look()
+    clock.now += 5 + 7200
+    (found,) = pulses.look().values()
+    assert (found.beat_seconds, found.tick_seconds, pulses.missed) == (10, 10, 7200)
+    clock.now += 6
+    (found,) = pulses.look().values()
+    assert (found.beat_seconds, pulses.missed) == (16, 0.0), "a busy machine is late, too"
+
+
+ENDS = """
+import sys, time
+from pathlib import Path
+from owpo_megatron.config import ChecksConfig, EngineConfig
+from owpo_megatron.trainer.watchdog import Watchdog
+with Watchdog(ChecksConfig(hang_seconds=0.5), EngineConfig(), Path(sys.argv[1]), rank=0, world_size=1).running():
+    time.sleep(600)
+"""
+
+
+@pytest.mark.process
+def test_a_hang_ends_though_nothing_can_be_written(tmp_path: Path) -> None:
+    """The disk of the logs is full, and the error file's place is taken: the line is on stderr alone."""
+    (tmp_path / "stacks_rank_0.txt").symlink_to("/dev/full")
+    (tmp_path / "error_rank_0.txt").mkdir()
+    ended = subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "the run hangs: no progress on any rank" in ended.stderr
 
 
 def still(phase: str, limit: float, beat: float, tick: float) -> Stillness:
