@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import locale
 import os
 import sys
 from typing import Annotated
@@ -91,6 +93,7 @@ def _global(
 
 def main() -> None:
     """Entry point of the console script."""
+    _read_utf8()
     _open_streams()
     try:
         _stand_somewhere()
@@ -108,6 +111,14 @@ def main() -> None:
         why = f"{error.strerror}; check the path, its permissions and the space there"
         err.print(f"[bold red]failed:[/bold red] {escape(printable(str(error.filename)))}: {escape(why)}")
         sys.exit(1)
+
+
+def _read_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale's encoding is another: files are UTF-8 everywhere, and what a
+    prompt or a name contains must not depend on the terminal."""
+    if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8" and not sys.flags.ignore_environment:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _open_streams() -> None:

@@ -23,5 +23,5 @@ class ChecksConfig(Section):
     as they are and goes on. Its batch is kept for `owpo replay` either way."""
     hang_seconds: float | None = Field(None, ge=0)
     """Seconds without progress on any rank before the run ends with exit code 1 and all ranks' stacks in its logs;
-    null: ten times the longest pause measured in the phase so far, at least 300 s, at most 7200 s, and 1800 s in a phase
-    that was not measured yet; phases that wait for an engine add its time-outs. 0: never."""
+    null: ten times the longest pause measured in the phase so far, at least 300 s and at most 7200 s, and 1800 s in a
+    phase that was not measured yet; phases that wait for an engine add its time-outs. 0: never."""

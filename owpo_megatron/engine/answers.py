@@ -14,6 +14,7 @@ from owpo_megatron.errors import printable
 from owpo_megatron.types import Rollout, SampleRequest, Sampling, TokenIds, TokenValues
 
 UNKNOWN_VERSION = -1
+FOREIGN_VERSION = -2  # of weights that another owner pushed
 # A token less likely than this cannot be drawn in float32. Above 0 lies what rounding leaves of a probability of 1.
 LOWEST_LOGP, HIGHEST_LOGP = -200.0, 1e-3
 _FINISHED = ("stop", "length")
@@ -29,6 +30,7 @@ class Expected:
 
     vocab_size: int | None = None
     version: int | None = None  # of the weights that were pushed
+    owner: str = ""  # who pushed them, as `version_name` adds it to their version
 
 
 def read_answers(
@@ -68,8 +70,9 @@ def read_answer(
         told = TokenIds(answer["output_ids"])
         reason = meta["finish_reason"]["type"]
         told_spans = meta.get("weight_versions")
-        version = version_of(told_spans[-1]["version"] if told_spans else meta["weight_version"])
-        versions = tuple((version_of(one["version"]), one["end"] - one["start"]) for one in told_spans or ())
+        owner = expected.owner if expected else ""
+        version = version_of(told_spans[-1]["version"] if told_spans else meta["weight_version"], owner)
+        versions = tuple((version_of(one["version"], owner), one["end"] - one["start"]) for one in told_spans or ())
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise BadAnswer(f"what is no sample: {shown(answer)}") from error
     rollout = Rollout(
@@ -109,14 +112,34 @@ def _fault(
         return f"the log-prob {wrong_L[0]:g} of a token that was drawn"
     if sum(count for _, count in rollout.spans) != length:
         return f"weight versions {rollout.versions} of {length} tokens"
+    if FOREIGN_VERSION in (rollout.policy_version, *(version for version, _ in rollout.versions)):
+        return "a sample of weights that another program loaded into the engine,"
     if expected.version is not None and rollout.policy_version != expected.version:
         return f"a sample of the weights {rollout.policy_version}, though {expected.version} were pushed,"
     return None
 
 
-def version_of(name: Any) -> int:
-    """Return the number in a server's name of its weights; UNKNOWN_VERSION where there is none."""
+def version_name(version: int, owner: str = "") -> str:
+    """Return the name under which a server keeps its weights: two runs at the same step have other weights.
+
+    Example:
+        >>> version_name(3), version_name(3, "9f2c"), version_of("3-9f2c", "9f2c"), version_of("3-77aa", "9f2c")
+        ('3', '3-9f2c', 3, -2)
+    """
+    return f"{version}-{owner}" if owner and version != UNKNOWN_VERSION else str(version)
+
+
+def version_of(name: Any, owner: str = "") -> int:
+    """Return the number in a server's name of its weights; UNKNOWN_VERSION where there is none.
+
+    Args:
+        owner: who must have pushed them; FOREIGN_VERSION where another did.
+    """
     text = str(name)
+    if owner:
+        text, _, other = text.partition("-") if not text.startswith("-") else (text, "", "")
+        if other != owner:
+            return FOREIGN_VERSION if other else UNKNOWN_VERSION
     return int(text) if text.lstrip("-").isdigit() else UNKNOWN_VERSION
 
 

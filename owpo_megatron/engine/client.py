@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from owpo_megatron.engine.answers import BadAnswer, Expected, read_answers, shown, version_of
+from owpo_megatron.engine.answers import BadAnswer, Expected, read_answers, shown, version_name, version_of
 from owpo_megatron.engine.generate_body import generate_body
 from owpo_megatron.engine.parsing import parse_answer
 from owpo_megatron.engine.tensor_body import TensorBody
@@ -61,6 +61,8 @@ class EngineClient:
         """http://host:port of the program next to the server that keeps a copy of its weights (sync/delta)."""
         self.vocab_size: int | None = None
         """Token ids of samples are below; None: not checked."""
+        self.owner = ""
+        """Whose weights are expected, as part of their version's name; "": anybody's."""
         self._request_timeout = request_timeout
         self._info: dict[str, Any] | None = None
         self._headers = _headers(key)
@@ -97,7 +99,7 @@ class EngineClient:
         """
         answers = self._post("/generate", generate_body(requests, sampling), self._request_timeout)
         try:
-            return read_answers(answers, requests, sampling, Expected(self.vocab_size, version))
+            return read_answers(answers, requests, sampling, Expected(self.vocab_size, version, self.owner))
         except BadAnswer as bad:
             raise EngineWrong(self.url, f"/generate answered {bad}") from bad
 
@@ -122,7 +124,7 @@ class EngineClient:
 
     def weight_version(self) -> int:
         """Return the version of the loaded weights; UNKNOWN_VERSION if the server has none."""
-        return version_of(self._field("/model_info", self.model_info(), "weight_version"))
+        return version_of(self._field("/model_info", self.model_info(), "weight_version"), self.owner)
 
     @property
     def tp_size(self) -> int:
@@ -175,7 +177,9 @@ class EngineClient:
 
     def set_version(self, version: int) -> None:
         """Set the version of the loaded weights; responses carry it from now on."""
-        self._post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
+        self._post(
+            "/update_weight_version", {"new_version": version_name(version, self.owner), "abort_all_requests": False}
+        )
 
     def update_from_tensor(self, payloads: Sequence[bytes]) -> None:
         """Load pickled (name, full tensor) pairs, one pickle per tensor-parallel rank."""

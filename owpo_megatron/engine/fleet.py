@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from owpo_megatron.config import EngineConfig
-from owpo_megatron.engine.answers import UNKNOWN_VERSION
+from owpo_megatron.engine.answers import FOREIGN_VERSION, UNKNOWN_VERSION
 from owpo_megatron.engine.client import EngineClient, EngineGone
 from owpo_megatron.engine.generation import Generation, samples_per_post
 from owpo_megatron.errors import EngineError
@@ -110,6 +111,12 @@ class Fleet:
         """Take engines whose samples have a token of this id, or a larger one, for broken from now on."""
         for client in (*self.clients, *([] if self.front is None else [self.front])):
             client.vocab_size = vocab_size
+
+    def own_weights(self) -> None:
+        """Accept only weights that this fleet pushes from now on: another program may use the same servers."""
+        owner = secrets.token_hex(4)
+        for client in (*self.clients, *([] if self.front is None else [self.front])):
+            client.owner = owner
 
     def describe(self) -> dict[str, str]:
         """Return the servers' name and version, as the run's summary has them."""
@@ -212,7 +219,10 @@ class Fleet:
 
     def _make_agree(self) -> None:
         """Ensure that all engines serve complete weights of one version."""
-        if not _agree(self.weight_versions()) and self.on_restart is not None:
+        versions = self.weight_versions()
+        if FOREIGN_VERSION in versions:
+            self.notify("another program has loaded weights into this run's engines; they get the run's again")
+        if not _agree(versions) and self.on_restart is not None:
             self.on_restart()  # one of them missed an update, or an update was interrupted
         versions = self.weight_versions()
         if not _agree(versions):
@@ -286,4 +296,4 @@ class Fleet:
 
 def _agree(versions: Sequence[int]) -> bool:
     """Whether all are the same version of complete weights."""
-    return len(set(versions)) == 1 and UNKNOWN_VERSION not in versions
+    return len(set(versions)) == 1 and not {UNKNOWN_VERSION, FOREIGN_VERSION} & set(versions)

@@ -85,6 +85,7 @@ def evaluate_weights(
                 start_fleet(config.engine, model, config.model.dtype, server_raw(config), out / "logs", with_keys=True)
             )
             if not isinstance(fleet.engines[0], Server):
+                fleet.own_weights()
                 fleet.on_restart = partial(_load, fleet, model)
                 fleet.on_restart()
         verifier: Verifier = make_verifier(config.verifier, (), rules)

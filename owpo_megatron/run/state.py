@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class RunState:
         self._carry = carry
         self._say = say
         self._steps = steps
+        self._run = secrets.token_hex(6)  # in every checkpoint of this run
 
     def save(self, step: int) -> Path:
         """Write a checkpoint and return its folder; it counts from the moment it is renamed into place. Collective."""
@@ -63,7 +65,7 @@ class RunState:
         state = {"step": step, "reference": self._reference.state_dict(), "best": self._best.state_dict()}
         if self._metrics:
             state |= {"rollouts": self._rollouts.state_dict(), "batches": self._batches.state_dict()}
-            state |= {"line": self._metrics.under_way()}
+            state |= {"line": self._metrics.under_way(), "run": self._run}
             self._checkpoints.finish(step, state)
             self._best.tidy()
         self._ranks.barrier()
@@ -80,13 +82,17 @@ class RunState:
             to_evaluate: only the policy is wanted, and nothing on disk changes.
 
         Raises:
-            UserError: it is beyond the length of the run, or of another model, reference or data.
+            UserError: it is beyond the length of the run, or of another model, reference or data; or there are
+                checkpoints of another run among those of this one.
         """
         found: tuple[Path, dict[str, Any]] | None = None
         if self._ranks.is_main:
             if not to_evaluate:
                 self._checkpoints.tidy()
             found = self._checkpoints.read(checkpoint) if checkpoint else self._checkpoints.newest()
+            if checkpoint is None:
+                self._refuse_others()
+            self._run = (found[1].get("run") if found else None) or self._run
         found = self._ranks.broadcast(found)
         state: dict[str, Any] = found[1] if found else {"step": 0}
         if self._steps is not None and state["step"] > self._steps and not to_evaluate:
@@ -117,3 +123,14 @@ class RunState:
             if self._checkpoints.damaged:
                 self._metrics.note(damaged_checkpoints=sorted(self._checkpoints.damaged))
         return state["step"]
+
+    def _refuse_others(self) -> None:
+        """The newest one may be a copy out of another run's folder, whose weights would be taken for this run's."""
+        steps: dict[str, list[str]] = {}
+        for state in self._checkpoints.trainer_states():
+            if isinstance(state, dict) and isinstance(state.get("run"), str):
+                steps.setdefault(state["run"], []).append(str(state.get("step")))
+        if len(steps) > 1:
+            of_each = "; ".join(f"one has step {', '.join(some)}" for some in steps.values())
+            remedy = f"are of {len(steps)} runs: {of_each}; move those of other runs out of this folder"
+            raise UserError("checkpoints", self._checkpoints.path(0).parent, remedy)

@@ -90,6 +90,7 @@ class EngineBuilder:
             logs = self._folder.logs
             fleet = start_fleet(config.engine, self._model_files, dtype, raw, logs, variables=own, with_keys=True)
         fleet.notify = self._say
+        fleet.own_weights()
         fleet.check_tokens(self._hf.vocab_size)
         self._stack.callback(fleet.close)
         return fleet

@@ -53,6 +53,15 @@ def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "error: working folder = (removed): cd to a folder that exists\n")
 
 
+@pytest.mark.process
+def test_the_encoding_of_the_locale_does_not_matter(tmp_path: Path) -> None:
+    text = "name: läuf\nmodel: {path: π}\ndata: {source: 'task:cipher'}\n"
+    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+    ascii_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = shell("$OWPO config show -c run.yaml", tmp_path, **ascii_locale)
+    assert done.returncode == 0 and "name: läuf\n" in done.stdout and "path: π\n" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [

@@ -61,7 +61,7 @@ def resumed_at(owpo: Owpo | WarmRun) -> tuple[int, int]:
 
 def checkpoint(run_dir: Path, step: int) -> dict[str, Any]:
     """The trainer's part of a checkpoint: reference, cursor; without the copy of the metrics line."""
-    return without(json.loads((folder(run_dir, step) / "trainer.json").read_text()), "line")
+    return without(json.loads((folder(run_dir, step) / "trainer.json").read_text()), "line", "run")
 
 
 def folder(run_dir: Path, step: int) -> Path:

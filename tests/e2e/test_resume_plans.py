@@ -49,4 +49,6 @@ def test_a_killed_run_with_a_ledger_ends_in_the_same_bits(ranks: Ranks, small: d
 
 def ended(run_dir: Path) -> dict[str, Any]:
     """Part of the last checkpoint that the trainer writes, without the copy of the metrics line."""
-    return without(json.loads((run_dir / "checkpoints" / f"step_{STEPS:06d}" / "trainer.json").read_text()), "line")
+    return without(
+        json.loads((run_dir / "checkpoints" / f"step_{STEPS:06d}" / "trainer.json").read_text()), "line", "run"
+    )

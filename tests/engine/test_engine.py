@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from owpo_megatron.config import EngineConfig, SyncConfig
 from owpo_megatron.engine import EngineGone, Fleet, Server, start_fleet
+from owpo_megatron.engine.answers import FOREIGN_VERSION
 from owpo_megatron.engine.fleet import UrlEngine
 from owpo_megatron.errors import EngineError
 from owpo_megatron.sync import make_sync
@@ -234,6 +235,7 @@ class Fake:
     def __init__(self, name: str, gone: set[str]):
         self.url, self.incarnation = f"http://{name}", 0
         self.client, self.gone, self.restarts = self, gone, 0
+        self.version = 4
 
     def answer(self, question: str) -> None:
         if question in self.gone:
@@ -244,7 +246,7 @@ class Fake:
 
     def weight_version(self) -> int:
         self.answer("weight_version")
-        return 4
+        return self.version
 
     def restart(self) -> None:
         self.restarts += 1
@@ -265,6 +267,26 @@ def test_two_engines_that_die_together_come_back_together() -> None:
     fleet = Fleet(engines, EngineConfig(urls=["http://a", "http://b"], max_restarts=1), push)  # type: ignore[arg-type]
     assert fleet.revive() == 1
     assert [engine.restarts for engine in engines] == [1, 1] and len(pushes) == 2
+
+
+def test_weights_of_another_program_are_replaced_before_anything_is_drawn() -> None:
+    """Two runs on one server: whoever draws pushes its own weights first."""
+    engine, told = Fake("a", set()), []
+
+    def push() -> None:
+        engine.version = 4
+
+    fleet = Fleet([engine], EngineConfig(urls=["http://a"]), push)  # type: ignore[list-item]
+    fleet.notify = told.append
+    fleet._make_agree()
+    assert not told
+    engine.version = FOREIGN_VERSION
+    fleet._make_agree()
+    assert engine.version == 4 and "another program has loaded weights" in told[0]
+    fleet.on_restart = lambda: None
+    engine.version = FOREIGN_VERSION
+    with pytest.raises(EngineError, match="different weight versions"):
+        fleet._make_agree()
 
 
 @pytest.mark.parametrize("question", ["weight_version", "update"])

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from owpo_megatron.config import EngineConfig
-from owpo_megatron.engine.answers import UNKNOWN_VERSION, BadAnswer, Expected, read_answer, read_answers
+from owpo_megatron.engine.answers import (
+    UNKNOWN_VERSION,
+    BadAnswer,
+    Expected,
+    read_answer,
+    read_answers,
+    version_name,
+)
 from owpo_megatron.engine.command import command_line, environment, server_arguments
 from owpo_megatron.engine.generate_body import generate_body
 from owpo_megatron.engine.generation import samples_per_post
@@ -122,6 +129,24 @@ def test_answers_that_cannot_be_right(name: str) -> None:
     meta, complaint = WRONG[name]
     expected = Expected(vocab_size=12, version=8)
     read_answer(answer(), SampleRequest(PROMPT, 1), Sampling(2), expected)
+    with pytest.raises(BadAnswer, match=complaint):
+        read_answer(answer(**meta), SampleRequest(PROMPT, 1), Sampling(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("meta", "complaint"),
+    [
+        ({"weight_versions": None, "weight_version": "8-you"}, "weights that another program loaded"),
+        ({"weight_versions": None, "weight_version": "8"}, "weights -1, though 8 were pushed"),
+        ({"weight_versions": [{"version": "7-you", "start": 0, "end": 1}, {"version": "8-me", "start": 1, "end": 2}]},
+         "weights that another program loaded"),
+    ],
+)  # fmt: skip
+def test_weights_of_another_owner_are_refused(meta: dict[str, Any], complaint: str) -> None:
+    """Two runs at the same step on one server, whose weights have the same number."""
+    expected = Expected(version=8, owner="me")
+    right = answer(weight_versions=None, weight_version=version_name(8, "me"))
+    assert read_answer(right, SampleRequest(PROMPT, 1), Sampling(2), expected).policy_version == 8
     with pytest.raises(BadAnswer, match=complaint):
         read_answer(answer(**meta), SampleRequest(PROMPT, 1), Sampling(2), expected)
 

@@ -93,7 +93,7 @@ _SHOWN = {
     "id too large": "token id 999999",
     "id negative": "token id -5",
     "abort": "finish reason 'abort'",
-    "stale": r"weights -7, though \d+ were pushed",
+    "stale": r"though \d+ were pushed",
     "version foo": r"though \d+ were pushed",
     "one missing": "answers to",
     "another object": r"\{'foo': 1\}",

@@ -57,7 +57,8 @@ def asked_to_stop(trial: Trial) -> None:
 def two_runs_in_one_folder(trial: Trial) -> None:
     first = trial.start("optimizer.steps=120", "rollout.max_rounds=1")
     first.wait_until(lambda: (trial.run_dir / ".lock").exists(), "the lock")
-    trial.train().refused("another owpo command works in this folder", code=2)
+    fresh = trial.rng.choice([[], ["--fresh"]])  # moved aside, the first would go on under its old name
+    trial.train(*fresh).refused("another owpo command works in this folder", code=2)
     first.kill()
 
 
