@@ -1,6 +1,7 @@
 """Errors that a user can fix, each in one line: the field, its value and the remedy."""
 
 import errno
+import os
 
 LONGEST_VALUE = 400  # characters of a value that a message shows
 
@@ -67,7 +68,7 @@ LIMITS = {
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
 }
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")  # torch's words on CPUs and GPUs
-_NO_THREADS = ("can't start new thread", "Resource temporarily unavailable")
+_NO_THREADS = "can't start new thread"  # Python's words
 
 
 def one_line(error: BaseException) -> str:
@@ -97,6 +98,9 @@ def one_line(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, MemoryError) or any(sign in reason for sign in _NO_MEMORY):
         return f"out of memory{': ' if reason else ''}{reason}; lower optimizer.tokens_per_microbatch, or free memory"
-    if any(sign in reason for sign in _NO_THREADS):
+    if _NO_THREADS in reason:
         return f"{reason}: {LIMITS[errno.EAGAIN]}"
+    for number, remedy in LIMITS.items():  # in the text of an error of C++, as gloo's
+        if os.strerror(number) in reason:
+            return f"{os.strerror(number)}: {remedy}"
     return f"{type(error).__name__}: {reason}"

@@ -111,14 +111,18 @@ class Results:
         write_whole(self.problems_file, "".join(lines))
         self.scores = {**scores, "settings": self._identity}
         write_whole(self.scores_file, json.dumps(self.scores, indent=1) + "\n")
-        self._part.unlink()
+        self._part.unlink(missing_ok=True)  # another command with the same settings may have been as fast
         return self.scores
 
     def _finished(self) -> dict[str, Any] | None:
         if not self.scores_file.is_file():
             return None
-        scores = json.loads(self.scores_file.read_text())
-        self._check(self.scores_file, scores["settings"])
+        try:
+            scores = json.loads(self.scores_file.read_text(errors="replace"))
+            settings = dict(scores["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(self.scores_file) from error
+        self._check(self.scores_file, settings)
         return scores
 
     def _open_part(self) -> None:
@@ -128,13 +132,27 @@ class Results:
         if len(lines) < 2:  # no sample yet: start over, whatever its settings
             write_whole(self._part, json.dumps({"settings": self._identity}) + "\n")
             return
-        write_whole(self._part, b"".join(lines).decode())
-        self._check(self._part, json.loads(lines[0])["settings"])
+        try:
+            settings = dict(json.loads(lines[0])["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(self._part) from error
+        self._check(self._part, settings)
+        whole = []
         for text in lines[1:]:
-            line = json.loads(text)
-            ids = tuple(line["ids"]) if "ids" in line else None
-            problem, sibling = line["at"]
-            self._take(problem, sibling, Draw(line["reason"], line["length"], line["truncated"], ids))
+            try:
+                line = json.loads(text)
+                ids = tuple(line["ids"]) if "ids" in line else None
+                problem, sibling = line["at"]
+                draw = Draw(line["reason"], line["length"], line["truncated"], ids)
+            except (ValueError, KeyError, TypeError):
+                continue  # what a disk made of a line; its sample is drawn again
+            if (problem, sibling) not in self:  # two commands at once draw the same samples
+                self._take(problem, sibling, draw)
+                whole.append(text)
+        write_whole(self._part, b"".join(lines[:1] + whole))
+
+    def _damaged(self, file: Path) -> UserError:
+        return UserError("results", file, "is cut short or overwritten; give --fresh to draw anew, or another --out")
 
     def _take(self, problem: int, sibling: int, draw: Draw) -> None:
         self._draws[problem, sibling] = draw

@@ -114,7 +114,7 @@ def read_rows(folder: Path, step: int) -> list[SampleRow]:
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         try:
             rows.append(SampleRow(**json.loads(line)))
         except (ValueError, TypeError) as error:

@@ -68,6 +68,7 @@ def test_the_encoding_of_the_locale_does_not_matter(tmp_path: Path) -> None:
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files: raise the limit of open files"),
         (OSError(errno.EFBIG, "File too large", "a/b"), "a/b: File too large: raise the limit of file sizes"),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "Resource .*: raise the limit"),
+        (RuntimeError("[enforce fail at tcp/device.cc] rv != -1. Too many open files"), "Too many open files: raise"),
         (RuntimeError("can't start new thread"), "can't start new thread: raise the limit of processes"),
         (MemoryError(), "out of memory; lower optimizer.tokens_per_microbatch"),
         (

@@ -183,3 +183,24 @@ def test_grading_goes_on_while_the_engine_draws(ready: PreparedSet, tmp_path: Pa
 
     evaluate(ready, Watching(respond), tmp_path)
     assert seen[-1] > 0 and seen == sorted(seen)
+
+
+def test_damaged_results_are_drawn_again_or_named(ready: PreparedSet, tmp_path: Path) -> None:
+    """Lines that a disk lost, a sample twice, as two commands at once write it, and scores that are cut short."""
+    scores = evaluate(ready, FakeEngine(respond), tmp_path / "straight")
+    settings = identity(ready, "weights", 40, 9)
+    sample = {"at": [1, 2], "reason": "ok", "length": 3, "truncated": False, "ids": [1, 2, 3]}
+    part = tmp_path / "again" / "mine.part.jsonl"
+    part.parent.mkdir()
+    lines = [json.dumps({"settings": settings}), json.dumps(sample), json.dumps(sample), "\0\0\0", '{"at": [1]}', "[3]"]
+    part.write_text("".join(line + "\n" for line in lines))
+    found = Results(part.parent, "mine", settings, keep_responses=True)
+    assert (len(found), found.right) == (1, 1) and len(part.read_text().splitlines()) == 2
+    part.write_text(f"{lines[0]}\n\0\0\n")
+    again = evaluate(ready, FakeEngine(respond), part.parent)
+    assert again | {"last_call": None} == scores | {"last_call": None}
+    for file, content in ((part, "\xff\n" + lines[1] + "\n"), (part.with_name("mine.json"), '{"pass@1": 0.')):
+        part.with_name("mine.json").unlink(missing_ok=True)
+        file.write_text(content)
+        with pytest.raises(UserError, match=r"results = .* is cut short or overwritten; give --fresh"):
+            evaluate(ready, FakeEngine(respond), part.parent)
