@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from typing import Any
 from owpo_megatron.api.train import train
 from owpo_megatron.config import Config
 from owpo_megatron.errors import RunError, UserError
+from owpo_megatron.run.files import locked
 from owpo_megatron.run.layout import RunFolder, step_name, whole_steps
+from owpo_megatron.run.metrics import lines_in
 
 FIELDS = ("loss", "grad_norm", "weights")
 ROUNDING, TINY = 1e-5, 1e-6  # relative, absolute
@@ -79,10 +83,11 @@ class _StopAt:
 def replay(run: RunFolder, step: int) -> Replay:
     """Train from the checkpoint before this step up to it, on the run's rollouts, in RUN/replay (removed afterwards).
 
-    The rest of the run folder is only read.
+    The rest of the run folder is only read; where it is read-only, a temporary folder takes the place of RUN/replay.
 
     Raises:
-        UserError: no configuration, no rollouts of a step, or a method that needs the run's evaluations.
+        UserError: no configuration, no rollouts of a step, a method that needs the run's evaluations, or another replay
+            of this run.
     """
     if not run.config.is_file():
         raise UserError("run folder", run.path, "has no config.yaml; name the folder of a run")
@@ -93,9 +98,7 @@ def replay(run: RunFolder, step: int) -> Replay:
     logged = _line(run, step)
     start = max((one for one in whole_steps(run.checkpoints) if one < step), default=0)
     rollouts = config.rollout.replay or _rollouts(run, range(start + 1, step + 1))
-    scratch = RunFolder(run.path / "replay")
-    shutil.rmtree(scratch.path, ignore_errors=True)
-    try:
+    with _scratch(run) as scratch:
         if start:
             name = step_name(start)
             shutil.copytree(run.checkpoints / name, scratch.checkpoints / name, copy_function=_link)
@@ -107,8 +110,21 @@ def replay(run: RunFolder, step: int) -> Replay:
         exact = "weights" in logged and logged["weights"] == stop.line.get("weights")
         fields = tuple(Replayed(name, logged.get(name), stop.line.get(name), exact) for name in FIELDS)
         return Replay(step, start, fields, failure)
-    finally:
+
+
+@contextmanager
+def _scratch(run: RunFolder) -> Iterator[RunFolder]:
+    with ExitStack() as stack:
+        place = run.path
+        if not os.access(place, os.W_OK):  # another user's run, or a read-only disk
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="owpo-replay-")))
+        scratch = RunFolder(place / "replay")
+        if scratch.lock.is_file() and stack.enter_context(locked(scratch.lock)) is None:
+            remedy = "another owpo replay of this run works there; wait for it"
+            raise UserError("run folder", scratch.path, remedy)
         shutil.rmtree(scratch.path, ignore_errors=True)
+        stack.callback(shutil.rmtree, scratch.path, ignore_errors=True)
+        yield scratch
 
 
 def _line(run: RunFolder, step: int) -> dict[str, Any]:
@@ -117,8 +133,7 @@ def _line(run: RunFolder, step: int) -> dict[str, Any]:
     Raises:
         UserError: the run has not come to it.
     """
-    texts = run.metrics.read_text().splitlines() if run.metrics.is_file() else []
-    lines = {line["step"]: line for line in map(json.loads, texts) if "seconds" in line}
+    lines = {line["step"]: line for line in lines_in(run.metrics) if "seconds" in line}
     last = max(lines, default=0)
     if not 1 <= step <= last + 1:
         raise UserError("--step", step, f"the run has done {last} steps; give one of them, or the one that failed")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from owpo_megatron.api.replay import Replay, Replayed, replay
+from owpo_megatron.api.replay import Replay, Replayed, _scratch, replay
 from owpo_megatron.errors import UserError
+from owpo_megatron.run.files import locked
 from owpo_megatron.run.layout import RunFolder
 
 
@@ -50,7 +52,7 @@ def test_what_cannot_be_replayed(tmp_path: Path) -> None:
     run.path.mkdir()
     settings = {"model": {"path": "m"}, "data": {"source": "task:cipher"}}
     run.config.write_text(json.dumps(settings))
-    run.metrics.write_text('{"step": 1, "seconds": {}}\n')
+    run.metrics.write_text('{"step": 1, "seconds": {}}\n\0\0\n')
     with pytest.raises(UserError, match="--step = 5: the run has done 1 steps"):
         replay(run, 5)
     with pytest.raises(UserError, match="--step = 1: step 1 has no rollouts"):
@@ -60,3 +62,23 @@ def test_what_cannot_be_replayed(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="swaps depend on evaluations"):
         replay(run, 1)
+
+
+def test_a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leftovers of a killed replay go; one that works is left alone; a read-only run is replayed elsewhere."""
+    run = RunFolder(tmp_path)
+    left = tmp_path / "replay" / "left"
+    left.parent.mkdir()
+    left.touch()
+    with _scratch(run) as scratch:
+        assert scratch.path == tmp_path / "replay" and not left.exists()
+        scratch.path.mkdir()
+        with locked(scratch.lock), pytest.raises(UserError, match="another owpo replay of this run"), _scratch(run):
+            pass
+        assert scratch.lock.exists()
+    assert not scratch.path.exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with _scratch(run) as scratch:
+        scratch.path.mkdir()
+        assert not scratch.path.is_relative_to(tmp_path)
+    assert not scratch.path.parent.exists() and list(tmp_path.iterdir()) == []
