@@ -44,6 +44,8 @@ def serve(connection: socket.socket, stderr: int, rules: Mapping[str, Any], memo
             detail = f"{type(error).__name__}: {error}"[:500]
             print(f"verifier rule for {item.domain!r} raised {detail}", file=sys.stderr, flush=True)
             found = "crashed"
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            signal.setitimer(timer, 0)  # a rule's own time limit that it forgot would end the next item
         if os.getpid() != own:
             os._exit(0)  # the rule forked, and its child came back, too
         connection.sendall(told(number=number, nonce=nonce, verdict=plain(found), detail=detail))

@@ -149,6 +149,19 @@ def rule_leaves_processes(trial: Trial) -> None:
             time.sleep(0.02)
 
 
+@fault("a rule leaves a timer behind", promise=OWN, by=("part",), quick=True)
+def rule_leaves_a_timer(trial: Trial) -> None:
+    """A time limit that the rule set for itself, and forgot: the items after it are graded as they must be."""
+    with pool(1) as one:
+        expect(
+            grade(one, f"alarm {trial.rng.uniform(0.1, 0.3):.2f}", "sleep 0.5", "wrong", "fine"),
+            "ok",
+            "ok",
+            "wrong",
+            "ok",
+        )
+
+
 @fault("a process that a rule left answers for another item", promise=OWN, by=("part",))
 def stray_answers(trial: Trial) -> None:
     """The rule forks and both return; a child writes `ok` for the next numbers; a child reads the next item."""
