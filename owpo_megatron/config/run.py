@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -54,9 +54,26 @@ class ParallelConfig(Section):
     """Sequence parallelism inside the tensor-parallel group (needs tp > 1)."""
     ep: int = Field(1, gt=0)
     """Expert parallelism: distribute a layer's experts over data- and context-parallel ranks; must divide dp x cp."""
+    etp: int | None = Field(None, gt=0)
+    """Ranks that share each expert's matrices; null: all tp ranks. With fewer, a divisor of tp, experts are spread over
+    the tensor-parallel ranks as well: etp x ep must divide tp x cp x dp. Whole experts (1) have larger matrix products."""
     overlap: bool = False
     """Reduce gradients over the ranks with the same parameters while the last backward of an update goes on. The gather
     of parameters after the step is never overlapped: the reference's slot changes which memory they are in."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that are computed again in the backward instead of kept. `selective`: those inside attention, or of
+    `megatron.recompute_modules`; `full`: all but each layer's input, which costs one forward pass per update. For less
+    than all layers use megatron-core's `megatron.recompute_granularity`, `recompute_method` and `recompute_num_layers`
+    instead."""
+
+    @property
+    def recompute_fields(self) -> dict[str, Any]:
+        """Return `recompute` as fields of megatron-core's TransformerConfig."""
+        if self.recompute == "none":
+            return {}
+        layers = {"recompute_method": "uniform", "recompute_num_layers": 1} if self.recompute == "full" else {}
+        return {"recompute_granularity": self.recompute, **layers}
 
     @property
     def world_size(self) -> int:
@@ -66,6 +83,16 @@ class ParallelConfig(Section):
     def copies(self) -> int:
         """Ranks that hold the same dense parameters, and share their optimizer."""
         return self.dp * self.cp
+
+    @property
+    def expert_tp(self) -> int:
+        """Ranks that share each expert's matrices."""
+        return self.etp or self.tp
+
+    @property
+    def expert_copies(self) -> int:
+        """Ranks that hold the same parameters of experts, and share their optimizer."""
+        return self.tp * self.copies // (self.expert_tp * self.ep)
 
     @property
     def sizes(self) -> str:
@@ -131,6 +158,11 @@ class Config(Section):
     """Raw server arguments of SGLang: `mem_fraction_static: 0.8` becomes `--mem-fraction-static 0.8`."""
 
     @property
+    def recomputation(self) -> dict[str, Any]:
+        """Return the raw fields of megatron-core with those of `parallel.recompute`."""
+        return self.megatron | self.parallel.recompute_fields
+
+    @property
     def run_dir(self) -> Path:
         return self.runs_dir / self.name
 
@@ -147,9 +179,26 @@ class Config(Section):
         par, opt, roll = self.parallel, self.optimizer, self.rollout
         if par.sp and par.tp == 1:
             raise UserError("parallel.sp", True, "sequence parallelism needs parallel.tp > 1; set sp false or raise tp")
-        if par.copies % par.ep:
+        if par.tp % par.expert_tp:
+            raise UserError(
+                "parallel.etp", par.etp, f"must divide parallel.tp = {par.tp}; leave it out for all of them"
+            )
+        if par.expert_tp < par.tp and par.ep == 1:
+            remedy = (
+                "megatron-core 0.16.1 does not reduce such experts' gradients over the tp ranks; set parallel.ep > 1"
+            )
+            raise UserError("parallel.etp", par.etp, f"{remedy}, or leave it out")
+        if par.expert_tp < par.tp and par.tp * par.copies % (par.expert_tp * par.ep):
+            most = par.tp * par.copies // par.expert_tp
+            remedy = f"must divide parallel.tp * dp * cp / etp = {most}, whose ranks hold the experts"
+            raise UserError("parallel.ep", par.ep, remedy)
+        if par.expert_tp == par.tp and par.copies % par.ep:
             ranks = f"parallel.dp = {par.dp}" if par.cp == 1 else f"parallel.dp * cp = {par.copies}"
             raise UserError("parallel.ep", par.ep, f"must divide {ranks}, whose ranks hold the experts")
+        for name in par.recompute_fields:
+            if self.megatron.get(name) is not None:
+                remedy = f"parallel.recompute = {par.recompute} sets it; leave one of the two out"
+                raise UserError(f"megatron.{name}", self.megatron[name], remedy)
         if par.vpp and par.pp == 1:
             raise UserError("parallel.vpp", par.vpp, "virtual stages need parallel.pp > 1; leave vpp out")
         if roll.prompts_per_step % opt.updates_per_step:

@@ -63,17 +63,18 @@ def check_parallel(model: HFModel, parallel: ParallelConfig) -> None:
     """Refuse parallel sizes that do not fit the model.
 
     Raises:
-        UserError: naming parallel.tp, cp, pp, vpp, ep or sp, with the values that fit.
+        UserError: naming parallel.tp, cp, pp, vpp, ep, etp or sp, with the values that fit.
     """
     heads, kv_heads = model.attention.num_heads, model.attention.num_kv_heads
-    ffn_sizes = dict.fromkeys(model.mlp.split_sizes)
+    whole = model.experts is not None and parallel.expert_tp < parallel.tp
+    ffn_sizes = dict.fromkeys(model.mlp.split_sizes[whole:])  # an expert's comes first
     common = math.gcd(heads, kv_heads, *ffn_sizes)
     if common % parallel.tp:
         raise UserError(
             "parallel.tp",
             parallel.tp,
-            f"must divide the model's {heads} attention heads, {kv_heads} key-value heads and "
-            f"ffn size {', '.join(map(str, ffn_sizes))}; use one of {_divisors(common)}",
+            f"must divide the model's {heads} attention heads, {kv_heads} key-value heads"
+            f"{' and ffn size ' * bool(ffn_sizes)}{', '.join(map(str, ffn_sizes))}; use one of {_divisors(common)}",
         )
     if model.delta and parallel.tp > 1:
         remedy = f"{model.family_name}'s delta nets are not split over tensor-parallel ranks; use 1"
@@ -133,8 +134,9 @@ def padded_vocab_size(vocab_size: int, tp: int) -> int:
 
 def _check_experts(model: HFModel, parallel: ParallelConfig) -> None:
     if model.experts is None:
-        if parallel.ep > 1:
-            raise UserError("parallel.ep", parallel.ep, f"{model.family_name} has no experts; leave it out")
+        for name, value in (("ep", parallel.ep if parallel.ep > 1 else None), ("etp", parallel.etp)):
+            if value is not None:
+                raise UserError(f"parallel.{name}", value, f"{model.family_name} has no experts; leave it out")
         return
     if model.num_experts % parallel.ep:
         raise UserError(
@@ -142,6 +144,10 @@ def _check_experts(model: HFModel, parallel: ParallelConfig) -> None:
             parallel.ep,
             f"must divide the model's {model.num_experts} experts; use one of {_divisors(model.num_experts)}",
         )
+    if model.experts.ffn_size % parallel.expert_tp:
+        fitting = _divisors(math.gcd(model.experts.ffn_size, parallel.tp))
+        remedy = f"must divide the experts' ffn size {model.experts.ffn_size}; use one of {fitting}"
+        raise UserError("parallel.etp", parallel.expert_tp, remedy)
     if parallel.tp > 1 and not parallel.sp:
         raise UserError("parallel.sp", False, "megatron-core trains experts at tp > 1 with sp only; set it true")
 

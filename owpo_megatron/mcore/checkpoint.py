@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.mcore import cpu
+from owpo_megatron.mcore.optimizer import distributed_optimizers
 from owpo_megatron.mcore.sharded_files import StoredState, global_shapes
 from owpo_megatron.mcore.slots import ParameterSlots
 
@@ -73,6 +74,7 @@ def load_training_state(
     """
     metadata = _metadata()
     _check_fits(path, chunks, metadata)
+    _check_optimizers(path, optimizer)
     if aliased or not slots.keeps_reference:
         slots.swap()  # drop a separate reference that was loaded from `reference.path` at the start
     else:
@@ -169,6 +171,17 @@ def _check_fits(path: Path, chunks: list[Any], metadata: dict[str, Any]) -> None
         torch.distributed.all_gather_object(stages, own, group=parallel_state.get_pipeline_model_parallel_group())
     wanted = {key: shape for stage in stages for key, shape in stage.items()}
     StoredState(path).check_shapes(wanted, "model.", model.true_vocab_size, model.share_embeddings_and_output_weights)
+
+
+def _check_optimizers(path: Path, optimizer: MegatronOptimizer) -> None:
+    """Refuse another number of optimizers: with ep above 1 experts have one of their own, under keys of its own."""
+    stored = any(key.startswith("chained_") for key in StoredState(path).keys())
+    if stored != (len(distributed_optimizers(optimizer)) > 1):
+        remedy = (
+            f"{path} was saved with parallel.ep {'above' if stored else 'of'} 1, and the optimizer's state can be loaded "
+            "only by such a run; resume with that, or start another from its weights (model.path)"
+        )
+        raise UserError("parallel.ep", parallel_state.get_expert_model_parallel_world_size(), remedy)
 
 
 def _metadata() -> dict[str, Any]:

@@ -172,6 +172,10 @@ class StoredState:
         """Time of writing the table of contents, in ns."""
         return (self._path / ".metadata").stat().st_mtime_ns
 
+    def keys(self) -> Iterable[str]:
+        """Return the names of all tensors."""
+        return self._tensors.keys()
+
     def dtype(self, key: str) -> torch.dtype:
         """Return the dtype of one tensor. Raises KeyError if there is none of that name."""
         return self._tensors[key].properties.dtype

@@ -98,6 +98,8 @@ def transformer_config(
         fields |= dict(num_layers_in_first_pipeline_stage=stages[0], num_layers_in_last_pipeline_stage=stages[-1])
     if hf.experts:
         fields |= _expert_fields(parallel)
+    raw = {name: value for name, value in raw.items() if value is not None or name not in parallel.recompute_fields}
+    raw = raw | parallel.recompute_fields
     raw = raw | fp8_fields(raw, hf.experts is not None)
     if hf.experts and raw.get("fp8") and not HAVE_TRANSFORMER_ENGINE:
         remedy = "with experts megatron-core asks for the version of Transformer Engine, which is not installed here"
@@ -147,17 +149,16 @@ def _refuse_recomputation_without_te(raw: dict[str, Any]) -> None:
 
 
 def _expert_fields(parallel: ParallelConfig) -> dict[str, Any]:
-    if cpu.on_cpu() and parallel.tp > 1 and parallel.ep > 1:
-        remedy = (
-            "with parallel.tp > 1 experts' tokens are gathered in unequal parts, which gloo does not support: CUDA only"
-        )
+    if cpu.on_cpu() and parallel.expert_tp > 1 and parallel.ep > 1:
+        remedy = "ranks that share an expert gather unequal numbers of tokens, which gloo cannot: CUDA only"
+        if parallel.etp is None:
+            remedy += ", or set parallel.etp 1"
         raise UserError("parallel.ep", parallel.ep, remedy)
     return dict(
         moe_grouped_gemm=_uses_transformer_engine(),
         expert_model_parallel_size=parallel.ep,
-        # shard experts over the tensor-parallel ranks like a dense MLP; otherwise megatron-core 0.16.1 does not reduce
-        # their gradients at ep = 1
-        expert_tensor_parallel_size=parallel.tp,
+        # at ep = 1 that is tp: megatron-core 0.16.1 would not reduce the gradients of whole experts
+        expert_tensor_parallel_size=parallel.expert_tp,
     )
 
 

@@ -42,10 +42,14 @@ class Topology:
     dp_rank: int
     dp_size: int
     context: Context
-    ep_rank: int  # copy_rank % ep_size: those with the same one hold the same experts
+    ep_rank: int  # those with the same one hold the same experts
     ep_size: int
+    etp_rank: int  # which part of its experts' matrices a rank has
+    etp_size: int
+    expert_copy_rank: int  # among the ranks with the same parts of the same experts
     vpp_size: int | None
     tp_group: dist.ProcessGroup
+    etp_group: dist.ProcessGroup
     pp_group: dist.ProcessGroup
     copies_group: dist.ProcessGroup  # ranks with the same dense parameters: dp and cp together
     control_group: dist.ProcessGroup  # gloo over all ranks: small objects, never tensors of the model
@@ -114,7 +118,7 @@ def init_topology(parallel: ParallelConfig, seed: int, watched_seconds: float = 
         virtual_pipeline_model_parallel_size=parallel.vpp,
         context_parallel_size=parallel.cp,
         expert_model_parallel_size=parallel.ep,
-        expert_tensor_parallel_size=parallel.tp,
+        expert_tensor_parallel_size=parallel.expert_tp,
         distributed_timeout_minutes=math.ceil(tensor_timeout(watched_seconds) / timedelta(minutes=1)),
     )
     # Weights come from a checkpoint and nothing is dropped out: the tracker that forks no CUDA generator is enough.
@@ -133,8 +137,12 @@ def init_topology(parallel: ParallelConfig, seed: int, watched_seconds: float = 
         ),
         ep_rank=parallel_state.get_expert_model_parallel_rank(),
         ep_size=parallel.ep,
+        etp_rank=parallel_state.get_expert_tensor_parallel_rank(),
+        etp_size=parallel.expert_tp,
+        expert_copy_rank=parallel_state.get_expert_data_parallel_rank(),
         vpp_size=parallel.vpp,
         tp_group=parallel_state.get_tensor_model_parallel_group(),
+        etp_group=parallel_state.get_expert_tensor_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         copies_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
         control_group=dist.new_group(

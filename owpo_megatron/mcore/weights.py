@@ -41,7 +41,10 @@ def load_model_weights(path: Path, chunks: list[Any], hf: HFModel, topology: Top
         reader = HFReader(path)
         check_weights(hf, reader)
         for name, param in named_shards(chunks):
-            param.copy_(to_megatron(hf, name, reader, tp_rank=topology.tp_rank, tp_size=topology.tp_size))
+            rank, size = (topology.tp_rank, topology.tp_size)
+            if is_expert(name):
+                rank, size = (topology.etp_rank, topology.etp_size)
+            param.copy_(to_megatron(hf, name, reader, tp_rank=rank, tp_size=size))
     for name, value in named_shards(chunks):
         if again and name in constants and not torch.equal(value, constants[name]):
             remedy = f"its {name} differs from the loaded one; policy, reference and teachers share it"
@@ -83,11 +86,10 @@ def gathered_weights(chunks: list[Any], topology: Topology) -> Iterator[tuple[st
     """
     mine = [(name, tuple(param.shape), param.dtype) for name, param in named_shards(chunks)]
     params = dict(named_shards(chunks))
-    place = (topology.pp_rank, topology.copy_rank)
-    everywhere = enumerate(topology.all_gather((place, mine)))
-    catalogue = {at: (rank, names) for rank, (at, names) in reversed(list(everywhere))}  # lowest rank at each place
+    everywhere = topology.all_gather((topology.pp_rank, topology.ep_rank, mine))
+    # the lowest rank at each place owns it: the first of its tensor-parallel group, and of its experts'
+    catalogue = {(stage, ep): (rank, names) for rank, (stage, ep, names) in reversed(list(enumerate(everywhere)))}
     for stage in range(topology.pp_size):
-        # copy i < ep_size has ep rank i; the owner is its tensor-parallel rank 0
         for number in range(len(catalogue[stage, 0][1])):
             for ep_rank in range(topology.ep_size):
                 owner, names = catalogue[stage, ep_rank]
@@ -95,10 +97,11 @@ def gathered_weights(chunks: list[Any], topology: Topology) -> Iterator[tuple[st
                 if ep_rank and not is_expert(name):
                     continue
                 shards = None
-                if place == (stage, ep_rank):
-                    shards = _all_gather(params[name].detach(), topology)
+                if stage == topology.pp_rank and _has_first_copy(name, ep_rank, topology):
+                    shards = _all_gather(name, params[name].detach(), topology)
                 if owner != 0:
-                    shards = _hand_to_main(shards, shape, dtype, owner, topology)
+                    like = torch.empty(shape, dtype=dtype, device="meta")
+                    shards = _hand_to_main(shards, like, _shard_group(name, topology)[1], owner, topology)
                 if topology.is_main:
                     assert shards is not None
                     yield name, shards
@@ -113,25 +116,40 @@ def _name_globally(parts: list[str], first_expert: int) -> None:
         parts[6] = f"{stem}{int(parts[6].removeprefix(stem)) + first_expert}"
 
 
-def _all_gather(local: torch.Tensor, topology: Topology) -> list[torch.Tensor]:
-    if topology.tp_size == 1:
+def _has_first_copy(name: str, ep_rank: int, topology: Topology) -> bool:
+    """Whether this rank's part of a parameter, of experts `ep_rank`, is the one that is gathered."""
+    if is_expert(name):
+        return (topology.ep_rank, topology.expert_copy_rank) == (ep_rank, 0)
+    return topology.copy_rank == 0
+
+
+def _shard_group(name: str, topology: Topology) -> tuple[dist.ProcessGroup, int]:
+    """The ranks among which a parameter is split, and how many they are."""
+    if is_expert(name):
+        return topology.etp_group, topology.etp_size
+    return topology.tp_group, topology.tp_size
+
+
+def _all_gather(name: str, local: torch.Tensor, topology: Topology) -> list[torch.Tensor]:
+    group, size = _shard_group(name, topology)
+    if size == 1:
         return [local]
-    shards = [torch.empty_like(local) for _ in range(topology.tp_size)]
-    dist.all_gather(shards, local.contiguous(), group=topology.tp_group)
+    shards = [torch.empty_like(local) for _ in range(size)]
+    dist.all_gather(shards, local.contiguous(), group=group)
     return shards
 
 
 def _hand_to_main(
-    shards: list[torch.Tensor] | None, shape: tuple[int, ...], dtype: torch.dtype, owner: int, topology: Topology
+    shards: list[torch.Tensor] | None, like: torch.Tensor, count: int, owner: int, topology: Topology
 ) -> list[torch.Tensor] | None:
-    """Send what global rank `owner` gathered to global rank 0."""
+    """Send what global rank `owner` gathered, `count` tensors like this one, to global rank 0."""
     if topology.rank == owner:
         assert shards is not None
         for shard in shards:
             dist.send(shard.contiguous(), dst=0)
         return None
     if topology.is_main:
-        received = [torch.empty(shape, dtype=dtype, device=cpu.device()) for _ in range(topology.tp_size)]
+        received = [torch.empty_like(like, device=cpu.device()) for _ in range(count)]
         for shard in received:
             dist.recv(shard, src=owner)
         return received

@@ -98,7 +98,7 @@ def generation_seconds(config: Config, model: HFModel, gpu_bytes: int, samples: 
 def training_seconds(config: Config, model: HFModel, samples: int, guess: Assumptions) -> float:
     """Seconds of a step's passes over its samples: updates, the old policy's, the reference's."""
     method = make_method(config.algorithm)
-    recomputes = config.megatron.get("recompute_granularity") == "full"
+    recomputes = config.recomputation.get("recompute_granularity") == "full"
     passes = float(FULL_RECOMPUTATION if recomputes else 3)
     if method.needs_old and config.optimizer.updates_per_step > 1:
         passes += 1

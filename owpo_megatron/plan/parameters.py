@@ -70,10 +70,10 @@ def _occurrences(model: HFModel, rule: Rule, layers: range) -> int:
 
 def _on_rank(model: HFModel, rule: Rule, parallel: ParallelConfig) -> int:
     """Elements of one such parameter on one tensor-parallel rank."""
-    total = 0
+    total, split = 0, parallel.expert_tp if rule.per_expert else parallel.tp
     for part in rule.hf:
         sizes = [model.size(size) for size in part.shape]
         if part.shape[0] == "vocab":
             sizes[0] = padded_vocab_size(model.vocab_size, parallel.tp)
-        total += math.prod(sizes) // (parallel.tp if rule.tp_dim is not None else 1)
+        total += math.prod(sizes) // (split if rule.tp_dim is not None else 1)
     return total

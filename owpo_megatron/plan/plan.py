@@ -19,8 +19,8 @@ from owpo_megatron.plan.parameters import whole_model
 from owpo_megatron.plan.trainer import TrainerMemory, trainer_memory
 
 OVERHEAD = 3 << 29  # 1.5 GiB: CUDA context, NCCL, cuBLAS workspaces, fragmentation. A guess
-RECOMPUTE = "megatron.recompute_granularity=full megatron.recompute_method=uniform megatron.recompute_num_layers=1"
-"""Overrides that recompute every layer's activations, as megatron-core accepts them."""
+RECOMPUTE = "parallel.recompute=full"
+"""Override that recomputes every layer's activations."""
 
 
 @dataclass(frozen=True)
@@ -109,5 +109,5 @@ def make_plan(config: Config, gpu_bytes: int, model: HFModel | None = None, cuda
     place = Job(config, workdir=config.runs_dir).engine_place
     engine = None if place == "none" else engine_memory(config, model, gpu_bytes)
     fullest = max(stages, key=lambda stage: stage.total)
-    recomputes = config.megatron.get("recompute_granularity") == "full"
+    recomputes = config.recomputation.get("recompute_granularity") == "full"
     return Plan(whole_model(model), gpu_bytes, fullest, stages, engine, place, full_length, recomputes)

@@ -62,8 +62,8 @@ def as_published(config: Config) -> Config:
     """The configuration's model in the published run's sizes: 4 GPUs share a sequence, engines have 4."""
     settings: dict[str, Any] = config.model_dump(exclude_unset=True) | {
         "algorithm": {"name": "dapo"},
-        "parallel": {"cp": 4},
-        "megatron": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+        "parallel": {"cp": 4, "recompute": "full"},
+        "megatron": {},
         "sglang": {"mem_fraction_static": 0.8},
     }
     for section, values in {

@@ -76,7 +76,7 @@ def _stage(config: Config, model: HFModel, cuda: bool, needs_reference: str, sta
 def _optimizer(config: Config, share: Share, weight: int) -> int:
     par = config.parallel
     each = MOMENTS + (MASTER if weight < 4 else 0)
-    return each * share.dense // par.copies + each * share.expert // (par.copies // par.ep)
+    return each * share.dense // par.copies + each * share.expert // par.expert_copies
 
 
 def _slots(config: Config, needs_reference: str) -> tuple[int, int]:
@@ -102,11 +102,11 @@ def activation_bytes(config: Config, model: HFModel, cuda: bool, stage: int = 0)
     weight = 4 if config.model.dtype == "float32" else 2
     layers = layers_of_stages(model.num_layers, par.pp)[stage]
     hidden = model.hidden_size // (par.tp if par.sp else 1)
-    one = layer_elements(model, par.tp, par.sp, cuda) * weight + _statistics(model, par.tp)
-    number = int(config.megatron.get("recompute_num_layers") or 1)
-    if config.megatron.get("recompute_granularity") != "full":
+    one = layer_elements(model, par.tp, par.sp, cuda, par.expert_tp) * weight + _statistics(model, par.tp)
+    number = int(config.recomputation.get("recompute_num_layers") or 1)
+    if config.recomputation.get("recompute_granularity") != "full":
         kept, again = layers * one, 0
-    elif config.megatron.get("recompute_method") == "block":
+    elif config.recomputation.get("recompute_method") == "block":
         # so many layers of each chunk are computed again, one by one; the others keep everything
         again_layers = min(number * (par.vpp or 1), layers)
         kept, again = again_layers * hidden * weight + (layers - again_layers) * one, one
@@ -118,7 +118,7 @@ def activation_bytes(config: Config, model: HFModel, cuda: bool, stage: int = 0)
     return int(tokens * (kept * in_flight + again + ends))
 
 
-def layer_elements(model: HFModel, tp: int, sp: bool, cuda: bool) -> int:
+def layer_elements(model: HFModel, tp: int, sp: bool, cuda: bool, etp: int | None = None) -> int:
     """Elements per token that one layer saves for its backward, of the weights' type.
 
     Transformer Engine: inputs and outputs of both norms (4 h), the fused q, k, v, what their norms and rope make of
@@ -127,7 +127,7 @@ def layer_elements(model: HFModel, tp: int, sp: bool, cuda: bool) -> int:
     """
     hidden = model.hidden_size // (tp if sp else 1)
     norms = (4 if cuda else 6) * hidden
-    return norms + attention_elements(model.attention, tp, cuda) + mlp_elements(model, tp, cuda)
+    return norms + attention_elements(model.attention, tp, cuda) + mlp_elements(model, tp, cuda, etp or tp)
 
 
 def attention_elements(attention: Attention | LatentAttention, tp: int, cuda: bool) -> int:
@@ -142,13 +142,14 @@ def attention_elements(attention: Attention | LatentAttention, tp: int, cuda: bo
     return (q + 2 * kv) + qk_norm + (q + kv) + q + (0 if cuda else q + 2 * kv + q)
 
 
-def mlp_elements(model: HFModel, tp: int, cuda: bool) -> int:
+def mlp_elements(model: HFModel, tp: int, cuda: bool, etp: int) -> int:
     """The same, of the MLP alone; where some layers have experts, those with them."""
     ffn, experts = 3 if cuda else 5, model.experts
     if experts is None:
         return ffn * model.mlp.split_sizes[0] // tp
-    # every chosen expert gets a copy of the token, and its answer is kept for the router's gradient
-    chosen = experts.router.chosen * (ffn * experts.ffn_size // tp + 2 * model.hidden_size)
+    # every chosen expert gets a copy of the token, and its answer is kept for the router's gradient; the ranks that
+    # share the expert all have both
+    chosen = experts.router.chosen * (ffn * experts.ffn_size // tp + 2 * model.hidden_size * etp // tp)
     shared = ffn * experts.shared.ffn_size // tp + model.hidden_size if experts.shared else 0
     return chosen + shared
 

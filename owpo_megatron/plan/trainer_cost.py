@@ -48,7 +48,7 @@ class TrainerCost:
         self.config, self.model, self.machine, self.gpus = config, model, machine, gpus
         self.dp = gpus // self._ranks
         self._matmul, self._attention = forward_flops(model)
-        recomputes = config.megatron.get("recompute_granularity") == "full"
+        recomputes = config.recomputation.get("recompute_granularity") == "full"
         self.update_passes = float(FULL_RECOMPUTATION if recomputes else 3)
         self._weight = 4 if config.model.dtype == "float32" else 2
 

@@ -122,4 +122,7 @@ class SlotReference:
     def _layout(self) -> list[int]:
         topology = self._policy.topology
         copies = topology.dp_size * topology.context.size
-        return [topology.tp_size, topology.pp_size, copies, topology.vpp_size or 1]
+        layout = [topology.tp_size, topology.pp_size, copies, topology.vpp_size or 1]
+        # where experts are distributed; left out where they are not, as checkpoints always had it
+        experts = [topology.ep_size, topology.etp_size]
+        return layout if experts == [1, topology.tp_size] else layout + experts

@@ -11,6 +11,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -341,6 +342,17 @@ def test_experts_and_parallel_sizes(folders):
         check_parallel(dense, ParallelConfig(dp=2, ep=2))
     with pytest.raises(UserError, match="parallel.sp = False: megatron-core trains experts at tp > 1 with sp only"):
         check_parallel(moe, ParallelConfig(tp=2))
+    check_parallel(moe, ParallelConfig(tp=2, sp=True, etp=1, ep=2))
+    with pytest.raises(UserError, match="parallel.etp = 1: qwen2 has no experts"):
+        check_parallel(dense, ParallelConfig(tp=2, etp=1))
+    for parallel, why in {
+        "{tp: 2, sp: true, etp: 4, dp: 2, ep: 2}": "parallel.etp = 4: must divide parallel.tp = 2",
+        "{tp: 2, sp: true, etp: 1}": "parallel.etp = 1: megatron-core 0.16.1 does not reduce .*; set parallel.ep > 1",
+        "{tp: 2, sp: true, etp: 1, ep: 4}": r"parallel.ep = 4: must divide parallel.tp \* dp \* cp / etp = 2",
+    }.items():
+        sections = {"model": {"path": "m"}, "data": {"source": "task:cipher"}, "parallel": yaml.safe_load(parallel)}
+        with pytest.raises(UserError, match=why):
+            Config.build(sections)
     with pytest.raises(UserError, match="parallel.ep = 2: must divide parallel.dp = 3"):
         Config.build({"model": {"path": "m"}, "data": {"source": "task:cipher"}, "parallel": {"dp": 3, "ep": 2}})
 

@@ -270,6 +270,17 @@ def test_raw_block_takes_recomputation(model: Path, raw: dict[str, Any]) -> None
         assert torch.equal(tensor, other), name
 
 
+def test_recomputation_has_one_place(model: Path) -> None:
+    """The field gives what the raw block gives; both at once are refused."""
+    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    assert config_with(model, {}, recompute="full") == config_with(model, full)
+    assert config_with(model, {"recompute_num_layers": None}, recompute="full") == config_with(model, full)
+    modules = config_with(model, {"recompute_modules": ["core_attn"]}, recompute="selective")
+    assert (modules.recompute_granularity, modules.recompute_num_layers) == ("selective", None)
+    with pytest.raises(UserError, match="megatron.recompute_num_layers = 2: parallel.recompute = full sets it; leave"):
+        make_config(model, parallel={"recompute": "full"}, megatron={"recompute_num_layers": 2})
+
+
 @pytest.mark.parametrize("parallel", [{"tp": 2}, {"pp": 2, "dp": 3}])
 def test_wrong_number_of_ranks(parallel: dict[str, int]) -> None:
     wanted = ParallelConfig(**parallel)

@@ -3,8 +3,9 @@
 Covered: log-probs, loss, gradient norm (before clipping, which acts), every parameter after three updates with warm-up;
 tied and untied embeddings, a vocabulary that needs padding, non-uniform advantages, samples that are not active, one
 that is masked, unequal packed lengths, a minibatch of one sample (empty microbatches on the other data-parallel rank);
-experts at ep 1 and 2; context parallelism alone and with tp, pp, vpp and ep.
-Not covered: bfloat16, CUDA, Transformer Engine's layers, tp > 2, experts at tp > 1 with ep > 1, several processes over
+experts at ep 1, 2 and 4, split and (etp 1) whole; context parallelism alone and with tp, pp, vpp and ep;
+recomputed activations.
+Not covered: bfloat16, CUDA, Transformer Engine's layers, tp > 2, experts that ranks share at ep > 1, several processes over
 a network.
 """
 
@@ -36,13 +37,19 @@ TWO_RANKS: list[dict[str, Any]] = [
     {"pp": 2},
     {"pp": 2, "vpp": 2},
 ]
-MORE: list[dict[str, Any]] = [{"cp": 2}, {"dp": 2, "overlap": True}]
+MORE: list[dict[str, Any]] = [
+    {"cp": 2},
+    {"dp": 2, "overlap": True},
+    {"tp": 2, "sp": True, "recompute": "full"},
+    {"pp": 2, "recompute": "selective"},
+]
 EXPERTS_ON_TWO_RANKS: list[dict[str, Any]] = [
     {"dp": 2, "ep": 2},
     {"cp": 2, "ep": 2},
     {"dp": 2},
     {"pp": 2},
     {"tp": 2, "sp": True},
+    {"tp": 2, "sp": True, "etp": 1, "ep": 2},
 ]
 FOUR_RANKS: dict[str, list[dict[str, Any]]] = {
     "qwen3": [
@@ -52,7 +59,12 @@ FOUR_RANKS: dict[str, list[dict[str, Any]]] = {
         {"cp": 2, "pp": 2},
     ],
     "qwen2": [{"tp": 2, "pp": 2, "vpp": 2}, {"pp": 2, "dp": 2}, {"cp": 2, "pp": 2, "vpp": 2}],
-    "qwen3_moe": [{"pp": 2, "dp": 2, "ep": 2, "overlap": True}],
+    "qwen3_moe": [
+        {"pp": 2, "dp": 2, "ep": 2, "overlap": True},
+        {"tp": 2, "sp": True, "dp": 2, "etp": 1, "ep": 2},
+        {"tp": 2, "sp": True, "dp": 2, "etp": 1, "ep": 4},
+        {"tp": 2, "sp": True, "pp": 2, "etp": 1, "ep": 2},
+    ],
 }
 TOLERANCE = 1e-5
 

@@ -26,7 +26,7 @@ def halves(model: HFModel) -> list[ParallelConfig]:
     if model.delta is None:
         layouts.append(ParallelConfig(tp=2, sp=True))
     if model.experts:
-        layouts.append(ParallelConfig(dp=2, ep=2))
+        layouts += [ParallelConfig(dp=2, ep=2), ParallelConfig(tp=2, sp=True, etp=1, ep=2)]
     for layout in layouts:
         check_parallel(model, layout)
     return layouts
@@ -49,7 +49,8 @@ def test_parameters_of_a_rank(family: str, tmp_path: Any) -> None:
         if layout.pp > 1:
             assert total == whole.total
         if layout.ep == 2:
-            assert (shares[0].dense, shares[0].expert) == (whole.dense, whole.expert // 2)
+            assert shares[0].expert == whole.expert // 2
+            assert (shares[0].dense == whole.dense) == (layout.tp == 1)
     plan = make_plan(config, 80 * GIB, cuda=False)
     assert plan.parameters == whole_model(model) and plan.problem is None
 

@@ -86,8 +86,10 @@ def test_stages_and_experts_divide_the_model(models: dict[str, Path]) -> None:
 
 def test_the_trainer_takes_what_the_plan_advises(qwen3_8b: Path) -> None:
     """The overrides of its remedy, word for word; and what megatron-core refuses, the plan refuses."""
-    advised = dict(override.removeprefix("megatron.").split("=") for override in RECOMPUTE_OVERRIDES.split())
-    assert RECOMPUTE == advised | {"recompute_num_layers": int(advised["recompute_num_layers"])}
+    name, value = RECOMPUTE_OVERRIDES.removeprefix("parallel.").split("=")
+    advised = large(qwen3_8b, parallel={"tp": 4, "dp": 2, "sp": True, name: value})
+    assert advised.recomputation == RECOMPUTE and make_plan(advised, 24 * GIB).recomputes
+    assert make_plan(advised, 80 * GIB) == make_plan(large(qwen3_8b, megatron=RECOMPUTE), 80 * GIB)
     problem = make_plan(large(qwen3_8b), 24 * GIB).problem
     assert problem is not None and RECOMPUTE_OVERRIDES in problem
     assert RECOMPUTE_OVERRIDES not in str(make_plan(large(qwen3_8b, megatron=RECOMPUTE), 24 * GIB).problem)

@@ -2,7 +2,7 @@
 
 Covered: every bit of every tensor after each load (gathered by named_weights) and after the export of what each layout
 saved; the first families in `make test`, one shape of every other family in `make test-extra`, all shapes in
-`make matrix`. Not covered: CUDA, Transformer Engine's grouped experts, tp > 1 with ep > 1, more than two ranks.
+`make matrix`. Not covered: CUDA, Transformer Engine's grouped experts, experts that ranks share at ep > 1, more than two ranks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": {"tied": True, "vocab_size": 5},
 }
 DENSE: list[dict[str, Any]] = [{"tp": 2}, {"pp": 2}]
-EXPERTS: list[dict[str, Any]] = [{"tp": 2, "sp": True}, {"dp": 2, "ep": 2}, {"pp": 2}, {"cp": 2, "ep": 2}]
+EXPERTS: list[dict[str, Any]] = [
+    {"tp": 2, "sp": True},
+    {"dp": 2, "ep": 2},
+    {"pp": 2},
+    {"tp": 2, "sp": True, "etp": 1, "ep": 2},
+    {"cp": 2, "ep": 2},
+]
 BFLOAT16 = {"qwen3", "mistral"}
 
 
@@ -93,6 +99,6 @@ def test_every_family_in_every_layout_of_two_ranks(
 ) -> None:
     """Weights are in bfloat16; a family's constants stay in float32."""
     case = converted(tmp_path, family, shape, torch.bfloat16)
-    case["layouts"] = [layout for layout in EXPERTS[:3] if fits(case["hf"], layout)]
+    case["layouts"] = [layout for layout in EXPERTS[:4] if fits(case["hf"], layout)]
     assert len(case["layouts"]) >= 1
     check(ranks.run(2, walk_all, [case])[0], [case])
