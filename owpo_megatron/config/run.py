@@ -56,11 +56,10 @@ class ParallelConfig(Section):
     """Expert parallelism: distribute a layer's experts over data- and context-parallel ranks; must divide dp x cp."""
     etp: int | None = Field(None, gt=0)
     """Ranks that share each expert's matrices; null: all tp ranks. With fewer, a divisor of tp, experts are spread over
-    the tensor-parallel ranks as well: etp x ep must divide tp x cp x dp. Whole experts (1) have larger matrix products."""
+    the tensor-parallel ranks as well: etp x ep must divide tp x cp x dp."""
     overlap: bool = False
     """Reduce gradients over the ranks with the same parameters while the last backward of an update goes on. The gather
     of parameters after the step is never overlapped: the reference's slot changes which memory they are in."""
-
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations that are computed again in the backward instead of kept. `selective`: those inside attention, or of
     `megatron.recompute_modules`; `full`: all but each layer's input, which costs one forward pass per update. For less

@@ -178,8 +178,8 @@ def _check_optimizers(path: Path, optimizer: MegatronOptimizer) -> None:
     stored = any(key.startswith("chained_") for key in StoredState(path).keys())
     if stored != (len(distributed_optimizers(optimizer)) > 1):
         remedy = (
-            f"{path} was saved with parallel.ep {'above' if stored else 'of'} 1, and the optimizer's state can be loaded "
-            "only by such a run; resume with that, or start another from its weights (model.path)"
+            f"{path} was saved with parallel.ep {'above' if stored else 'of'} 1, and the optimizer's state can be "
+            "loaded only by such a run; resume with that, or start another from its weights (model.path)"
         )
         raise UserError("parallel.ep", parallel_state.get_expert_model_parallel_world_size(), remedy)
 

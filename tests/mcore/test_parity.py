@@ -3,10 +3,10 @@
 Covered: log-probs, loss, gradient norm (before clipping, which acts), every parameter after three updates with warm-up;
 tied and untied embeddings, a vocabulary that needs padding, non-uniform advantages, samples that are not active, one
 that is masked, unequal packed lengths, a minibatch of one sample (empty microbatches on the other data-parallel rank);
-experts at ep 1, 2 and 4, split and (etp 1) whole; context parallelism alone and with tp, pp, vpp and ep;
-recomputed activations.
-Not covered: bfloat16, CUDA, Transformer Engine's layers, tp > 2, experts that ranks share at ep > 1, several processes over
-a network.
+experts at ep 1, 2 and 4, split and (etp 1) whole; context parallelism alone and with tp, pp, vpp and ep; recomputed
+activations.
+Not covered: bfloat16, CUDA, Transformer Engine's layers, tp > 2, experts that ranks share at ep > 1, several processes
+over a network.
 """
 
 from __future__ import annotations
