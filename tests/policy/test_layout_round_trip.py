@@ -2,8 +2,8 @@
 
 Covered: every bit of every tensor after each load (gathered by named_weights) and after the export of what each layout
 saved; the first families in `make test`, one shape of every other family in `make test-extra`, all shapes in
-`make matrix`. Not covered: CUDA, Transformer Engine's grouped experts, experts that ranks share at ep > 1, more than two
-ranks.
+`make matrix`. Not covered: CUDA, Transformer Engine's grouped experts, experts that ranks share at ep > 1, more than
+two ranks.
 """
 
 from __future__ import annotations
