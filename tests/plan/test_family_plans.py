@@ -26,7 +26,9 @@ def halves(model: HFModel) -> list[ParallelConfig]:
     if model.delta is None:
         layouts.append(ParallelConfig(tp=2, sp=True))
     if model.experts:
-        layouts += [ParallelConfig(dp=2, ep=2), ParallelConfig(tp=2, sp=True, etp=1, ep=2)]
+        layouts.append(ParallelConfig(dp=2, ep=2))
+    if model.experts and model.delta is None:
+        layouts.append(ParallelConfig(tp=2, sp=True, etp=1, ep=2))
     for layout in layouts:
         check_parallel(model, layout)
     return layouts
