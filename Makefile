@@ -18,7 +18,7 @@ TRITON := .venv/.triton
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test-fast test test-extra test-all matrix faults check docs nemo sinks peers agents slurm image image-gpu image-test clean
+.PHONY: help setup setup-gpu setup-gpu-kernels quickstart test-fast test test-extra test-all matrix faults check docs nemo sinks peers agents slurm image image-gpu image-test clean
 
 help:  ## this list
 	@echo "usage: make TARGET"
@@ -27,6 +27,14 @@ help:  ## this list
 setup:  ## make both environments: .venv (trainer) and .venv-engine (SGLang), CPU builds
 	@$(MAKE) --silent --no-print-directory -j2 $(TRAINER) $(ENGINE)
 	@echo "Both environments are ready."
+
+setup-gpu:  ## the same for NVIDIA GPUs: torch for CUDA 13, all of SGLang; Python 3.12 (docs/container.md)
+	@tools/make_env.sh trainer-gpu
+	@tools/make_env.sh engine-gpu
+	@echo "Both environments are ready. make setup-gpu-kernels adds Transformer Engine and apex."
+
+setup-gpu-kernels:  ## compile Transformer Engine and apex into .venv; needs nvcc, takes about an hour
+	@tools/make_env.sh trainer-kernels
 
 $(TRAINER): requirements/trainer-cpu.txt setup.py tools/make_env.sh
 	@tools/make_env.sh trainer

@@ -4,7 +4,7 @@
 on such a tensor counts as a kernel, unless it makes a view; every read of one on the host as a synchronisation, with
 file and line; every storage as live bytes until it is freed. Triton's launchers run; their kernels are replaced by a
 counter. Not covered: autograd's backward, which asks for a device (`torch.autograd.grad` of a method's few vectors is
-replaced by empty results), time, and what a real kernel refuses.
+replaced by empty results; dry_layers.py runs it on meta tensors), time, and what a real kernel refuses.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _NO_KERNEL = {  # answered on the host, or memory alone
     torch.ops.prim.device.default, aten.detach.default, aten.empty.memory_format, aten.empty_like.default,
     aten.new_empty.default, aten.empty_strided.default,
 }  # fmt: skip
+DEVICES = ("cuda", "meta")  # of tensors that stand for a GPU's
 HOST_ELEMENTS = 1 << 20  # of a tensor that is made on the host and stays real
 LARGE = 32 << 20  # bytes: before storages of this size are added, freed ones are looked for
 
@@ -43,10 +44,15 @@ LARGE = 32 << 20  # bytes: before storages of this size are added, freed ones ar
 class DryGpu(TorchDispatchMode):
     """Counters of one dry run.
 
+    Attributes:
+        fake: tensors are fake ones on "cuda"; False: they are on the meta device.
+
     Args:
         kept: fraction of the rows that `nonzero` finds.
         answer: values that the host reads from a tensor (`tolist`, `item`).
     """
+
+    fake = True
 
     def __init__(self, kept: float = 1.0, answer: Callable[[torch.Tensor], Any] = lambda tensor: 0):
         super().__init__()
@@ -78,10 +84,11 @@ class DryGpu(TorchDispatchMode):
     def __enter__(self) -> DryGpu:
         _let_slices_pass()
         torch._C._ensureCUDADeviceGuardSet()
-        for owner, name, value in self._replacements():
+        for owner, name, value in (*self._machine(), *(self._fake_tensors() if self.fake else ())):
             self._stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
-        self._stack.enter_context(self._fake)
+        if self.fake:
+            self._stack.enter_context(self._fake)
         super().__enter__()
         return self
 
@@ -89,9 +96,13 @@ class DryGpu(TorchDispatchMode):
         super().__exit__(*error)
         self._stack.close()
 
-    def _replacements(self) -> Iterator[tuple[Any, str, Any]]:
-        """Yield replacements of what asks for a device, or takes its values from one."""
+    def _machine(self) -> Iterator[tuple[Any, str, Any]]:
+        """Yield replacements of what asks for a device."""
         gpu = self
+
+        class Event:
+            def synchronize(self) -> None:
+                gpu._synchronise("event.synchronize")
 
         class Stream:
             cuda_stream = 0
@@ -103,6 +114,26 @@ class DryGpu(TorchDispatchMode):
             def wait_event(self, event: Any) -> None: ...
             def synchronize(self) -> None:
                 gpu._synchronise("stream.synchronize")
+
+            def record_event(self) -> Event:
+                return Event()
+
+        yield fake_tensor, "init_gpu_context", lambda device: None
+        yield torch.cuda, "is_available", lambda: True
+        yield torch.cuda, "current_device", lambda: torch.device("cuda:0")
+        yield torch.cuda, "set_device", lambda device: None
+        yield torch.cuda, "device_count", lambda: 8
+        yield torch.cuda, "get_device_capability", lambda *_: (9, 0)
+        yield torch.cuda, "current_stream", lambda *_: Stream.__new__(Stream)
+        yield torch.cuda, "Stream", Stream
+        yield torch.cuda, "stream", lambda stream: contextlib.nullcontext()
+        yield torch.cuda, "synchronize", lambda *_: gpu._synchronise("cuda.synchronize")
+        yield torch.cuda, "manual_seed", lambda seed: None
+        yield torch, "_assert_async", lambda *_: None
+
+    def _fake_tensors(self) -> Iterator[tuple[Any, str, Any]]:
+        """Yield replacements of what takes values from a device."""
+        gpu = self
 
         def tensor(data: Any, *, device: Any = None, **given: Any) -> torch.Tensor:
             made = make(data, **given)
@@ -118,18 +149,6 @@ class DryGpu(TorchDispatchMode):
             return real_tolist(values)
 
         make, real_tolist = torch.tensor, torch.Tensor.tolist
-        yield fake_tensor, "init_gpu_context", lambda device: None
-        yield torch.cuda, "is_available", lambda: True
-        yield torch.cuda, "current_device", lambda: torch.device("cuda:0")
-        yield torch.cuda, "set_device", lambda device: None
-        yield torch.cuda, "device_count", lambda: 8
-        yield torch.cuda, "get_device_capability", lambda *_: (9, 0)
-        yield torch.cuda, "current_stream", lambda *_: Stream.__new__(Stream)
-        yield torch.cuda, "Stream", Stream
-        yield torch.cuda, "stream", lambda stream: contextlib.nullcontext()
-        yield torch.cuda, "synchronize", lambda *_: gpu._synchronise("cuda.synchronize")
-        yield torch.cuda, "manual_seed", lambda seed: None
-        yield torch, "_assert_async", lambda *_: None
         yield torch, "tensor", tensor
         yield torch.autograd, "grad", grad
         yield FakeTensor, "tolist", tolist
@@ -140,7 +159,8 @@ class DryGpu(TorchDispatchMode):
         if _on_host(args, kwargs):
             with fake_tensor.unset_fake_temporarily():
                 return func(*args, **kwargs)
-        args, kwargs = tree_map(self._as_fake, (args, kwargs))
+        if self.fake:
+            args, kwargs = tree_map(self._as_fake, (args, kwargs))
         on_gpu = _on_gpu((args, kwargs))
         if on_gpu:
             if func is aten._local_scalar_dense.default:
@@ -154,7 +174,8 @@ class DryGpu(TorchDispatchMode):
             if func is aten._to_copy.default and torch.device(kwargs.get("device") or "cuda").type == "cpu":
                 self._synchronise("copy to the host")
                 return self._read(args[0], kwargs.get("dtype"))
-            if func in (aten.index_put_.default, aten.index_put.default) and any(map(_is_mask, args[1])):
+            by_mask = func in (aten.index_put_.default, aten.index_put.default) and any(map(_is_mask, args[1]))
+            if by_mask and args[2].numel() > 1:  # one number is filled in without counting the places
                 self._synchronise("index_put by a mask")
         self._count_copies(func, args, kwargs)
         if func is aten._scaled_mm.out:  # has no fake form; the other overload checks the operands
@@ -175,7 +196,7 @@ class DryGpu(TorchDispatchMode):
     def _read(self, values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
         """Return what the host gets of a tensor: of a mask the fraction `kept`, zeros of all else."""
         with fake_tensor.unset_fake_temporarily():
-            out = torch.zeros(values.shape, dtype=dtype or values.dtype)
+            out = torch.zeros(values.shape, dtype=dtype or values.dtype, device="cpu")
             if out.dtype == torch.bool and out.dim():
                 out[..., : int(out.shape[-1] * self.kept)] = True
             return out
@@ -194,9 +215,9 @@ class DryGpu(TorchDispatchMode):
             source, target = args[1].device.type, args[0].device.type
         else:
             return
-        if (source, target) == ("cuda", "cpu"):
+        if source in DEVICES and target == "cpu":
             self._synchronise("copy to the host")
-        elif (source, target) == ("cpu", "cuda"):
+        elif source == "cpu" and target in DEVICES:
             self.copies[_where()] += 1
 
     def _synchronise(self, what: str) -> None:
@@ -204,7 +225,7 @@ class DryGpu(TorchDispatchMode):
 
     def _track(self, out: Any) -> None:
         for tensor in tree_iter(out):
-            if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cuda":
+            if not _on_gpu(tensor):
                 continue
             storage = tensor.untyped_storage()
             known = self._live.get(storage._cdata)
@@ -250,7 +271,7 @@ def count_triton(gpu: DryGpu) -> None:
 
 
 def _on_gpu(values: Any) -> bool:
-    return any(isinstance(one, torch.Tensor) and one.device.type == "cuda" for one in tree_iter(values))
+    return any(isinstance(one, torch.Tensor) and one.device.type in DEVICES for one in tree_iter(values))
 
 
 def _on_host(args: tuple, kwargs: dict) -> bool:
@@ -266,7 +287,7 @@ def _on_host(args: tuple, kwargs: dict) -> bool:
 
 
 def _is_mask(index: torch.Tensor | None) -> bool:
-    return index is not None and index.dtype == torch.bool and index.device.type == "cuda"
+    return index is not None and index.dtype == torch.bool and index.device.type in DEVICES
 
 
 def _where() -> str:

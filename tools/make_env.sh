@@ -1,21 +1,26 @@
 #!/usr/bin/env bash
-# Makes or updates one of the virtual environments:  tools/make_env.sh trainer|engine|engine-gpu|nemo|sinks|peers|agents|docs
+# Makes or updates one of the virtual environments:  tools/make_env.sh NAME, one of those in the `case` below.
+# trainer-kernels adds Transformer Engine and apex to a GPU trainer's, compiled from the commits that the Dockerfile pins.
 # Called by the Makefile and by `owpo setup-engine`. Variables: PYTHON, the interpreter to use; TORCH_CPU_INDEX, where
 # PyTorch's CPU wheels are (default: the Makefile's); ENGINE_DIR, the folder of SGLang's environment.
 # The wheel carries this file, beside the Makefile and requirements/, in owpo_megatron/shipped/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-name=${1:?trainer, engine, engine-gpu, nemo, sinks, peers, agents or docs}
+names="trainer|engine|trainer-gpu|engine-gpu|trainer-kernels|nemo|sinks|peers|agents|docs"
+name=${1:?$names}
 case $name in
-    trainer) dir=.venv ;;
+    trainer | trainer-gpu | trainer-kernels) dir=.venv ;;
     engine | engine-gpu) dir=${ENGINE_DIR:-.venv-engine} ;;
     nemo) dir=.venv-nemo ;;
     sinks) dir=.venv-sinks ;;
     peers) dir=.venv-peers ;;
     agents) dir=.venv-agents ;;
     docs) dir=.venv-docs ;;
-    *) echo "usage: $0 trainer|engine|engine-gpu|nemo|sinks|peers|agents|docs" >&2; exit 2 ;;
+    *) echo "usage: $0 $names" >&2; exit 2 ;;
+esac
+case $name in # an update keeps the kind
+    trainer | engine) [ ! -e "$dir/.gpu" ] || name=$name-gpu ;;
 esac
 base_python=${PYTHON:-python3}
 python=$dir/bin/python
@@ -63,6 +68,7 @@ install_torch() {
 
 ready() { # the end
     touch "$dir/.made"
+    case $name in *-gpu) touch "$dir/.gpu" ;; esac
     say "ready: $dir, $((SECONDS - began)) s in all"
     exit
 }
@@ -84,7 +90,18 @@ case $version in
     *) die "$base_python is Python $version; 3.10, 3.11 or 3.12 is needed: make setup PYTHON=python3.11" ;;
 esac
 
+case $name in
+    *-gpu | trainer-kernels)
+        [ "$version" = 3.12 ] || die "the GPU packages were resolved for Python 3.12, not $version: make setup-gpu PYTHON=python3.12"
+        ;;
+esac
+if [ "$name" = trainer-kernels ]; then
+    [ -e "$dir/.gpu" ] || die "$dir is no GPU environment: make setup-gpu first"
+    command -v nvcc >/dev/null || die "nvcc, of CUDA 13, is not on the path: the layers run without these kernels, slower"
+fi
+
 have=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
+case $name in *-gpu) [ -e "$dir/.gpu" ] || have= ;; esac # pip would keep a CPU build of the same version
 if [ "$have" = "$version" ]; then
     say "updating $dir (Python $version)"
 else
@@ -130,6 +147,28 @@ fi
 
 if [ "$name" = engine-gpu ]; then # as the Dockerfile's gpu target does; resolved for Python 3.12, never installed or run
     quietly "packages of requirements/engine-gpu.txt" pip install --quiet -r requirements/engine-gpu.txt
+    ready
+fi
+
+if [ "$name" = trainer-gpu ]; then # the same; Transformer Engine and apex are trainer-kernels
+    quietly "packages of requirements/trainer-gpu.txt" pip install --quiet -r requirements/trainer-gpu.txt
+    quietly "owpo_megatron itself, editable" pip install --quiet --no-deps --no-build-isolation -e .
+    ready
+fi
+
+if [ "$name" = trainer-kernels ]; then # never run
+    pinned() { sed -n "s/^ARG $1=\"\{0,1\}\([^\"]*\)\"\{0,1\}\$/\1/p" Dockerfile; }
+    MAX_JOBS=${MAX_JOBS:-$(pinned MAX_JOBS)}
+    NVTE_CUDA_ARCHS=${NVTE_CUDA_ARCHS:-$(pinned NVTE_CUDA_ARCHS)}
+    TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(pinned TORCH_CUDA_ARCH_LIST)}
+    CUDNN_PATH=$("$python" -c 'import nvidia.cudnn; print(nvidia.cudnn.__path__[0])')
+    export MAX_JOBS NVTE_CUDA_ARCHS TORCH_CUDA_ARCH_LIST CUDNN_PATH CUDNN_HOME=$CUDNN_PATH
+    export NVTE_FRAMEWORK=pytorch NVCC_APPEND_FLAGS="--threads 4"
+    quietly "Transformer Engine (up to an hour)" pip install --quiet --no-deps --no-build-isolation \
+        "git+https://github.com/NVIDIA/TransformerEngine.git@$(pinned TRANSFORMER_ENGINE)"
+    quietly "apex" pip install --quiet --no-deps --no-build-isolation \
+        --config-settings "--build-option=--cpp_ext --cuda_ext --parallel $MAX_JOBS" \
+        "git+https://github.com/NVIDIA/apex.git@$(pinned APEX)"
     ready
 fi
 

@@ -95,7 +95,7 @@ class PackedCoreAttention(MegatronModule):
         if ranks > 1:
             out = self._in_chunks(query, key, value, lengths)
         elif len(lengths) * max(lengths) <= _MAX_PADDING_WASTE * query.shape[0]:
-            out = self._padded(query, key, value, cu_seqlens.long(), max(lengths))
+            out = self._padded(query, key, value, cu_seqlens.to(query.device, torch.int64), max(lengths))
         else:
             parts = zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True)
             out = torch.cat([self._dense(*(t.unsqueeze(0) for t in qkv)).squeeze(0) for qkv in parts])

@@ -117,12 +117,21 @@ def packed_length(sample: Sample, multiple_of: int = 1) -> int:
 
 
 def build_microbatch(
-    samples: Sequence[Sample], indices: Sequence[int], pad_to: int, device: torch.device, context: Context | None = None
+    samples: Sequence[Sample],
+    indices: Sequence[int],
+    pad_to: int,
+    device: torch.device,
+    context: Context | None = None,
+    host_lengths: bool = False,
 ) -> Microbatch:
     """Pack the chosen samples; the tail up to a multiple of `pad_to` is a masked sequence of its own.
 
     With context parallelism each sequence has padding at its end, which no token of it attends to, and `pad_to` is a
     multiple of what sequences are padded to.
+
+    Args:
+        host_lengths: keep the sequences' edges on the host, for layers that read them there: each reading would wait
+            for the device. Transformer Engine's kernels want them on the device.
     """
     context = context or Context()
     rows = [_ids(samples[index]) for index in indices]
@@ -145,7 +154,8 @@ def build_microbatch(
     def own(value_T: torch.Tensor) -> torch.Tensor:
         return value_T if part is None else part.own(value_T)
 
-    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
+    edges_on = torch.device("cpu") if host_lengths else device
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(device=edges_on, dtype=torch.int32)
     longest = max(lengths)
     return Microbatch(
         sample_indices=tuple(indices),

@@ -118,11 +118,11 @@ def transformer_config(
         if name not in kind.__dataclass_fields__:
             raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
     _refuse_recomputation_without_te(raw)
-    if _uses_transformer_engine():
+    if uses_transformer_engine():
         check_context_attention(hf, parallel.cp, parallel.tp, raw.get("cp_comm_type"))
     try:
         # megatron-core refuses biases of experts that tensor-parallel ranks share; our local layers have them
-        biases = hf.biases and _uses_transformer_engine()
+        biases = hf.biases and uses_transformer_engine()
         config = kind(**(fields | {"add_bias_linear": biases}), **raw)
     except (ValueError, AssertionError) as error:
         raise UserError("megatron", raw, f"megatron-core refuses this combination: {error}") from error
@@ -143,7 +143,7 @@ def _refuse_recomputation_without_te(raw: dict[str, Any]) -> None:
     """Raise UserError for recompute_modules whose code in megatron-core 0.16.1 calls Transformer Engine."""
     wanted = raw.get("recompute_modules") or []
     needing = sorted(set(wanted) - {"core_attn"})
-    if needing and not _uses_transformer_engine():
+    if needing and not uses_transformer_engine():
         remedy = f"{', '.join(needing)} needs Transformer Engine; use [core_attn], or recompute_granularity full"
         raise UserError("megatron.recompute_modules", wanted, remedy)
 
@@ -155,7 +155,7 @@ def _expert_fields(parallel: ParallelConfig) -> dict[str, Any]:
             remedy += ", or set parallel.etp 1"
         raise UserError("parallel.ep", parallel.ep, remedy)
     return dict(
-        moe_grouped_gemm=_uses_transformer_engine(),
+        moe_grouped_gemm=uses_transformer_engine(),
         expert_model_parallel_size=parallel.ep,
         # at ep = 1 that is tp: megatron-core 0.16.1 would not reduce the gradients of whole experts
         expert_tensor_parallel_size=parallel.expert_tp,
@@ -176,13 +176,13 @@ def _set_yarn(config: TransformerConfig, yarn: Yarn) -> None:
         setattr(config, name, value)
 
 
-def _uses_transformer_engine() -> bool:
+def uses_transformer_engine() -> bool:
     return HAVE_TRANSFORMER_ENGINE and not cpu.on_cpu()
 
 
 def layer_spec(hf: HFModel, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
     """Return Transformer Engine's layers if it and CUDA are available, else local layers with our attention."""
-    engine = _uses_transformer_engine()
+    engine = uses_transformer_engine()
     if config.fp8 and not engine:
         raise UserError("megatron.fp8", config.fp8, "needs Transformer Engine and a CUDA device; leave it out")
     spec = copy.deepcopy(
@@ -246,7 +246,7 @@ def _use_own_modules(layer: ModuleSpec, hf: HFModel) -> None:
     attention = parts.self_attention.submodules
     if not norms.before:
         parts.input_layernorm = parts.pre_mlp_layernorm = IdentityOp
-        if _uses_transformer_engine():  # whose first linear layers have the norm inside
+        if uses_transformer_engine():  # whose first linear layers have the norm inside
             linear = TESpecProvider().column_parallel_linear()
             attention.linear_qkv = linear
             if parts.mlp.module is not MoELayer:

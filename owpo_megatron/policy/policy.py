@@ -42,7 +42,7 @@ from owpo_megatron.mcore.schedule import (
     on_host,
 )
 from owpo_megatron.mcore.slots import ParameterSlots
-from owpo_megatron.mcore.spec import fusions_of, transformer_config
+from owpo_megatron.mcore.spec import fusions_of, transformer_config, uses_transformer_engine
 from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.mcore.transformer import build_chunks
 from owpo_megatron.mcore.weights import gathered_weights, load_model_weights
@@ -276,7 +276,8 @@ class MegatronPolicy:
                 lengths, topology.dp_size, self._tokens_per_microbatch, stages, 2 * stages, self._attention
             )[topology.dp_rank]
             pad_to = padded_to_longest(lengths, plan, pad_to)
-        return [build_microbatch(samples, indices, pad_to, cpu.device(), topology.context) for indices in plan]
+        on_host = not uses_transformer_engine()
+        return [build_microbatch(samples, indices, pad_to, cpu.device(), topology.context, on_host) for indices in plan]
 
     def _summed(self, collected: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
         """Sum the last stages' sums over microbatches, then over data-parallel ranks in rank order, on every rank."""

@@ -65,8 +65,23 @@ def test_make_alone_lists_its_targets() -> None:
     ).stdout
     listed = re.findall(r"^  ([\w-]+) +\S", shown, re.MULTILINE)
     assert listed == [
-        *("help", "setup", "quickstart", "test-fast", "test", "test-extra", "test-all", "matrix", "faults", "nemo"),
-        *("sinks", "peers", "agents", "slurm", "check", "docs", "image", "image-gpu", "image-test", "clean"),
+        *("help", "setup", "setup-gpu", "setup-gpu-kernels", "quickstart", "test-fast", "test", "test-extra"),
+        *(
+            "test-all",
+            "matrix",
+            "faults",
+            "nemo",
+            "sinks",
+            "peers",
+            "agents",
+            "slurm",
+            "check",
+            "docs",
+            "image",
+            "image-gpu",
+            "image-test",
+            "clean",
+        ),
     ]
 
 
@@ -75,6 +90,36 @@ def test_make_env_refuses_what_it_does_not_know() -> None:
     done = subprocess.run([str(ROOT / "tools" / "make_env.sh"), "other"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("usage:")
+
+
+@pytest.mark.parametrize(("version", "name", "said"), [
+    ("3.11", "trainer-gpu", "resolved for Python 3.12, not 3.11"),
+    ("3.12", "trainer-kernels", ".venv is no GPU environment: make setup-gpu first"),
+])  # fmt: skip
+@pytest.mark.process
+def test_gpu_environments_are_refused_before_anything_is_made(
+    tmp_path: Path, version: str, name: str, said: str
+) -> None:
+    (tmp_path / "tools").mkdir()
+    script = tmp_path / "tools" / "make_env.sh"
+    script.write_bytes((ROOT / "tools" / "make_env.sh").read_bytes())
+    (tmp_path / "requirements").symlink_to(ROOT / "requirements")
+    (tmp_path / "Makefile").symlink_to(ROOT / "Makefile")
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho {version}\n")
+    python.chmod(0o755)
+    done = subprocess.run(["bash", str(script), name], env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_the_kernels_are_compiled_from_the_images_commits() -> None:
+    """tools/make_env.sh reads them where the Dockerfile has them."""
+    script, image = ((ROOT / name).read_text() for name in ("tools/make_env.sh", "Dockerfile"))
+    read = set(re.findall(r"\$\(pinned (\w+)\)", script))
+    assert read == {"MAX_JOBS", "NVTE_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST", "TRANSFORMER_ENGINE", "APEX"}
+    assert all(re.search(rf"^ARG {name}=\S+$", image, re.MULTILINE) for name in read)
 
 
 def test_an_image_gets_nothing_that_git_ignores() -> None:
