@@ -34,8 +34,9 @@ BUSY = 10.0  # seconds that a machine with much other work may add
 
 
 @contextmanager
-def pool(workers: int = 2) -> Iterator[VerifierPool]:
-    one = VerifierPool({"hostile": hostile_rules.obey}, workers=workers, timeout=LIMIT, memory_bytes=2**30)
+def pool(workers: int = 2, keeps_children: bool = False) -> Iterator[VerifierPool]:
+    rules = {"hostile": hostile_rules.obey}
+    one = VerifierPool(rules, workers=workers, timeout=LIMIT, memory_bytes=2**30, keeps_children=keeps_children)
     try:
         while len(_workers()) < workers:
             grade(one, "fine")
@@ -164,9 +165,10 @@ def rule_leaves_a_timer(trial: Trial) -> None:
 
 @fault("a process that a rule left answers for another item", promise=OWN, by=("part",))
 def stray_answers(trial: Trial) -> None:
-    """The rule forks and both return; a child writes `ok` for the next numbers; a child reads the next item."""
-    order = trial.rng.choice(["fork", "usurp", "thief"])
-    with pool(1) as one:
+    """The rule forks and both return; a child writes `ok` for the next numbers, also where children may stay; a child
+    reads the next item."""
+    order, keeps = trial.rng.choice([("fork", False), ("usurp", False), ("usurp", True), ("thief", False)])
+    with pool(1, keeps) as one:
         for _ in range(3):
             verdicts = grade(one, order, *["wrong"] * 4)
             expect(verdicts[1:], *["wrong"] * 4)
