@@ -63,7 +63,8 @@ test: setup  ## the tests before every change: with ranks and real SGLang engine
 	$(PYTEST) $(TWO) -m "not ($(EXTRA))" $(PYTEST_ARGS)
 
 # Slurm's tests share the machine's one Slurm: in one process, after the others. 5: PYTEST_ARGS selects none of them.
-test-extra: setup $(TRITON) $(NEMO) $(SINKS) $(PEERS) $(AGENTS) $(DOCS) slurm  ## what needs more installed: Slurm (as root, by apt-get), NeMo-Run, trackers, verl and TRL, agents, Triton, the site, images
+test-extra: setup slurm  ## what needs more installed: Slurm (as root, by apt-get), NeMo-Run, trackers, verl and TRL, agents, Triton, the site, images
+	@$(MAKE) --silent --no-print-directory -j3 $(TRITON) $(NEMO) $(SINKS) $(PEERS) $(AGENTS) $(DOCS)
 	$(PYTEST) $(TWO) -m "($(EXTRA)) and not slurm" $(PYTEST_ARGS) || [ $$? = 5 ]
 	$(PYTEST) -m slurm $(PYTEST_ARGS) || [ $$? = 5 ]
 
