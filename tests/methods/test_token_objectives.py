@@ -52,6 +52,17 @@ def test_dppo_drops_by_probability() -> None:
     assert of_ratio(method, 30.0, 1.0, LOG(0.001))[1] == pytest.approx(20.0)
 
 
+def test_ipo_drops_whichever_way_a_token_moved() -> None:
+    """Half of the probability is .1 away at .6 and .4; what is dropped keeps the pull back."""
+    old = LOG(0.5)
+    for now, advantage, kept in ((0.61, 1.0, False), (0.59, 1.0, True), (0.39, 1.0, False), (0.41, -1.0, True)):
+        log_ratio = LOG(now / 0.5)
+        value, gradient = of_ratio(make_method("ipo", tau=0.3), now / 0.5, advantage, old)
+        assert value == pytest.approx(kept * now / 0.5 * advantage - 0.3 * log_ratio**2), (now, advantage)
+        assert gradient == pytest.approx(kept * now / 0.5 * advantage - 0.6 * log_ratio)
+    assert of_ratio(make_method("ipo", tau=0.0, delta=1.0), 30.0, 2.0, LOG(0.001)) == pytest.approx((60.0, 60.0))
+
+
 def test_dppo_kl_of_the_two_outcomes() -> None:
     """old .5, now p: KL = -log 2 - (log p + log(1 - p)) / 2; .2 is crossed between p = .78 and .79."""
 
