@@ -4,7 +4,8 @@
 for name in zoo zoo_advantages plans; do owpo compare -c examples/cpu-lab/$name.yaml; done
 .venv/bin/python tools/document_lab_methods.py
 
-A comparison without results here keeps its table.
+A comparison without results here keeps its table, and a table the rows of methods that were not run again:
+`methods=[rover,lp_reg]` on the command line of a comparison adds two.
 """
 
 from __future__ import annotations
@@ -25,9 +26,28 @@ def page(text: str, runs: Path) -> str:
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if (runs / name / "table.json").is_file():
             before, _, rest = text.partition(begin)
-            _, _, after = rest.partition(end)
-            text = f"{before}{begin}\n{table(runs / name)}{end}{after}"
+            present, _, after = rest.partition(end)
+            text = f"{before}{begin}\n{merged(present, table(runs / name))}{end}{after}"
     return text
+
+
+def merged(present: str, new: str) -> str:
+    """The new table, with the rows of the present one whose methods it lacks, in their places; others at the end.
+
+    A present table of other columns (of a run that kept less) keeps its rows with the cells that it has.
+    """
+    rows = {line.split("`")[1]: line for line in new.splitlines() if line.startswith("| `")}
+    columns = next(line for line in new.splitlines() if line.startswith("| method")).count("|") - 1
+    kept: dict[str, str] = {}
+    for line in present.splitlines():
+        if line.startswith("| `"):
+            cells = line.strip().strip("|").split("|")
+            cells += [" - "] * (columns - len(cells))
+            kept[line.split("`")[1]] = f"|{'|'.join(cells)}|"
+    head = [line for line in new.splitlines() if not line.startswith("| `") and line]
+    title, *rest = head
+    lines = [*{**kept, **rows}.values()]
+    return "\n".join(["", title, "", *rest, *lines]) + "\n\n"
 
 
 def table(folder: Path) -> str:
