@@ -19,8 +19,10 @@ from owpo_megatron.methods import (
     hyper,
     hyper_parameters,
     linear_terms,
+    make_method,
     slopes,
 )
+from owpo_megatron.methods.statistic import MeanLogProb
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,23 @@ class UncertainTokens(Method):
 
 
 @dataclass(frozen=True)
+class Narrowing(Method):
+    """A r, weighed by how much mean log-prob the vocabulary has lost: a statistic that `terms` reads itself."""
+
+    name = "narrowing"
+    summary = "A r exp(old mean log p - mean log p)"
+
+    @property
+    def statistic(self) -> MeanLogProb:
+        return MeanLogProb()
+
+    def terms(self, logp_C: torch.Tensor, batch: ChunkBatch) -> Terms:
+        assert batch.statistic_C is not None and batch.old_statistic_C is not None
+        lost_C = (batch.old_statistic_C - batch.statistic_C).clamp(-1, 1)
+        return Terms((logp_C - batch.old_logp_C).exp() * batch.advantage_C * lost_C.exp(), {"kept_sum": lost_C})
+
+
+@dataclass(frozen=True)
 class Deceived(Method):
     """Declares `token` and centres its log-probs over whatever rows it is handed."""
 
@@ -114,6 +133,10 @@ NINE = ("dapo", "grpo", "mopd", "opd", "owpo", "owpo_no_accel", "owpo_no_asym", 
 """The methods that the paper compares."""
 
 
+FEW_TOKENS = {"lp_reg": {"share": 0.5}}
+"""Settings of methods that would do nothing on a few tokens."""
+
+
 def distinct_objectives() -> list[Method]:
     """One method of the catalogue for each objective: those that differ in their advantages alone share theirs.
 
@@ -121,7 +144,7 @@ def distinct_objectives() -> list[Method]:
     """
     found: dict[tuple[object, ...], Method] = {}
     for method in catalogue().values():
-        own = method()
+        own = make_method(method, **FEW_TOKENS.get(method.name, {}))
         settings = tuple((name, getattr(own, name)) for name in hyper_parameters(method))
         shares = settings if own.kind == "objective" else ()
         key = (method.terms, method.prepare, own.divisor, own.needs_reference, own.groups, shares)
@@ -130,4 +153,4 @@ def distinct_objectives() -> list[Method]:
     return list(found.values())
 
 
-COUPLED: tuple[Method, ...] = (SequenceRatio(), RightAgainstWrong(), UncertainTokens())
+COUPLED: tuple[Method, ...] = (SequenceRatio(), RightAgainstWrong(), UncertainTokens(), Narrowing())

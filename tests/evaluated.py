@@ -23,6 +23,8 @@ class Response:
     group: int = 0
     entropy: Sequence[float] | float = 0.0
     ref: Sequence[float] | float = 0.0
+    statistic: Sequence[float] | float = 0.0  # of the current policy, for methods that ask for one
+    old_statistic: Sequence[float] | float = 0.0
     active: bool = True
 
 
@@ -53,12 +55,14 @@ def evaluate(method: Method, responses: Sequence[Response]) -> Evaluated:
         mask_T=torch.ones(len(now_T), dtype=torch.bool),
         sample_T=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
         num_samples=len(lengths),
+        old_statistic_T=column("old_statistic"),
         behaviour_logp_T=column("old"),
         reward_S=torch.tensor([one.reward for one in responses]),
         group_S=torch.tensor([one.group for one in responses]),
     )
     if method.coupling != "token":
-        batch = prepared_in_microbatch(method, batch, now_T, entropy_T)
+        statistic_T = column("statistic") if method.statistic else None
+        batch = prepared_in_microbatch(method, batch, now_T, entropy_T, statistic_T)
     leaf_T = now_T.clone().requires_grad_()
     loss = dense_loss(method, leaf_T, batch, entropy_T)
     gradient_T = torch.zeros_like(now_T)

@@ -132,6 +132,13 @@ class FakePolicy:
         self.events.append(f"policy.logprobs and entropies {len(samples)}")
         return fake_logprobs(samples, self.version), [torch.tensor(one.response_ids) / 10 for one in samples]
 
+    def logprobs_and_statistics(self, samples: Sequence[Sample], statistic: Any) -> Any:
+        """The statistic of a token is a hundredth of its id, and less by a thousandth per update."""
+        self.events.append(f"policy.logprobs and statistics {len(samples)}")
+        statistics = [torch.tensor(one.response_ids) / 100 - self.version / 1000 for one in samples]
+        entropies = [torch.tensor(one.response_ids) / 10 for one in samples]
+        return fake_logprobs(samples, self.version), entropies, statistics
+
     def update(self, samples: Sequence[Sample], method: Any) -> dict[str, Any]:
         self.events.append(f"update {len(samples)}")
         self.updates.append(list(samples))

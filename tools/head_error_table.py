@@ -144,8 +144,8 @@ class Case:
         leaves = (self.h_TH[:ROWS].clone().requires_grad_(), self.weights["now"].clone().requires_grad_())
         head, batch, target_T = Head(leaves[1], self.temperature), self.batch(mode, logp), self.target_T[:ROWS]
         if method.coupling != "token":
-            now = head.logprobs(leaves[0].detach(), target_T, mode=mode)
-            batch = prepared_in_microbatch(method, batch, now.logp_T, now.entropy_T)
+            now = head.logprobs(leaves[0].detach(), target_T, mode=mode, statistic=method.statistic)
+            batch = prepared_in_microbatch(method, batch, now.logp_T, now.entropy_T, now.statistic_T)
         out = head.loss(leaves[0], target_T, batch, method, mode)
         return [one.double() for one in torch.autograd.grad(out.loss_sum, leaves)]
 

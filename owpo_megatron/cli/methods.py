@@ -95,6 +95,7 @@ def _row(method: type[Method]) -> dict[str, Any]:
             "reference": method.reference,
             "entropy": method.needs_entropy,
             "old_entropy": method.needs_old_entropy,
+            "statistic": method().statistic is not None,
             "text": method.needs_text,
             "ledger": method.keeps_ledger,
             "solutions": method.needs_solutions,

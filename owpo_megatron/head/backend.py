@@ -40,10 +40,13 @@ def wide(tensor: torch.Tensor) -> torch.dtype:
 
 
 class ChunkLogits(Protocol):
-    """The logits of one chunk, whatever form they are kept in. `stats` first, then at most one `dlogits`."""
+    """The logits of one chunk, whatever form they are kept in. `stats` first, `dlogits` last and at most once."""
 
     def stats(self) -> torch.Tensor:
         """[4, C], see VocabShard.combine."""
+
+    def log_probs(self, stats: RowStats) -> Iterator[tuple[slice, torch.Tensor]]:
+        """(rows, log-probs of this rank's columns [B, V]), block after block; only where `chunks` keeps logits."""
 
     def dlogits(
         self, keep_K: torch.Tensor | None, stats: RowStats, dlogp_C: torch.Tensor, dentropy_C: torch.Tensor | None
@@ -65,11 +68,13 @@ class Backend(Protocol):
         """
 
     def chunks(
-        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
+        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], keeps_logits: bool = False
     ) -> Iterator[ChunkLogits]:
         """Logits of each slice of rows in turn; an item dies when the next is asked for.
 
-        `column_R` is the target's column on this rank, -1 where another rank has it.
+        Args:
+            column_R: the target's column on this rank, -1 where another rank has it.
+            keeps_logits: `log_probs`, or a gradient of the entropy, will be asked for.
         """
 
     def dgrad(self, dlogits_KV: torch.Tensor) -> torch.Tensor:

@@ -17,10 +17,12 @@ from owpo_megatron.head.gradients import FormedGradients, attach
 from owpo_megatron.head.logprobs import ExactLogProbs, LogProbs, RawLogProbs, RefinedLogProbs, check_batch
 from owpo_megatron.head.rows import Rows, chosen, may_have_gradient
 from owpo_megatron.head.shard import VocabShard
+from owpo_megatron.head.statistic import statistic_of
 from owpo_megatron.head.whole import TeacherRows, WholeVocabulary
 from owpo_megatron.methods.loss import MethodLoss
 from owpo_megatron.methods.method import Method
 from owpo_megatron.methods.prepare import prepared_in_microbatch
+from owpo_megatron.methods.statistic import Statistic
 from owpo_megatron.types import LogpMode, TokenBatch
 
 _TYPE: dict[LogpMode, type[LogProbs]] = {"exact": ExactLogProbs, "fp8_refined": RefinedLogProbs, "fp8_raw": RawLogProbs}
@@ -90,6 +92,7 @@ class Head:
         target_T: torch.Tensor,
         row_mask_T: torch.Tensor | None = None,
         mode: LogpMode = "exact",
+        statistic: Statistic | None = None,
     ) -> LogProbs:
         """Log-prob of `target_T`, entropy and log-sum-exp, without gradients: 2 T V H.
 
@@ -98,6 +101,8 @@ class Head:
             target_T: int64 global token ids; read only where `row_mask_T`.
             row_mask_T: bool; other rows are skipped and are zero in the result. The same on every rank.
             mode: "exact", "fp8_refined" or "fp8_raw"; it determines the type of the result.
+            statistic: a further statistic of the vocabulary per token, `statistic_T` of the result; it costs two more
+                collectives per chunk and a pass over the chunk's logits.
 
         Returns:
             float32 results, or float64 for float64 inputs: the same on every rank of the group, and the same bits as
@@ -106,11 +111,16 @@ class Head:
         backend = self._backend(mode)
         rows = self._rows(backend, h_TH, target_T, row_mask_T)
         local_4R = torch.empty(4, len(rows.h_RH), dtype=wide(h_TH), device=h_TH.device)
-        for chunk, logits in zip(rows.slices, backend.chunks(rows.h_RH, rows.column_R, rows.slices), strict=True):
+        own_R = torch.zeros_like(local_4R[0])
+        all_logits = backend.chunks(rows.h_RH, rows.column_R, rows.slices, statistic is not None)
+        for chunk, logits in zip(rows.slices, all_logits, strict=True):
             local_4R[:, chunk] = logits.stats()
+            if statistic is not None:
+                stats = self.shard.combine(local_4R[:, chunk].contiguous())
+                own_R[chunk] = statistic_of(statistic, logits, stats, self.shard)
         stats = self.shard.combine(local_4R)
         found = (rows.spread(value_R) for value_R in (stats.logp_C, stats.entropy_C, stats.lse_C))
-        return _TYPE[mode](*found)
+        return _TYPE[mode](*found, None if statistic is None else rows.spread(own_R))
 
     def loss(
         self,
@@ -180,13 +190,16 @@ class Head:
         logp_T = torch.zeros(h_TH.shape[0], dtype=wide(h_TH), device=h_TH.device)
         entropy_T = torch.zeros_like(logp_T)
         loss, kept = MethodLoss(method, batch), 0
-        all_logits = backend.chunks(rows.h_RH, rows.column_R, rows.slices, method.has_entropy_bonus)
+        statistic = method.statistic if method.coupling == "token" else None  # others have it in `prepare`
+        keeps_logits = method.has_entropy_bonus or statistic is not None
+        all_logits = backend.chunks(rows.h_RH, rows.column_R, rows.slices, keeps_logits)
         for chunk, logits in zip(rows.slices, all_logits, strict=True):
             stats = self.shard.combine(logits.stats())
             rows_C = rows.places(chunk)
             logp_T[rows_C], entropy_T[rows_C] = stats.logp_C, stats.entropy_C
             far = whole.chunk(chunk, rows.h_RH) if whole else None
-            slope = loss.add(rows_C, stats.logp_C, stats.entropy_C, formed.wanted, far.kl_C if far else None)
+            own_C = None if statistic is None else statistic_of(statistic, logits, stats, self.shard)
+            slope = loss.add(rows_C, stats.logp_C, stats.entropy_C, formed.wanted, far.kl_C if far else None, own_C)
             if slope is None:
                 continue
             keep_K = rows.kept(chunk, slope)
@@ -216,8 +229,8 @@ class Head:
         if method.coupling != "sample":
             what = f"{method.name} couples the tokens of a {method.coupling}"
             raise TypeError(f"{what}: the trainer calls its `prepare` before the update (methods/prepare.py)")
-        now = self.logprobs(h_TH.detach(), target_T, batch.row_mask_T, mode)
-        return prepared_in_microbatch(method, batch, now.logp_T, now.entropy_T)
+        now = self.logprobs(h_TH.detach(), target_T, batch.row_mask_T, mode, method.statistic)
+        return prepared_in_microbatch(method, batch, now.logp_T, now.entropy_T, now.statistic_T)
 
     def _compared(self, method: Method, teacher: TeacherRows | None) -> WholeVocabulary | None:
         if method.whole_vocabulary != (teacher is not None):

@@ -27,6 +27,7 @@ class LogProbs:
     logp_T: torch.Tensor  # fp32 (fp64 for fp64 inputs)
     entropy_T: torch.Tensor
     lse_T: torch.Tensor  # of logits / temperature
+    statistic_T: torch.Tensor | None = None  # of the vocabulary, where a method asked for one
     mode: ClassVar[LogpMode]
 
 

@@ -18,6 +18,7 @@ class RowStats:
     lse_C: torch.Tensor
     logp_C: torch.Tensor
     entropy_C: torch.Tensor
+    best_C: torch.Tensor  # the largest log-prob
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class VocabShard:
         )
         return min(max(self.vocab_size - self.offset, 0), self.local_rows)
 
+    @property
+    def vocabulary(self) -> int:
+        """Size of the whole vocabulary, without padding."""
+        return self.local_rows * self.ranks if self.vocab_size is None else self.vocab_size
+
     def column(self, target_C: torch.Tensor) -> torch.Tensor:
         """Column of each target on this rank, -1 where another rank has it."""
         column_C = target_C - self.offset
@@ -73,7 +79,7 @@ class VocabShard:
         log_sum_C = sum_C.log()
         # (z_y - max) - log sum, not z_y - lse: keeps the digits of a log-prob near 0
         logp_C = (target_KC.sum(dim=0) - max_C) - log_sum_C
-        return RowStats(max_C + log_sum_C, logp_C, log_sum_C - moment_C / sum_C)
+        return RowStats(max_C + log_sum_C, logp_C, log_sum_C - moment_C / sum_C, -log_sum_C)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum of every rank's `value`, on every rank."""
@@ -81,10 +87,14 @@ class VocabShard:
             dist.all_reduce(value, group=self.group)
         return value
 
-    def _gather(self, local_4C: torch.Tensor) -> torch.Tensor:
-        """[K, 4, C]. Every rank then does the same arithmetic, hence gets the same bits."""
+    def added(self, local_C: torch.Tensor) -> torch.Tensor:
+        """Sum of every rank's numbers, in rank order: the same bits on every rank."""
+        return self._gather(local_C).sum(dim=0)
+
+    def _gather(self, local: torch.Tensor) -> torch.Tensor:
+        """[K, ...]. Every rank then does the same arithmetic, hence gets the same bits."""
         if self.group is None:
-            return local_4C[None]
-        part_K4C = local_4C.new_empty(self.ranks, *local_4C.shape)
-        dist.all_gather(list(part_K4C.unbind(0)), local_4C, group=self.group)
-        return part_K4C
+            return local[None]
+        part_K = local.new_empty(self.ranks, *local.shape)
+        dist.all_gather(list(part_K.unbind(0)), local, group=self.group)
+        return part_K

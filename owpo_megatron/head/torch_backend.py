@@ -31,7 +31,7 @@ class TorchBackend:
         return torch_rows(columns)
 
     def chunks(
-        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
+        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], keeps_logits: bool = False
     ) -> Iterator[TorchLogits]:
         for chunk in slices:
             # no name for the logits here: it would keep them alive beyond TorchLogits.stats
@@ -39,7 +39,7 @@ class TorchBackend:
                 self._logits(h_RH[chunk], column_R[chunk]),
                 column_R[chunk],
                 self._inverse_temperature,
-                for_entropy_gradient,
+                keeps_logits,
             )
 
     def _logits(self, h_CH: torch.Tensor, column_C: torch.Tensor) -> torch.Tensor:
@@ -58,16 +58,14 @@ class TorchLogits:
     """Implements ChunkLogits in the logits' own memory: `stats` leaves e^(z - max) there, `dlogits` the gradient.
 
     Elementwise work goes by blocks of rows that fit a core's cache. z - max is kept only where the entropy's gradient
-    needs it.
+    or `log_probs` needs it: e^(z - max) may have underflowed.
     """
 
-    def __init__(
-        self, logits_CV: torch.Tensor, column_C: torch.Tensor, inverse_temperature: float, for_entropy_gradient: bool
-    ):
+    def __init__(self, logits_CV: torch.Tensor, column_C: torch.Tensor, inverse_temperature: float, keeps_logits: bool):
         self._exp_CV = logits_CV  # logits until `stats`
         self._column_C = column_C
         self._inverse_temperature = inverse_temperature
-        self._shifted_CV = torch.empty_like(logits_CV) if for_entropy_gradient else None
+        self._shifted_CV = torch.empty_like(logits_CV) if keeps_logits else None
         self._max_C = logits_CV.new_full((len(logits_CV),), torch.finfo(logits_CV.dtype).min)
 
     def stats(self) -> torch.Tensor:
@@ -90,6 +88,12 @@ class TorchLogits:
                 self._shifted_CV[block] = shifted_BV
         self._max_C = out_4C[0]
         return out_4C
+
+    def log_probs(self, stats: RowStats) -> Iterator[tuple[slice, torch.Tensor]]:
+        assert self._shifted_CV is not None, "chunks() was called without keeps_logits"
+        shift_C1 = (self._max_C - stats.lse_C)[:, None]
+        for block in self._blocks(len(shift_C1)):
+            yield block, self._shifted_CV[block] + shift_C1[block]
 
     def dlogits(
         self, keep_K: torch.Tensor | None, stats: RowStats, dlogp_C: torch.Tensor, dentropy_C: torch.Tensor | None
@@ -115,7 +119,7 @@ class TorchLogits:
             if dentropy_C is None:
                 torch.mul(self._exp_CV[from_B], (-dlogp_K * scale_K)[block, None], out=out_KV[block])
                 continue
-            assert self._shifted_CV is not None, "chunks() was called without the entropy's gradient"
+            assert self._shifted_CV is not None, "chunks() was called without keeps_logits"
             factor_BV = self._shifted_CV[from_B] * dentropy_K[block, None] + constant_K[block, None]
             torch.mul(self._exp_CV[from_B] * factor_BV, -scale_K[block, None], out=out_KV[block])
         here_K = column_K >= 0
@@ -124,5 +128,5 @@ class TorchLogits:
 
     def _blocks(self, rows: int) -> list[slice]:
         """Slices of so many rows that one takes about _BLOCK_BYTES."""
-        size = max(_BLOCK_BYTES // (self._exp_CV.element_size() * self._exp_CV.shape[1]), 1)
+        size = max(_BLOCK_BYTES // (self._exp_CV.element_size() * max(self._exp_CV.shape[1], 1)), 1)
         return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

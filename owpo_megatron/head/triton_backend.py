@@ -15,6 +15,8 @@ from owpo_megatron.head import triton_ops
 from owpo_megatron.head.backend import cuda_rows
 from owpo_megatron.head.shard import RowStats
 
+_BLOCK_BYTES = 256 << 20  # of float32 logits that a method's own statistic is summed over at a time
+
 
 class TritonBackend:
     """Implements Backend.
@@ -32,7 +34,7 @@ class TritonBackend:
         return cuda_rows(columns)
 
     def chunks(
-        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
+        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], keeps_logits: bool = False
     ) -> Iterator[TritonLogits]:
         h_RH = h_RH.to(self._weight_VH.dtype)
         longest = max((chunk.stop - chunk.start for chunk in slices), default=0)
@@ -66,6 +68,13 @@ class TritonLogits:
 
     def stats(self) -> torch.Tensor:
         return triton_ops.row_stats(self._logits_CV, self._column_C, self._inverse_temperature)[0]
+
+    def log_probs(self, stats: RowStats) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Compute them with torch: what a method makes of them is its own, so no kernel can sum it."""
+        rows, columns = self._logits_CV.shape
+        size = max(_BLOCK_BYTES // (4 * max(columns, 1)), 1)
+        for block in (slice(start, min(start + size, rows)) for start in range(0, rows, size)):
+            yield block, self._logits_CV[block] * self._inverse_temperature - stats.lse_C[block, None]
 
     def dlogits(
         self, keep_K: torch.Tensor | None, stats: RowStats, dlogp_C: torch.Tensor, dentropy_C: torch.Tensor | None

@@ -25,7 +25,7 @@ class TritonFp8Backend(TritonBackend):
         self._refine = refine
 
     def chunks(
-        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], for_entropy_gradient: bool = False
+        self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], keeps_logits: bool = False
     ) -> Iterator[TritonLogits]:
         h_RH = h_RH.to(self._weight_VH.dtype)
         longest = max((chunk.stop - chunk.start for chunk in slices), default=0)

@@ -221,11 +221,13 @@ def token_batch(samples: Sequence[Sample], microbatch: Microbatch, whole: bool =
     names = sorted({name for sample in chosen for name in sample.given or ()})
     off_policy = [sample.keeps_old for sample in chosen]
     external = [sample.origin == "expert" for sample in chosen]
+    old_statistics = [sample.old_statistic for sample in chosen]
     behaviour = [
         tensor_of(sample.behaviour_logp, torch.float32) if sample.behaviour_logp else None for sample in chosen
     ]
     batch = TokenBatch(
         old_logp_T=per_token([sample.old_logp for sample in chosen]) if spent_old else None,
+        old_statistic_T=per_token(old_statistics) if any(one is not None for one in old_statistics) else None,
         ref_logp_T=per_token([sample.ref_logp for sample in chosen]),
         ref_is_old_T=per_sample([sample.ref_is_old for sample in chosen], torch.bool),
         advantage_T=per_token([sample.advantage for sample in chosen]),

@@ -16,6 +16,7 @@ from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.packing import Microbatch
 from owpo_megatron.methods import Method
 from owpo_megatron.methods.prepare import prepared_in_microbatch
+from owpo_megatron.methods.statistic import Statistic
 from owpo_megatron.types import LogpMode, TokenBatch
 
 Collected = TypeVar("Collected")
@@ -40,9 +41,10 @@ def forward_backward(
     def loss(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
         batch = batch_of(microbatch)
         if microbatch.part is not None and method.coupling == "sample" and batch.given is None:
-            found = head.logprobs(h_TH.detach(), microbatch.target_T[0], batch.row_mask_T, mode)
-            now_T, entropy_T = (microbatch.part.whole(value_O) for value_O in (found.logp_T, found.entropy_T))
-            given = prepared_in_microbatch(method, batch_of(microbatch, whole=True), now_T, entropy_T).given or {}
+            found = head.logprobs(h_TH.detach(), microbatch.target_T[0], batch.row_mask_T, mode, method.statistic)
+            own_values = [one for one in (found.logp_T, found.entropy_T, found.statistic_T) if one is not None]
+            now = [microbatch.part.whole(value_O) for value_O in own_values]
+            given = prepared_in_microbatch(method, batch_of(microbatch, whole=True), *now).given or {}
             own = {name: microbatch.own(value_T) for name, value_T in given.items()}
             batch = replace(batch, given=own, now_mode=mode)
         teacher = None if teaching is None else teaching[id(microbatch)]
@@ -54,12 +56,13 @@ def forward_backward(
 
 @torch.no_grad()
 def forward_logprobs(
-    chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch], mode: LogpMode = "exact"
-) -> list[tuple[Microbatch, LogProbs]]:
+    chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch], mode: LogpMode = "exact",
+    statistic: Statistic | None = None,
+) -> list[tuple[Microbatch, LogProbs]]:  # fmt: skip
     """Return (microbatch, its log-probs) for each, on the last pipeline stage (empty elsewhere)."""
 
     def collect(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> tuple[Microbatch, LogProbs]:
-        return microbatch, head.logprobs(h_TH, microbatch.target_T[0], microbatch.mask_T[0], mode)
+        return microbatch, head.logprobs(h_TH, microbatch.target_T[0], microbatch.mask_T[0], mode, statistic)
 
     return _run(chunks, microbatches, collect, forward_only=True)
 

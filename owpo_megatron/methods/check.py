@@ -7,7 +7,8 @@ method that reduces over more than it declares would get a wrong gradient withou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods.loss import RESERVED, chunk_batch
@@ -28,22 +29,32 @@ def check_coupling(method: Method) -> None:
         UserError: values, gradients or metrics of a row depend on other rows; `prepare` couples more samples than the
             method declares; or a shape is not per row.
     """
-    batch, logp_T, entropy_T = _random_batch()
+    batch, now = _random_batch()
+    if method.statistic is None:
+        now = now._replace(statistic_T=None)
     if method.coupling != "token":
-        views = list(sample_views(method, batch, logp_T, entropy_T).values())
-        _check_prepare(method, views)
-        batch = prepared_in_microbatch(method, batch, logp_T, entropy_T)
-    _check_terms(method, batch, logp_T, entropy_T)
+        _check_prepare(method, list(sample_views(method, batch, *now).values()))
+        batch = prepared_in_microbatch(method, batch, *now)
+    _check_terms(method, batch, now)
 
 
-def _check_terms(method: Method, batch: TokenBatch, logp_T: torch.Tensor, entropy_T: torch.Tensor) -> None:
+class _Now(NamedTuple):
+    """The values that the head has of each row."""
+
+    logp_T: torch.Tensor
+    entropy_T: torch.Tensor
+    statistic_T: torch.Tensor | None
+
+
+def _check_terms(method: Method, batch: TokenBatch, now: _Now) -> None:
     import torch
 
-    whole = _evaluated(method, batch, torch.arange(len(logp_T)), logp_T, entropy_T)
-    shuffled_T = torch.randperm(len(logp_T), generator=torch.Generator().manual_seed(1))
-    parts = [shuffled_T, *torch.arange(len(logp_T)).split(1)]
+    rows = len(now.logp_T)
+    whole = _evaluated(method, batch, torch.arange(rows), now)
+    shuffled_T = torch.randperm(rows, generator=torch.Generator().manual_seed(1))
+    parts = [shuffled_T, *torch.arange(rows).split(1)]
     for rows_C in parts:
-        part = _evaluated(method, batch, rows_C, logp_T, entropy_T)
+        part = _evaluated(method, batch, rows_C, now)
         for name, value_C in part.items():
             if name not in whole or not torch.allclose(
                 value_C, whole[name][rows_C], rtol=1e-9, atol=1e-12, equal_nan=True
@@ -56,16 +67,14 @@ def _check_terms(method: Method, batch: TokenBatch, logp_T: torch.Tensor, entrop
                 raise UserError("method", method.name, remedy)
 
 
-def _evaluated(
-    method: Method, batch: TokenBatch, rows_C: torch.Tensor, logp_T: torch.Tensor, entropy_T: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def _evaluated(method: Method, batch: TokenBatch, rows_C: torch.Tensor, now: _Now) -> dict[str, torch.Tensor]:
     """Value, gradient and metrics of these rows, in float64."""
     import torch
 
-    leaf_C = logp_T[rows_C].requires_grad_()
-    terms: Terms = method.terms(
-        leaf_C, chunk_batch(batch, rows_C, leaf_C, entropy_T[rows_C] if method.needs_entropy else None)
-    )
+    leaf_C = now.logp_T[rows_C].requires_grad_()
+    entropy_C = now.entropy_T[rows_C] if method.needs_entropy else None
+    statistic_C = None if now.statistic_T is None else now.statistic_T[rows_C]
+    terms: Terms = method.terms(leaf_C, chunk_batch(batch, rows_C, leaf_C, entropy_C, statistic_C))
     found = {"value": terms.value_C, **{f"metric {name}": value for name, value in terms.metrics.items()}}
     if (terms.entropy_coef_C is not None) != method.entropy_bonus:
         raise UserError("method", method.name, "an entropy_coef_C of terms() and `entropy_bonus = True` go together")
@@ -117,8 +126,8 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.allclose(other, rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
-def _random_batch() -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
-    """(batch, log-probs, entropies) in float64: both signs of A, active and inactive samples, ratios on both sides."""
+def _random_batch() -> tuple[TokenBatch, _Now]:
+    """Inputs in float64: both signs of A, active and inactive samples, ratios on both sides."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -143,4 +152,6 @@ def _random_batch() -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
         reward_S=reward_S,
         group_S=torch.arange(len(_LENGTHS)) // 2,
     )
-    return batch, logp_T, noise().abs()
+    entropy_T = noise().abs()
+    batch = replace(batch, old_statistic_T=logp_T + noise())
+    return batch, _Now(logp_T, entropy_T, logp_T + noise())

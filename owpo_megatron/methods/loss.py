@@ -88,16 +88,18 @@ class MethodLoss:
 
     def add(
         self, rows_C: torch.Tensor | slice, logp_C: torch.Tensor, entropy_C: torch.Tensor, gradient: bool = True,
-        kl_C: torch.Tensor | None = None,
+        kl_C: torch.Tensor | None = None, statistic_C: torch.Tensor | None = None,
     ) -> Chunk | None:  # fmt: skip
         """Evaluate the method on these rows; returns the gradient where it is wanted.
 
         Args:
             kl_C: KL(policy || teacher) over the whole vocabulary, for methods with `whole_vocabulary`.
+            statistic_C: the current policy's, for methods with a `statistic` and coupling `token`.
         """
         import torch
 
-        batch = chunk_batch(self._batch, rows_C, logp_C, entropy_C if self._method.needs_entropy else None)
+        entropy_or_none_C = entropy_C if self._method.needs_entropy else None
+        batch = chunk_batch(self._batch, rows_C, logp_C, entropy_or_none_C, statistic_C)
         leaf_C = logp_C.detach()
         with torch.set_grad_enabled(gradient):
             if gradient:
@@ -178,11 +180,12 @@ def dense_loss(
     batch: TokenBatch,
     entropy_T: torch.Tensor | None = None,
     kl_T: torch.Tensor | None = None,
+    statistic_T: torch.Tensor | None = None,
 ) -> Loss:
     """The loss in one piece, differentiable in its tensors [T]: for tests and benchmarks, without a head."""
     everything = slice(None)
     given_T = entropy_T.detach() if entropy_T is not None and method.needs_entropy else None
-    chunk = chunk_batch(batch, everything, logp_T.detach(), given_T)
+    chunk = chunk_batch(batch, everything, logp_T.detach(), given_T, statistic_T)
     terms = method.terms(logp_T, chunk)
     division, value_T, columns = Division.of(method.chosen_divisor, batch), terms.value_C, dict(terms.metrics)
     if method.tis_cap is not None:
@@ -204,8 +207,9 @@ def dense_loss(
 
 
 def chunk_batch(
-    batch: TokenBatch, rows_C: torch.Tensor | slice, logp_C: torch.Tensor, entropy_C: torch.Tensor | None = None
-) -> ChunkBatch:
+    batch: TokenBatch, rows_C: torch.Tensor | slice, logp_C: torch.Tensor, entropy_C: torch.Tensor | None = None,
+    statistic_C: torch.Tensor | None = None,
+) -> ChunkBatch:  # fmt: skip
     """The rows of a microbatch that a method may see at a time.
 
     Where a pass was not spent its values are the current policy's own: the old policy of a single update, and a
@@ -222,6 +226,8 @@ def chunk_batch(
         active_C=batch.active_T[rows_C],
         behaviour_logp_C=None if batch.behaviour_logp_T is None else batch.behaviour_logp_T[rows_C],
         entropy_C=entropy_C,
+        statistic_C=statistic_C,
+        old_statistic_C=statistic_C if batch.old_statistic_T is None else batch.old_statistic_T[rows_C],
         given={name: value_T[rows_C] for name, value_T in (batch.given or {}).items()},
         external_C=None if batch.external_T is None else batch.external_T[rows_C],
         off_policy_C=None if batch.off_policy_T is None else batch.off_policy_T[rows_C],

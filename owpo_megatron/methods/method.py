@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from owpo_megatron.methods.normalise import group_advantages
 from owpo_megatron.methods.plan import Ask, PlanView, drawn_groups, first_groups
+from owpo_megatron.methods.statistic import Statistic
 from owpo_megatron.types import Group, Origin, PromptRecord, ReferenceNeed, Rollout
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class ChunkBatch:
     active_C: torch.Tensor  # bool, see Sample.active
     behaviour_logp_C: torch.Tensor | None = None  # sampling policy, as the engine reported it
     entropy_C: torch.Tensor | None = None  # of the current policy, detached; for methods with needs_entropy
+    statistic_C: torch.Tensor | None = None  # of the current policy, detached; for methods with a `statistic`
+    old_statistic_C: torch.Tensor | None = None  # the same of the sampling policy
     given: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what `prepare` returned, broadcast to tokens
     external_C: torch.Tensor | None = None  # bool, written by an expert; None: no token of the microbatch is
     off_policy_C: torch.Tensor | None = None  # bool, with the engine's log-probs as old ones: stored, or under a hint
@@ -72,6 +75,8 @@ class SampleView:
     reward: float
     group: int  # samples of one prompt have the same number
     active: bool
+    now_statistic_L: torch.Tensor | None = None  # of the current policy; for methods with a `statistic`
+    old_statistic_L: torch.Tensor | None = None  # the same of the sampling policy
     external: bool = False  # an expert wrote it
     off_policy: bool = False  # its old log-probs are the engine's: stored, or drawn under a hint
 
@@ -194,6 +199,12 @@ class Method:
     def needs_reference(self) -> ReferenceNeed:
         """The declared `reference`; a method whose settings switch it off overrides this."""
         return self.reference
+
+    @property
+    def statistic(self) -> Statistic | None:
+        """A further statistic of the vocabulary per token, of the current and of the sampling policy: for `prepare`, or
+        for `terms` where the coupling is `token`."""
+        return None
 
     @property
     def whole_vocabulary(self) -> bool:

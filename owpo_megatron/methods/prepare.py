@@ -44,15 +44,17 @@ def checked_prepare(method: Method, samples: Sequence[SampleView]) -> list[Given
 
 
 def prepared_in_microbatch(
-    method: Method, batch: TokenBatch, now_logp_T: torch.Tensor, entropy_T: torch.Tensor
-) -> TokenBatch:
+    method: Method, batch: TokenBatch, now_logp_T: torch.Tensor, entropy_T: torch.Tensor,
+    statistic_T: torch.Tensor | None = None,
+) -> TokenBatch:  # fmt: skip
     """The batch with `given` filled in by its own samples, for coupling `sample`: packing never splits a sample.
 
     Args:
         now_logp_T: the current policy's log-probs, detached.
         entropy_T: entropy of the current policy.
+        statistic_T: the current policy's, for methods with a `statistic`.
     """
-    views, rows = sample_views(method, batch, now_logp_T, entropy_T), _rows_of_samples(batch)
+    views, rows = sample_views(method, batch, now_logp_T, entropy_T, statistic_T), _rows_of_samples(batch)
     given_T: dict[str, torch.Tensor] = {}
     for values, rows_L in zip(checked_prepare(method, list(views.values())), rows.values(), strict=True):
         for name, value in values.items():
@@ -67,6 +69,7 @@ def prepared_in_minibatch(
     now: Sequence[torch.Tensor],
     entropies: Sequence[torch.Tensor] | None = None,
     now_mode: LogpMode = "exact",
+    statistics: Sequence[torch.Tensor] | None = None,
 ) -> list[Sample]:
     """The samples with `given` filled in, for coupling `group` or `minibatch`. The same on every rank that calls it.
 
@@ -74,9 +77,16 @@ def prepared_in_minibatch(
         samples: all samples of a minibatch.
         now: the current policy's log-probs [L] of each.
         entropies: [L] each, for methods with `needs_entropy`.
+        statistics: [L] each of the current policy, for methods with a `statistic`.
     """
     counted = [index for index, sample in enumerate(samples) if not sample.masked]
-    views = [_view_of(method, samples[index], now[index], entropies[index] if entropies else None) for index in counted]
+    views = [
+        _view_of(
+            method, samples[index], now[index], entropies[index] if entropies else None,
+            statistics[index] if statistics else None,
+        )
+        for index in counted
+    ]  # fmt: skip
     found = dict(zip(counted, checked_prepare(method, views), strict=True))
     nothing: Given = dict.fromkeys(next(iter(found.values()), {}), 0.0)  # of samples that do not count: never read
     return [
@@ -86,10 +96,12 @@ def prepared_in_minibatch(
 
 
 def sample_views(
-    method: Method, batch: TokenBatch, now_logp_T: torch.Tensor, entropy_T: torch.Tensor
-) -> dict[int, SampleView]:
+    method: Method, batch: TokenBatch, now_logp_T: torch.Tensor, entropy_T: torch.Tensor,
+    statistic_T: torch.Tensor | None = None,
+) -> dict[int, SampleView]:  # fmt: skip
     """The samples of a microbatch that count, by their index."""
-    chunk = chunk_batch(batch, slice(None), now_logp_T)
+    assert (statistic_T is not None) == (method.statistic is not None), f"{method.name}: its statistic, and no other"
+    chunk = chunk_batch(batch, slice(None), now_logp_T, statistic_C=statistic_T)
     found = {}
     for sample, rows_L in _rows_of_samples(batch).items():
         active = bool(chunk.active_C[rows_L].any())
@@ -102,6 +114,8 @@ def sample_views(
             reward=0.0 if batch.reward_S is None else float(batch.reward_S[sample]),
             group=sample if batch.group_S is None else int(batch.group_S[sample]),
             active=active,
+            now_statistic_L=None if chunk.statistic_C is None else chunk.statistic_C[rows_L],
+            old_statistic_L=None if chunk.old_statistic_C is None else chunk.old_statistic_C[rows_L],
             external=chunk.external_C is not None and bool(chunk.external_C[rows_L].any()),
             off_policy=chunk.off_policy_C is not None and bool(chunk.off_policy_C[rows_L].any()),
         )
@@ -118,7 +132,10 @@ def _spread(sample: Sample, given: Given) -> Given:
     }
 
 
-def _view_of(method: Method, sample: Sample, now_L: torch.Tensor, entropy_L: torch.Tensor | None) -> SampleView:
+def _view_of(
+    method: Method, sample: Sample, now_L: torch.Tensor, entropy_L: torch.Tensor | None,
+    statistic_L: torch.Tensor | None,
+) -> SampleView:  # fmt: skip
     """The sample's generated tokens: a method never sees the others."""
     now_L = sample.in_loss(now_L)
     old_L = now_L if sample.old_logp is None else sample.in_loss(sample.old_logp)
@@ -128,6 +145,8 @@ def _view_of(method: Method, sample: Sample, now_L: torch.Tensor, entropy_L: tor
         advantage = sample.in_loss(advantage)
     entropy_L = None if entropy_L is None else sample.in_loss(entropy_L)
     assert entropy_L is not None or not method.needs_entropy, f"{method.name} needs entropies"
+    assert (statistic_L is not None) == (method.statistic is not None), f"{method.name}: its statistic, and no other"
+    statistic_L = None if statistic_L is None else sample.in_loss(statistic_L)
     return SampleView(
         now_logp_L=now_L,
         old_logp_L=old_L,
@@ -137,6 +156,8 @@ def _view_of(method: Method, sample: Sample, now_L: torch.Tensor, entropy_L: tor
         reward=sample.reward,
         group=sample.group,
         active=sample.active,
+        now_statistic_L=statistic_L,
+        old_statistic_L=statistic_L if sample.old_statistic is None else sample.in_loss(sample.old_statistic),
         external=sample.origin == "expert",
         off_policy=sample.keeps_old,
     )

@@ -47,6 +47,7 @@ from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.mcore.transformer import build_chunks
 from owpo_megatron.mcore.weights import gathered_weights, load_model_weights
 from owpo_megatron.methods import Method
+from owpo_megatron.methods.statistic import Statistic
 from owpo_megatron.types import LogpMode, Sample, TokenBatch
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,14 @@ class MegatronPolicy:
         """The same, with the entropy [L] of the distribution that each response token was drawn from; one pass."""
         logps, entropies = self._of_tokens(samples, "logp_T", "entropy_T")
         return logps, entropies
+
+    def logprobs_and_statistics(
+        self, samples: Sequence[Sample], statistic: Statistic
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """The same, with a method's own statistic [L] of the vocabulary at each response token."""
+        names = ("logp_T", "entropy_T", "statistic_T")
+        logps, entropies, statistics = self._of_tokens(samples, *names, statistic=statistic)
+        return logps, entropies, statistics
 
     def update(self, samples: Sequence[Sample], method: Method) -> dict[str, Any]:
         """One optimizer step. Returns sums over the minibatch's tokens, and `grad_norm` and `lr`.
@@ -225,7 +234,9 @@ class MegatronPolicy:
         )
 
     # ------------------------------------------------------------------------------------------ inside
-    def _of_tokens(self, samples: Sequence[Sample], *names: str) -> list[list[torch.Tensor]]:
+    def _of_tokens(
+        self, samples: Sequence[Sample], *names: str, statistic: Statistic | None = None
+    ) -> list[list[torch.Tensor]]:
         """These fields of LogProbs, for each the response tokens' values [L] per sample."""
         microbatches = self._microbatches(samples)
         self._settle_head(microbatches)
@@ -234,7 +245,7 @@ class MegatronPolicy:
         lengths = [sample.loss_length for sample in samples]
         starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
         flat_K = torch.zeros(len(names), starts[-1], device=cpu.device())
-        for microbatch, found in forward_logprobs(self._chunks, microbatches, self.logp_mode):
+        for microbatch, found in forward_logprobs(self._chunks, microbatches, self.logp_mode, statistic):
             response_R, place_R = (rows.to(cpu.device()) for rows in microbatch.responses(starts))
             flat_K[:, place_R] = torch.stack([getattr(found, name) for name in names])[:, response_R].to(flat_K.dtype)
         self.topology.sum_over_data_and_stages(flat_K)

@@ -205,19 +205,22 @@ class BatchBuilder:
         """The samples with the sampling policy's log-probs, and its entropies where the method asks for them."""
         policy, entropies, out = self._policy, [], []
         for samples in minibatches:
+            logps, found, statistics = self._pass_over(samples, self._method.needs_old_entropy)
             if self._method.needs_old_entropy:
-                logps, found = policy.logprobs_and_entropies(samples)
                 entropies += [one.in_loss(entropy) for one, entropy in zip(samples, found, strict=True)]
-            else:
-                logps = policy.logprobs(samples)
             old = [
                 tensor_of(one.behaviour_logp, torch.float32)
                 if one.keeps_old
                 else logp  # stored responses keep their own
                 for one, logp in zip(samples, logps, strict=True)
             ]
-            known = zip(samples, old, strict=True)
-            out.append([replace(one, old_logp=logp, old_mode=policy.logp_mode) for one, logp in known])
+            known = zip(samples, old, statistics, strict=True)
+            out.append(
+                [
+                    replace(one, old_logp=logp, old_statistic=statistic, old_mode=policy.logp_mode)
+                    for one, logp, statistic in known
+                ]
+            )
         return out, entropies
 
     def _prepared(self, samples: list[Sample], is_first: bool) -> list[Sample]:
@@ -225,14 +228,27 @@ class BatchBuilder:
 
         Those of a step's first minibatch are the old policy's, whose pass may have run already.
         """
-        method, policy = self._method, self._policy
-        if method.needs_entropy:
-            logps, entropies = policy.logprobs_and_entropies(samples)
-            return prepared_in_minibatch(method, samples, logps, entropies, policy.logp_mode)
+        method = self._method
         known = [sample.old_logp for sample in samples if sample.old_logp is not None]
-        if is_first and len(known) == len(samples) and not any(sample.keeps_old for sample in samples):
-            return prepared_in_minibatch(method, samples, known, None, samples[0].old_mode)
-        return prepared_in_minibatch(method, samples, policy.logprobs(samples), None, policy.logp_mode)
+        is_old = is_first and len(known) == len(samples) and not any(sample.keeps_old for sample in samples)
+        if is_old and not method.needs_entropy:
+            statistics = [sample.old_statistic for sample in samples if sample.old_statistic is not None]
+            return prepared_in_minibatch(method, samples, known, None, samples[0].old_mode, statistics or None)
+        logps, entropies, found = self._pass_over(samples, method.needs_entropy)
+        statistics = [one for one in found if one is not None]
+        mode = self._policy.logp_mode
+        return prepared_in_minibatch(method, samples, logps, entropies or None, mode, statistics or None)
+
+    def _pass_over(
+        self, samples: list[Sample], wants_entropies: bool
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], Sequence[torch.Tensor | None]]:
+        """The policy's log-probs, its entropies ([] where nobody wants them), and the method's own statistic."""
+        if self._method.statistic is not None:
+            return self._policy.logprobs_and_statistics(samples, self._method.statistic)
+        nothing = [None] * len(samples)
+        if wants_entropies:
+            return *self._policy.logprobs_and_entropies(samples), nothing
+        return self._policy.logprobs(samples), [], nothing
 
 
 def _checked(method: Method, advantage: float | torch.Tensor, length: int) -> float | torch.Tensor:

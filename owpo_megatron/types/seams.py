@@ -118,6 +118,11 @@ class Policy(Protocol):
     def logprobs_and_entropies(self, samples: Sequence[Sample]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The same, with the entropy [L] of each response token's distribution; one pass."""
 
+    def logprobs_and_statistics(
+        self, samples: Sequence[Sample], statistic: Any
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Log-probs, entropies, and an owpo_megatron.methods.statistic.Statistic of each token [L]; one pass."""
+
     def update(self, samples: Sequence[Sample], method: Any) -> dict[str, Any]:
         """One optimizer step on these samples; returns metrics (loss, grad_norm, lr, and the method's).
 

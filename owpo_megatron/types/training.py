@@ -55,6 +55,7 @@ class Sample:
     active: bool  # takes part in the reweighting (top n_act of its group)
     behaviour_logp: Values  # [L]; () of an expert, whose log-probs nobody knows
     old_logp: torch.Tensor | None = None  # [L] fp32; None: the policy's own, detached (one update per step)
+    old_statistic: torch.Tensor | None = None  # [L]; None: none asked for, or the policy's own
     ref_logp: torch.Tensor | None = None  # [L] fp32; None: not needed, or equal to old (see `ref_is_old`)
     ref_is_old: bool = False  # the reference has the weights of the old policy: the ratio is exactly 1
     masked: bool = False  # out of the loss (its verification failed): its tokens count nowhere
@@ -110,6 +111,7 @@ class TokenBatch:
     sample_T: torch.Tensor  # int64, index of the token's sample inside this microbatch, 0..S-1
     num_samples: int  # S, samples in this microbatch
     ref_is_old_T: torch.Tensor | None = None  # bool: the reference has the old policy's weights; None: nowhere
+    old_statistic_T: torch.Tensor | None = None  # sampling policy's, where the method asked for one; None: the policy's
     behaviour_logp_T: torch.Tensor | None = None  # sampling policy, as the engine reported it
     row_mask_T: torch.Tensor | None = None  # bool, rows that the head computes (mask_T and more); None: all
     reward_S: torch.Tensor | None = None  # of each sample, for methods that prepare; None: zeros

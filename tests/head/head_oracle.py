@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from owpo_megatron.head import Head, VocabShard
 from owpo_megatron.methods import Method, dense_loss
+from owpo_megatron.methods.statistic import Statistic
 from owpo_megatron.types import TokenBatch
 
 
@@ -57,6 +58,17 @@ def dense_logp(
     """(logp, entropy) with all logits."""
     log_softmax = torch.log_softmax(h_TH.double() @ weight_VH.double()[:vocab_size].t() / temperature, dim=1)
     return log_softmax.gather(1, target_T[:, None])[:, 0], -(log_softmax.exp() * log_softmax).sum(1)
+
+
+def dense_statistic(
+    statistic: Statistic | None, log_softmax_TV: torch.Tensor, logp_T: torch.Tensor
+) -> torch.Tensor | None:
+    """A method's statistic [T], of all log-probs at once."""
+    if statistic is None:
+        return None
+    best_T, logp_T = log_softmax_TV.amax(dim=1), logp_T.detach()
+    sum_T = statistic.terms(log_softmax_TV, best_T[:, None]).sum(dim=1)
+    return statistic.value(sum_T, logp_T, best_T, log_softmax_TV.shape[1]).detach()
 
 
 def dense(

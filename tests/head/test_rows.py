@@ -30,7 +30,7 @@ def run(method: Method, batch: TokenBatch, plans_rows: bool, rows: int = 60) -> 
 def batch_of(method: Method, rows: int = 60) -> TokenBatch:
     """A batch of three groups, prepared where the method's tokens depend on each other."""
     h_TH, weight_VH, target_T = make_inputs(rows=rows)
-    now = Head(weight_VH, 0.7).logprobs(h_TH, target_T)
+    now = Head(weight_VH, 0.7).logprobs(h_TH, target_T, statistic=method.statistic)
     batch = replace(
         make_batch(now.logp_T),
         reward_S=torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0]),
@@ -38,7 +38,7 @@ def batch_of(method: Method, rows: int = 60) -> TokenBatch:
     )
     if method.coupling == "token":
         return batch
-    return prepared_in_microbatch(method, batch, now.logp_T, now.entropy_T)
+    return prepared_in_microbatch(method, batch, now.logp_T, now.entropy_T, now.statistic_T)
 
 
 @pytest.mark.parametrize(("entropy_coef", "masked"), [(0.0, True), (0.2, False)])

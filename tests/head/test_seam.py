@@ -21,7 +21,7 @@ from coupled_methods import (
     UncertainTokens,
     distinct_objectives,
 )
-from head_oracle import dense_logp
+from head_oracle import dense_logp, dense_statistic
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.head import Head
@@ -29,7 +29,7 @@ from owpo_megatron.mcore.packing import build_microbatch, token_batch
 from owpo_megatron.methods import ChunkBatch, Method, Terms, check_coupling
 from owpo_megatron.methods.loss import chunk_batch
 from owpo_megatron.methods.prepare import prepared_in_minibatch
-from owpo_megatron.types import Sample
+from owpo_megatron.types import LogpMode, Sample
 
 CPU = torch.device("cpu")
 HIDDEN, VOCAB, TEMPERATURE = 8, 37, 0.8
@@ -76,6 +76,11 @@ class Minibatch:
                 )
             )  # fmt: skip
 
+    def prepared(self, method: Method, samples: Sequence[Sample], mode: LogpMode = "exact") -> list[Sample]:
+        """The samples as the trainer prepares them: of log-probs, entropies and statistics of all logits."""
+        statistics = self.statistics(method, self.weight_VH)
+        return prepared_in_minibatch(method, samples, *self.now(), mode, statistics)
+
     def now(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """(log-probs, entropies) of each response."""
         found = [
@@ -84,13 +89,32 @@ class Minibatch:
         ]
         return [logp for logp, _ in found], [entropy for _, entropy in found]
 
+    def statistics(self, method: Method, weight_VH: torch.Tensor) -> list[torch.Tensor] | None:
+        """The method's own of each response; None if it has none."""
+        if method.statistic is None:
+            return None
+        found = []
+        for h, s in zip(self.hidden, self.samples, strict=True):
+            rows = torch.log_softmax(h[len(s.prompt_ids) - 1 :] @ weight_VH.t() / TEMPERATURE, dim=1)
+            logp = rows.gather(1, torch.tensor(s.response_ids)[:, None])[:, 0]
+            found.append(dense_statistic(method.statistic, rows, logp))
+        return found
+
+    def with_old_statistics(self, method: Method) -> list[Sample]:
+        """The samples with what another policy's pass would have found."""
+        other_VH = self.weight_VH + 0.1 * torch.randn(
+            self.weight_VH.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64
+        )
+        found = self.statistics(method, other_VH) or [None] * len(self.samples)
+        return [replace(s, old_statistic=one) for s, one in zip(self.samples, found, strict=True)]
+
     def through_the_head(
         self, method: Method, split: Sequence[Sequence[int]], chunk_rows: int | None
     ) -> dict[str, torch.Tensor]:
         """Sums over the microbatches; dh of every position of every sample, in the samples' order."""
-        samples = self.samples
+        samples = self.with_old_statistics(method)
         if method.coupling in ("group", "minibatch"):
-            samples = prepared_in_minibatch(method, samples, *self.now())
+            samples = self.prepared(method, samples)
         weight_VH = self.weight_VH.clone().requires_grad_()
         hidden = [h.clone().requires_grad_() for h in self.hidden]
         loss, count, kept = torch.zeros((), dtype=torch.float64), 0, 0
@@ -116,7 +140,8 @@ class Minibatch:
         ]
         counted = [index for index, sample in enumerate(self.samples) if not sample.masked]
         factor = {index: tis_factor(self.samples[index], method.tis_cap) for index in counted}
-        values = dense_values(method, self.samples, counted, found)
+        samples = self.with_old_statistics(method)
+        values = dense_values(method, samples, counted, found, self.statistics(method, self.weight_VH))
         total, count = torch.zeros((), dtype=torch.float64), 0
         for index in counted:
             tokens = len(self.samples[index].response_ids)
@@ -144,8 +169,10 @@ def in_float64(batch, samples: Sequence[Sample], indices: Sequence[int]):
             name: column([s.in_loss(torch.ones(len(s.response_ids)).double() * s.given[name]) for s in chosen])
             for name in names
         }
+    old_statistics = [sample.in_loss(s) for sample in chosen if (s := sample.old_statistic) is not None]
     return replace(
         batch,
+        old_statistic_T=column(old_statistics) if old_statistics else None,
         old_logp_T=column([sample.in_loss(sample.old_logp) for sample in chosen]),
         ref_logp_T=column([sample.in_loss(sample.ref_logp) for sample in chosen]),
         advantage_T=column([torch.full((s.loss_length,), s.advantage, dtype=torch.float64) for s in chosen]),
@@ -161,8 +188,9 @@ def tis_factor(sample: Sample, cap: float | None) -> torch.Tensor:
 
 
 def dense_values(
-    method: Method, samples: Sequence[Sample], counted: list[int], found: list[tuple[torch.Tensor, torch.Tensor]]
-) -> dict[int, torch.Tensor]:
+    method: Method, samples: Sequence[Sample], counted: list[int], found: list[tuple[torch.Tensor, torch.Tensor]],
+    statistics: list[torch.Tensor] | None = None,
+) -> dict[int, torch.Tensor]:  # fmt: skip
     """The value of each token, through complete log-probs that carry the gradient."""
     if isinstance(method, SequenceRatio):
         out = {}
@@ -196,32 +224,39 @@ def dense_values(
             for index in counted
         }
     if method.coupling != "token":
-        return prepared_values(method, samples, counted, found)
-    return {index: alone(method, samples[index], found[index][0], found[index][1]) for index in counted}
+        return prepared_values(method, samples, counted, found, statistics)
+    own = statistics or [None] * len(samples)
+    return {index: alone(method, samples[index], *found[index], own[index]) for index in counted}
 
 
 def prepared_values(
-    method: Method, samples: Sequence[Sample], counted: list[int], found: list[tuple[torch.Tensor, torch.Tensor]]
-) -> dict[int, torch.Tensor]:
+    method: Method, samples: Sequence[Sample], counted: list[int], found: list[tuple[torch.Tensor, torch.Tensor]],
+    statistics: list[torch.Tensor] | None,
+) -> dict[int, torch.Tensor]:  # fmt: skip
     """A coupled method of the catalogue: `prepare` on the whole minibatch at once, then `terms` token by token.
 
     What it prepares is compared with hand-worked numbers and autograd in tests/methods.
     """
     logps, entropies = ([pair[place].detach() for pair in found] for place in (0, 1))
-    prepared = prepared_in_minibatch(method, samples, logps, entropies)
+    prepared = prepared_in_minibatch(method, samples, logps, entropies, statistics=statistics)
     return {index: alone(method, prepared[index], found[index][0], found[index][1]) for index in counted}
 
 
-def alone(method: Method, sample: Sample, logp_L: torch.Tensor, entropy_L: torch.Tensor) -> torch.Tensor:
+def alone(
+    method: Method, sample: Sample, logp_L: torch.Tensor, entropy_L: torch.Tensor,
+    statistic_L: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """The value of each token, evaluated one token at a time."""
     every = torch.ones(len(logp_L), dtype=torch.bool)
     microbatch = build_microbatch([replace(sample, prompt_ids=(0,))], [0], 1, CPU)
     batch = in_float64(token_batch([replace(sample, prompt_ids=(0,))], microbatch), [sample], [0])
     given_L = entropy_L.detach() if method.needs_entropy else None
+    own_L = statistic_L if method.coupling == "token" else None
     values = []
     for token in range(len(every)):
         here = slice(token, token + 1)
-        row = chunk_batch(batch, here, logp_L[here], None if given_L is None else given_L[here])
+        rows = (None if one is None else one[here] for one in (given_L, own_L))
+        row = chunk_batch(batch, here, logp_L[here], *rows)
         values.append(method.terms(logp_L[here], row).value_C)
     return torch.cat(values)
 
@@ -310,7 +345,7 @@ def test_a_method_that_was_not_prepared_is_refused(method: Method) -> None:
 
 def test_log_probs_of_now_may_not_be_raw_fp8() -> None:
     minibatch, method = Minibatch(), UncertainTokens()
-    samples = prepared_in_minibatch(method, minibatch.samples, *minibatch.now(), now_mode="fp8_raw")
+    samples = minibatch.prepared(method, minibatch.samples, "fp8_raw")
     microbatch = build_microbatch(samples, range(7), 1, CPU)
     with pytest.raises(TypeError, match="prepared log-probs are fp8_raw"):
         batch = token_batch(samples, microbatch)
@@ -322,7 +357,7 @@ def test_a_microbatch_without_samples_and_one_without_a_sample_that_counts(metho
     minibatch = Minibatch()
     samples = [replace(sample, masked=True) for sample in minibatch.samples]
     if method.coupling in ("group", "minibatch"):
-        samples = prepared_in_minibatch(method, samples, *minibatch.now())
+        samples = minibatch.prepared(method, samples)
     for indices in ((), (0, 2)):
         microbatch = build_microbatch(samples, indices, 2, CPU)
         h_TH = torch.randn(microbatch.token_T.shape[1], HIDDEN).double().requires_grad_()

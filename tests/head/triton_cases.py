@@ -10,11 +10,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from head_oracle import assert_same, dense, dense_logp, make_batch, make_inputs
+from head_oracle import assert_same, dense, dense_logp, dense_statistic, make_batch, make_inputs
 from test_logprob import logprob, peaked_inputs
 
 from owpo_megatron.head import Head, triton_ops
 from owpo_megatron.methods import make_method
+from owpo_megatron.methods.statistic import MeanLogProb, MinPLogProb, Statistic
 
 INTERPRETED = not torch.cuda.is_available()
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason="no CUDA device")])
@@ -116,6 +117,17 @@ def test_head_of_triton_equals_dense(device: str, entropy_coef: float) -> None:
     torch.testing.assert_close(out.logp_T.cpu().double(), expected["logp"] * batch.mask_T.cpu(), rtol=0, atol=2e-6)
     plain = head.logprobs(h.detach(), target_T.to(device), batch.mask_T)
     assert torch.equal(plain.logp_T, out.logp_T)
+
+
+@on_each_device
+@pytest.mark.parametrize("statistic", [MeanLogProb(), MinPLogProb(0.05)], ids=str)
+def test_a_further_statistic_of_triton_equals_dense(device: str, statistic: Statistic) -> None:
+    h_TH, weight_VH, target_T = make_inputs(rows=12, vocab=150, dtype=torch.float32)
+    rows = torch.log_softmax(h_TH.double() @ weight_VH.double().t() / 0.8, dim=1)
+    expected = dense_statistic(statistic, rows, rows.gather(1, target_T[:, None])[:, 0])
+    head = Head(weight_VH.to(device), temperature=0.8, chunk_rows=7, backend="triton")
+    found = head.logprobs(h_TH.to(device), target_T.to(device), statistic=statistic).statistic_T
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @on_each_device

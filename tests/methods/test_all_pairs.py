@@ -15,7 +15,12 @@ from evaluated import Response, evaluate
 from owpo_megatron.methods import Method, StepView, catalogue, make_method
 
 # What makes a method another one's twin on this step is a setting: here it is off its default.
-SETTINGS = {"drpo": {"max_length": 6}, "clip_cov": {"share": 0.2, "low": 0.0}, "kl_cov": {"share": 0.2}}
+SETTINGS = {
+    "drpo": {"max_length": 6},
+    "clip_cov": {"share": 0.2, "low": 0.0},
+    "kl_cov": {"share": 0.2},
+    "lp_reg": {"share": 0.5},
+}
 GROUPS, SIBLINGS = 4, 4
 COUNT = GROUPS * SIBLINGS
 METHODS = {
@@ -64,6 +69,7 @@ def signature(method: Method) -> list[float]:
         now = (old + 0.9 * torch.randn(length, generator=generator).double()).clamp(max=-0.01)
         if index == 1:  # a wrong answer's token beyond every cap
             old[0], now[0] = -9.0, -9.0 + math.log(30)
+        further = torch.rand(2, length, generator=generator).double()
         spread = advantage.tolist() if isinstance(advantage, torch.Tensor) else advantage
         responses.append(
             Response(
@@ -74,6 +80,8 @@ def signature(method: Method) -> list[float]:
                 step.group_N[index],
                 step.entropy_N[index].tolist(),
                 (now + 0.3 * torch.randn(length, generator=generator)).tolist(),
+                statistic=(now + further[0]).tolist(),
+                old_statistic=(old + further[1]).tolist(),
             )  # fmt: skip
         )
     found = evaluate(method, responses)

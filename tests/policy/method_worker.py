@@ -40,6 +40,7 @@ def minibatch() -> list[Any]:
                 masked=index == 3,
                 group=index // 3,
                 reward=float(index in (0, 4)),
+                old_statistic=source.old_logp[:length] + 0.5,  # of an imagined policy
                 advantage=(1.0, -0.8, 0.6, 0.3, -1.2)[index],
             )
         )
@@ -69,8 +70,11 @@ def updates(model: Path, parallel: dict[str, int], tokens: int) -> list[dict[str
         policy.restart_optimizer()
         samples = minibatch()
         if method.coupling in ("group", "minibatch"):
-            logps, entropies = policy.logprobs_and_entropies(samples)
-            samples = prepared_in_minibatch(method, samples, logps, entropies, policy.logp_mode)
+            if method.statistic is None:
+                found_in_pass = policy.logprobs_and_entropies(samples)
+            else:
+                found_in_pass = policy.logprobs_and_statistics(samples, method.statistic)
+            samples = prepared_in_minibatch(method, samples, *found_in_pass[:2], policy.logp_mode, *found_in_pass[2:])
         sums = policy.update(samples, method)
         weights = dict(policy.named_weights())
         found.append(

@@ -225,6 +225,22 @@ def test_a_coupled_method_is_prepared_with_the_policy_right_before_each_update()
         assert all(set(sample.given) == {"slope", "share"} for sample in samples)
 
 
+def test_a_further_statistic_comes_with_the_passes_that_run_anyway() -> None:
+    """The old policy's is kept on the samples; a minibatch of `lp_reg` after the first is passed through again."""
+    policy = FakePolicy()
+    first, second = prepared(make_method("lp_reg", share=1.0), 2, FakeReference(policy), policy)
+    passes = ["policy.logprobs and statistics 8"] * 2
+    assert policy.events == [*passes, "update 8", "policy.logprobs and statistics 8", "update 8"]
+    for sample in (*first, *second):
+        assert torch.equal(sample.old_statistic, torch.tensor(sample.response_ids) / 100)
+        assert set(sample.given) == {"held", "proxy"}
+    # by the fake's numbers every token is below its proxy: held where A < 0
+    assert all(bool(torch.as_tensor(one.given["held"]).all()) == (one.advantage < 0) for one in first)
+    policy = FakePolicy()
+    ((sample, *_),) = prepared(make_method("rover"), 1, FakeReference(policy), policy)
+    assert policy.events == ["update 16"] and sample.old_statistic is None, "one update: the policy is the old one"
+
+
 def test_one_update_of_a_coupled_method_takes_one_pass() -> None:
     policy = FakePolicy()
     (samples,) = prepared(RightAgainstWrong(), 1, FakeReference(policy), policy)
