@@ -125,8 +125,8 @@ def test_one_mode_per_ratio(field: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(catalogue()))
 def test_what_is_a_difference_of_log_probs_itself_is_refused(name: str) -> None:
-    """OPD is beyond the bounds of the error table (docs/kernel.md), and ROVER regresses such differences, the tail of the
-    vocabulary included; the check at a run's start cannot see it."""
+    """OPD is beyond the bounds of the error table (docs/kernel.md), and ROVER regresses such differences, the tail of
+    the vocabulary included; the check at a run's start cannot see it."""
     sections: dict[str, Any] = {
         "algorithm": {"name": name},
         "model": {"head": "fp8_refined"},
