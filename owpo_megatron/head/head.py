@@ -119,8 +119,8 @@ class Head:
                 stats = self.shard.combine(local_4R[:, chunk].contiguous())
                 own_R[chunk] = statistic_of(statistic, logits, stats, self.shard)
         stats = self.shard.combine(local_4R)
-        found = (rows.spread(value_R) for value_R in (stats.logp_C, stats.entropy_C, stats.lse_C))
-        return _TYPE[mode](*found, None if statistic is None else rows.spread(own_R))
+        logp_T, entropy_T, lse_T = (rows.spread(one) for one in (stats.logp_C, stats.entropy_C, stats.lse_C))
+        return _TYPE[mode](logp_T, entropy_T, lse_T, None if statistic is None else rows.spread(own_R))
 
     def loss(
         self,
