@@ -98,11 +98,17 @@ def gradient_norm(optimizer: MegatronOptimizer) -> float:
 def step_with(optimizer: MegatronOptimizer, grad_norm: float) -> None:
     """One step, with gradients clipped by their norm, which `gradient_norm` has found already. Collective."""
     chained = optimizer if hasattr(optimizer, "chained_optimizers") else None
+    # With ep above 1 experts have an optimizer of their own, and each gathers everyone's parameters: the last one does.
+    first = [(one, one.model_chunks) for one in distributed_optimizers(optimizer)[:-1]]
+    for one, _ in first:
+        one.model_chunks = []
     if chained is not None:
         chained.get_grad_norm = lambda: grad_norm  # megatron's step would compute it a second time
     try:
         optimizer.step()
     finally:
+        for one, chunks in first:
+            one.model_chunks = chunks
         if chained is not None:
             del chained.get_grad_norm
 
