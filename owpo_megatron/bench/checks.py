@@ -36,7 +36,8 @@ def bench_checks(
     The step is one update alone: generation, grading and further passes make a run's step longer and the shares
     smaller. The checks are those of every step: all answers of the engine, the line of metrics, the digest of the
     weights, and a tick of the watchdog every five seconds. The test of the gradient's norm is part of the update. A
-    checkpoint is saved, hashed and put in place every `every` steps.
+    checkpoint is saved, hashed and put in place every `every` steps: `save` while nothing else is done; `held` is what
+    is left where it is written beside training, `beside` that and what it slows down the updates of that time by.
 
     Args:
         params: approximate number of parameters of the random model, float32.
@@ -100,7 +101,23 @@ def _measure(
         policy.save(checkpoints.state_path(step))
         checkpoints.finish(step, {"step": step})
 
-    for action in (update, check, tick, save):
+    def save_beside() -> tuple[float, int]:
+        """Seconds in which nothing was trained, and the updates that were made meanwhile."""
+        nonlocal step
+        step += 1
+        begin = time.perf_counter()
+        checkpoints.start(step)
+        writing = policy.begin_save(checkpoints.state_path(step))
+        checkpoints.describe(step, {"step": step})
+        held, updates = time.perf_counter() - begin, 0
+        while not writing.ready():
+            update()
+            updates += 1
+        begin = time.perf_counter()
+        checkpoints.complete(step, writing.finish())
+        return held + time.perf_counter() - begin, updates
+
+    for action in (update, check, tick, save, save_beside):
         action()  # touches memory
     times: dict[str, list[float]] = {}
     for number in range(rounds):
@@ -109,6 +126,10 @@ def _measure(
             begin = time.perf_counter()
             action()
             times.setdefault(name, []).append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        held, updates = save_beside()
+        times.setdefault("held", []).append(held)
+        times.setdefault("beside", []).append(time.perf_counter() - begin - updates * times["update"][-1])
     shutil.rmtree(folder / "checkpoints")
     found = {name: statistics.median(values) for name, values in times.items()}
     checks = found["check"] + found["tick"] * found["update"] / 5.0
@@ -116,8 +137,12 @@ def _measure(
         "update_ms": 1e3 * found["update"],
         "checks_ms": 1e3 * checks,
         "save_ms": 1e3 * found["save"],
+        "held_ms": 1e3 * found["held"],
+        "beside_ms": 1e3 * found["beside"],
         "checks_percent": 100 * checks / found["update"],
         "save_percent": 100 * found["save"] / every / found["update"],
+        "held_percent": 100 * found["held"] / every / found["update"],
+        "beside_percent": 100 * found["beside"] / every / found["update"],
         "percent": 100 * (checks + found["save"] / every) / found["update"],
     }
 

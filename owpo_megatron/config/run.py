@@ -109,6 +109,9 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; 0: only at the end."""
     keep: int = Field(2, gt=0)
     """Newest checkpoints kept on disk."""
+    asynchronous: bool = False
+    """Write checkpoints while the next steps train, one at a time. Their state is kept in host memory as it was, and a
+    run that is killed meanwhile resumes from the checkpoint before."""
     keep_best: bool = False
     """Keep the weights with the best Pass@1 of the run's evaluations in best/."""
     keep_at_score: float | None = Field(None, gt=0, le=1)

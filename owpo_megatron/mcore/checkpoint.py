@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -21,6 +24,7 @@ from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.optimizer import distributed_optimizers
 from owpo_megatron.mcore.sharded_files import StoredState, global_shapes
 from owpo_megatron.mcore.slots import ParameterSlots
+from owpo_megatron.mcore.state_writer import StateWriter
 
 # Saved once for all ranks and readable at another data-parallel size ("fully_sharded_model_space" is broken in 0.16.1).
 _OPTIMIZER_FORMAT = "fully_reshardable"
@@ -41,6 +45,27 @@ def save_training_state(
 
     The reference is written only when it differs from the policy (`slots.aliased` False).
     """
+    _save(path, _training_state(chunks, optimizer, scheduler, slots))
+
+
+@cpu.scoped
+def begin_training_state(
+    path: Path,
+    chunks: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    slots: ParameterSlots,
+) -> StateWriter:
+    """The same, written by a process per rank: the state may change once this returns. Collective."""
+    return StateWriter(_save(path, _training_state(chunks, optimizer, scheduler, slots), asynchronous=True))
+
+
+def _training_state(
+    chunks: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    slots: ParameterSlots,
+) -> dict[str, Any]:
     metadata = _metadata()
     state = _model_state(chunks, "model.", metadata)
     state |= {
@@ -52,7 +77,7 @@ def save_training_state(
             reference = _model_state(chunks, "reference.", metadata)
             _pin_to_current_storage(reference.values())
         state |= {f"reference_{key}": value for key, value in reference.items()}
-    _save(path, state)
+    return state
 
 
 @cpu.scoped
@@ -131,12 +156,22 @@ def fill(module: Any, named: dict[str, Any]) -> None:
     assert not lost and not unexpected, f"{lost} not loaded, {unexpected} unknown"
 
 
-def _save(path: Path, state: dict[str, Any]) -> None:
+def _save(path: Path, state: dict[str, Any], asynchronous: bool = False) -> Any:
+    """megatron-core's save; with `asynchronous` nothing is written but common.pt, and what is to do is returned."""
     # megatron passes the results of writing through a queue in a spawned manager process, which only an asynchronous
     # save needs: starting it and importing torch in it takes seconds, and it imports `__main__` again.
     filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
     metadata = {key: value for key, value in _metadata().items() if key != "dp_cp_group"}
-    dist_checkpointing.save(state, str(path), content_metadata=metadata)
+    return dist_checkpointing.save(
+        state, str(path), _save_strategy(), async_sharded_save=asynchronous, content_metadata=metadata
+    )
+
+
+def _save_strategy() -> SaveShardedStrategy:
+    """Ranks with the same tensors share the writing of them."""
+    strategy = get_default_save_sharded_strategy()
+    copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return strategy if copies.size() == 1 else FullyParallelSaveStrategyWrapper(strategy, copies)
 
 
 def _load_model(path: Path, chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> None:

@@ -42,7 +42,9 @@ from owpo_megatron.mcore.schedule import (
     on_host,
 )
 from owpo_megatron.mcore.slots import ParameterSlots
+from owpo_megatron.mcore.spec import fusions_of, transformer_config
 from owpo_megatron.mcore.spec import fusions_of, transformer_config, uses_transformer_engine
+from owpo_megatron.mcore.state_writer import StateWriter
 from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.mcore.transformer import build_chunks
 from owpo_megatron.mcore.weights import gathered_weights, load_model_weights
@@ -227,6 +229,9 @@ class MegatronPolicy:
 
     def save(self, path: Path) -> None:
         checkpoint.save_training_state(path, self._chunks, self._optimizer, self._scheduler, self.slots)
+
+    def begin_save(self, path: Path) -> StateWriter:
+        return checkpoint.begin_training_state(path, self._chunks, self._optimizer, self._scheduler, self.slots)
 
     def restore(self, path: Path, reference_is_policy: bool) -> None:
         checkpoint.load_training_state(

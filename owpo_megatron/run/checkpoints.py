@@ -18,8 +18,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from owpo_megatron.errors import RunError, UserError
@@ -37,6 +38,7 @@ class CheckpointFolder:
     def __init__(self, root: Path, keep: int):
         self._root = root
         self._keep = keep
+        self._described: dict[str, Any] | None = None  # the state of a checkpoint that is being written
         self.damaged: dict[int, str] = {}
         """Newer checkpoints that `newest` passed over, with what is wrong with each."""
 
@@ -86,15 +88,29 @@ class CheckpointFolder:
     def state_path(self, step: int) -> Path:
         return self._scratch(step) / STATE
 
-    def finish(self, step: int, trainer_state: dict[str, Any]) -> Path:
-        """Add the trainer's state and the manifest, rename into place, remove the oldest beyond `keep`."""
-        scratch = self._scratch(step)
+    def describe(self, step: int, trainer_state: dict[str, Any]) -> None:
+        """Add the trainer's state; until `complete`, it is one of `trainer_states`."""
         with self.disk_errors(step):
-            (scratch / TRAINER).write_text(json.dumps(trainer_state, indent=1))
-            seal(scratch, self.path(step))
+            (self._scratch(step) / TRAINER).write_text(json.dumps(trainer_state, indent=1))
+        self._described = trainer_state
+
+    def complete(self, step: int, known: Mapping[str, str] = MappingProxyType({})) -> Path:
+        """Add the manifest, rename into place, remove the oldest beyond `keep`.
+
+        Args:
+            known: hashes of files of the sharded state, by name.
+        """
+        with self.disk_errors(step):
+            seal(self._scratch(step), self.path(step), {f"{STATE}/{name}": sha for name, sha in known.items()})
+        self._described = None
         for old in self.steps()[: -self._keep]:
             self._remove(old)
         return self.path(step)
+
+    def finish(self, step: int, trainer_state: dict[str, Any]) -> Path:
+        """`describe` and `complete`."""
+        self.describe(step, trainer_state)
+        return self.complete(step)
 
     def tidy(self) -> None:
         """Finish what a killed process left half done: a folder being put in its place, pruned or written.
@@ -122,12 +138,13 @@ class CheckpointFolder:
         return whole_steps(self._root)
 
     def trainer_states(self) -> list[dict[str, Any]]:
-        """Read the states of all readable checkpoints on disk, oldest first, without checking hashes."""
+        """The states of all readable checkpoints, oldest first, without checking hashes; also that of the one which is
+        being written."""
         states = []
         for step in self.steps():
             with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # damaged: never resumed either
                 states.append(json.loads((self.path(step) / TRAINER).read_text()))
-        return states
+        return states if self._described is None else [*states, self._described]
 
     def began_on(self) -> datetime.date | None:
         """The day on which the run began, as its newest checkpoint has it; None where there is none."""

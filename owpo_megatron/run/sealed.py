@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from owpo_megatron.errors import printable
 from owpo_megatron.run.files import put_in_place
 from owpo_megatron.run.layout import MANIFEST
 
 
-def seal(scratch: Path, folder: Path) -> None:
-    """Add the manifest to a folder and rename it into place, where from then on it counts as whole."""
+def seal(scratch: Path, folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Add the manifest to a folder and rename it into place, where from then on it counts as whole.
+
+    Args:
+        known: hashes that were made when the files were written, by name; the others are made here.
+    """
     files = sorted(file for file in scratch.rglob("*") if file.is_file())
-    manifest = {str(file.relative_to(scratch)): _sha256(file) for file in files}
+    names = [str(file.relative_to(scratch)) for file in files]
+    manifest = {name: known.get(name) or sha256_of(scratch / name) for name in names}
     (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1))
     put_in_place(scratch, folder)
 
@@ -38,7 +45,7 @@ def fault_of(folder: Path) -> str | None:
         try:
             if not file.is_file():
                 return f"{name} is missing"
-            if _sha256(file) != sha:
+            if sha256_of(file) != sha:
                 return f"{name} has another content than when it was written"
         except OSError as error:  # also a name that is too long for one
             return f"{printable(name)[:80]} cannot be read: {error.strerror}"
@@ -55,9 +62,10 @@ def bytes_in(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: str | Path) -> str:
+    """The hash of a file's content."""
     sha = hashlib.sha256()
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         while block := file.read(1 << 20):
             sha.update(block)
     return sha.hexdigest()

@@ -11,7 +11,9 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.run.best import BestWeights
 from owpo_megatron.run.checkpoints import CheckpointFolder
 from owpo_megatron.run.metrics import MetricsFile
-from owpo_megatron.types import Ranks, Reference, Stateful, Storable
+from owpo_megatron.types import Ranks, Reference, Stateful, Storable, Writing
+
+LOOK_SECONDS = 0.2  # between two looks at a checkpoint that is waited for
 
 
 class RunState:
@@ -52,24 +54,70 @@ class RunState:
         self._say = say
         self._steps = steps
         self._run = secrets.token_hex(6)  # in every checkpoint of this run
+        self._under_way: tuple[int, Writing | None] | None = None
 
-    def save(self, step: int) -> Path:
-        """Write a checkpoint and return its folder; it counts from the moment it is renamed into place. Collective."""
+    def begin_save(self, step: int, in_background: bool) -> None:
+        """Begin a checkpoint, which `settle` makes whole. Collective.
+
+        Args:
+            in_background: the sharded state is written while training goes on; otherwise it is when this returns.
+        """
+        assert self._under_way is None, "one checkpoint at a time"
         if self._ranks.is_main:
             folder = self._checkpoints.start(step).parent
             with self._checkpoints.disk_errors(step):
                 self._carry(folder)
         self._ranks.barrier()
+        path, writing = self._checkpoints.state_path(step), None
         with self._checkpoints.disk_errors(step):
-            self._policy.save(self._checkpoints.state_path(step))
+            if in_background:
+                writing = self._policy.begin_save(path)
+            else:
+                self._policy.save(path)
+        self._under_way = step, writing
         state = {"step": step, "reference": self._reference.state_dict(), "best": self._best.state_dict()}
         if self._metrics:
             state |= {"rollouts": self._rollouts.state_dict(), "batches": self._batches.state_dict()}
             state |= {"line": self._metrics.under_way(), "run": self._run}
-            self._checkpoints.finish(step, state)
+            self._checkpoints.describe(step, state)
+
+    @property
+    def is_saving(self) -> bool:
+        return self._under_way is not None
+
+    def settle(self, wait: bool = True, beat: Callable[[], None] = lambda: None) -> tuple[int, Path] | None:
+        """The step and folder of the checkpoint that was begun, once it is whole; it counts from the rename into place.
+        None where there is none, or where it is still written. Collective.
+
+        Args:
+            wait: until it is whole.
+            beat: called while it waits, as often as the disk gets on.
+
+        Raises:
+            RunError: it could not be written; older ones are as they were.
+        """
+        if self._under_way is None:
+            return None
+        step, writing = self._under_way
+        known: dict[str, str] = {}
+        if writing is not None:
+            if wait:
+                _wait_for(writing, beat)
+            elif self._ranks.any(not writing.ready()):
+                return None
+            with self._checkpoints.disk_errors(step):
+                known = writing.finish()
+        if self._metrics:
+            self._checkpoints.complete(step, known)
             self._best.tidy()
+        self._under_way = None
         self._ranks.barrier()
-        return self._checkpoints.path(step)
+        return step, self._checkpoints.path(step)
+
+    def close(self) -> None:
+        """Drop a checkpoint that is not whole yet: the run failed."""
+        if self._under_way is not None and self._under_way[1] is not None:
+            self._under_way[1].abandon()
 
     def digest(self) -> str:
         """Identity of the policy's weights in this layout. Collective."""
@@ -134,3 +182,11 @@ class RunState:
             of_each = "; ".join(f"one has step {', '.join(some)}" for some in steps.values())
             remedy = f"are of {len(steps)} runs: {of_each}; move those of other runs out of this folder"
             raise UserError("checkpoints", self._checkpoints.path(0).parent, remedy)
+
+
+def _wait_for(writing: Writing, beat: Callable[[], None]) -> None:
+    progress = -1
+    while not writing.ready(LOOK_SECONDS):
+        if writing.progress() != progress:
+            progress = writing.progress()
+            beat()

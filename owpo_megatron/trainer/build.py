@@ -199,6 +199,8 @@ class _Builder:
         state = RunState(
             topology, policy, reference, rollouts, batches, best, metrics, checkpoints, carry, self.say, steps
         )
+        self.stack.callback(state.close)
+        background, wait = keeps.asynchronous, self.kept_rollouts.wait
         return Parts(
             ranks=topology,
             schedule=schedule,
@@ -217,7 +219,7 @@ class _Builder:
             batches=batches,
             evaluator=evaluator,
             record=RunRecord(
-                main, state, best, metrics, evaluator, stop, sinks, self.watchdog, profiler, self.kept_rollouts.wait
+                main, state, best, metrics, evaluator, stop, sinks, self.watchdog, background, profiler, wait
             ),
             state=state,
             best=best,

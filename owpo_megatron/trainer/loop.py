@@ -38,7 +38,11 @@ class Record(Protocol):
     def restore(self) -> int:
         """Take up the newest checkpoint; returns its step, or 0 with the reference being the initial policy."""
 
-    def save(self, step: int) -> None: ...
+    def save(self, step: int) -> None:
+        """Save what the run resumes from; it may be written while the next steps train."""
+
+    def settle(self) -> None:
+        """Return when everything that was saved is on the disk."""
 
     def evaluate(self, step: int) -> None: ...
 
@@ -92,4 +96,5 @@ class Loop:
                     saved = step
         if saved != step:
             self.record.save(step)
+        self.record.settle()
         return step

@@ -14,7 +14,7 @@ from owpo_megatron.trainer.evaluate import Evaluator
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.profile import StepProfiler
 from owpo_megatron.trainer.stop import StopSignal
-from owpo_megatron.trainer.watchdog import Watchdog
+from owpo_megatron.trainer.watchdog import WRITING, Watchdog
 from owpo_megatron.types import Sink, StepLog
 
 
@@ -25,6 +25,7 @@ class RunRecord:
         metrics, evaluator: of global rank 0; None elsewhere. `evaluator` is None where nothing is evaluated, too.
         sinks: receive checkpoints, on global rank 0.
         watchdog: notes this rank's progress, phase by phase.
+        in_background: write checkpoints while the next steps train (checkpoint.asynchronous).
         profiler: profiles this rank's steps; None: none.
         files_written: returns when what the step writes besides, its rollouts, is on disk.
     """
@@ -39,6 +40,7 @@ class RunRecord:
         stop: StopSignal,
         sinks: Sequence[Sink],
         watchdog: Watchdog,
+        in_background: bool = False,
         profiler: StepProfiler | None = None,
         files_written: Callable[[], None] = lambda: None,
     ):
@@ -50,6 +52,7 @@ class RunRecord:
         self._stop = stop
         self._sinks = sinks
         self._watchdog = watchdog
+        self._in_background = in_background
         self._profiler = profiler
         self._files_written = files_written
         self._log: StepLine | None = None
@@ -61,9 +64,17 @@ class RunRecord:
         if self._log is not None:  # the checkpoint holds the line, for a run that is killed before it is written
             self._log.add(weights=self._state.digest())
         self._files_written()
-        folder = self._state.save(step)
-        for sink in self._sinks if self._metrics else ():
-            sink.checkpoint(step, folder)
+        self.settle()  # at most one is being written
+        self._state.begin_save(step, self._in_background)
+        if not self._in_background:
+            self.settle()
+
+    def settle(self, wait: bool = True) -> None:
+        with self._watchdog.phase(WRITING) if wait and self._in_background else nullcontext():
+            saved = self._state.settle(wait, self._watchdog.beat)
+        if saved is not None:
+            for sink in self._sinks if self._metrics else ():
+                sink.checkpoint(*saved)
 
     def evaluate(self, step: int) -> None:
         """Evaluate the weights that the engines have, once per step: after a resume, an evaluation that is in
@@ -85,6 +96,9 @@ class RunRecord:
         with self._profiler.around(step + 1) if self._profiler else nullcontext():
             with self._metrics.step(step) if self._metrics else silent_step(step) as log:
                 log.on_phase, self._log = self._watchdog.phase, log
+                if self._state.is_saving:
+                    with log.timed("checkpoint"):
+                        self.settle(wait=False)
                 yield log
                 self._log = None
                 self._files_written()

@@ -29,6 +29,7 @@ LONGEST_MEASURED = 7200.0  # seconds, whatever was measured: time-outs of the pr
 LONGEST_TICK = 5.0
 ENGINE_PHASES = ("start", "rollout", "evaluate", "sync", "logp_ref")
 WAITING = "waiting for rank 0"
+WRITING = "checkpoint, being written"  # a pause here is one of the disk's, and a flush of much data is long
 MOST_PEERS = 64  # above, only rank 0 and the own rank are looked at
 
 
@@ -116,7 +117,7 @@ class Watchdog:
             return 0.0
         if self._fixed is not None:
             return self._fixed
-        longest = self._longest.get(phase)
+        longest = None if phase == WRITING else self._longest.get(phase)
         measured = min(max(MEASURED_LEAST, LONGEST_TIMES * (longest or 0.0)), LONGEST_MEASURED)
         limit = UNMEASURED if longest is None else measured
         return limit + (self._engine_seconds if phase in ENGINE_PHASES else 0.0)

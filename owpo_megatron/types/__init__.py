@@ -43,6 +43,7 @@ from owpo_megatron.types.seams import (
     Verdicts,
     Verifier,
     WeightSync,
+    Writing,
 )
 from owpo_megatron.types.tokens import Ids, TokenIds, TokenValues, Values, tensor_of
 from owpo_megatron.types.training import (
@@ -100,5 +101,6 @@ __all__ = [
     "Verdicts",
     "Verifier",
     "WeightSync",
+    "Writing",
     "tensor_of",
 ]

@@ -133,6 +133,26 @@ class Policy(Protocol):
         """(HF name, full tensor) of every weight, complete on global rank 0, in a fixed order."""
 
 
+class Writing(Protocol):
+    """A state on its way to the disk, in another process than the one that trains."""
+
+    def ready(self, seconds: float = 0.0) -> bool:
+        """Whether this rank's part is on the disk, or failed; waits so long for it."""
+
+    def progress(self) -> int:
+        """A number that grows as long as this rank's part is worked on."""
+
+    def finish(self) -> dict[str, str]:
+        """Make it whole, once every rank is ready; returns the sha256 of each file by name. Collective.
+
+        Raises:
+            RunError: on every rank, where one could not write.
+        """
+
+    def abandon(self) -> None:
+        """Write no more of it, on this rank."""
+
+
 class Storable(Protocol):
     """Weights and optimizer on disk, sharded, in an existing empty folder. Every method is collective."""
 
@@ -144,6 +164,9 @@ class Storable(Protocol):
 
     def save(self, path: Path) -> None:
         """Everything that training goes on from, the reference included."""
+
+    def begin_save(self, path: Path) -> Writing:
+        """The same, written while training goes on: the state is as it was when this returned."""
 
     def restore(self, path: Path, reference_is_policy: bool) -> None:
         """Take over what `save` wrote."""
@@ -204,6 +227,9 @@ class Ranks(Protocol):
 
     def broadcast(self, value: Any) -> Any:
         """The main rank's object, on every rank."""
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank where the flag is True on one."""
 
 
 class StepLog(Protocol):

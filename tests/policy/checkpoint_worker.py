@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from owpo_megatron.run.sealed import sha256_of
+
 SAVED_AFTER, MORE = 3, 2  # updates
 
 
@@ -89,21 +91,38 @@ def save(policy: Any, reference: Any, case: dict[str, Any], folder: Path) -> dic
         update(policy, reference, number)
         if number == (SAVED_AFTER if case["aliased"] else 1):
             reference.swap(number, "interval")
+    beside = folder / "written beside training"
     if topology.is_main:
         (folder / "state").mkdir(parents=True)
+        beside.mkdir()
     topology.barrier()
     begin = time.perf_counter()
     policy.save(folder / "state")
     seconds = time.perf_counter() - begin
     helpers = multiprocessing.active_children()
     expected = {"saved": snapshot(policy, reference)}
+    writing = policy.begin_save(beside)
     expected["sums"] = [update(policy, reference, SAVED_AFTER + more) for more in range(1, MORE + 1)]
+    while not writing.ready(1.0):
+        pass
+    hashes = writing.finish()
     torch.save(expected | {"end": snapshot(policy, reference)}, folder / f"rank_{topology.rank}.pt")
     return {
         "aliased": expected["saved"]["reference"]["is_policy"] == case["aliased"],
         "seconds": seconds,
-        "no helper is left behind": not helpers,
+        "no helper is left behind": not helpers + multiprocessing.active_children(),
+        "the same files beside training": files_of(beside) == files_of(folder / "state"),
+        "hashes of all ranks' shards": hashes == {file.name: sha256_of(file) for file in beside.glob("*.distcp")},
     }
+
+
+def files_of(state: Path) -> dict[str, Any]:
+    """Every shard's bytes, and the values next to the shards."""
+    import torch
+
+    shards: dict[str, Any] = {file.name: file.read_bytes() for file in state.glob("*.distcp")}
+    names = sorted(file.name for file in state.iterdir())
+    return shards | {"common": str(torch.load(state / "common.pt", weights_only=False)), "names": names}
 
 
 def load(policy: Any, reference: Any, case: dict[str, Any], folder: Path) -> dict[str, Any]:

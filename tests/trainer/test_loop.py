@@ -65,6 +65,9 @@ class Recording:
             def save(self, done: int) -> None:
                 note(f"save {done}")
 
+            def settle(self) -> None:
+                note("settle")
+
             def evaluate(self, done: int) -> None:
                 note(f"evaluate {done}")
 
@@ -104,6 +107,7 @@ def test_verbs_come_in_the_order_of_algorithm_1() -> None:
         "collect 0", *two_old, *two_updates, "push 1", "save 1", "line",
         "collect 1", *two_old, "reference.logprobs 1", "reference.logprobs 1", *two_updates, "push 2", "swap 2", "line",
         "collect 2", *two_old, *two_updates, "push 3", "evaluate 3", "save 3", "line",
+        "settle",
     ]  # fmt: skip
 
 
@@ -116,7 +120,7 @@ def test_a_resumed_run_pushes_the_restored_weights_first() -> None:
 def test_a_stop_saves_the_step_that_was_finished() -> None:
     recording = Recording(stop_before=2)
     assert recording.loop.run() == 2
-    assert recording.events[-3:] == ["swap 2", "line", "save 2"]
+    assert recording.events[-4:] == ["swap 2", "line", "save 2", "settle"]
 
 
 def test_a_stop_right_after_a_checkpoint_does_not_save_twice() -> None:
@@ -128,7 +132,7 @@ def test_a_stop_right_after_a_checkpoint_does_not_save_twice() -> None:
 def test_a_finished_run_started_again_does_nothing_new() -> None:
     recording = Recording(start=3)
     assert recording.loop.run() == 3
-    assert recording.events == ["push 3"]
+    assert recording.events == ["push 3", "settle"]
 
 
 def test_a_step_without_groups_updates_nothing_and_the_run_goes_on() -> None:
