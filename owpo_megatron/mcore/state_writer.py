@@ -87,7 +87,7 @@ class StateWriter:
         return True
 
     def progress(self) -> int:
-        """Bytes that the process has read and written: a number that stands still where the disk does."""
+        """Bytes that the process has read and written: a number that stays the same where the disk hangs."""
         try:
             with open(f"/proc/{self._process.pid}/io") as file:
                 return sum(int(line.split()[1]) for line in file if line.startswith(("rchar", "wchar")))

@@ -40,7 +40,7 @@ for _name, _promise, _inject in (
 
 
 def slow_writer(argument: tuple[float, str]) -> None:
-    """In a rank's process: each of its writers leaves its number in a folder, and sleeps before it writes."""
+    """Make each writer of a rank leave its number in a folder, and sleep before it writes."""
     from owpo_megatron.mcore import state_writer
 
     (seconds, folder), write = argument, state_writer._written
@@ -82,7 +82,7 @@ def killed_while_training(trial: Trial) -> None:
 @fault(BESIDE + "a writer is killed", promise=kinds_checkpoints.LEFT)
 @_beside
 def writer_killed(trial: Trial) -> None:
-    """As by a machine without memory: the next step reports it, and older checkpoints are as they were."""
+    """Kill them as a machine without memory does: the next step reports it, and no half checkpoint counts."""
     trial.settings["checkpoint"]["every"] = 2
     run = _start(trial, 60.0, "optimizer.steps=12", tp=2)
     run.wait_until(lambda: len(_writers(trial)) == 2, "writers")
