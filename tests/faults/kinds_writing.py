@@ -68,7 +68,7 @@ def killed_while_training(trial: Trial) -> None:
     """Steps have been trained since the state was copied; the checkpoint before is taken, and no writer goes on."""
     trial.train("optimizer.steps=1", tp=trial.rng.choice([1, 2])).done()
     trial.settings["checkpoint"]["every"] = 2
-    run = _start(trial, 60.0, tp=trial.tp)
+    run = _start(trial, 3600.0, tp=trial.tp)
     run.wait_until(trial.reached(STEPS - 1), "a step beside the checkpoint of step 2")
     run.kill()
     if trial.saved() != [1]:
@@ -84,7 +84,7 @@ def killed_while_training(trial: Trial) -> None:
 def writer_killed(trial: Trial) -> None:
     """Kill them as a machine without memory does: the next step reports it, and no half checkpoint counts."""
     trial.settings["checkpoint"]["every"] = 2
-    run = _start(trial, 60.0, "optimizer.steps=12", tp=2)
+    run = _start(trial, 3600.0, "optimizer.steps=12", tp=2)
     run.wait_until(lambda: len(_writers(trial)) == 2, "writers")
     for writer in _writers(trial):
         os.kill(writer, signal.SIGKILL)
