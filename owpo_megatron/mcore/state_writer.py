@@ -22,9 +22,10 @@ import os
 import pickle
 import queue
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -75,16 +76,20 @@ class StateWriter:
         """Whether this rank's part is on the disk, or failed; waits so long for it."""
         if not self._running:
             return True
-        if not wait([self._receiver, self._process.sentinel], seconds):
+        # The process's sentinel shows nothing: its other end is closed with the rank's files, at the beginning.
+        if not self._receiver.poll(seconds) and self._process.is_alive():
             return False
-        try:
-            self._outcome = self._receiver.recv()
-        except (EOFError, OSError, pickle.UnpicklingError):
-            self._process.join()
-            self._outcome = RuntimeError(f"its process ended with exit code {self._process.exitcode}")
+        self._outcome = self._received()
         self._process.join()
         self._running = False
         return True
+
+    def _received(self) -> tuple[dict[int, Any], dict[str, str]] | BaseException:
+        with suppress(EOFError, OSError, pickle.UnpicklingError):
+            if self._receiver.poll():
+                return self._receiver.recv()
+        self._process.join()
+        return RuntimeError(f"its process ended with exit code {self._process.exitcode}")
 
     def progress(self) -> int:
         """Bytes that the process has read and written: a number that stays the same where the disk hangs."""
@@ -120,7 +125,9 @@ class StateWriter:
         """End the process; what it has written is half a checkpoint."""
         if self._running:
             self._process.kill()
-            self._process.join(1.0)  # not for longer: a process that waits for a disk that hangs does not end
+            deadline = time.monotonic() + 1.0  # no longer: a process that waits for a disk that hangs does not end
+            while self._process.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.01)
             self._running = False
 
 

@@ -8,6 +8,8 @@ A case is {"parallel": {...}, "dtype": ..., "aliased": bool, "loaded": bool}
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -101,19 +103,39 @@ def save(policy: Any, reference: Any, case: dict[str, Any], folder: Path) -> dic
     seconds = time.perf_counter() - begin
     helpers = multiprocessing.active_children()
     expected = {"saved": snapshot(policy, reference)}
-    writing = policy.begin_save(beside)
+    writing = begin_stopped(policy, beside)
     expected["sums"] = [update(policy, reference, SAVED_AFTER + more) for more in range(1, MORE + 1)]
-    while not writing.ready(1.0):
-        pass
+    writer = writing._process  # None: this rank has nothing to write
+    before = writing.ready() and writer is not None
+    while not writing.ready(0.1):
+        os.kill(writer.pid, signal.SIGCONT)
     hashes = writing.finish()
     torch.save(expected | {"end": snapshot(policy, reference)}, folder / f"rank_{topology.rank}.pt")
     return {
         "aliased": expected["saved"]["reference"]["is_policy"] == case["aliased"],
         "seconds": seconds,
         "no helper is left behind": not helpers + multiprocessing.active_children(),
+        "not ready before it is written": not before,
         "the same files beside training": files_of(beside) == files_of(folder / "state"),
         "hashes of all ranks' shards": hashes == {file.name: sha256_of(file) for file in beside.glob("*.distcp")},
     }
+
+
+def begin_stopped(policy: Any, state: Path) -> Any:
+    """Begin a save whose writer stops before it writes."""
+    from owpo_megatron.mcore import state_writer
+
+    write = state_writer._written
+
+    def stopped(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return write(*arguments)
+
+    state_writer._written = stopped
+    try:
+        return policy.begin_save(state)
+    finally:
+        state_writer._written = write
 
 
 def files_of(state: Path) -> dict[str, Any]:
