@@ -42,7 +42,6 @@ from owpo_megatron.mcore.schedule import (
     on_host,
 )
 from owpo_megatron.mcore.slots import ParameterSlots
-from owpo_megatron.mcore.spec import fusions_of, transformer_config
 from owpo_megatron.mcore.spec import fusions_of, transformer_config, uses_transformer_engine
 from owpo_megatron.mcore.state_writer import StateWriter
 from owpo_megatron.mcore.topology import Topology
