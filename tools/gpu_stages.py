@@ -182,7 +182,7 @@ def step(check: Check) -> None:
         model = make_hf_model(Path(folder) / "model", "qwen2", **fields)
         dtype = "bfloat16" if check.real else "float32"
         policy = build_policy(make_config(model, model={"dtype": dtype}, optimizer={"tokens_per_microbatch": 64}))
-        check.row("model built", seconds=time.perf_counter() - began)
+        check.row("model built", seconds=time.perf_counter() - began, kernels=policy.fused_kernels or "none on a CPU")
         method, reference = make_method("owpo"), SlotReference(policy)
         samples = random_samples(0, count=32, vocab_size=96, logps=False)
         logps = policy.logprobs(samples)
