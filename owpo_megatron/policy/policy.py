@@ -86,7 +86,7 @@ class MegatronPolicy:
         self._attention = attention_flops / matmul_flops
         self.logp_mode: LogpMode = model.head
         self._head_settled = model.head == "exact"
-        dtype = getattr(torch, model.dtype)
+        self.dtype = dtype = getattr(torch, model.dtype)
         megatron_config = transformer_config(hf, parallel, dtype, dict(raw or {}))
         self.fused_kernels = "" if cpu.on_cpu() else fusions.line(fusions_of(hf), raw or {})
         """Which kernels are fused, in a line; empty on a CPU."""

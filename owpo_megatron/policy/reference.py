@@ -91,13 +91,15 @@ class SlotReference:
             "is_policy": self.is_policy(),
             "kept": self._policy.slots.keeps_reference,
             "layout": self._layout(),
+            "dtype": self._dtype(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a version whose weights were restored. Collective.
 
         Raises:
-            UserError: the checkpoint was written under a method without a reference, and this one needs it.
+            UserError: the checkpoint was written under a method without a reference, and this one needs it; or in
+                another dtype, in which the reference is another one.
             RunError: the restored weights do not hash to what was saved. The hash is of the shards, so it is
                 compared only where the parallel layout is the one that saved it.
         """
@@ -111,6 +113,12 @@ class SlotReference:
                 "the newest checkpoint was written by a method that keeps no reference; resume with that method, or "
                 "start a run of another name= with model.path=.../checkpoints/step_N",
             )
+        if (dtype := state.get("dtype", self._dtype())) != self._dtype():
+            remedy = (
+                f"the newest checkpoint has its reference in {dtype}; resume with that, or start a run of another name "
+                "with model.path=.../checkpoints/step_N"
+            )
+            raise UserError("model.dtype", self._dtype(), remedy)
         found = self.identity()
         if state["layout"] == self._layout() and found != state["hash"]:
             raise RunError(
@@ -118,6 +126,9 @@ class SlotReference:
                 "The checkpoint's files are whole (their hashes were compared), so keep them: something else "
                 "differs from the run that wrote it, such as a version of this program or of megatron-core"
             )
+
+    def _dtype(self) -> str:
+        return str(self._policy.dtype).removeprefix("torch.")
 
     def _layout(self) -> list[int]:
         topology = self._policy.topology

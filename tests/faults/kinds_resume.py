@@ -53,6 +53,12 @@ def other_data(trial: Trial) -> None:
     _refused_and_intact(trial, "data", "data.source=task:countdown", "data.max_prompt_tokens=64")
 
 
+@fault("resumed in another dtype", promise=RESUME, by=("command", "ranks"))
+def another_dtype(trial: Trial) -> None:
+    _two_steps(trial)
+    _refused_and_intact(trial, r"model\.dtype = bfloat16: .*in float32; resume with that", "model.dtype=bfloat16")
+
+
 @fault("resumed with a model of another depth", promise=RESUME, by=("command", "ranks"))
 def another_depth(trial: Trial) -> None:
     _two_steps(trial)

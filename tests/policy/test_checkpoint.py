@@ -16,6 +16,7 @@ from checkpoint_worker import SAVED_AFTER, run_cases, start, update
 from rank_pool import Ranks
 from tiny import build_policy, make_config, make_hf_model, random_samples
 
+from owpo_megatron.errors import UserError
 from owpo_megatron.policy import SlotReference
 
 LAYOUTS: list[dict[str, int]] = [{"tp": 2}, {"dp": 2}, {"pp": 2}]
@@ -147,6 +148,9 @@ def test_wrong_reference_is_told(models: tuple[Path, Path], one_rank: tuple[Path
     SlotReference(policy).load_state_dict(state)
     with pytest.raises(RuntimeError, match="hashes to .* was saved. The checkpoint's files are whole"):
         SlotReference(policy).load_state_dict(state | {"hash": "0" * 64})
+    with pytest.raises(UserError, match=r"model\.dtype = float32: .* has its reference in bfloat16; resume with that"):
+        SlotReference(policy).load_state_dict(state | {"dtype": "bfloat16"})
+    SlotReference(policy).load_state_dict({name: value for name, value in state.items() if name != "dtype"})
 
 
 def test_hash_sees_parameters_only(models: tuple[Path, Path]) -> None:
