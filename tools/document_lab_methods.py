@@ -59,9 +59,11 @@ def table(folder: Path) -> str:
         "|---|---|---|---|---|",
     ]
     for entry in regime["entries"]:
-        final, auc, passes = (entry[name]["mean"] for name in ("final", "auc", "total_token_passes"))
+        final, auc = (entry[name]["mean"] for name in ("final", "auc"))
+        passes = entry["total_token_passes"]  # None while its longer run for equal compute is not finished
+        in_thousands = f"{passes['mean'] / 1000:.0f} k" if passes else "-"
         seconds = sum(line["seconds"]["total"] for line in steps(folder, entry["label"]))
-        rows.append(f"| `{entry['label']}` | {final:.3f} | {auc:.3f} | {passes / 1000:.0f} k | {seconds:.0f} |")
+        rows.append(f"| `{entry['label']}` | {final:.3f} | {auc:.3f} | {in_thousands} | {seconds:.0f} |")
     return "\n".join(rows) + "\n\n"
 
 
