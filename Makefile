@@ -40,7 +40,7 @@ $(TRAINER): requirements/trainer-cpu.txt setup.py tools/make_env.sh
 	@tools/make_env.sh trainer
 
 $(ENGINE): requirements/engine-cpu.txt requirements/engine-cpu-nodeps.txt tools/make_env.sh \
-		$(filter-out %.egg-info,$(wildcard owpo_megatron/sglang_cpu/*.toml owpo_megatron/sglang_cpu/*.py owpo_megatron/sglang_cpu/*/*.py))
+		$(filter-out %.egg-info,$(wildcard owpo_megatron/sglang_cpu/*.toml owpo_megatron/sglang_cpu/*.py owpo_megatron/sglang_cpu/*/*.py owpo_megatron/sglang_cpu/*/*/*.py))
 	@tools/make_env.sh engine
 
 quickstart: setup  ## train a small model from start to end on this machine, and show what it learned

@@ -65,7 +65,7 @@ setup(
     packages=find_packages(include=["owpo_megatron", "owpo_megatron.*"], exclude=["owpo_megatron.sglang_cpu*"]),
     package_data={
         # SGLang's CPU plug-in is a distribution of its own: sources here, installed in the engine's environment.
-        "owpo_megatron": ["py.typed", *(f"sglang_cpu/{name}" for name in ("*.toml", "*.py", "owpo_sglang_cpu/*.py"))],
+        "owpo_megatron": ["py.typed", "sglang_cpu/*.toml", "sglang_cpu/*.py", "sglang_cpu/owpo_sglang_cpu/**/*.py"],
         "owpo_megatron.launch": ["templates/*.j2"],
         "owpo_megatron.report": ["published.json"],
         "owpo_megatron.reproduce": ["*.yaml"],

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import yaml
 
+from owpo_megatron.launch.rank import PROCESS_NAME
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -55,11 +57,9 @@ class Owpo:
         found = {}
         for process in self.tree():
             try:
-                if (
-                    "owpo_megatron.launch.rank" in process.cmdline()
-                    and "owpo_megatron.launch.torchrun" not in process.cmdline()
-                ):
-                    found[int(process.environ().get("RANK", "0"))] = process
+                name, _, rank = process.name().rpartition("-")
+                if f"{name}-" == PROCESS_NAME:
+                    found[int(rank)] = process
             except psutil.Error:
                 continue  # it ended meanwhile
         return found

@@ -21,16 +21,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-from transformers.utils.logging import disable_progress_bar
+from typing import TYPE_CHECKING
 
 from owpo_megatron.data.problem import Problem
 from owpo_megatron.data.small_tokenizers import make_character_tokenizer, padded_vocab_size
 from owpo_megatron.data.tasks import Task, get_task
 from owpo_megatron.errors import UserError
+
+if TYPE_CHECKING:  # seconds: imported where a model is made, not where the cache has it
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 SETTINGS_FILE = "warmup.json"  # what the folder was made from; marks it as ours to replace
 IGNORED = -100  # label of a position that takes no part in the loss
@@ -80,12 +80,16 @@ def make_base_model(
     folder = cache_dir / f"{settings.task}-{settings.hash()}"
     if (folder / SETTINGS_FILE).is_file():
         return folder
+    from transformers import Qwen3ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
     task = get_task(settings.task)
     tokenizer = make_character_tokenizer(task.alphabet)
     tokenizer = make_character_tokenizer(task.alphabet, padded_vocab_size(tokenizer))
     with _one_thread_seeded(settings.seed):
         model = Qwen3ForCausalLM(model_config(settings, tokenizer))
         warm_up(model, tokenizer, task, settings, progress)
+    disable_progress_bar()  # transformers' own, while it saves
     with _appearing_at_once(folder) as draft:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
@@ -94,6 +98,8 @@ def make_base_model(
 
 
 def model_config(settings: WarmUp, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    from transformers import Qwen3Config
+
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -123,6 +129,9 @@ def warm_up(
     progress: Callable[[int, int, float], None] | None = None,
 ) -> None:
     """Supervised training on demonstrations of train problems; only the response's tokens count."""
+    import torch
+    import torch.nn.functional as F
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.01)
     batches = _batches(tokenizer, task, settings)
     model.train()
@@ -151,6 +160,8 @@ def _batches(
     tokenizer: PreTrainedTokenizerFast, task: Task, settings: WarmUp
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (input ids [B, T], labels [B, T]), padded on the right, which causal attention does not see."""
+    import torch
+
     rng = random.Random(f"warm-up/{settings.seed}")
     problems = task.problems("train")
     while True:
@@ -185,6 +196,8 @@ def _row(
 @contextmanager
 def _one_thread_seeded(seed: int) -> Iterator[None]:
     """The order of floating-point sums depends on the threads: one gives the same weights on every machine like it."""
+    import torch
+
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -226,7 +239,6 @@ def main(arguments: list[str] | None = None) -> int:
     settings = WarmUp(**{**asdict(RECIPES[options.task]), "seed": options.seed})
     out = options.out or Path("cache/quickstart") / options.task
     try:
-        disable_progress_bar()  # transformers' own, while it saves
         with _progress_bar(settings.task) as progress:
             folder = make_base_model(settings, options.cache, progress)
         with _appearing_at_once(out) as draft:

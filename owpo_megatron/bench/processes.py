@@ -14,11 +14,13 @@ KINDS = (
     ("sglang::detokenizer", "SGLang, detokenizer"),
     ("supervise.py", "supervisor of SGLang"),
     ("sglang.launch_server", "SGLang, server"),
+    ("owpo_megatron.verifiers", "the verifier"),
+    ("owpo-rank-", "ranks of the trainer"),
+    ("owpo_megatron.launch.forked", "the ranks' launcher"),
     ("owpo_megatron.launch.torchrun", "torchrun"),
     ("owpo_megatron.launch.rank", "ranks of the trainer"),
     ("step_trl.py", "TRL"),
     ("owpo_megatron.cli.main", "the command"),
-    ("verifiers", "the verifier"),
 )
 
 

@@ -106,7 +106,7 @@ def _our_side(folder: Path, workload: Workload, steps: int, our: OurSide) -> Ite
     logs = folder / "logs"
     logs.mkdir()
     command = rank_command(ranks, logs, "owpo_megatron.bench.step_rank", [str(config_file), str(go), str(done)])
-    with (logs / "torchrun.log").open("wb") as log:
+    with (logs / "launcher.log").open("wb") as log:
         process = subprocess.Popen(
             command,
             cwd=folder,

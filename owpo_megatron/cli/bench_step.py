@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from owpo_megatron.cli.bench import progress, report_rows
+from owpo_megatron.cli.bench import bench, progress, report_rows
 from owpo_megatron.cli.options import JsonFile
 
 WorkloadName = Annotated[str, typer.Option("--workload", help="small, medium or long.")]
@@ -92,3 +92,8 @@ def _sides(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows.append({"side": "trl", "seconds": figures["peer_seconds_per_step"], **figures["peer_phases"]})
         rows.append({"side": "ours / trl, median of pairs", "seconds": figures["ratio"]})
     return rows
+
+
+bench.command("step")(step)
+bench.command("start")(start)
+bench.command("growth")(growth)

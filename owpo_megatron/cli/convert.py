@@ -53,7 +53,7 @@ def import_hf(
     """
     hf = model_folder(hf, "--hf", note)
     _check_folders("--hf", hf, out_dir)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everything stays in host memory, wherever this runs
+    _stay_on_the_cpu()
     from owpo_megatron.config import ParallelConfig
     from owpo_megatron.families import check_parallel, read_hf_config
 
@@ -79,7 +79,7 @@ def export_hf(
     Example: owpo convert export --megatron runs/NAME/checkpoints/step_000080 --out step80
     """
     _check_folders("--megatron", megatron, out_dir)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    _stay_on_the_cpu()
     from owpo_megatron.conversion.export import megatron_to_hf
     from owpo_megatron.run.layout import MANIFEST
     from owpo_megatron.run.sealed import fault_of
@@ -107,12 +107,18 @@ def verify(
     The outcome goes to the folder's conversion.json; exit code 1 where the two sides differ.
     """
     _check_folders("--megatron", megatron)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    _stay_on_the_cpu()
     from owpo_megatron.conversion.export import verify as verify_folder
 
     with _bars() as stage:
         conversion = verify_folder(megatron, hf, hf_template, stage, jobs)
     _report(conversion, f"verified: {megatron}", json_file)
+
+
+def _stay_on_the_cpu() -> None:
+    """Everything stays in host memory, wherever this runs; compiling takes longer there than it saves."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def _check_folders(option: str, source: Path, target: Path | None = None) -> None:

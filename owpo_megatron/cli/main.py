@@ -2,78 +2,50 @@
 
 from __future__ import annotations
 
+import atexit
 import codecs
+import gc
 import locale
 import os
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from owpo_megatron import __version__
-from owpo_megatron.cli.bench import bench
-from owpo_megatron.cli.bench_step import growth, start, step
-from owpo_megatron.cli.compare import compare
-from owpo_megatron.cli.config import config
-from owpo_megatron.cli.convert import convert
-from owpo_megatron.cli.data import data
-from owpo_megatron.cli.doctor import doctor
-from owpo_megatron.cli.evaluate import evaluate
-from owpo_megatron.cli.launch import launch
-from owpo_megatron.cli.methods import methods
 from owpo_megatron.cli.options import err, out
-from owpo_megatron.cli.plan import plan
-from owpo_megatron.cli.protocol import protocol
-from owpo_megatron.cli.push import push
-from owpo_megatron.cli.quickstart import quickstart
-from owpo_megatron.cli.replay import replay
-from owpo_megatron.cli.report import report
-from owpo_megatron.cli.reproduce import reproduce
-from owpo_megatron.cli.runs import runs
-from owpo_megatron.cli.samples import samples
-from owpo_megatron.cli.serve import serve
-from owpo_megatron.cli.setup_engine import setup_engine
-from owpo_megatron.cli.support import coverage, drift
-from owpo_megatron.cli.train import train
-from owpo_megatron.cli.verify import verify
 from owpo_megatron.errors import LIMITS, EngineError, ProofError, UserError, one_line, printable
 
-app = typer.Typer(
-    name="owpo",
-    help="One-Way Policy Optimization on Megatron and SGLang. Start with: owpo quickstart",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("quickstart")(quickstart)
-app.command("train")(train)
-app.command("eval")(evaluate)
-app.command("verify")(verify)
-app.command("compare")(compare)
-app.command("plan")(plan)
-app.command("methods")(methods)
-app.add_typer(protocol, name="protocol")
-app.command("reproduce")(reproduce)
-app.command("report")(report)
-app.command("samples")(samples)
-app.command("replay")(replay)
-app.command("runs")(runs)
-app.command("coverage")(coverage)
-app.command("drift")(drift)
-app.add_typer(config, name="config")
-app.command("push")(push)
-app.command("serve")(serve)
-app.add_typer(launch, name="launch")
-app.command("doctor")(doctor)
-app.command("setup-engine")(setup_engine)
-app.add_typer(data, name="data")
-app.add_typer(convert, name="convert")
-app.add_typer(bench, name="bench")
-bench.command("step")(step)
-bench.command("start")(start)
-bench.command("growth")(growth)
+# command -> its home in this folder, in the order of `owpo --help`
+_HOMES = {
+    "quickstart": "quickstart.quickstart",
+    "train": "train.train",
+    "eval": "evaluate.evaluate",
+    "verify": "verify.verify",
+    "compare": "compare.compare",
+    "plan": "plan.plan",
+    "methods": "methods.methods",
+    "protocol": "protocol.protocol",
+    "reproduce": "reproduce.reproduce",
+    "report": "report.report",
+    "samples": "samples.samples",
+    "replay": "replay.replay",
+    "runs": "runs.runs",
+    "coverage": "support.coverage",
+    "drift": "support.drift",
+    "config": "config.config",
+    "push": "push.push",
+    "serve": "serve.serve",
+    "launch": "launch.launch",
+    "doctor": "doctor.doctor",
+    "setup-engine": "setup_engine.setup_engine",
+    "data": "data.data",
+    "convert": "convert.convert",
+    "bench": "bench_step.bench",
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,7 +54,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback()
 def _global(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
@@ -91,13 +62,47 @@ def _global(
     pass
 
 
+def _make_app(names: Iterable[str]) -> typer.Typer:
+    """The command with these of its commands, whose files are imported here."""
+    made = typer.Typer(
+        name="owpo",
+        help="One-Way Policy Optimization on Megatron and SGLang. Start with: owpo quickstart",
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(_global)
+    for name in names:
+        home, _, attribute = _HOMES[name].partition(".")
+        command = getattr(import_module(f"owpo_megatron.cli.{home}"), attribute)
+        if isinstance(command, typer.Typer):
+            made.add_typer(command, name=name)
+        else:
+            made.command(name)(command)
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    """`app`: the command with all of its commands."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()["app"] = made = _make_app(_HOMES)
+    return made
+
+
 def main() -> None:
     """Entry point of the console script."""
     _read_utf8()
     _open_streams()
+    # Imports are most of a short command, and what they make stays: looking for garbage among it takes up to half of
+    # the time, at the end once more.
+    gc.set_threshold(50_000, 20, 20)
+    atexit.register(gc.freeze)
+    asked = sys.argv[1:2]
     try:
         _stand_somewhere()
-        app(prog_name="owpo")
+        _make_app(asked if set(asked) <= _HOMES.keys() and asked else _HOMES)(prog_name="owpo")
     except UserError as error:
         err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         sys.exit(2)

@@ -8,6 +8,7 @@ which has nothing of ours, and again in each process that SGLang spawns: multipr
 from __future__ import annotations
 
 import datetime
+import gc
 import ipaddress
 import os
 import runpy
@@ -74,4 +75,6 @@ if __name__ in ("__main__", "__mp_main__"):
     bind_stores()
     if __name__ == "__main__":
         sys.argv = sys.argv[1:]
+        if "--gc-threshold" in sys.argv:  # what SGLang's imports make stays; it collects garbage once it has set that
+            gc.set_threshold(0)
         runpy.run_module(sys.argv[0], run_name="__main__")

@@ -138,6 +138,8 @@ def server_arguments(config: EngineConfig, model_path: Path, dtype: str, raw: Ma
         "skip_tokenizer_init": True,
         "weight_version": "0",
         "max_running_requests": config.concurrency,
+        # Python's own; given, the server collects no garbage among its imports (engine/bound_store.py).
+        "gc_threshold": [700, 10, 10],
     }
     if arguments["device"] == "cpu":
         arguments |= {

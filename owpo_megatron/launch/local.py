@@ -1,11 +1,12 @@
 """Start a run's ranks on this machine, forward a stop to them, and report in one line why they failed.
 
         owpo train --- this process: signals, exit code, the one-line reason
-          torchrun            watches the ranks; its output goes to logs/torchrun.log
+          launcher            watches the ranks; its output goes to logs/launcher.log
             rank 0            stdout: the terminal; stderr: logs/rank_0.log; talks to the engine
             rank 1 ..         logs/rank_N.log
 
-A world of one rank needs no torchrun and is started directly.
+The launcher is torchrun where there are GPUs, and launch/forked.py on CPUs, which imports once for all ranks. A world
+of one rank needs none and is started directly.
 """
 
 from __future__ import annotations
@@ -37,7 +38,16 @@ PORTS = range(12000, 20000)  # engines take 20000 to 32000 (engine/server.py)
 _WATCH_SECONDS = 0.2
 _LOOK_SECONDS = 1.0
 _FROZEN_MARGIN = 5.0  # seconds
-_SHUTDOWN_SECONDS = 20  # from torchrun's SIGTERM to its SIGKILL, once a rank has failed
+SHUTDOWN_SECONDS = 20  # from the launcher's SIGTERM to its SIGKILL, once a rank has failed
+_FORKED = "owpo_megatron.launch.forked"
+_OURS = "owpo_megatron."
+# What a rank of the trainer has imported by its first step, the larger part of it at least.
+_IMPORTS = (
+    "owpo_megatron.trainer.train",
+    "transformers.configuration_utils",
+    "transformers.models.auto.auto_factory",
+    "transformers.tokenization_utils_tokenizers",
+)
 
 
 def run_ranks(
@@ -67,13 +77,13 @@ def run_ranks(
     logs.mkdir(parents=True, exist_ok=True)
     for stale in logs.glob("error_rank_*.txt"):
         stale.unlink()
-    for earlier in [*logs.glob("rank_*.log"), *logs.glob("torchrun.log")]:
+    for earlier in [*logs.glob("rank_*.log"), *logs.glob("launcher.log")]:
         earlier.replace(earlier.with_name(f"{earlier.name}.1"))  # a log begins with its own attempt
     for stale in logs.glob(pulse_file(logs, 0).name.replace("0", "*")):
         stale.unlink()
     pulses = Pulses(logs, range(world_size), every=_LOOK_SECONDS)
     command = rank_command(world_size, logs, module, arguments)
-    with (logs / "torchrun.log").open("wb") as launcher_log:  # one rank: its output before its log is open
+    with (logs / "launcher.log").open("wb") as launcher_log:  # one rank: its output before its log is open
         process = subprocess.Popen(
             command,
             env=rank_environment(world_size),
@@ -126,16 +136,23 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 def rank_command(world_size: int, logs: Path, module: str, arguments: Sequence[str]) -> list[str]:
     """The command that runs `module` on every rank."""
-    rank = ["owpo_megatron.launch.rank", str(logs), module, *arguments]
     if world_size == 1:
-        return [sys.executable, "-m", *rank]
+        return [sys.executable, "-m", "owpo_megatron.launch.rank", str(logs), module, *arguments]
+    if usable_gpus() or not sys.platform.startswith("linux"):
+        return torchrun_command(world_size, logs, module, arguments)
+    imports = _IMPORTS if module.startswith(_OURS) else ("torch",)
+    return [sys.executable, "-m", _FORKED, str(world_size), ",".join(imports), str(logs), module, *arguments]
+
+
+def torchrun_command(world_size: int, logs: Path, module: str, arguments: Sequence[str]) -> list[str]:
+    """The same by torchrun."""
     return [
         *(sys.executable, "-m", "owpo_megatron.launch.torchrun"),
         f"--nproc-per-node={world_size}",
         *("--nnodes=1", "--node-rank=0", "--master-addr=127.0.0.1", f"--master-port={free_port()}"),
-        *("--rdzv-backend=static", f"--shutdown-timeout={_SHUTDOWN_SECONDS}"),
+        *("--rdzv-backend=static", f"--shutdown-timeout={SHUTDOWN_SECONDS}"),
         f"--log-dir={os.devnull}",  # else an empty folder in /tmp for each attempt; ranks have logs of their own
-        *("-m", *rank),
+        *("-m", "owpo_megatron.launch.rank", str(logs), module, *arguments),
     ]
 
 
@@ -156,8 +173,8 @@ class _Stop:
             self.notify("stopping: a step under way is finished and saved (again: do not wait for it)")
             _signal_ranks(self.process, self.world_size, number)
         elif self.asked == 2:
-            self.notify(f"stopping within {_SHUTDOWN_SECONDS} s (again: kill)")
-            self.deadline = time.monotonic() + _SHUTDOWN_SECONDS  # a rank only notes a signal, and finishes its step
+            self.notify(f"stopping within {SHUTDOWN_SECONDS} s (again: kill)")
+            self.deadline = time.monotonic() + SHUTDOWN_SECONDS  # a rank only notes a signal, and finishes its step
             self.process.terminate()
         else:
             _kill_tree(self.process)
@@ -221,7 +238,7 @@ def _echoed(process: subprocess.Popen[bytes], echo: Callable[[str], object] | No
     try:
         yield
     finally:
-        reader.join(_SHUTDOWN_SECONDS)
+        reader.join(SHUTDOWN_SECONDS)
 
 
 def frozen_ranks(found: Mapping[int, Stillness]) -> str:
@@ -237,14 +254,15 @@ def frozen_ranks(found: Mapping[int, Stillness]) -> str:
 
 
 def _signal_ranks(process: subprocess.Popen[bytes], world_size: int, number: int) -> None:
-    """Signal the ranks directly: torchrun would end them after its timeout, in the middle of a step."""
+    """Signal torchrun's ranks directly: it would end them after its timeout, in the middle of a step."""
     import psutil  # here: `owpo doctor` must start where it is missing
 
     if world_size == 1:
         process.send_signal(number)
         return
-    ranks = psutil.Process(process.pid).children()
-    if not ranks:  # torchrun has not started them yet
+    launcher = psutil.Process(process.pid)
+    ranks = [] if _FORKED in launcher.cmdline() else launcher.children()
+    if not ranks:  # the launcher passes it on, or torchrun has not started them yet
         process.send_signal(number)
     for rank in ranks:
         rank.send_signal(number)

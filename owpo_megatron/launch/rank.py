@@ -2,9 +2,10 @@
 
     python -m owpo_megatron.launch.rank LOGS_DIR owpo_megatron.trainer.main [its arguments]
 
-Rank 0's stdout is the terminal; every other stream goes to LOGS_DIR/rank_N.log. After an error the reason is in
-LOGS_DIR/error_rank_N.txt, where launch/local.py reads it: `error: field = value: remedy` for a user's mistake, else a
-traceback. The trainer writes that file itself; errors that never reach it (a failing import) are written here.
+The process is called owpo-rank-N. Rank 0's stdout is the terminal; every other stream goes to LOGS_DIR/rank_N.log.
+After an error the reason is in LOGS_DIR/error_rank_N.txt, where launch/local.py reads it: `error: field = value:
+remedy` for a user's mistake, else a traceback. The trainer writes that file itself; errors that never reach it (a
+failing import) are written here.
 
 Until the trainer takes over SIGTERM and SIGINT, either ends the rank quietly with exit code 0: nothing is lost yet.
 """
@@ -27,14 +28,18 @@ from typing import Any
 
 from owpo_megatron.errors import UserError
 
+PROCESS_NAME = "owpo-rank-"  # and the rank: what `ps -o comm` and `top` show
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+
 
 def main(logs: Path, module: str, arguments: list[str]) -> int:
     """Run `module` as `python -m` would, with these arguments; returns its exit code."""
     rank = int(os.environ.get("RANK", "0"))
     logs.mkdir(parents=True, exist_ok=True)
     end_with_parent()
+    _prctl(_PR_SET_NAME, f"{PROCESS_NAME}{rank}".encode())  # of forked ranks the command lines are the same
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end_before_the_start)
+        signal.signal(number, end_before_the_start)
     _keep_descriptors()
     _write_streams_to(logs / f"rank_{rank}.log", streams=(2,) if rank == 0 else (1, 2))
     sys.stdout = _terminal()
@@ -42,7 +47,7 @@ def main(logs: Path, module: str, arguments: list[str]) -> int:
     return _run(module, arguments, logs / f"error_rank_{rank}.txt")
 
 
-def _end_before_the_start(number: int, frame: FrameType | None) -> None:
+def end_before_the_start(number: int, frame: FrameType | None) -> None:
     """No cleanup: an engine under way dies with this process, and waiting for its start would take a minute."""
     os._exit(0)
 
@@ -112,9 +117,12 @@ def _shorten_temporary_folder() -> None:
 
 def end_with_parent() -> None:
     """Get SIGTERM when the launcher dies, so that no rank is left behind. Linux only."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _prctl(option: int, value: int | bytes) -> None:
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(option, value)
 
 
 if __name__ == "__main__":

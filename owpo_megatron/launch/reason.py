@@ -30,7 +30,7 @@ def why(code: int, world_size: int, logs: Path) -> Outcome:
     found = first_reason(logs, _killed_rank(code, world_size, logs))
     if found is None and code < 0:
         name = signal.Signals(-code).name
-        what = f"torchrun was ended by {name}; its ranks finish their step, save it and end"
+        what = f"the launcher was ended by {name}; its ranks finish their step, save it and end"
         return Outcome(1, what, _log_of(0, logs))
     return found or Outcome(1, f"the ranks ended with exit code {code}", _log_of(0, logs))
 
@@ -62,11 +62,11 @@ def first_reason(logs: Path, killed: tuple[int, int] | None = None) -> Outcome |
 def _killed_rank(code: int, world_size: int, logs: Path) -> tuple[int, int] | None:
     """(rank, signal) when a signal ended a rank: it leaves no error file, and the others fail because of it.
 
-    torchrun ends the rest with SIGTERM once one has failed, so that one counts only as the first failure.
+    The launcher ends the rest with SIGTERM once one has failed, so that one counts only as the first failure.
     """
     if world_size == 1:
         return (0, -code) if code < 0 else None
-    text = (logs / "torchrun.log").read_text(errors="replace")
+    text = (logs / "launcher.log").read_text(errors="replace")
     others, _, root = text.partition("Root Cause")
     # at the start of a line: the log above the table has "local_rank: 0", too
     entry = re.compile(r"^\s*rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL | re.MULTILINE)
@@ -76,7 +76,7 @@ def _killed_rank(code: int, world_size: int, logs: Path) -> tuple[int, int] | No
 
 
 def _log_of(rank: int, logs: Path) -> Path | None:
-    for name in (f"rank_{rank}.log", "torchrun.log"):
+    for name in (f"rank_{rank}.log", "launcher.log"):
         if (logs / name).is_file() and (logs / name).stat().st_size:
             return logs / name
     return None

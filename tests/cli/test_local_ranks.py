@@ -1,4 +1,4 @@
-"""launch/local.py and launch/rank.py with real processes; the trainer itself is replaced by tiny modules."""
+"""launch/local.py, forked.py and rank.py with real processes; the trainer itself is replaced by tiny modules."""
 
 from __future__ import annotations
 
@@ -111,13 +111,13 @@ def test_a_failing_rank_takes_the_others_down(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The other rank sleeps, and does not get to the end of it; one that hangs in a collective is not covered. torchrun
-    leaves no folder behind."""
+    """The other rank sleeps, and does not get to the end of it; one that hangs in a collective is not covered. Nothing
+    is left in the folder for temporary files."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     outcome = run_ranks([kind, str(tmp_path), "1"], 2, tmp_path / "logs", program)
     assert (outcome.code, outcome.reason) == (code, reason)
-    assert not list(tmp_path.glob("slept_*")) and not list((tmp_path / "tmp").glob("torchelastic*"))
+    assert not list(tmp_path.glob("slept_*")) and not list((tmp_path / "tmp").iterdir())
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -159,6 +159,10 @@ def test_a_stop_reaches_every_rank_and_nothing_stays(program: str, tmp_path: Pat
         assert launcher.poll() is None
         time.sleep(0.1)
     family = psutil.Process(launcher.pid).children(recursive=True)
+    named = [one.name() for one in family]
+    assert {f"owpo-rank-{rank}" for rank in range(ranks)} <= set(named), (
+        "`ps -o comm` does not show which rank is which"
+    )
     heard = [one.laddr.ip for process in family for one in process.net_connections() if one.status == "LISTEN"]
     assert set(heard) == (set() if ranks == 1 else {"127.0.0.1"}), "the ranks' store listens to other machines"
     os.kill(launcher.pid, signal.SIGTERM)
@@ -176,7 +180,7 @@ def test_a_second_signal_ends_a_rank_in_the_middle_of_its_step(program: str, tmp
         import sys
         from pathlib import Path
         from owpo_megatron.launch import local
-        local._SHUTDOWN_SECONDS = 0.5
+        local.SHUTDOWN_SECONDS = 0.5
         outcome = local.run_ranks(["deaf", {str(tmp_path)!r}], 1, Path({str(tmp_path / "logs")!r}), {program!r})
         sys.exit(7 if outcome.stopped and outcome.code == 1 else 0)
     """
@@ -191,7 +195,63 @@ def test_a_second_signal_ends_a_rank_in_the_middle_of_its_step(program: str, tmp
     assert launcher.wait(timeout=60) == 7 and not (tmp_path / "slept_0").exists()
 
 
-@pytest.mark.parametrize(("code", "reason"), [(-9, "torchrun was ended by SIGKILL"), (1, "ended with exit code 1")])
-def test_a_torchrun_that_is_killed_is_named(tmp_path: Path, code: int, reason: str) -> None:
-    (tmp_path / "torchrun.log").write_text("")
+@pytest.mark.parametrize(("code", "reason"), [(-9, "the launcher was ended by SIGKILL"), (1, "ended with exit code 1")])
+def test_a_launcher_that_is_killed_is_named(tmp_path: Path, code: int, reason: str) -> None:
+    (tmp_path / "launcher.log").write_text("")
     assert reason in why(code, 2, tmp_path).reason
+
+
+@pytest.mark.ranks
+def test_an_import_that_starts_a_thread_makes_it_torchrun(program: str, tmp_path: Path) -> None:
+    """A fork would lose the thread."""
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time; threading.Thread(target=time.sleep, args=[60]).start()"
+    )
+    command = [sys.executable, "-m", "owpo_megatron.launch.forked", "2", "threaded", str(tmp_path / "logs"), program]
+    done = subprocess.run([*command, "fine", str(tmp_path), "z"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "hello of rank 0 with z", done.stderr
+    assert "the imports started 1 threads; torchrun starts the ranks" in done.stderr
+    assert (tmp_path / "logs" / "rank_1.log").read_text().strip() == "hello of rank 1 with z"
+
+
+@pytest.mark.parametrize("killed", ["second signal", "launcher"])
+def test_ranks_that_do_not_listen_are_killed(tmp_path: Path, killed: str) -> None:
+    """A second signal gives them SHUTDOWN_SECONDS (here: one). Without the launcher they get SIGTERM from the kernel,
+    which these ignore only once they run."""
+    code = f"""
+        import os, signal, sys, time
+        from pathlib import Path
+        from owpo_megatron.launch import forked, rank
+        forked.SHUTDOWN_SECONDS = 1
+        pids = {{}}
+        for index in range(2):
+            pid = os.fork()
+            if not pid:
+                rank.end_with_parent()
+                if {killed == "second signal"}:
+                    for number in (signal.SIGINT, signal.SIGTERM):
+                        signal.signal(number, signal.SIG_IGN)
+                Path({str(tmp_path)!r}, f"pid_{{index}}").write_text(str(os.getpid()))
+                time.sleep(120)
+            pids[pid] = index
+        family = forked._Family(pids)
+        Path({str(tmp_path)!r}, "watches").touch()
+        os._exit(family.watch())
+    """
+    launcher = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True)
+    files = [tmp_path / "pid_0", tmp_path / "pid_1", tmp_path / "watches"]
+    while not all(file.exists() for file in files) or not all(file.read_text() for file in files[:2]):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    ranks = [psutil.Process(int(file.read_text())) for file in files[:2]]
+    if killed == "launcher":
+        launcher.kill()
+    else:
+        launcher.send_signal(signal.SIGTERM)
+        time.sleep(0.3)  # two signals of a kind that arrive together are one
+        assert launcher.poll() is None and all(one.is_running() for one in ranks)
+        launcher.send_signal(signal.SIGTERM)
+    _, said = launcher.communicate(timeout=60)
+    gone, alive = psutil.wait_procs(ranks, timeout=20)
+    assert not alive and launcher.returncode == (-signal.SIGKILL if killed == "launcher" else 1)
+    assert killed == "launcher" or said.count("exitcode  : -9") == 2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +15,7 @@ import sglang.srt.mem_cache.pool_host.common as pool_host
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-from owpo_sglang_cpu import attention, decode, invariance, sampling, symbols
+from owpo_sglang_cpu import attention, decode, invariance, sampling, served, symbols
 
 
 def murmur3_x86_32(data: bytes) -> int:
@@ -269,6 +272,25 @@ def decode_failures(narrow: int) -> list[str]:
     return failures
 
 
+def served_models() -> dict[str, Any]:
+    """Models of SGLang's registry when a Qwen3 is served, and when it is asked for another one then."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
+        served.choose(folder)
+    from sglang.srt.models.registry import ModelRegistry
+
+    known = {name: model.__module__ for name, model in ModelRegistry.models.items()}
+    other, _ = ModelRegistry.resolve_model_cls(["LlamaForCausalLM"])
+    return {"known": known, "other": other.__module__, "all": len(ModelRegistry.models)}
+
+
+def collects_garbage() -> bool:
+    """Whether the server still sets the thresholds that it is given: bound_store.py turns collections off before."""
+    from sglang.srt.entrypoints.engine import _set_envs_and_config
+
+    return "gc.set_threshold(*gc_threshold)" in inspect.getsource(_set_envs_and_config)
+
+
 def problems_after_a_move() -> list[str]:
     """Return the check's findings for another version, a missing name and a function with other parameters."""
     symbols.SGLANG_VERSION = "0.0.1"
@@ -279,6 +301,8 @@ def problems_after_a_move() -> list[str]:
 
 if __name__ == "__main__":
     report = {
+        "served": served_models(),  # first: the others import the registry
+        "collects_garbage": collects_garbage(),
         "problems": symbols.problems(),
         "hashes": hashes(),
         "draws": draws_of_stock(),

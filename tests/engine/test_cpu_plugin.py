@@ -37,6 +37,16 @@ def test_the_check_of_symbols_sees_what_moved(report: dict[str, Any]) -> None:
     assert "multinomial_with_seed takes (logprobs seed), expected" in changed
 
 
+def test_the_registry_has_the_served_model_and_others_when_asked(report: dict[str, Any]) -> None:
+    """Fails when SGLang reads another variable, or keeps its own models out of reach behind a package of others."""
+    assert report["served"]["known"] == {"Qwen3ForCausalLM": "sglang.srt.models.qwen3"}
+    assert report["served"]["other"] == "sglang.srt.models.llama" and report["served"]["all"] > 100
+
+
+def test_the_server_collects_garbage_once_it_has_started(report: dict[str, Any]) -> None:
+    assert report["collects_garbage"]
+
+
 def test_a_stubbed_kernel_raises_when_launched(engine_python: Path) -> None:
     code = (
         "import triton, triton.language as tl\n"

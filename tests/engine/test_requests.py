@@ -194,6 +194,7 @@ def test_raw_arguments_override_the_defaults() -> None:
     text = " ".join(command)
     assert "--max-total-tokens 99" in text and "--lora-paths a b" in text and '--json-thing {"x": 1}' in text
     assert "--sleep-on-idle" not in text
+    assert "--gc-threshold 700 10 10" in text, "bound_store.py would leave the collector as it is, which takes a second"
     assert "--enable-deterministic-inference --" in text, "a flag that is set carries no value"
 
 

@@ -120,17 +120,17 @@ def asked_twice(trial: Trial) -> None:
         raise Wrong(f"exit code {ended.code}:\n{ended.text}")
 
 
-@fault("torchrun is killed", promise="a rank that dies ends the run with one line", by=("command",))
-def torchrun_killed(trial: Trial) -> None:
+@fault("the launcher is killed", promise="a rank that dies ends the run with one line", by=("command",))
+def launcher_killed(trial: Trial) -> None:
     """Its ranks finish their step and save it, while the folder stays locked."""
     run = trial.start("optimizer.steps=60", "rollout.max_rounds=1", tp=2)
     run.wait_until(trial.reached(1), "step 1")
     ranks = [psutil.Process(pid) for pid in run.pids().values()]
     ranks[0].parent().kill()
-    run.wait().refused("torchrun was ended by SIGKILL; its ranks finish their step")
+    run.wait().refused("the launcher was ended by SIGKILL; its ranks finish their step")
     psutil.wait_procs(ranks, timeout=60)
     if any(rank.is_running() for rank in ranks):
-        raise Wrong("ranks outlive torchrun")
+        raise Wrong("ranks outlive the launcher")
     if max(trial.saved(), default=0) != trial.step():
         raise Wrong(f"at step {trial.step()}, saved are {trial.saved()}")
 

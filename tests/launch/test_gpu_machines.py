@@ -17,7 +17,7 @@ from owpo_megatron.engine import command
 from owpo_megatron.engine.command import built_for_cuda, find_device
 from owpo_megatron.errors import UserError
 from owpo_megatron.launch import preflight as room
-from owpo_megatron.launch.local import rank_environment
+from owpo_megatron.launch.local import rank_command, rank_environment
 from owpo_megatron.launch.machine import gpu_names, usable_gpus
 
 pytestmark = pytest.mark.process
@@ -56,6 +56,8 @@ def test_a_gpu_counts_where_torch_can_use_it(gpus: int, cuda_build: bool) -> Non
     assert find_device(EngineConfig(device="cuda")) == "cuda"
     environment = rank_environment(2)
     assert ("CUDA_DEVICE_MAX_CONNECTIONS" in environment) == bool(gpus and cuda_build)
+    launcher = "torchrun" if gpus and cuda_build else "forked"  # no fork where ranks have CUDA contexts
+    assert f"owpo_megatron.launch.{launcher}" in rank_command(2, Path("logs"), "owpo_megatron.trainer.main", [])
     assert environment.get("NCCL_CUMEM_ENABLE") == ("0" if gpus and cuda_build else None)
 
 

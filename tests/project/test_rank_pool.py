@@ -87,26 +87,30 @@ def test_a_rank_that_fails_is_named_and_the_next_job_runs(ranks: Ranks, how: str
 
 
 def test_same_bits_as_in_fresh_processes(ranks: Ranks, tmp_path: Path) -> None:
-    """The same job under torchrun, in processes that import everything themselves, and twice in the pool."""
+    """The same job under torchrun, in processes that import everything themselves; under launch/forked.py, as a run on
+    a CPU has its ranks; and twice in the pool."""
     import torch
 
-    layout = {"tp": 2}
+    from owpo_megatron.launch.local import rank_command, torchrun_command
+
+    layout, logs = {"tp": 2}, tmp_path / "logs"
     model = make_hf_model(tmp_path / "model", vocab_size=97)
-    for name in ("pool", "again", "fresh"):
+    for name in ("pool", "again", "fresh", "forked"):
         (tmp_path / name).mkdir()
     for name in ("pool", "again"):
         ranks.run(2, train, str(model), layout, str(tmp_path / name))
     code = "import json, sys, test_rank_pool as t; t.train(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3])"
-    (tmp_path / "job.py").write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    command += ["--nproc-per-node=2", str(tmp_path / "job.py"), str(model), json.dumps(layout), str(tmp_path / "fresh")]
-    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), str(Path(__file__).parent)])
+    (tmp_path / "owpo_job.py").write_text(code)
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), str(Path(__file__).parent), str(tmp_path)])
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for name, make_command in {"fresh": torchrun_command, "forked": rank_command}.items():
+        arguments = [str(model), json.dumps(layout), str(tmp_path / name)]
+        command = make_command(2, logs, "owpo_job", arguments)
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:] + (logs / "rank_0.log").read_text()
     for rank in range(2):
         (sums, parameters), *others = (
-            torch.load(tmp_path / name / f"rank_{rank}.pt") for name in ("fresh", "pool", "again")
+            torch.load(tmp_path / name / f"rank_{rank}.pt") for name in ("fresh", "forked", "pool", "again")
         )
         assert len(parameters) > 10
         for other_sums, other in others:

@@ -1,11 +1,13 @@
 """Start the server's processes by fork after the imports, instead of spawning ones that import everything again.
 
 SGLang spawns its scheduler and detokenizer because a CUDA context does not survive a fork. There is none on a CPU, and
-imports are nearly all of a server's start: forking halves it and shares the modules' memory.
+imports are nearly all of a server's start: forking halves it and shares the modules' memory. For the same reason the
+scheduler imports the file of its own model (served/) instead of those of all models.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from typing import Any
 
@@ -26,6 +28,11 @@ def register() -> None:
 
 def _fork(result: Any, server_args: Any) -> None:
     import psutil
+
+    from owpo_sglang_cpu import served
+
+    served.choose(server_args.model_path)
+    gc.freeze()  # a collection of what was imported would copy its pages in each process
 
     # A fork copies only the calling thread: locks of others (an OpenMP pool's too) stay locked in the child for ever.
     if psutil.Process().num_threads() == 1:
