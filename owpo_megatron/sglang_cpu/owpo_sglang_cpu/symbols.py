@@ -34,7 +34,6 @@ CALLED = {
     ],
     "sglang.srt.utils.weight_checker": ["WeightChecker._compute_checksum"],
     "sglang.srt.environ": ["envs.SGLANG_EXTERNAL_MODEL_PACKAGE"],
-    "sglang.srt.models.registry": ["import_model_classes", "ModelRegistry.models"],
     "sglang.srt.plugins.hook_registry": ["HookRegistry.register", "HookType.AFTER"],
 }
 REPLACED = {
