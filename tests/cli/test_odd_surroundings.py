@@ -91,7 +91,7 @@ def test_a_limit_of_the_machine_is_named(
     def fails(prog_name: str) -> None:
         raise error
 
-    monkeypatch.setattr(main, "app", fails)
+    monkeypatch.setattr(main, "_make_app", lambda names: fails)
     with pytest.raises(SystemExit) as end:
         main.main()
     assert end.value.code == 1 and re.match(f"failed: {line}", capsys.readouterr().err)
