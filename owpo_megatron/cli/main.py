@@ -7,6 +7,7 @@ import codecs
 import gc
 import locale
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from importlib import import_module
@@ -94,6 +95,8 @@ def __getattr__(name: str) -> Any:
 def main() -> None:
     """Entry point of the console script."""
     _read_utf8()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # while this module was imported: cli/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _open_streams()
     # Imports are most of a short command, and what they make stays: looking for garbage among it takes up to half of
     # the time, at the end once more.

@@ -7,9 +7,11 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,24 @@ def test_closed_streams(tmp_path: Path) -> None:
 def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
     done = shell("mkdir here; cd here; rmdir ../here; $OWPO runs", tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: working folder = (removed): cd to a folder that exists\n")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("module", ["typer", "owpo_megatron.cli.runs"])
+def test_an_interrupt_at_the_start(module: str, tmp_path: Path) -> None:
+    """Ctrl-C while the first module is imported, or the last: no traceback. Python's own start is not covered."""
+    hook = f"""
+        import os, signal, sys
+        class Finder:
+            def find_spec(name, path=None, target=None):
+                if name == {module!r}:
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Finder)
+    """
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(hook))
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = shell("exec $OWPO runs", tmp_path, PYTHONPATH=paths)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 @pytest.mark.process
