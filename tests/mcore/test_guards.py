@@ -273,8 +273,9 @@ def test_raw_block_takes_recomputation(model: Path, raw: dict[str, Any]) -> None
 def test_recomputation_has_one_place(model: Path) -> None:
     """The field gives what the raw block gives; both at once are refused."""
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    assert config_with(model, {}, recompute="full") == config_with(model, full)
-    assert config_with(model, {"recompute_num_layers": None}, recompute="full") == config_with(model, full)
+    for raw, parallel in (({}, {"recompute": "full"}), ({"recompute_method": None}, {"recompute": "full"}), (full, {})):
+        made = config_with(model, raw, **parallel)
+        assert {name: getattr(made, name) for name in full} == full
     modules = config_with(model, {"recompute_modules": ["core_attn"]}, recompute="selective")
     assert (modules.recompute_granularity, modules.recompute_num_layers) == ("selective", None)
     with pytest.raises(UserError, match="megatron.recompute_num_layers = 2: parallel.recompute = full sets it; leave"):
