@@ -100,6 +100,10 @@ class RolloutConfig(Section):
     """Steps by which the weights that sample a token may be behind those that are trained on it. 0: generation and
     training take turns. 1: the next step's responses are drawn during this step's update. Above 0 needs
     `algorithm.tis_cap`."""
+    surplus: float = Field(0.0, ge=0, le=1)
+    """Groups that are generated beyond a step's own, as a share of prompts_per_step. The step takes the groups that are
+    complete first; the other responses are cut, keep their tokens and go on in the next step. Above 0 needs
+    `max_staleness` of 2 or more. 0: each step waits for its longest response."""
     save: bool = True
     """Save every step's rollouts in the run folder (rollouts/), for `rollout.replay`."""
     save_tokens: int = Field(4, ge=0)

@@ -36,6 +36,7 @@ from owpo_megatron.config.sync import SyncConfig
 from owpo_megatron.config.verifier import VerifierConfig
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods.catalogue import find_method, make_method
+from owpo_megatron.methods.method import Method
 
 
 class ParallelConfig(Section):
@@ -236,6 +237,8 @@ class Config(Section):
         if roll.max_staleness and self.algorithm.tis_cap is None:
             remedy = "tokens of older weights need truncated importance sampling; set algorithm.tis_cap, e.g. 2"
             raise UserError("rollout.max_staleness", roll.max_staleness, remedy)
+        if roll.surplus:
+            self._can_cut(plans)
         for field, value in (
             ("rollout.overlong_tokens", roll.overlong_tokens),
             ("reward.weights", self.reward.weights),
@@ -244,6 +247,22 @@ class Config(Section):
                 remedy = f"{method.name} does not use rewards; leave it out, or use another method (owpo methods)"
                 raise UserError(field, value, remedy)
         return self
+
+    def _can_cut(self, plans: type[Method]) -> None:
+        """Raise where responses cannot be cut and continued."""
+        roll, why = self.rollout, ""
+        if roll.max_staleness < 2:
+            why = "what goes on in the next step is two steps old there; set rollout.max_staleness to 2 or more"
+        elif plans.plan is not Method.plan:
+            why = f"{plans.name} asks for responses in a way of its own, which has no place for surplus groups; set 0"
+        elif roll.stop:
+            why = "a text of rollout.stop that a cut divides would not be found; set 0, or leave stop out"
+        elif roll.replay is not None:
+            why = "recorded responses are complete; set 0"
+        elif self.engine.router is not None:
+            why = "a router does not pass on which response to cut; set 0, or give engine.urls"
+        if why:
+            raise UserError("rollout.surplus", roll.surplus, why)
 
     def _has_a_best(self) -> None:
         """Check that there are evaluations with a Pass@1 if the best weights are kept."""

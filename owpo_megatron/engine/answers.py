@@ -11,7 +11,7 @@ from typing import Any
 
 from owpo_megatron.engine.parsing import columns
 from owpo_megatron.errors import printable
-from owpo_megatron.types import Rollout, SampleRequest, Sampling, TokenIds, TokenValues
+from owpo_megatron.types import FinishReason, Rollout, SampleRequest, Sampling, TokenIds, TokenValues
 
 UNKNOWN_VERSION = -1
 FOREIGN_VERSION = -2  # of weights that another owner pushed
@@ -31,6 +31,7 @@ class Expected:
     vocab_size: int | None = None
     version: int | None = None  # of the weights that were pushed
     owner: str = ""  # who pushed them, as `version_name` adds it to their version
+    may_be_cut: bool = False  # a sample may have been ended by `EngineClient.cut`, also before its first token
 
 
 def read_answers(
@@ -61,14 +62,18 @@ def read_answer(
     Raises:
         BadAnswer: a field is missing; ids and log-probs do not belong together; there is no token, or more than were
             allowed; an id is outside the vocabulary; a log-prob is not finite, or not that of a token that was drawn;
-            the sample was aborted; it was drawn with other weights than those pushed.
+            the sample was aborted, though nobody cut it; it was drawn with other weights than those pushed.
     """
     try:
         meta = answer["meta_info"]
+        if expected is not None and expected.may_be_cut and _is_empty(answer):
+            return Rollout(request.prompt, TokenIds([]), TokenValues([]), UNKNOWN_VERSION, "abort", request.seed)
         told_logps, told_ids = columns(meta["output_token_logprobs"])
         logps, ids = TokenValues(told_logps), TokenIds(told_ids)
         told = TokenIds(answer["output_ids"])
         reason = meta["finish_reason"]["type"]
+        if expected is not None and expected.may_be_cut and reason == "abort":
+            reason = _end_of(ids, sampling)
         told_spans = meta.get("weight_versions")
         owner = expected.owner if expected else ""
         version = version_of(told_spans[-1]["version"] if told_spans else meta["weight_version"], owner)
@@ -92,11 +97,26 @@ def read_answer(
     return rollout
 
 
+def _end_of(ids: TokenIds, sampling: Sampling | None) -> FinishReason:
+    """Return how a sample that was cut ended: its last token may have completed it, and SGLang reports "abort" then."""
+    if sampling is not None and ids[-1] in sampling.stop_token_ids:
+        return "stop"
+    return "length" if sampling is not None and len(ids) == sampling.max_tokens else "abort"
+
+
+def _is_empty(answer: Any) -> bool:
+    """Whether the sample was cut while it waited for its turn; SGLang gives its tokens to no list then, or to one."""
+    meta = answer["meta_info"]
+    if meta["finish_reason"]["type"] != "abort":
+        return False
+    return not answer["output_ids"] or not meta.get("output_token_logprobs")
+
+
 def _fault(
     rollout: Rollout, ids: TokenIds, logps: TokenValues, sampling: Sampling | None, expected: Expected
 ) -> str | None:
     """Return what is wrong with a sample in itself; None: nothing."""
-    if rollout.finish_reason not in _FINISHED:
+    if rollout.finish_reason not in _FINISHED and not (expected.may_be_cut and rollout.finish_reason == "abort"):
         return f"the finish reason {shown(repr(rollout.finish_reason))}"
     length = len(ids)
     if not length:

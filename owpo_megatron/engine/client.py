@@ -87,21 +87,31 @@ class EngineClient:
 
     # ------------------------------------------------------------------------------------------ samples
     def generate(
-        self, requests: Sequence[SampleRequest], sampling: Sampling, version: int | None = None
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        version: int | None = None,
+        names: Sequence[str] | None = None,
     ) -> list[Rollout]:
         """Draw one response per request in a single POST, in order; each has its own seed and ends independently.
 
         Args:
             version: that of the weights that must draw them; None: any.
+            names: one for each sample, for `cut`; None: none is cut.
 
         Raises:
             EngineWrong: an answer that cannot be right (answers.py).
         """
-        answers = self._post("/generate", generate_body(requests, sampling), self._request_timeout)
+        answers = self._post("/generate", generate_body(requests, sampling, names), self._request_timeout)
         try:
-            return read_answers(answers, requests, sampling, Expected(self.vocab_size, version, self.owner))
+            expected = Expected(self.vocab_size, version, self.owner, may_be_cut=names is not None)
+            return read_answers(answers, requests, sampling, expected)
         except BadAnswer as bad:
             raise EngineWrong(self.url, f"/generate answered {bad}") from bad
+
+    def cut(self, name: str) -> None:
+        """End the sample of this name, which is answered with the tokens that it has; no other is touched."""
+        self._post("/abort_request", {"rid": name})
 
     # ------------------------------------------------------------------------------------------ control
     def pause(self) -> None:

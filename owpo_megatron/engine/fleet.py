@@ -153,6 +153,18 @@ class Fleet:
         """
         return self._generate(requests, sampling, progress, finished) if requests else []
 
+    def draw_until(
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        enough: Callable[[], bool],
+        progress: Progress | None = None,
+        finished: Finished | None = None,
+    ) -> list[Rollout]:
+        """The same, until `enough` is true; it is asked whenever a response has been drawn. The others are cut: their
+        finish reason is "abort", and they have the tokens that were drawn so far, which may be none."""
+        return self._generate(requests, sampling, progress, finished, enough=enough) if requests else []
+
     def converse(self, feed: Feed, sampling: Sampling, finished: Finished) -> None:
         """Draw what the feed asks for, which may come out of what was drawn before, until it ends.
 
@@ -168,18 +180,21 @@ class Fleet:
         progress: Progress | None,
         finished: Finished | None,
         feed: Feed | None = None,
+        enough: Callable[[], bool] | None = None,
     ) -> list[Rollout]:
         with self.lock:
             self.revive()
             self.with_revival(self._make_agree)
         clients = self.clients if self.front is None else [self.front]
         count = len(requests) if feed is None else feed.expected
+        # sglang-router does not accept a list of sampling parameters, and siblings differ in their seeds; a response
+        # that counts for `enough` must not wait for others
+        alone = self.front is not None or enough is not None
         return Generation(
             clients,
             requests,
             sampling,
-            # sglang-router does not accept a list of sampling parameters, and siblings differ in their seeds
-            samples_per_post=samples_per_post(count, len(clients), sampling) if self.front is None else 1,
+            samples_per_post=1 if alone else samples_per_post(count, len(clients), sampling),
             concurrency=self._config.concurrency * len(self.engines) // len(clients),
             give_up=self._give_up,
             bring_back=self._bring_back_while_generating,
@@ -187,6 +202,7 @@ class Fleet:
             progress=progress,
             finished=finished,
             feed=feed,
+            enough=enough,
         ).run()
 
     def with_revival(self, call: Callable[[], T]) -> T:

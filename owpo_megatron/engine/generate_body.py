@@ -8,18 +8,25 @@ from typing import Any
 from owpo_megatron.types import SampleRequest, Sampling
 
 
-def generate_body(requests: Sequence[SampleRequest], sampling: Sampling) -> dict[str, Any]:
-    """Build the JSON of /generate: top-k off, log-probs of logits / temperature returned."""
+def generate_body(
+    requests: Sequence[SampleRequest], sampling: Sampling, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Build the JSON of /generate: top-k off, log-probs of logits / temperature returned.
+
+    Args:
+        names: one for each sample, by which it can be cut; None: the server names them.
+    """
     ids = [list(request.prompt.token_ids) for request in requests]
     parameters = [
         sampling_parameters(request.sampling or sampling) | {"sampling_seed": request.seed} for request in requests
     ]
     one = len(requests) == 1  # a router refuses a list of one
-    return {
+    body: dict[str, Any] = {
         "input_ids": ids[0] if one else ids,
         "sampling_params": parameters[0] if one else parameters,
         "return_logprob": True,
     }
+    return body if names is None else body | {"rid": names[0] if one else list(names)}
 
 
 def sampling_parameters(sampling: Sampling) -> dict[str, Any]:

@@ -9,23 +9,30 @@ Engines are revived in the calling thread, since a push of weights may be collec
 drawn again with the same seeds, and so gives the same tokens.
 
 A feed adds requests that come out of earlier responses: the next turns of episodes, in whatever order they are ready.
+
+Where the caller has enough, the requests in flight are cut: engines answer them with the tokens that they have so far.
 """
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
+from owpo_megatron.engine.answers import UNKNOWN_VERSION
 from owpo_megatron.engine.client import EngineClient, EngineGone
-from owpo_megatron.types import Feed, Finished, Progress, Rollout, SampleRequest, Sampling
+from owpo_megatron.types import Feed, Finished, Progress, Rollout, SampleRequest, Sampling, TokenIds, TokenValues
 
 # A post returns when its longest sample ends. Short samples share a post, which saves most of the time with a small
 # model; long ones get a post of their own, so that none waits for another.
 TOKENS_PER_POST = 4096
 SAMPLES_PER_POST = 64
+CUT_SECONDS = 0.5  # between two requests to cut the same sample, whose post may have been on its way
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,11 @@ class Posts:
                     return self._waiting.pop(place)
         return None
 
-    def clear(self) -> None:
+    def clear(self) -> list[Post]:
+        """Remove all of them, and return them."""
         with self._lock:
-            self._waiting.clear()
+            left, self._waiting = self._waiting, []
+        return left
 
 
 class Generation:
@@ -89,6 +98,7 @@ class Generation:
         bring_back: returns when a lost engine answers again and has the weights.
         version: weights that must draw the samples, by their version; None: any.
         feed: adds requests while others are drawn; None: there are no others.
+        enough: whether what has been drawn is enough, asked after each post; the rest is then cut. None: it never is.
     """
 
     def __init__(
@@ -105,6 +115,7 @@ class Generation:
         progress: Progress | None = None,
         finished: Finished | None = None,
         feed: Feed | None = None,
+        enough: Callable[[], bool] | None = None,
     ):
         self.clients, self.requests, self.sampling = clients, list(requests), sampling
         self.samples_per_post = samples_per_post
@@ -112,6 +123,11 @@ class Generation:
         self.version = version
         self.progress, self.finished = progress, finished
         self.feed = feed
+        self.enough = enough
+        self.is_cut = False
+        self.in_flight: dict[Post, tuple[int, list[str]]] = {}  # engine, and names of the samples
+        self.number = itertools.count()
+        self.name = uuid.uuid4().hex
         self.sessions: dict[int, int] = {}  # engine that has the prefix of a session
         self.posts = Posts()
         self.posts.add(self._posts(0))
@@ -130,7 +146,14 @@ class Generation:
                 self._start_workers(engine, share)
             # A lost engine is brought back even where others have drawn its samples: it may answer, and wrongly.
             while done < len(self.requests) or self.lost or (self.feed is not None and self.feed.goes_on()):
-                outcome = self.outcomes.get()
+                if not self.is_cut and self.enough is not None and self.enough():
+                    done += self._cut_waiting(rollouts)
+                    continue
+                try:
+                    outcome = self.outcomes.get(timeout=CUT_SECONDS if self.is_cut else None)
+                except queue.Empty:
+                    self._cut_in_flight()
+                    continue
                 if outcome is None:
                     rollouts += [None] * self._take_more()
                     continue
@@ -148,10 +171,14 @@ class Generation:
                 self.workers[engine] -= 1
                 if isinstance(result, EngineGone):
                     assert post is not None
+                    if self.is_cut:
+                        self._fill(rollouts, post)
+                        done += post.end - post.first
                     is_lost = outcome.incarnation == self.clients[engine].incarnation
                     if is_lost:
                         self.lost[engine] = result  # before the post can be taken: not by this engine
-                    self.posts.add([post], in_front=True)
+                    if not self.is_cut:
+                        self.posts.add([post], in_front=True)
                     if is_lost:
                         self.give_up(engine)
                     elif engine not in self.lost:
@@ -183,6 +210,28 @@ class Generation:
             else:
                 posts.append(Post(index, index + 1, engine))
         return posts
+
+    def _cut_waiting(self, rollouts: list[Rollout | None]) -> int:
+        """Draw nothing more: what waits for a worker is done, without a token. Returns how many samples it was."""
+        self.is_cut, count = True, 0
+        for post in self.posts.clear():
+            self._fill(rollouts, post)
+            count += post.end - post.first
+        self._cut_in_flight()
+        return count
+
+    def _cut_in_flight(self) -> None:
+        for engine, names in list(self.in_flight.values()):
+            for name in names:
+                with suppress(EngineGone):  # its worker reports it
+                    self.clients[engine].cut(name)
+
+    def _fill(self, rollouts: list[Rollout | None], post: Post) -> None:
+        for index in range(post.first, post.end):
+            prompt, seed = self.requests[index].prompt, self.requests[index].seed
+            rollouts[index] = Rollout(prompt, TokenIds([]), TokenValues([]), UNKNOWN_VERSION, "abort", seed)
+        if self.finished is not None:
+            self.finished(post.first, rollouts[post.first : post.end])  # type: ignore[arg-type]
 
     def _remember(self, engine: int, post: Post) -> None:
         if self.feed is not None and len(self.clients) > 1:
@@ -216,7 +265,14 @@ class Generation:
                 return
             try:
                 requests = self.requests[post.first : post.end]
-                rollouts = client.generate(requests, self.sampling, self.version)
+                named: dict[str, list[str]] = {}
+                if self.enough is not None:  # no name begins another: SGLang cuts all that begin with one
+                    named["names"] = [f"{self.name}-{next(self.number):09d}" for _ in requests]
+                    self.in_flight[post] = engine, named["names"]
+                try:
+                    rollouts = client.generate(requests, self.sampling, self.version, **named)
+                finally:
+                    self.in_flight.pop(post, None)
             except Exception as error:
                 self.outcomes.put(Outcome(engine, incarnation, post, error))
                 return

@@ -90,10 +90,10 @@ class Drawing:
         gradings: dict[int, Verdicts] = {}  # by their first request
 
         def finished(first: int, rollouts: Sequence[Rollout]) -> None:
-            gradings[first] = self._verifier.submit([self._item(rollout) for rollout in rollouts])
+            gradings[first] = self._verifier.submit([grading_item(self._decode, rollout) for rollout in rollouts])
 
         given = [place.given for place in places if place.given is not None]
-        ready = self._verifier.submit([self._item(rollout) for rollout in given]) if given else None
+        ready = self._verifier.submit([grading_item(self._decode, rollout) for rollout in given]) if given else None
         with log.timed("rollout"):
             drawn = self._engine.generate(requests, self._sampling, self._progress, finished) if requests else []
         with log.timed("verify"):
@@ -122,17 +122,19 @@ class Drawing:
         )
         return SampleRequest(prompt, seed, None if sampling == self._sampling else sampling)
 
-    def _item(self, rollout: Rollout) -> GradingItem:
-        prompt = rollout.prompt
-        begun = prompt.token_ids[len(prompt.token_ids) - prompt.prefix :]
-        return GradingItem(
-            response=self._decode((*begun, *rollout.answer_ids)),
-            answer=prompt.answer,
-            domain=prompt.domain,
-            truncated=rollout.finish_reason == "length",
-            prompt=prompt.text,
-            judgement=rollout.judgement,
-        )
+
+def grading_item(decode: Callable[[Sequence[int]], str], rollout: Rollout) -> GradingItem:
+    """Return what the verifier gets of a response."""
+    prompt = rollout.prompt
+    begun = prompt.token_ids[len(prompt.token_ids) - prompt.prefix :]
+    return GradingItem(
+        response=decode((*begun, *rollout.answer_ids)),
+        answer=prompt.answer,
+        domain=prompt.domain,
+        truncated=rollout.finish_reason == "length",
+        prompt=prompt.text,
+        judgement=rollout.judgement,
+    )
 
 
 def _responses(ask: Ask) -> list[Rollout | None]:

@@ -6,7 +6,7 @@ import datetime
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from owpo_megatron.config import RolloutConfig
 from owpo_megatron.errors import UserError
@@ -16,10 +16,12 @@ from owpo_megatron.trainer.drawing import Drawing, OpenGroup
 from owpo_megatron.trainer.ledger import PromptLedger, SamplePool
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.noise import RewardNoise
+from owpo_megatron.trainer.partial import GroupsUnderWay, PartialDrawing
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.rollout_facts import RolloutFacts, own_rollouts
 from owpo_megatron.trainer.supply import Supply, staleness
 from owpo_megatron.types import (
+    CuttingEngine,
     Group,
     Progress,
     Prompt,
@@ -115,6 +117,7 @@ class RolloutCollector:
         self._date = date
         self._memory: dict[str, Any] = {}  # the plan's
         self._drawn = 0  # groups opened since the run began
+        self._under_way = GroupsUnderWay(config, steps, self._stream_take, self._next_draw, self._past)
         self._waited_for = -1  # step
         self._sampling = Sampling(
             config.max_response_tokens,
@@ -126,9 +129,9 @@ class RolloutCollector:
         self._supply: Supply[Drawn] | None = None
         if config.max_staleness:
             recover = recover or (lambda: None)
-            self._supply = Supply(
-                self._draw_ahead, self._state, self._restore, recover, config.max_staleness, self._steps
-            )
+            # what is cut in a step may be a step older in the next one
+            ahead = config.max_staleness - 1 if config.surplus else config.max_staleness
+            self._supply = Supply(self._draw_ahead, self._state, self._restore, recover, ahead, self._steps)
 
     def collect(self, step: int, log: StepLog) -> list[Group]:
         groups, facts = self._main.run(lambda: self._collect_on_main(step, log))
@@ -153,6 +156,7 @@ class RolloutCollector:
         state |= {name: part.state_dict() for name, part in kept.items() if part is not None}
         if self._memory:
             state["memory"] = self._memory
+        state |= self._under_way.state_dict()
         return state if self._date is None else state | {"date": self._date.isoformat()}
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -164,6 +168,7 @@ class RolloutCollector:
             self._ledger.load_state_dict(state.get("ledger", {}))
         if self._pool is not None:
             self._pool.load_state_dict(state.get("pool", {}))
+        self._under_way.load_state_dict(state)
 
     def _collect_on_main(self, step: int, log: StepLog) -> tuple[list[Group], dict[str, Any]]:
         if self._supply is None:
@@ -192,21 +197,18 @@ class RolloutCollector:
 
     def _draw(self, step: int, log: StepLog) -> Drawn:
         assert self._engine is not None and self._verifier is not None
-        drawing = Drawing(
-            self._seed,
-            self._sampling,
-            self._engine,
-            self._verifier,
-            self._decode,
-            self._check_verdicts,
-            self._working(step),
-        )
+        judged = self._verifier, self._decode, self._check_verdicts, self._working(step)
+        drawing = Drawing(self._seed, self._sampling, self._engine, *judged)
+        partial = PartialDrawing(self._seed, self._sampling, self._cutting(), *judged) if self._config.surplus else None
         open_groups: list[OpenGroup] = []
         seen: list[Group] = []
         rounds = 0
         while asks := self._plan.plan(self._view(step, rounds, seen)):
             assert rounds < MOST_ROUNDS, f"{self._plan.name}.plan asks without end"
-            drawing.draw(self._opened(asks, open_groups), open_groups, log)
+            if partial is None:
+                drawing.draw(self._opened(asks, open_groups), open_groups, log)
+            else:
+                open_groups += self._under_way.first_complete(partial, len(asks), step, log)
             seen = [group.closed(self._noise) for group in open_groups]
             rounds += 1
         kept = list(self._plan.keep(self._view(step, rounds, seen)))
@@ -216,21 +218,32 @@ class RolloutCollector:
         if self._pool is not None:
             self._pool.add(seen)
         facts = self._facts.of(seen, kept) | {"rounds": rounds, "prompts_seen": self._drawn}
+        if partial is not None:
+            share = partial.continued / max(sum(rollout.generated_length for rollout in own_rollouts(seen)), 1)
+            facts["partial"] = {"continued": share, "cut": partial.cut, "groups": len(self._under_way)}
         return Drawn(seen, kept, facts)
+
+    def _cutting(self) -> CuttingEngine:
+        if not hasattr(self._engine, "draw_until"):
+            remedy = "the engine of this run cannot cut responses; set 0"
+            raise UserError("rollout.surplus", self._config.surplus, remedy)
+        return cast(CuttingEngine, self._engine)
+
+    def _next_draw(self) -> int:
+        self._drawn += 1
+        return self._drawn - 1
 
     def _opened(self, asks: Sequence[Ask], groups: list[OpenGroup]) -> list[Ask]:
         """The asks with the numbers of their groups, of which new ones are opened."""
         numbered = []
         for ask in asks:
             if ask.group is None:
-                groups.append(OpenGroup(self._drawn, self._past(ask.prompt)))
-                self._drawn += 1
+                groups.append(OpenGroup(self._next_draw(), self._past(ask.prompt)))
                 ask = replace(ask, group=len(groups) - 1)
             numbered.append(ask)
         return numbered
 
     def _view(self, step: int, rounds: int, seen: list[Group]) -> PlanView:
-        assert self._stream is not None
         config = self._config
         return PlanView(
             step=step,
@@ -244,7 +257,7 @@ class RolloutCollector:
             max_tokens=config.max_response_tokens,
             groups=seen,
             dynamic=self._dynamic,
-            take=self._stream.take,
+            take=self._under_way.take,
             is_mixed=self._rules.is_mixed,
             rewards=self._rules.counted,
             record=self._past,
@@ -254,6 +267,10 @@ class RolloutCollector:
             memory=self._memory,
             random=random.Random(f"plan/{self._seed}/{step}/{rounds}"),
         )
+
+    def _stream_take(self, count: int) -> list[Prompt]:
+        assert self._stream is not None
+        return self._stream.take(count)
 
     def _past(self, prompt: Prompt) -> PromptRecord | None:
         return None if self._ledger is None else self._ledger.record(prompt.id)

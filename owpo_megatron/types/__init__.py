@@ -26,6 +26,7 @@ from owpo_megatron.types.rollouts import (
 )
 from owpo_megatron.types.seams import (
     ConversingEngine,
+    CuttingEngine,
     Feed,
     Finished,
     LogprobSource,
@@ -59,6 +60,7 @@ from owpo_megatron.types.training import (
 __all__ = [
     "Candidate",
     "ConversingEngine",
+    "CuttingEngine",
     "Ended",
     "Episode",
     "Feed",

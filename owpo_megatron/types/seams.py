@@ -84,6 +84,21 @@ class ConversingEngine(Protocol):
         """Draw until the feed ends; `finished` counts requests in the order in which they were taken."""
 
 
+class CuttingEngine(Protocol):
+    """An engine that can end responses early."""
+
+    def draw_until(
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        enough: Callable[[], bool],
+        progress: Progress | None = None,
+        finished: Finished | None = None,
+    ) -> list[Rollout]:
+        """Draw, in submission order, until `enough` is true, which is asked whenever `finished` was called. The other
+        responses have the tokens so far, and the finish reason "abort"."""
+
+
 class RolloutEngine(Protocol):
     """One or several inference servers behind one face. Used by global rank 0 only."""
 

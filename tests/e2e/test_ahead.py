@@ -62,3 +62,29 @@ def test_a_real_engine_generates_beside_training_and_after_a_resume(
         for rollout in load_rollouts(rollouts_path(run / "rollouts", step)):
             assert sum(count for _, count in rollout.spans) == len(rollout.response_ids)
             assert {version for version, _ in rollout.spans} <= {step - 2, step - 1}
+
+
+@pytest.mark.server
+@pytest.mark.ranks
+@pytest.mark.extra
+def test_a_real_engine_cuts_responses_and_goes_on_with_them(
+    ranks: Ranks, small: dict[str, Any], server_url: str, tmp_path: Path
+) -> None:
+    steps = 4
+    sizes = {
+        "rollout": {"prompts_per_step": 8, "group_size": 8, "max_staleness": 2, "surplus": 0.5},
+        "optimizer": {"steps": steps, "tokens_per_microbatch": 1024},
+        "checkpoint": {"export_hf": False},
+    }
+    layers = (small, CORRECTED, sizes, {"name": "partial", "engine": {"urls": [server_url]}})
+    train(ranks, write_config(tmp_path / "run.yaml", *layers))
+    run = Path(small["runs_dir"]) / "partial"
+    lines = steps_of(run)
+    assert values(lines, "step") == list(range(1, steps + 1))
+    assert sum(line["partial"]["cut"] for line in lines) > 0 and lines[-1]["partial"]["groups"] == 0
+    assert all(0 <= line["partial"]["continued"] < 1 and line["staleness"]["max"] <= 2 for line in lines)
+    for step in range(1, steps + 1):
+        for rollout in load_rollouts(rollouts_path(run / "rollouts", step)):
+            assert rollout.finish_reason != "abort"
+            assert sum(count for _, count in rollout.spans) == len(rollout.response_ids) == len(rollout.behaviour_logp)
+            assert {version for version, _ in rollout.spans} <= {step - 3, step - 2, step - 1}

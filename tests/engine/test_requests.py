@@ -43,7 +43,9 @@ def test_each_sample_has_its_own_seed_and_top_k_is_off() -> None:
     assert body["input_ids"] == [[5, 6, 7], [5, 6, 7]]
     shared = {"max_new_tokens": 3, "temperature": 0.7, "top_p": 0.9, "top_k": -1, "stop_token_ids": [4]}
     assert body["sampling_params"] == [{**shared, "sampling_seed": 41}, {**shared, "sampling_seed": 2**62}]
-    assert body["return_logprob"] is True
+    assert body["return_logprob"] is True and "rid" not in body
+    assert generate_body(requests, Sampling(3), ["a", "b"])["rid"] == ["a", "b"]
+    assert generate_body(requests[:1], Sampling(3), ["a"])["rid"] == "a"
     json.dumps(body)
 
 
@@ -97,6 +99,28 @@ def test_each_token_has_the_version_that_sampled_it() -> None:
     with pytest.raises(BadAnswer, match=r"weight versions \(\(7, 1\), \(8, 2\)\) of 2 tokens"):
         spans = [{"version": "7", "start": 0, "end": 1}, {"version": "8", "start": 1, "end": 3}]
         read_answer(answer(weight_versions=spans), SampleRequest(PROMPT, 41))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason", "tokens"),
+    [
+        ({}, "abort", 2),
+        ({"sampling": Sampling(9, stop_token_ids=(2,))}, "stop", 2),
+        ({"sampling": Sampling(2)}, "length", 2),
+        ({"output_ids": []}, "abort", 0),
+        ({"output_token_logprobs": None}, "abort", 0),
+    ],
+)
+def test_a_sample_that_was_cut(changed: dict[str, Any], reason: str, tokens: int) -> None:
+    """Take it as complete where its last token completes it, as empty without one; where nobody cut, refuse it."""
+    told, changed = answer(finish_reason={"type": "abort"}), dict(changed)
+    sampling = changed.pop("sampling", Sampling(9))
+    for name, value in changed.items():
+        (told if name in told else told["meta_info"])[name] = value
+    rollout = read_answer(told, SampleRequest(PROMPT, 41), sampling, Expected(may_be_cut=True))
+    assert (rollout.finish_reason, len(rollout.response_ids)) == (reason, tokens)
+    with pytest.raises(BadAnswer):
+        read_answer(told, SampleRequest(PROMPT, 41), sampling, Expected())
 
 
 def test_version_of_older_and_of_unversioned_servers() -> None:
