@@ -132,6 +132,7 @@ class Watchdog:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._note.unlink(missing_ok=True)
         self._last = time.monotonic()
+        self._give_pulse(0)  # a rank that is stopped before the thread's first look has been there, too
         thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         thread.start()
         try:
@@ -155,8 +156,7 @@ class Watchdog:
             # Where this thread is stuck, too (a disk that hangs, code that keeps the interpreter's lock): no thread of
             # Python's is needed to end the process then.
             faulthandler.dump_traceback_later(2 * limit + 60 if limit else 86400, exit=True)
-            with suppress(OSError):  # a full disk ends the run with a reason of its own
-                write_pulse(self._logs, self._rank, Pulse(ticks, self._beats, self._step, self._phase, limit))
+            self._give_pulse(ticks)
             if self._note.exists():
                 self._write_stacks()
                 continue  # the rank that found it ends the run
@@ -168,6 +168,11 @@ class Watchdog:
                 and any(one.pulse.limit for one in found.values())
             ):
                 self._end(hang_of(found, 4 * tick), tick)
+
+    def _give_pulse(self, ticks: int) -> None:
+        pulse = Pulse(ticks, self._beats, self._step, self._phase, self.limit(self._phase))
+        with suppress(OSError):  # a full disk ends the run with a reason of its own
+            write_pulse(self._logs, self._rank, pulse)
 
     def _end(self, what: str, tick: float) -> None:
         try:

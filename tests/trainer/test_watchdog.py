@@ -128,6 +128,12 @@ def test_a_reader_that_was_stopped_blames_nobody(tmp_path: Path) -> None:
     assert (found.beat_seconds, pulses.missed) == (16, 0.0), "a busy machine is late, too"
 
 
+def test_a_rank_has_a_pulse_before_its_first_tick(tmp_path: Path) -> None:
+    """One that is stopped within it would be unknown to the others, which then wait for it for ever."""
+    with Watchdog(ChecksConfig(hang_seconds=600), EngineConfig(), tmp_path, rank=1, world_size=2).running():
+        assert Pulses(tmp_path, [1]).look()[1].pulse.limit > 0
+
+
 ENDS = """
 import sys, time
 from pathlib import Path
