@@ -63,7 +63,6 @@ FOUR_RANKS: dict[str, list[dict[str, Any]]] = {
         {"pp": 2, "dp": 2, "ep": 2, "overlap": True},
         {"tp": 2, "sp": True, "dp": 2, "etp": 1, "ep": 2},
         {"tp": 2, "sp": True, "dp": 2, "etp": 1, "ep": 4},
-        {"tp": 2, "sp": True, "pp": 2, "etp": 1, "ep": 2},
     ],
 }
 TOLERANCE = 1e-5

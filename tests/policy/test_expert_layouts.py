@@ -32,6 +32,7 @@ def failed(found: list[dict[str, Any]]) -> list[str]:
     return [name for one in found for name, held in one["held"].items() if not held]
 
 
+@pytest.mark.extra
 def test_swaps(ranks: Ranks, models: tuple[Path, Path], tmp_path: Path) -> None:
     case = {"parallel": LAYOUT, "dtype": "bfloat16", "placement": "resident"}
     found = ranks.run(2, swap_cases, *models, tmp_path, [case])[0]
