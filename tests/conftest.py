@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from owpo_megatron.engine import Fleet, start_fleet
 
 pytest_plugins = ["tiers"]
 ENGINE_PYTHON = Path(__file__).resolve().parents[1] / ".venv-engine" / "bin" / "python"
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One process makes hundreds of gloo groups, several open files each: Debian's soft limit of 1024 is too low for that.
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

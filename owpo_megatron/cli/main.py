@@ -95,8 +95,6 @@ def __getattr__(name: str) -> Any:
 def main() -> None:
     """Entry point of the console script."""
     _read_utf8()
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # while this module was imported: cli/__init__.py
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     _open_streams()
     # Imports are most of a short command, and what they make stays: looking for garbage among it takes up to half of
     # the time, at the end once more.
@@ -105,7 +103,10 @@ def main() -> None:
     asked = sys.argv[1:2]
     try:
         _stand_somewhere()
-        _make_app(asked if set(asked) <= _HOMES.keys() and asked else _HOMES)(prog_name="owpo")
+        app = _make_app(asked if set(asked) <= _HOMES.keys() and asked else _HOMES)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # during all imports: cli/__init__.py
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        app(prog_name="owpo")
     except UserError as error:
         err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         sys.exit(2)

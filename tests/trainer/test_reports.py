@@ -36,5 +36,6 @@ def test_a_reason_has_its_place_on_a_full_disk(error: Exception, code: int, full
 
 def test_a_disk_that_takes_no_file_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "gone" / "error_rank_0.txt"
+    missing.parent.touch()  # a file where the folder was
     assert report(RunError("the disk is gone"), missing, 0, missing.with_name("spare")) == 1
     assert "the disk is gone" in capsys.readouterr().out
