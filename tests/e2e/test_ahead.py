@@ -76,7 +76,8 @@ def test_a_real_engine_cuts_responses_and_goes_on_with_them(
         "optimizer": {"steps": steps, "tokens_per_microbatch": 1024},
         "checkpoint": {"export_hf": False},
     }
-    layers = (small, CORRECTED, sizes, {"name": "partial", "engine": {"urls": [server_url]}})
+    few = {"urls": [server_url], "concurrency": 16}  # the last groups wait for their turn while the first are complete
+    layers = (small, CORRECTED, sizes, {"name": "partial", "engine": few})
     train(ranks, write_config(tmp_path / "run.yaml", *layers))
     run = Path(small["runs_dir"]) / "partial"
     lines = steps_of(run)

@@ -73,7 +73,7 @@ def test_a_start_with_a_warm_engine_leaves_sglangs_seconds_out(tmp_path: Path) -
     assert process.wait(600) == 0, process.stderr[-3000:]
     rows = {row["what"].removesuffix(", CPU seconds"): row for row in json.loads(out.read_text())["rows"]}
     assert rows["SGLang, server"]["own"] > 1 and rows["SGLang, server"]["warm"] == 0
-    assert rows["all"]["warm"] < rows["all"]["own"] and rows["ranks of the trainer"]["warm"] > 1
+    assert rows["all"]["warm"] < rows["all"]["own"] and rows["ranks of the trainer"]["warm"] > 0
 
 
 def test_growth_changes_one_size_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
