@@ -18,7 +18,7 @@ SHOWN = (11, 12, 13, 14)
 
 
 def empty_cache(fleet: Fleet) -> None:
-    """As a push of weights does it: a server that has just answered may still refuse to drop its cache."""
+    """Empty it as a push of weights does: a server that has just answered may still refuse to drop its cache."""
     fleet.clients[0].pause()
     fleet.clients[0].flush()
     fleet.clients[0].resume()
