@@ -17,16 +17,15 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from dry_gpu import DryGpu
+from fake_group import joined
 from megatron.core.fusions import fused_bias_swiglu
 from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.tensor_parallel import layers as parallel_layers
 from megatron.core.transformer.moe import moe_utils, token_dispatcher
 from torch._C._distributed_c10d import FakeWork
 from torch.overrides import TorchFunctionMode
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from owpo_megatron.mcore import attention, cpu, spec
-from owpo_megatron.mcore.topology import close_topology
 
 aten = torch.ops.aten
 WORLD = 64
@@ -136,12 +135,6 @@ def _attended(query: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, torc
 @contextlib.contextmanager
 def machine(gpu: DryLayers, rank: int, fused: bool) -> Iterator[None]:
     """Be one rank of 64 with a GPU, whose tensors are on the meta device."""
-    new_group = dist.new_group
-
-    def own_groups(ranks: list[int] | None = None, *args: Any, **kwargs: Any) -> Any:
-        if ranks is not None and rank not in ranks:
-            return dist.GroupMember.NON_GROUP_MEMBER
-        return new_group(ranks, backend="fake", use_local_synchronization=False)
 
     def kernel(name: str, kept: Sequence[int], make: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *given: _Kernel.apply(gpu, name, kept, make, *given)
@@ -162,7 +155,6 @@ def machine(gpu: DryLayers, rank: int, fused: bool) -> Iterator[None]:
     sort = kernel("sort", (), lambda t: _new(t))
 
     patches: list[tuple[Any, str, Any]] = [
-        (dist, "new_group", own_groups),
         (dist, "all_gather_object", lambda out, value, group=None: out.__setitem__(slice(None), [value] * len(out))),
         (cpu, "device", lambda: META),
         (token_dispatcher.MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", None),  # else that of an earlier run
@@ -192,11 +184,9 @@ def machine(gpu: DryLayers, rank: int, fused: bool) -> Iterator[None]:
             (moe_utils, "fused_sort_chunks_by_index", lambda t, *_: sort(t)),
             (moe_utils, "fused_sort_chunks_by_index_with_probs", lambda t, p, *_: (sort(t), sort(p))),
         ]
-    variables = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(WORLD), "TORCHELASTIC_RUN_ID": "fake"}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(os.environ, variables | {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}))
-        dist.init_process_group("fake", rank=rank, world_size=WORLD, store=FakeStore())
-        stack.callback(close_topology)
+        stack.enter_context(mock.patch.dict(os.environ, {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}))
+        stack.enter_context(joined(rank, WORLD))
         stack.enter_context(gpu)
         for owner, name, value in patches:
             stack.enter_context(mock.patch.object(owner, name, value, create=True))

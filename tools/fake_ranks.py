@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -25,17 +23,17 @@ import torch
 import torch.distributed as dist
 import torch.fx.experimental._config
 from fake_calls import Call, RankRecord
+from fake_group import joined
 from megatron.core import parallel_state
 from megatron.core.transformer.moe.router import TopKRouter
 from torch._C._distributed_c10d import FakeWork, ProcessGroup
 from torch.overrides import TorchFunctionMode
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from owpo_megatron.config import Config, ParallelConfig
 from owpo_megatron.families import HFModel
-from owpo_megatron.mcore.topology import Topology, close_topology, init_topology
+from owpo_megatron.mcore.topology import Topology, init_topology
 from owpo_megatron.methods import make_method
 from owpo_megatron.policy import MegatronPolicy
 from owpo_megatron.types import Sample
@@ -193,27 +191,6 @@ def _even_routing(self: Any, logits: torch.Tensor, *_: Any, **__: Any) -> tuple[
     place_TK = torch.arange(tokens * self.topk).view(tokens, self.topk) % experts
     chosen_TE = torch.zeros(tokens, experts, dtype=torch.bool, device="cpu").scatter(1, place_TK, True)
     return scores_TE * chosen_TE, chosen_TE
-
-
-@contextlib.contextmanager
-def joined(rank: int, world_size: int) -> Iterator[None]:
-    """Be one rank of a fake process group; groups without it are not created."""
-    new_group = dist.new_group
-
-    def own_groups(ranks: list[int] | None = None, *args: Any, backend: Any = None, **kwargs: Any) -> Any:
-        if ranks is not None and rank not in ranks:
-            return dist.GroupMember.NON_GROUP_MEMBER
-        return new_group(ranks, backend="fake", use_local_synchronization=False)
-
-    variables = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size), "TORCHELASTIC_RUN_ID": "fake"}
-    if dist.is_initialized():
-        close_topology()
-    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
-    try:
-        with mock.patch.dict(os.environ, variables), mock.patch.object(dist, "new_group", own_groups):
-            yield
-    finally:
-        close_topology()
 
 
 def record(
