@@ -240,7 +240,7 @@ class Fleet:
             self.notify("another program has loaded weights into this run's engines; they get the run's again")
         if not _agree(versions) and self.on_restart is not None:
             self.on_restart()  # one of them missed an update, or an update was interrupted
-        versions = self.weight_versions()
+            versions = self.weight_versions()
         if not _agree(versions):
             raise EngineError(f"engines serve different weight versions {versions}; push the weights to all of them")
 
