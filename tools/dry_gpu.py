@@ -10,20 +10,17 @@ replaced by empty results; dry_layers.py runs it on meta tensors), time, and wha
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import importlib
 import math
-import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dry_machine
 import torch
-import torch._dynamo  # what it imports must exist before functions of torch.cuda are replaced
-import torch._inductor.config
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -82,9 +79,9 @@ class DryGpu(TorchDispatchMode):
         return self._bytes
 
     def __enter__(self) -> DryGpu:
-        _let_slices_pass()
+        dry_machine.let_slices_pass()
         torch._C._ensureCUDADeviceGuardSet()
-        for owner, name, value in (*self._machine(), *(self._fake_tensors() if self.fake else ())):
+        for owner, name, value in (*dry_machine.device(self), *(dry_machine.values(self) if self.fake else ())):
             self._stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
         if self.fake:
@@ -95,63 +92,6 @@ class DryGpu(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._stack.close()
-
-    def _machine(self) -> Iterator[tuple[Any, str, Any]]:
-        """Yield replacements of what asks for a device."""
-        gpu = self
-
-        class Event:
-            def synchronize(self) -> None:
-                gpu._synchronise("event.synchronize")
-
-        class Stream:
-            cuda_stream = 0
-
-            def __init__(self, *_: Any, **__: Any) -> None:
-                gpu.streams += 1
-
-            def wait_stream(self, other: Any) -> None: ...
-            def wait_event(self, event: Any) -> None: ...
-            def synchronize(self) -> None:
-                gpu._synchronise("stream.synchronize")
-
-            def record_event(self) -> Event:
-                return Event()
-
-        yield fake_tensor, "init_gpu_context", lambda device: None
-        yield torch.cuda, "is_available", lambda: True
-        yield torch.cuda, "current_device", lambda: torch.device("cuda:0")
-        yield torch.cuda, "set_device", lambda device: None
-        yield torch.cuda, "device_count", lambda: 8
-        yield torch.cuda, "get_device_capability", lambda *_: (9, 0)
-        yield torch.cuda, "current_stream", lambda *_: Stream.__new__(Stream)
-        yield torch.cuda, "Stream", Stream
-        yield torch.cuda, "stream", lambda stream: contextlib.nullcontext()
-        yield torch.cuda, "synchronize", lambda *_: gpu._synchronise("cuda.synchronize")
-        yield torch.cuda, "manual_seed", lambda seed: None
-        yield torch, "_assert_async", lambda *_: None
-
-    def _fake_tensors(self) -> Iterator[tuple[Any, str, Any]]:
-        """Yield replacements of what takes values from a device."""
-        gpu = self
-
-        def tensor(data: Any, *, device: Any = None, **given: Any) -> torch.Tensor:
-            made = make(data, **given)
-            return made if device is None or torch.device(device).type == "cpu" else made.to(device)
-
-        def grad(outputs: Any, inputs: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, ...]:
-            return tuple(torch.empty_like(one) for one in (inputs if isinstance(inputs, tuple | list) else [inputs]))
-
-        def tolist(values: torch.Tensor) -> Any:
-            if values.device.type == "cuda":
-                gpu._synchronise("tolist")
-                return gpu.answer(values)
-            return real_tolist(values)
-
-        make, real_tolist = torch.tensor, torch.Tensor.tolist
-        yield torch, "tensor", tensor
-        yield torch.autograd, "grad", grad
-        yield FakeTensor, "tolist", tolist
 
     # ------------------------------------------------------------------------------------------ counting
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -164,19 +104,19 @@ class DryGpu(TorchDispatchMode):
         on_gpu = _on_gpu((args, kwargs))
         if on_gpu:
             if func is aten._local_scalar_dense.default:
-                self._synchronise("item")
+                self.synchronise("item")
                 return self.answer(args[0])
             if func is aten.nonzero.default:
-                self._synchronise("nonzero")
+                self.synchronise("nonzero")
                 return torch.empty(int(len(args[0]) * self.kept), args[0].dim(), dtype=torch.int64, device="cuda")
             if func is aten.index.Tensor:
                 args = (args[0], [self._as_rows(index) for index in args[1]])
             if func is aten._to_copy.default and torch.device(kwargs.get("device") or "cuda").type == "cpu":
-                self._synchronise("copy to the host")
+                self.synchronise("copy to the host")
                 return self._read(args[0], kwargs.get("dtype"))
             by_mask = func in (aten.index_put_.default, aten.index_put.default) and any(map(_is_mask, args[1]))
             if by_mask and args[2].numel() > 1:  # one number is filled in without counting the places
-                self._synchronise("index_put by a mask")
+                self.synchronise("index_put by a mask")
         self._count_copies(func, args, kwargs)
         if func is aten._scaled_mm.out:  # has no fake form; the other overload checks the operands
             out = kwargs["out"]
@@ -205,7 +145,7 @@ class DryGpu(TorchDispatchMode):
         if not _is_mask(index):
             return index
         assert index is not None and index.dim() == 1
-        self._synchronise("index by a mask")
+        self.synchronise("index by a mask")
         return torch.zeros(int(len(index) * self.kept), dtype=torch.int64, device=index.device)
 
     def _count_copies(self, func: Any, args: tuple, kwargs: dict) -> None:
@@ -216,11 +156,12 @@ class DryGpu(TorchDispatchMode):
         else:
             return
         if source in DEVICES and target == "cpu":
-            self._synchronise("copy to the host")
+            self.synchronise("copy to the host")
         elif source == "cpu" and target in DEVICES:
             self.copies[_where()] += 1
 
-    def _synchronise(self, what: str) -> None:
+    def synchronise(self, what: str) -> None:
+        """Count a wait of the host."""
         self.syncs[f"{what} at {_where()}"] += 1
 
     def _track(self, out: Any) -> None:
@@ -306,14 +247,3 @@ def _place(file: str) -> str | None:
         if Path(file).is_relative_to(folder):
             return f"{name.replace('.', '/')}/{Path(file).relative_to(folder)}"
     return None
-
-
-def _let_slices_pass() -> None:
-    """CUDA's place among c10's device guards gets the CPU's, which does nothing: slices of fake tensors ask for it."""
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-    places = (ctypes.c_void_p * 32).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
-    places[1] = places[1] or places[0] or places[9]
-    assert places[1], "this build of torch has no device guard to borrow"
-
-
-assert torch.version.cuda is None or "pytest" in sys.modules, "the dry GPU needs a CPU build of torch"

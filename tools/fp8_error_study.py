@@ -2,10 +2,12 @@
 
     python tools/fp8_error_study.py                                          synthetic heads
     python tools/fp8_error_study.py --model cache/quickstart/cipher --ids 200    hidden states of a real model
+    python tools/fp8_error_study.py --random-model                           of half a billion random parameters
 
 Each row rounds something and leaves the rest exact (float32 GEMM of bfloat16 inputs is the reference): the logits to
 bfloat16 or float16; the GEMM's operands to e4m3 with one scale per tensor, row or block (1x128 of h, 128x128 of the
-weight); then FP8 with its k best columns and the target recomputed exactly, and the trap: the target alone.
+weight); then FP8 with its k best columns and the target recomputed exactly, and the trap: the target alone. A second
+table has the gradients of h and W where the operands of the backward products are rounded to FP8.
 Not simulated: the shorter accumulators of Hopper's fast FP8 GEMM, and FP8 in the transformer's body.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,15 +45,31 @@ def synthetic(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def real(folder: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(h, weight) of a model's own samples: `count` sequences of 24 tokens, drawn from it at temperature 1."""
+    """(h, weight) of a model's own samples."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return sampled(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), count)
+
+
+def random_model(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of Qwen2.5-0.5B's shape with random weights."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    shape = Qwen2Config(
+        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+        vocab_size=151936, tie_word_embeddings=True, rope_theta=1e6,
+    )  # fmt: skip
+    return sampled(Qwen2ForCausalLM(shape), count)
+
+
+def sampled(model: Any, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`count` sequences of 24 tokens, drawn at temperature 1 after 6 random ones."""
     torch.manual_seed(0)
     ids = torch.randint(1, model.config.vocab_size, (count, 6))
     with torch.no_grad():
         for _ in range(18):
-            p = torch.softmax(model(ids, use_cache=False).logits[:, -1], 1)
+            p = torch.softmax(model(ids, use_cache=False, logits_to_keep=1).logits[:, -1], 1)
             ids = torch.cat([ids, torch.multinomial(p, 1)], 1)
         hidden = model.model(ids, use_cache=False).last_hidden_state[:, 6:-1]
     return hidden.flatten(0, 1).bfloat16(), model.lm_head.weight.detach().bfloat16()
@@ -59,6 +78,11 @@ def real(folder: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def e4m3(value: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
     scale = amax.clamp(min=1e-12) / E4M3_MAX
     return (value / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+def e5m2(value: torch.Tensor) -> torch.Tensor:
+    scale = value.abs().amax().clamp(min=1e-12) / torch.finfo(torch.float8_e5m2).max
+    return (value / scale).to(torch.float8_e5m2).float() * scale
 
 
 def per_tensor(value: torch.Tensor) -> torch.Tensor:
@@ -115,16 +139,45 @@ def study(name: str, h_TH: torch.Tensor, weight_VH: torch.Tensor) -> None:
         error = (logp_T - exact_T).abs()
         cells = [error.mean(), error[uncertain].mean(), error.quantile(0.99), error.max()]
         print(f"| {what} | " + " | ".join(f"{float(cell):.1e}" for cell in cells) + " |")
+    backward(h_TH, weight_VH, target_T)
+
+
+def backward(h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor) -> None:
+    """Print what dh and dW are off by where the operands of their products are rounded, for rows of unequal weight."""
+    h, weight = h_TH.float(), weight_VH.float()
+    h8, weight8 = per_tensor(h), per_tensor(weight)
+    slope_T = torch.randn(len(h), generator=torch.Generator().manual_seed(2))
+    dlogits = -torch.softmax(h @ weight.t(), 1)
+    dlogits = dlogits.scatter_add_(1, target_T[:, None], torch.ones(len(h), 1)).mul_(slope_T[:, None])
+    exact = dlogits @ weight, dlogits.t() @ h
+    print("\n| operands of dgrad and wgrad | 1 - cosine of dh | of dW | norm of dh off by | of dW |\n|-|-|-|-|-|")
+    rounded = {
+        "bf16": (dlogits.bfloat16().float(), h, weight),
+        "e4m3, scale per tensor": (per_tensor(dlogits), h8, weight8),
+        "e4m3, scale per row": (per_row(dlogits), h8, weight8),
+        "the gradient of the logits in e5m2": (e5m2(dlogits), h8, weight8),
+        "that alone in e4m3, scale per row": (per_row(dlogits), h, weight),
+    }
+    for what, (grad, h_in, weight_in) in rounded.items():
+        found = grad @ weight_in, grad.t() @ h_in
+        pairs = [(a.double().flatten(), b.double().flatten()) for a, b in zip(exact, found, strict=True)]
+        cells = [1 - torch.nn.functional.cosine_similarity(a, b, dim=0) for a, b in pairs]
+        cells += [(b.norm() / a.norm() - 1).abs() for a, b in pairs]
+        print(f"| {what} | " + " | ".join(f"{float(cell):.1e}" for cell in cells) + " |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="HF folder; without it: the synthetic heads")
+    parser.add_argument("--random-model", action="store_true", help="of the shape of Qwen2.5-0.5B; minutes")
     parser.add_argument("--ids", type=int, default=200, help="sequences to draw from the model")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.model:
         study(arguments.model.name, *real(arguments.model, arguments.ids))
+        return
+    if arguments.random_model:
+        study("random 0.5 B", *random_model(16))
         return
     for name in SYNTHETIC:
         study(name, *synthetic(name))

@@ -1,15 +1,17 @@
 """Compare the refined FP8 head with the exact one: log-probs, and gradients of every method's loss, on a CPU.
 
-    python tools/head_error_table.py [METHOD ...] [--out FILE]
+    python tools/head_error_table.py [METHOD ...] [--model FOLDER | --random-model] [--out FILE]
 
 Synthetic heads with a vocabulary of 32,768, heavy-tailed rows, outlier channels and planted candidates, at several
-sharpnesses and temperatures (`CASES`). Old, reference and present log-probs are those of three weights that drifted
-apart, each in its own mode, as in a run. FP8 products are simulated; see tools/fp8_error_study.py for what that leaves
-out. Exits with 1 where a method is beyond the bounds at which a run would go back to the exact head.
+sharpnesses and temperatures (`CASES`); or the head of a model on hidden states of its own samples. Old, reference and
+present log-probs are those of three weights that drifted apart, each in its own mode, as in a run. FP8 products are
+simulated; see tools/fp8_error_study.py for what that leaves out. Exits with 1 where a method is beyond the bounds at
+which a run would go back to the exact head.
 
 A method decides one number per row, d loss / d logp. The gradients of every row's log-prob are formed once per mode,
 by the head, and weighted with these numbers, before any rounding to bfloat16: so the whole catalogue costs little more
-than one method. A method whose entropy has a gradient goes through `Head.loss`. FILE gets each row as it is known.
+than one method. A method whose entropy has a gradient, or that has a statistic of its own, goes through `Head.loss`.
+FILE gets each row as it is known.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ CASES = {  # name: (factor of the hidden states, temperature)
     "flat": (0.6, 1.0),
     "peaked, temperature 0.6": (1.0, 0.6),
 }
+TEMPERATURES = {"temperature 1": (1.0, 1.0), "temperature 0.6": (1.0, 0.6)}  # of a model's own head
 DRIFT = {"old": 0.002, "ref": 0.02}  # of the weight, relative to its rows
 WINDOW = (0.8, 1.2)
 MAX_CHANGED = 1e-3  # fraction of tokens whose w changes its side of the window
@@ -69,9 +72,7 @@ class Case:
     temperature: float
 
     @classmethod
-    def make(cls, factor: float, temperature: float) -> Case:
-        study.SYNTHETIC["table"] = (HIDDEN, VOCAB, TOKENS, 20.0)
-        h_TH, weight_VH = study.synthetic("table")
+    def make(cls, h_TH: torch.Tensor, weight_VH: torch.Tensor, factor: float, temperature: float) -> Case:
         h_TH = (h_TH.float() * factor).bfloat16()
         generator = torch.Generator().manual_seed(2)
         p_TV = torch.softmax(h_TH.float() @ weight_VH.float().t() / temperature, 1)
@@ -107,7 +108,9 @@ class Case:
         return Rows(found.logp_T, found.entropy_T, dlogits_RV.double(), dh_RH.double())
 
     def slope(self, mode: LogpMode, method: Method, logp: dict[str, torch.Tensor]) -> torch.Tensor | None:
-        """d loss / d logp, [R]; None where the loss depends on the entropy, too."""
+        """d loss / d logp, [R]; None where the loss depends on the entropy or on a statistic of the vocabulary, too."""
+        if method.statistic is not None:
+            return None
         rows, batch = self.rows(mode), self.batch(mode, logp)
         if method.coupling != "token":
             batch = prepared_in_microbatch(method, batch, rows.logp_R, rows.entropy_R)
@@ -153,6 +156,8 @@ class Case:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="all of the catalogue where none is named")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="HF folder, in place of synthetic heads")
+    parser.add_argument("--random-model", action="store_true", help="random weights of the shape of Qwen2.5-0.5B")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the tables to FILE, row by row")
     given = parser.parse_args()
     if given.out:
@@ -164,15 +169,23 @@ def main() -> int:
             with given.out.open("a") as file:
                 file.write(f"{line}\n")
 
-    return int(_tables(given.methods or sorted(catalogue()), say))
+    if given.model or given.random_model:
+        count = -(-TOKENS // 17)  # sequences, of 17 tokens each
+        head = study.real(given.model, count) if given.model else study.random_model(count)
+    else:
+        study.SYNTHETIC["table"] = (HIDDEN, VOCAB, TOKENS, 20.0)
+        head = study.synthetic("table")
+    which = TEMPERATURES if given.model or given.random_model else CASES
+    cases = {name: Case.make(head[0][:TOKENS], head[1], *changes) for name, changes in which.items()}
+    return int(_tables(cases, given.methods or sorted(catalogue()), say))
 
 
-def _tables(names: list[str], say: Callable[[str], None]) -> bool:
+def _tables(cases: dict[str, Case], names: list[str], say: Callable[[str], None]) -> bool:
     """Whether anything is beyond the bounds."""
     failed = False
-    say(f"T={TOKENS} ({ROWS} for gradients), H={HIDDEN}, V={VOCAB}\n")
+    vocab, hidden = next(iter(cases.values())).weights["now"].shape
+    say(f"T={TOKENS} ({ROWS} for gradients), H={hidden}, V={vocab}\n")
     say("| distribution | mean abs error of logp | p99 | tokens whose w changes its side |\n|-|-|-|-|")
-    cases = {name: Case.make(*given) for name, given in CASES.items()}
     logps = {name: {mode: case.logp(mode) for mode in MODES} for name, case in cases.items()}
     for name, by_mode in logps.items():
         error_T = (by_mode["exact"]["now"] - by_mode["fp8_refined"]["now"]).abs()

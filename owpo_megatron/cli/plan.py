@@ -131,6 +131,8 @@ def _table(made: Plan) -> Table:
     shared = made.engine_place == "trainer's nodes"
     if made.engine and shared:
         rows.append(("engine: weights and cache", made.engine.static))
+    if made.contexts:
+        rows.append(("rank 0's GPU alone: contexts of the other engines, a guess", made.contexts))
     rows += [("used", made.used), ("free", made.free)]
     for what, count in rows:
         table.add_row(what, f"{count / 2**30:.1f}")

@@ -13,7 +13,7 @@ from owpo_megatron.engine.command import find_python
 from owpo_megatron.errors import UserError
 from owpo_megatron.hub import download_command
 from owpo_megatron.launch.job import Job, is_image_file
-from owpo_megatron.launch.preflight import FILE_CHECKS
+from owpo_megatron.launch.preflight import ENGINE_MEMORY, FILE_CHECKS, SAME_GPU
 
 
 def check_job(job: Job) -> None:
@@ -115,7 +115,13 @@ def _engines(job: Job) -> None:
         return
     if launch.gpus_per_node % config.engine.tp:
         raise UserError("engine.tp", config.engine.tp, f"must divide the {launch.gpus_per_node} GPUs of a node")
-    if job.engine_place == "trainer's nodes" and "mem_fraction_static" not in config.sglang:
+    shared = job.engine_place == "trainer's nodes"
+    if config.sync.transport == "ipc" and (not shared or launch.nodes > 1):
+        remedy = "only engines on global rank 0's node can open its memory; use distributed for engine nodes, or tensor"
+        raise UserError("sync.transport", "ipc", remedy)
+    if config.sync.transport == "distributed" and shared:
+        raise UserError("sync.transport", "distributed", SAME_GPU)
+    if shared and not ENGINE_MEMORY & config.sglang.keys():
         raise UserError(
             "launch.engine_nodes",
             0,

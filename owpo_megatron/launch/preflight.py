@@ -25,6 +25,13 @@ from owpo_megatron.launched import started_by_torchrun
 from owpo_megatron.methods import find_method
 from owpo_megatron.sinks import check_installed
 
+ENGINE_MEMORY = frozenset({"mem_fraction_static", "max_total_tokens"})
+"""Arguments of SGLang that bound what an engine takes of a GPU."""
+SAME_GPU = (
+    "an engine shares global rank 0's GPU, and NCCL takes a GPU into a group once; use ipc on one node, tensor on more, or "
+    "engines with GPUs of their own"
+)
+
 _FIND_RULE = """
 import sys
 from owpo_megatron.errors import UserError
@@ -129,7 +136,8 @@ def _devices(config: Config) -> None:
     if gpus and config.model.dtype == "float32":
         remedy = "attention kernels of GPUs have no float32; set model.dtype=bfloat16 (masters stay float32)"
         raise UserError("model.dtype", "float32", remedy)
-    if gpus and needs_own_engine(config) and find_device(config.engine) == "cuda" and not _engine_memory(config):
+    own_engine = bool(gpus) and needs_own_engine(config) and find_device(config.engine) == "cuda"
+    if own_engine and not ENGINE_MEMORY & config.sglang.keys():
         remedy = (
             "the run's engine shares the trainer's GPUs and would take most of their memory; set "
             "sglang.mem_fraction_static to its share (e.g. 0.3; owpo plan shows what fits)"
@@ -149,10 +157,6 @@ def _devices(config: Config) -> None:
             f"this machine has {len(gpus)} GPUs; lower it, use several machines (owpo launch, or torchrun), or run on "
             "the CPU with an empty CUDA_VISIBLE_DEVICES=",
         )
-
-
-def _engine_memory(config: Config) -> bool:
-    return bool({"mem_fraction_static", "max_total_tokens"} & config.sglang.keys())
 
 
 def _engine(config: Config) -> None:
@@ -188,6 +192,8 @@ def _sync(config: Config) -> None:
     if sync.transport == "ipc" and not on_cuda:
         remedy = "CUDA IPC needs CUDA memory; use tensor, which shares host memory with the run's own engines"
         raise UserError("sync.transport", "ipc", remedy)
+    if sync.transport == "distributed" and on_cuda and needs_own_engine(config) and "base_gpu_id" not in config.sglang:
+        raise UserError("sync.transport", "distributed", SAME_GPU)
     if sync.fp8 and not on_cuda:
         raise UserError("sync.fp8", True, "SGLang runs FP8 on CUDA devices; leave it out on a CPU")
     if sync.fp8 and config.model.dtype != "bfloat16":

@@ -16,7 +16,7 @@ CACHE = 2  # bytes of an element: the cache is in the model's type, bfloat16 on 
 class EngineMemory:
     """Bytes on each GPU of one engine."""
 
-    static: int  # weights and cache together: mem_fraction_static of the GPU
+    static: int  # weights and cache together: mem_fraction_static of the GPU, or less by max_total_tokens
     weights: int
     cache: int  # what is left of it; negative: not even the weights fit
     token: int  # bytes of one token in the cache
@@ -34,4 +34,6 @@ def engine_memory(config: Config, model: HFModel, gpu_bytes: int) -> EngineMemor
     static = int(float(config.sglang.get("mem_fraction_static", ALONE)) * gpu_bytes)
     weights = whole_model(model) * element // tp
     token = model.num_layers * model.attention.cache_elements(tp) * element
+    if (limit := config.sglang.get("max_total_tokens")) is not None:
+        static = min(static, weights + int(limit) * token)
     return EngineMemory(static, weights, static - weights, token)

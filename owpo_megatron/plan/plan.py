@@ -19,6 +19,7 @@ from owpo_megatron.plan.parameters import whole_model
 from owpo_megatron.plan.trainer import TrainerMemory, trainer_memory
 
 OVERHEAD = 3 << 29  # 1.5 GiB: CUDA context, NCCL, cuBLAS workspaces, fragmentation. A guess
+CONTEXT = 1 << 29  # of a process on another GPU that opens memory of this one. A guess
 RECOMPUTE = "parallel.recompute=full"
 """Override that recomputes every layer's activations."""
 
@@ -35,6 +36,7 @@ class Plan:
     engine_place: EnginePlace
     full_length: int  # prompt and response, both as long as allowed, in tokens
     recomputes: bool = False  # all activations are recomputed already
+    contexts: int = 0  # on global rank 0's GPU: those of engines on other GPUs, which copy weights from it
 
     @property
     def trainer_total(self) -> int:
@@ -42,9 +44,9 @@ class Plan:
 
     @property
     def used(self) -> int:
-        """Memory used on a GPU of the trainer, an engine that shares it included."""
+        """Memory used on the fullest GPU of the trainer, an engine that shares it included."""
         shared = self.engine_place == "trainer's nodes" and self.engine is not None
-        return self.trainer_total + (self.engine.static if shared and self.engine else 0)
+        return self.trainer_total + (self.engine.static if shared and self.engine else 0) + self.contexts
 
     @property
     def free(self) -> int:
@@ -79,6 +81,7 @@ class Plan:
             "stages": [asdict(stage) | {"total": stage.total + OVERHEAD} for stage in self.stages],
             "engine": engine,
             "engine_place": self.engine_place,
+            "contexts": self.contexts,
             "used": self.used,
             "free": self.free,
             "full_length_tokens": self.full_length,
@@ -106,8 +109,11 @@ def make_plan(config: Config, gpu_bytes: int, model: HFModel | None = None, cuda
         check_context_attention(model, par.cp, par.tp, config.megatron.get("cp_comm_type"))
     method = make_method(config.algorithm)
     stages = tuple(trainer_memory(config, model, cuda, method.needs_reference))
-    place = Job(config, workdir=config.runs_dir).engine_place
+    job = Job(config, workdir=config.runs_dir)
+    place = job.engine_place
     engine = None if place == "none" else engine_memory(config, model, gpu_bytes)
     fullest = max(stages, key=lambda stage: stage.total)
     recomputes = config.recomputation.get("recompute_granularity") == "full"
-    return Plan(whole_model(model), gpu_bytes, fullest, stages, engine, place, full_length, recomputes)
+    shared = place == "trainer's nodes" and config.sync.transport == "ipc"
+    contexts = (job.engines_per_node * config.engine.tp - 1) * CONTEXT if shared else 0
+    return Plan(whole_model(model), gpu_bytes, fullest, stages, engine, place, full_length, recomputes, contexts)

@@ -16,6 +16,7 @@ from owpo_megatron.engine import Fleet
 from owpo_megatron.environments import EnvironmentBuilder, EpisodeEngine, EpisodeVerifier
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.families import check_context, check_parallel, hf_shapes, read_hf_config
+from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.topology import Topology, close_topology, init_topology
 from owpo_megatron.methods import Method, check_coupling, make_method
 from owpo_megatron.policy import MegatronPolicy, SlotReference
@@ -133,6 +134,11 @@ class _Builder:
         references = self._references(method)
         engines = EngineBuilder(config, self.hf, self.model_files, self.evaluation_only, self.say, self.stack)
         engine_start = engines.start(self.given.engine) if self.is_main else None  # while the model is built
+        if engines.take_memory and not cpu.on_cpu():
+            # SGLang takes a share of the memory that it finds free: no rank takes any of it before
+            if engine_start:
+                engine_start.result()
+            topology.broadcast(None)
         self.say(headline(config, sum(math.prod(shape) for shape in hf_shapes(self.hf).values())))
         schedule = Schedule.of(config, references.keeps_reference)
         policy = self.given.policy or self._policy(references.keeps_reference)

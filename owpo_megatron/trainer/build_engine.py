@@ -23,7 +23,7 @@ from owpo_megatron.types import RolloutEngine, WeightSync
 
 
 class EngineBuilder:
-    """Starts the engines of a run while its model is built, and brings them its weights.
+    """Starts the engines of a run while its model is built, on a GPU before it is, and brings them its weights.
 
     Args:
         model_files: HF folder of the model that the engines serve.
@@ -46,6 +46,14 @@ class EngineBuilder:
         self._replays = config.rollout.replay is not None and not evaluation_only
         self._say, self._stack = say, stack
 
+    @property
+    def take_memory(self) -> bool:
+        """Whether engines are starting that may use the GPUs of the ranks."""
+        engine = self._config.engine
+        starting = engine.starts_servers or engine.rendezvous is not None
+        elsewhere = self._config.launch.engine_nodes > 0 or engine.device == "cpu"
+        return starting and not self._replays and not elsewhere
+
     def start(self, given: RolloutEngine | None) -> Future[RolloutEngine]:
         """The engines, on their way; a given one as it is, or recorded rollouts."""
         pool = ThreadPoolExecutor(1)
@@ -56,7 +64,7 @@ class EngineBuilder:
             assert self._config.rollout.replay is not None
             return pool.submit(RecordedEngine, self._config.rollout.replay)
         if self._config.engine.rendezvous is not None:
-            self._say("waiting for the engines; meanwhile the model is built")
+            self._say("waiting for the engines")
         return pool.submit(self._start_fleet)
 
     def sync(self, fleet: Fleet | None) -> WeightSync:
@@ -86,7 +94,7 @@ class EngineBuilder:
             fleet = Fleet([warm], config.engine)
         else:
             if config.engine.starts_servers:
-                self._say("starting the SGLang server; meanwhile the model is built")
+                self._say("starting the SGLang server")
             logs = self._folder.logs
             fleet = start_fleet(config.engine, self._model_files, dtype, raw, logs, variables=own, with_keys=True)
         fleet.notify = self._say

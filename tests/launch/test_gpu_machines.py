@@ -117,3 +117,9 @@ def test_what_a_gpu_would_fail_on_is_refused_before(gpus: int, cuda_build: bool,
     with pytest.raises(UserError, match="mem_fraction_static"):
         room._devices(unbounded)
     room._devices(bounded)
+    room._devices(settings(tmp_path, sglang={"max_total_tokens": 200000}))
+    broadcast = {"sglang": {"mem_fraction_static": 0.3}, "sync": {"transport": "distributed"}}
+    with pytest.raises(UserError, match="sync.transport = distributed.*takes a GPU into a group once"):
+        room._sync(settings(tmp_path, **broadcast))
+    room._sync(settings(tmp_path, **broadcast, engine={"urls": ["http://127.0.0.1:30000"]}))
+    room._sync(settings(tmp_path, sync={"transport": "ipc"}))

@@ -40,6 +40,11 @@ def check(raw: dict[str, Any], changes: dict[str, Any], **more: Any) -> None:
 def test_nothing_wrong(raw: dict[str, Any]) -> None:
     check(raw, {})
     check(raw, {"launch": {"engine_nodes": 0}, "sglang": {"mem_fraction_static": 0.3}})
+    check(raw, {"launch": {"engine_nodes": 0}, "sglang": {"max_total_tokens": 200000}})
+    check(raw, {"sync": {"transport": "distributed"}})
+    one = {"nodes": 1, "engine_nodes": 0}
+    bounded = {"mem_fraction_static": 0.3}
+    check(raw, {"launch": one, "parallel": {"dp": 1}, "sync": {"transport": "ipc"}, "sglang": bounded})
     check(raw, {"launch": {"gpus_per_node": 0, "engine_nodes": 0}, "parallel": {"tp": 2, "dp": 2}})
 
 
@@ -54,6 +59,9 @@ def test_nothing_wrong(raw: dict[str, Any]) -> None:
         ({"model": {"path": "no/such/model"}}, "model.path", "no such folder"),
         ({"data": {"source": "missing.jsonl"}}, "data.source", "missing.jsonl"),
         ({"launch": {"engine_nodes": 0}}, "launch.engine_nodes", "sglang.mem_fraction_static"),
+        ({"sync": {"transport": "ipc"}}, "sync.transport", "use distributed for engine nodes"),
+        ({"sync": {"transport": "ipc"}, "launch": {"engine_nodes": 0}}, "sync.transport", "or tensor"),
+        ({"sync": {"transport": "distributed"}, "launch": {"engine_nodes": 0}}, "sync.transport", "takes a GPU into"),
         ({"engine": {"urls": ["http://a:1"]}}, "launch.engine_nodes", "no engine is started"),
         ({"engine": {"tp": 3}}, "engine.tp", "must divide the 8 GPUs"),
         ({"engine": {"python": "/no/python"}}, "engine.python", "no such interpreter"),

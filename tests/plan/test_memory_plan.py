@@ -221,6 +221,10 @@ def test_what_lowers_the_need(qwen3_8b: Path) -> None:
     assert (split.weights, split.optimizer) == (whole.weights, whole.optimizer), "the optimizer is over dp x cp"
     with pytest.raises(UserError, match="megatron.cp_comm_type = all_gather"):
         make_plan(large(qwen3_8b, parallel={"cp": 2}, megatron={"cp_comm_type": "all_gather"}), 80 * GIB)
+    limited = make_plan(large(qwen3_8b, sglang={"max_total_tokens": 50_000}), 80 * GIB).engine
+    assert limited is not None and limited.tokens == 50_000
+    by_handle = make_plan(large(qwen3_8b, sync={"transport": "ipc"}), 80 * GIB)
+    assert by_handle.used - full.used == by_handle.contexts == 7 * GIB // 2, "a context of each other GPU's engine"
     replayed = make_plan(large(qwen3_8b, engine={"urls": ["http://127.0.0.1:1"]}), 80 * GIB)
     assert replayed.engine is None and replayed.used == replayed.trainer_total
 
