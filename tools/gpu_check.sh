@@ -30,13 +30,13 @@ stage() { # NAME SECONDS: tools/gpu_stages.py NAME, cut off after SECONDS
   printf '%-10s %4d s  %s\n' "$1" $((SECONDS - began)) "$result" | tee -a "$out/stages.log"
 }
 
-stage machine 30
+stage machine 20
 stage kernels 100
 stage head 120
 stage fp8 90
-stage ipc 60
-stage step 150
+stage ipc 50
+stage step 170
 stage bench 120
-stage swap 60
+stage swap 50
 "$python" tools/gpu_stages.py summary --device $device --rows "$out/rows.jsonl" >"$out/summary.md" && cat "$out/summary.md"
 exit $failed

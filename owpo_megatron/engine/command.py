@@ -100,11 +100,11 @@ def check_interpreter(config: EngineConfig) -> None:
 def server_raw(config: Config) -> dict[str, Any]:
     """The `sglang` section, and before it what other sections ask of the server.
 
-    Texts that end a response need a tokenizer there, since it has to decode for that. Without determinism a GPU's
-    server draws without seeds; a CPU's keeps them (`server_variables`).
+    Texts that end a response need a tokenizer there, since it has to decode for that. Without determinism, the
+    default there, a GPU's server draws without seeds; a CPU's keeps them (`server_variables`).
     """
     raw: dict[str, Any] = {"skip_tokenizer_init": False} if config.rollout.stop else {}
-    if config.rollout.deterministic is False and find_device(config.engine) == "cuda":
+    if config.rollout.deterministic is not True and find_device(config.engine) == "cuda":
         raw["enable_deterministic_inference"] = False
     return raw | config.sglang
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import make_config
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine.answers import (
@@ -17,7 +18,7 @@ from owpo_megatron.engine.answers import (
     read_answers,
     version_name,
 )
-from owpo_megatron.engine.command import command_line, environment, server_arguments
+from owpo_megatron.engine.command import command_line, environment, server_arguments, server_raw, server_variables
 from owpo_megatron.engine.generate_body import generate_body
 from owpo_megatron.engine.generation import samples_per_post
 from owpo_megatron.engine.parsing import parse_answer
@@ -226,6 +227,18 @@ def test_cuda_server_keeps_sglangs_own_backends() -> None:
     arguments = server_arguments(EngineConfig(device="cuda", tp=4), Path("/m"), "bfloat16", {})
     assert arguments["tp_size"] == 4
     assert "attention_backend" not in arguments and "max_total_tokens" not in arguments
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "device", "asked"),
+    [("auto", "cpu", True), (False, "cpu", True), ("auto", "cuda", False), (False, "cuda", False), (True, "cuda", True)],
+)
+def test_seeds_cost_a_gpu_its_fast_path(deterministic: bool | str, device: str, asked: bool) -> None:
+    """SGLang reads seeds in its deterministic mode alone; a CPU keeps them, and gives up the order of its sums."""
+    config = make_config(Path("unused"), engine={"device": device}, rollout={"deterministic": deterministic})
+    arguments = server_arguments(config.engine, Path("/m"), "bfloat16", server_raw(config))
+    assert arguments["enable_deterministic_inference"] is asked
+    assert ("OWPO_BATCH_INVARIANT" in server_variables(config)) == (deterministic is False)
 
 
 @pytest.mark.parametrize(
