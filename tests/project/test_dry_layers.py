@@ -54,6 +54,7 @@ def test_a_dense_model_never_waits_in_its_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.matrix
+@pytest.mark.timeout(3600)
 def test_every_model_and_layout(tmp_path: Path) -> None:
     found = rows(tmp_path)
     assert len(found) == 2 * (2 + 3 + 2 + 2)
