@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from gpu_head import fp8, head
-from gpu_rows import OWPO, ROOT, Check, has, needs, not_run
+from gpu_rows import OWPO, ROOT, Check, needs, not_run
 from gpu_step import step
 
 

@@ -83,7 +83,7 @@ def _updates(check: Check, model: Path, placement: str) -> None:
 
 
 def _runs(check: Check, model: Path, folder: Path) -> None:
-    """`owpo train` on responses that were recorded before, stopped after two steps and continued from its checkpoint."""
+    """`owpo train` on recorded responses: two steps, and a third from the checkpoint of the second."""
     if missing := [name for name in ("typer", "httpx", "math_verify") if not has(name)]:
         check.row("owpo train on recorded responses: not run", reason=f"not installed: {', '.join(missing)}")
         return

@@ -113,8 +113,8 @@ class RolloutConfig(Section):
     deterministic: Literal["auto"] | bool = "auto"
     """`true`: a response depends on its seed and the weights alone, not on what is generated beside it; on a GPU SGLang
     reports 34 % more time for it. `false`: on a CPU the products of a batch may round in another order, and seeds are
-    kept; on a GPU, where SGLang reads seeds only in its deterministic mode, they are given up too, and resuming does not
-    repeat a run. `auto`: true on a CPU, false on a GPU."""
+    kept; on a GPU, where SGLang reads seeds in its deterministic mode alone, they are given up too, and resuming does
+    not repeat a run. `auto`: true on a CPU, false on a GPU."""
     replay: Path | None = None
     """Folder of rollouts, saved by a run with `save`, to use instead of an engine; null: generate."""
 

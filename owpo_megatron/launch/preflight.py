@@ -28,8 +28,8 @@ from owpo_megatron.sinks import check_installed
 ENGINE_MEMORY = frozenset({"mem_fraction_static", "max_total_tokens"})
 """Arguments of SGLang that bound what an engine takes of a GPU."""
 SAME_GPU = (
-    "an engine shares global rank 0's GPU, and NCCL takes a GPU into a group once; use ipc on one node, tensor on more, or "
-    "engines with GPUs of their own"
+    "an engine shares global rank 0's GPU, and NCCL takes a GPU into a group once; use ipc on one node, tensor on more "
+    "or give engines GPUs of their own"
 )
 
 _FIND_RULE = """

@@ -16,6 +16,8 @@ import pytest
 from tiny import make_config, make_hf_model
 
 from owpo_megatron.config import Config
+from owpo_megatron.data.small_tokenizers import make_character_tokenizer
+from owpo_megatron.data.tasks import get_task
 from owpo_megatron.trainer import build
 from owpo_megatron.trainer.build_engine import EngineBuilder
 
@@ -26,7 +28,9 @@ class ModelBuilt(Exception):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_hf_model(tmp_path_factory.mktemp("first") / "model")
+    folder = make_hf_model(tmp_path_factory.mktemp("first") / "model")
+    make_character_tokenizer(get_task("cipher").alphabet).save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("on_cpu", [False, True])
