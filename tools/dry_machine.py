@@ -1,4 +1,4 @@
-"""What asks torch for a CUDA device, and what takes values from one, replaced: a machine for dry_gpu.py to run on."""
+"""Replacements of what asks torch for a CUDA device or takes values from one: a machine for dry_gpu.py to run on."""
 
 from __future__ import annotations
 

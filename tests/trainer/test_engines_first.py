@@ -1,4 +1,4 @@
-"""On a GPU the engines have their memory before a rank takes any: SGLang takes a share of what it finds free.
+"""Engines have their memory before any rank on a GPU: SGLang takes a share of what it finds free.
 
 Not covered: a GPU; how large the share is (tests/plan).
 """
@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_model_is_built_after_the_engines(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_cpu: bool
 ) -> None:
-    """On a CPU both go on at the same time: there an engine's memory is bounded by tokens."""
+    """Both go on at the same time on a CPU, where tokens bound an engine's memory."""
     happened: list[str] = []
     built = threading.Event()
     pool = ThreadPoolExecutor(1)
