@@ -17,37 +17,17 @@ from owpo_megatron.verifiers.announcing import (
     MARKER,
     TAKEN_BACK,
 )
+from owpo_megatron.verifiers.boxes import BOXES, MAX_MARKERS, is_taken_back, is_withdrawn, joined_boxes
 from owpo_megatron.verifiers.opening import Opening, conclusion, opening_of
 from owpo_megatron.verifiers.surface import visible
 
 MAX_SEGMENT = 600  # characters after an answer marker that are looked at
-MAX_MARKERS = 40  # markers that are looked at, from the last one backwards
 WINDOW = 20_000  # characters from the end in which markers are looked for
-MAX_BOX = 4000  # characters of a box; a longer one counts as not closed
 MAX_BARE = 120  # characters of a response that is nothing but an answer
-_BOXES = (r"\boxed", r"\fbox")
-_TOKEN = re.compile(r"\\[A-Za-z]+|[0-9]+(?:\.[0-9]+)?|[A-Za-z]")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a character
-_DENIED = re.compile(r"(?:\bnot|n't|never|instead of|rather than|\\neq?|≠|(?<![0-9\\])%)[\s$(\\]*$", re.IGNORECASE)
-_TAKEN_BACK = re.compile(r"[\s$)\\*]{0,6}(?:\?|(?:is|was|would be)\s+(?:not|wrong|incorrect|false)\b)", re.IGNORECASE)
-_REOPENED = re.compile(
-    r"[\s$)\\\].!*,;]{0,8}(?:(?:but|oh|um|so|no),?\s+)?(?:wait|hold on|hang on|hmm+|maybe not|perhaps not|no[,.] )\b",
-    re.IGNORECASE,
-)
-_SETTLED = re.compile(
-    r"(?<!not )(?<!n't )\b(?:yes|correct|confirmed|confirms|verified|right|matches|consistent|indeed|stands|good|great"
-    r"|fine|checks? out|the same|i'm sure|final)\b|✓|✔",
-    re.IGNORECASE,
-)
 _FRAME = re.compile(r"<\s*(/?)\s*(?:(?:final[_ ]?)?answer|ans|solution)(?:\s+[a-z]+=[^<>]{0,40})?\s*>", re.IGNORECASE)
 _OTHER_FRAME = re.compile(r"\[(/?)(?:final[_ ]?)?answer\]|<\|(/?)answer\|>|&lt;(/?)answer&gt;", re.IGNORECASE)
 _SOLUTION_MARK = re.compile(r"<\|(?:begin|(end))_of_solution\|>")
 _TAG_AT_END = re.compile(r"(?:\s*</?[A-Za-z_]{1,20}>)+\s*$")
-
-# Separators between boxes that together are one answer: `\boxed{1}, \boxed{2} and \boxed{3}`.
-_DELIMITERS = re.compile(r"\\[()\[\]]|\$|\\q?quad(?![a-z])|\\[,;:! ]|~|\\text\s*\{([^{}]*)\}|[{}]|\*\*")
-_ASSIGNED = re.compile(r"[A-Za-z](?:_\{?\w\}?)?\s*=\s*")
-_JOINT = re.compile(r"\s*(?:[,;&]|\b(?:and|or)\b)*\s*(?:and|or)?\s*", re.IGNORECASE)
 
 _HEADING = re.compile(r"[ \t*_#:]*\n")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*_\-]*(?:(?:the|my|so|thus|final|correct)\s+){0,3}$", re.IGNORECASE)
@@ -119,12 +99,12 @@ def _answer_in(text: str) -> str | None:
     framed = _framed(text)
     if framed is not None:
         return framed or None
-    box = max(text.rfind(name) for name in _BOXES)
+    box = max(text.rfind(name) for name in BOXES)
     marked = _marked(text, box)
     if marked is not None:
         return marked or None
     if box >= 0:
-        return _joined_boxes(text)
+        return joined_boxes(text)
     hashes = _HASHES.search(text, max(0, len(text) - MAX_BARE))
     if hashes:
         return _bare(hashes[1])
@@ -140,82 +120,21 @@ def _framed(text: str) -> str | None:
         tags.pop()  # closed twice
     last = tags[-1]
     behind = text[last.end() :]
-    if any(name in behind for name in _BOXES) or _marked(behind, -1) is not None:
+    if any(name in behind for name in BOXES) or _marked(behind, -1) is not None:
         return None
     if not last[1]:
         return ""  # opened and never closed
     if len(tags) < 2 or tags[-2][1]:
         return None  # a closing tag alone frames nothing
     inside = text[tags[-2].end() : last.start()].strip()
-    if not inside or _is_taken_back(text, tags[-2].start(), last.end()) or _is_withdrawn(text, last.end()):
+    if not inside or is_taken_back(text, tags[-2].start(), last.end()) or is_withdrawn(text, last.end()):
         return ""
     claimed = _answer_in(inside)
-    if claimed is None and not any(name in inside for name in _BOXES):
+    if claimed is None and not any(name in inside for name in BOXES):
         claimed = _value_of(inside, prose=True) or inside
     return claimed or ""
 
 
-# ------------------------------------------------------------------------------------------------------- boxes
-def _joined_boxes(text: str) -> str | None:
-    """Content of the last box, joined with those before it that only separators divide."""
-    contents: list[str] = []
-    start = end = len(text)
-    for _ in range(MAX_MARKERS):
-        box = max(text.rfind(name, 0, start) for name in _BOXES)
-        if box < 0:
-            break
-        content, stop = _braced(text, box)
-        if content is None or _is_taken_back(text, box, stop):  # empty, unclosed, or denied
-            break
-        if not contents and _is_withdrawn(text, stop):
-            return None
-        if contents and stop >= end:  # around the one just found: the outer box is the answer
-            contents[-1] = content
-        elif contents and not _is_joint(text[stop:start]):
-            break
-        elif not contents or contents[-1] != content:
-            contents.append(content)
-        start, end = box, stop
-    return ", ".join(reversed(contents)) or None
-
-
-def _is_taken_back(text: str, start: int, end: int) -> bool:
-    """`not \\boxed{42}`, `\\boxed{42} is wrong`, `\\boxed{42}?` and a box in a comment claim nothing."""
-    return bool(_DENIED.search(text, max(0, start - 40), start) or _TAKEN_BACK.match(text, end))
-
-
-def _is_withdrawn(text: str, end: int) -> bool:
-    """`42. Wait, maybe not. Let me recompute`: what follows reopens the question and does not settle it again."""
-    return bool(_REOPENED.match(text, end)) and not _SETTLED.search(text, end)
-
-
-def _is_joint(between: str) -> bool:
-    if len(between) > 80:
-        return False
-    plain = _DELIMITERS.sub(lambda match: match.group(1) or " ", between)
-    return _JOINT.fullmatch(_ASSIGNED.sub(" ", plain)) is not None
-
-
-def _braced(text: str, start: int) -> tuple[str | None, int]:
-    r"""(Content, end) of the box command at `start`; the content is None if it is empty or not closed.
-
-    `\boxed 5` holds the one token, as in TeX.
-    """
-    index = start + len(_BOXES[0] if text.startswith(_BOXES[0], start) else _BOXES[1])
-    while index < len(text) and text[index] in " \t\n":
-        index += 1
-    if not text.startswith("{", index):
-        token = _TOKEN.match(text, index)
-        return (token.group(), token.end()) if token else (None, index)
-    depth = 0
-    for brace in _BRACE.finditer(text, index, min(len(text), index + MAX_BOX)):
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth == 0:
-            return text[index + 1 : brace.start()].strip() or None, brace.end()
-    return None, len(text)
-
-
-# ------------------------------------------------------------------------------------------- lines and sentences
 def _marked(text: str, box: int) -> str | None:
     """The answer after the last answer marker behind the last box; "" if that answer is empty, None without one."""
     markers = list(MARKER.finditer(text, max(0, box, len(text) - WINDOW)))
@@ -233,7 +152,7 @@ def _marked(text: str, box: int) -> str | None:
             return ""
         if segment:
             end = text.index(segment, after.end()) + len(segment)
-            if _is_withdrawn(text, end) or TAKEN_BACK.match(text, end):
+            if is_withdrawn(text, end) or TAKEN_BACK.match(text, end):
                 return ""
         answer = _value_of(segment, prose=not strong or box < 0)
         if answer and (box < 0 or strong or not _words(answer)):
