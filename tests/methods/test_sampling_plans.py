@@ -422,3 +422,62 @@ def test_ampo_brings_teachers_only_where_all_fail_and_the_best_understood_ones()
     assert experts == [[(1, 2), (3, 1, 2)]] * 2 and [len(group.rollouts) for group in groups] == [4, 4]
     own = Run(make_method("ampo"), lambda prompt, rng: [1, 2])
     assert all(one.origin == "policy" for group in own.collect() for one in group.rollouts)
+
+
+# ---------------------------------------------------------------------------------------------- segments
+def logs(*probabilities: float) -> list[float]:
+    return [math.log(one) for one in probabilities]
+
+
+def test_spo_chain_by_hand() -> None:
+    """A right response of four tokens, the second certain; two continuations from the tokens 0, 2 and 3: V = 1/2, 1, 0.
+    Segments: 1 - 1/2 (two tokens), 0 - 1, 1 - 0; the certain token: 0. Mean of 0.5 0 -1 1: 1/8, variance 2.1875 / 3.
+    A sibling whose tokens are certain adds two zeros: mean 1/12, variance (2.25 - 6 / 144) / 5. Three tokens of six are
+    trained on, so that the sum over all of them, divided by six, is the mean over three."""
+    spo = make_method("spo_chain", interval=1, continuations=2)
+    steps = {"origin_N": ["policy", "policy", *["baseline"] * 6], "group_N": [0] * 8, "counts_N": [True] * 8}
+    step = StepView(
+        reward_N=[1.0, 0.0, *(1.0, 0.0), *(1.0, 1.0), *(0.0, 0.0)],
+        length_N=[4, 2, 3, 3, 2, 2, 1, 1],
+        behaviour_N=[logs(0.5, 0.95, 0.5, 0.5), logs(0.99, 0.99), *([[-0.1]] * 6)],
+        **steps,
+    )
+    first, second, *others = spo.advantages(step)
+    mean, scale = 0.5 / 6, 6 / 3 / math.sqrt((2.25 - 6 * (0.5 / 6) ** 2) / 5)
+    expected = [(0.5 - mean) * scale, 0.0, (-1 - mean) * scale, (1 - mean) * scale]
+    assert torch.as_tensor(first).tolist() == pytest.approx(expected, rel=1e-5)
+    assert torch.as_tensor(second).tolist() == [0.0, 0.0] and others == [0.0] * 6
+
+
+def test_spo_chain_skips_a_cut_without_verdicts_and_what_is_before_the_first() -> None:
+    """interval 2 of the uncertain tokens 1, 2, 3: cuts at 1 and 3. Nothing is known of the second one: one segment."""
+    spo = make_method("spo_chain", interval=2, continuations=1)
+    assert spo.cuts(logs(0.95, 0.5, 0.5, 0.5)) == [1, 3]
+    step = StepView(
+        reward_N=[1.0, 0.25, 0.0],
+        counts_N=[True, True, False],
+        group_N=[0, 0, 0],
+        length_N=[4, 3, 1],
+        origin_N=["policy", "baseline", "baseline"],
+        behaviour_N=[logs(0.95, 0.5, 0.5, 0.5), [-0.1], [-0.1]],
+    )
+    assert spo.of_segments(step, [0, 1, 2]) == {0: [0.0, 0.75, 0.75, 0.75]}
+
+
+def test_spo_chain_asks_from_its_cuts() -> None:
+    """Cuts are where the engine's probability is below 0.9; the prompt's own value is asked for once per group."""
+    run = Run(make_method("spo_chain", interval=2, continuations=3), lambda prompt, rng: [1, 1, 1, 2][prompt.prefix :])
+    groups = run.collect()
+    spo, (drawn, continued) = run.method, run.engine.calls
+    own = [[one for one in group.rollouts if one.origin == "policy"] for group in groups]
+    assert [len(one) for one in own] == [4, 4] and len(drawn) == 8
+    for group, responses in zip(groups, own, strict=True):
+        cuts = [cut for one in responses for cut in spo.cuts(one.behaviour_logp)]
+        wanted = [0] * (0 in cuts) + [cut for cut in cuts if cut]
+        asked = [one.prompt.prefix for one in group.rollouts if one.origin == "baseline"]
+        assert asked == [cut for cut in wanted for _ in range(3)]
+    assert len(continued) == sum(len(group.rollouts) for group in groups) - 8
+    samples = run.minibatch(groups)
+    assert [sample.masked for sample in samples] == [one.origin == "baseline" for g in groups for one in g.rollouts]
+    trained = [sample for sample in samples if not sample.masked]
+    assert all(torch.as_tensor(sample.advantage).shape == (4,) for sample in trained)
