@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write the tables of all methods into docs/lab.md, from the results of three comparisons of examples/cpu-lab.
+"""Write the tables of all methods into docs/lab.md, from the results of the comparisons of examples/cpu-lab.
 
-for name in zoo zoo_advantages plans; do owpo compare -c examples/cpu-lab/$name.yaml; done
+for name in zoo zoo_advantages plans zoo_reasoning zoo_turns; do owpo compare -c examples/cpu-lab/$name.yaml; done
 .venv/bin/python tools/document_lab_methods.py
 
 A comparison without results here keeps its table, and a table the rows of methods that were not run again:
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "lab.md"
-COMPARISONS = ("cipher-zoo", "cipher-zoo-advantages", "cipher-plans")
+COMPARISONS = ("cipher-zoo", "cipher-zoo-advantages", "cipher-plans", "sums-zoo", "lookup-zoo")
 
 
 def page(text: str, runs: Path) -> str:

@@ -65,6 +65,7 @@ RECIPES = {
     "cipher": WarmUp(),
     "countdown": WarmUp(task="countdown", steps=300, hidden_size=96, layers=3, head_dim=24, ffn_size=256),
     "lookup": WarmUp(task="lookup", steps=1000, lr=6e-3),
+    "sums": WarmUp(task="sums", steps=600, lr=6e-3),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import pickle
@@ -26,8 +27,8 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class PythonRule:
-    """`python:module:function`: called with (response, answer), returns a bool, a reason code, a graded
-    reward, or a mapping as HttpRule expects it.
+    """`python:module:function`: called with (response, answer), and with `prompt=` where it has such a parameter.
+    Returns a bool, a reason code, a graded reward, or a mapping as HttpRule expects it.
 
     Raises:
         UserError: (check) there is no such module or function.
@@ -51,7 +52,7 @@ class PythonRule:
         _load(self.module, self.function)
 
     def __call__(self, item: GradingItem) -> VerdictReason | Judgement:
-        return _result(_load(self.module, self.function)(item.response, item.answer), f"{self.module}:{self.function}")
+        return _result(_asked(_load(self.module, self.function), item), f"{self.module}:{self.function}")
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,14 @@ class CarriedRule:
         self._loaded()
 
     def __call__(self, item: GradingItem) -> VerdictReason | Judgement:
-        return _result(self._loaded()(item.response, item.answer), f"{self.module}:{self.function}")
+        return _result(_asked(self._loaded(), item), f"{self.module}:{self.function}")
 
-    def _loaded(self) -> Callable[[str, str], Any]:
+    def _loaded(self) -> Callable[..., Any]:
         return _unpickled(self.pickled)
 
 
 @lru_cache(maxsize=16)
-def _unpickled(pickled: bytes) -> Callable[[str, str], Any]:
+def _unpickled(pickled: bytes) -> Callable[..., Any]:
     return pickle.loads(pickled)
 
 
@@ -131,6 +132,15 @@ class HttpRule:
         raise AssertionError("the last try returns or raises")
 
 
+def _asked(function: Callable[..., Any], item: GradingItem) -> Any:
+    try:
+        takes_prompt = "prompt" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # written in C, without a signature
+        takes_prompt = False
+    further = {"prompt": item.prompt} if takes_prompt else {}
+    return function(item.response, item.answer, **further)
+
+
 def _result(value: Any, source: str) -> VerdictReason | Judgement:
     """Turn what a rule returned into the verifier's own.
 
@@ -173,7 +183,7 @@ def _number(value: Any) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
-def _load(module: str, function: str) -> Callable[[str, str], Any]:
+def _load(module: str, function: str) -> Callable[..., Any]:
     try:
         found = find_object(module, function)
     except (ImportError, AttributeError) as error:

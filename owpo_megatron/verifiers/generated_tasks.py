@@ -1,11 +1,16 @@
-"""Rules of the generated tasks: cipher compares symbol by symbol, countdown parses an expression and never runs it."""
+"""Rules of the generated tasks: cipher compares symbol by symbol, countdown parses an expression and never runs it.
+
+The reasoning of `sums` has two further rules, named as `python:owpo_megatron.verifiers.generated_tasks:FUNCTION`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from owpo_megatron.types import GradingItem, VerdictReason
 
+SUMS_MARK = "####"
 MAX_CHARACTERS = 200
 _DIGITS = frozenset("0123456789")  # not str.isdigit: that takes other scripts' digits and superscripts too
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2}
@@ -46,6 +51,57 @@ def grade_countdown(item: GradingItem) -> VerdictReason:
         return "parse_failed"
     numbers, target = parse_answer(item.answer)
     return "ok" if sorted(used) == sorted(numbers) and value == target else "wrong"
+
+
+def grade_sums(item: GradingItem) -> VerdictReason:
+    """`ok` if the finished response has the answer behind its last mark."""
+    _, mark, given = item.response.rpartition(SUMS_MARK)
+    if item.truncated or not mark or not given:
+        return "no_answer"
+    return "ok" if given == item.answer else "wrong"
+
+
+def sums_steps(response: str, answer: str, prompt: str) -> dict[str, Any]:
+    """The verdict of `grade_sums`, and as the part `process` the share of its steps that are right.
+
+    A step is right if it adds the next digit to what the response wrote before.
+
+    Example:
+        >>> sums_steps("7607####7", "7", "34857=")  # 7 + 8 is 5, and from 6 on 6 + 5 is 1
+        {'correct': True, 'parts': {'process': 0.5}}
+    """
+    written, mark, given = response.rpartition(SUMS_MARK)
+    digits = prompt.rstrip("=")
+    before = digits[:1] + written
+    right = [
+        step.isdecimal() and before[place].isdecimal() and running_sums(before[place] + digits[place + 1])[-1] == step
+        for place, step in enumerate(written[: len(digits) - 1])
+    ]
+    return {"correct": bool(mark) and given == answer, "parts": {"process": sum(right) / (len(digits) - 1)}}
+
+
+def sums_sound(response: str, answer: str, prompt: str) -> bool:
+    """Whether every running sum is right and the answer is the last of them: a rule for `eval.chain`.
+
+    Example:
+        >>> sums_sound("7507####7", "7", "34857="), sums_sound("7607####7", "7", "34857=")
+        (True, False)
+    """
+    return response == f"{running_sums(prompt.rstrip('='))}{SUMS_MARK}{answer}"
+
+
+def running_sums(digits: str) -> str:
+    """Sums modulo 10 after each digit but the first.
+
+    Example:
+        >>> running_sums("34857")
+        '7507'
+    """
+    total, sums = int(digits[0]), ""
+    for digit in digits[1:]:
+        total = (total + int(digit)) % 10
+        sums += str(total)
+    return sums
 
 
 def evaluate(text: str) -> tuple[int, list[int]]:

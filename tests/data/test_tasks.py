@@ -7,11 +7,12 @@ import re
 
 import pytest
 
-from owpo_megatron.data.tasks import TASKS, Cipher, Countdown, get_task
+from owpo_megatron.data.tasks import TASKS, Cipher, Countdown, Sums, get_task
 from owpo_megatron.data.tasks.base import split_of
 from owpo_megatron.data.tasks.lookup import table_of
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import GradingItem
+from owpo_megatron.verifiers.generated_tasks import grade_sums, sums_sound, sums_steps
 from owpo_megatron.verifiers.rules import TRIVIAL_RULES
 
 
@@ -23,6 +24,8 @@ def test_first_problems_are_pinned():
     assert (countdown.text, countdown.answer) == ("6,3,4=18:", "6,3,4=18")
     lookup = TASKS["lookup"].problems("train")[0]
     assert (lookup.text, lookup.answer) == ("y+s=", "12")
+    sums = TASKS["sums"].problems("train")[0]
+    assert (sums.text, sums.answer) == ("38812=", "2")
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
@@ -128,3 +131,43 @@ def test_countdown_is_demonstrated_right():
 def test_unknown_task():
     with pytest.raises(UserError, match="task:sudoku: no such task; known: cipher, countdown"):
         get_task("sudoku")
+
+
+def test_sums_go_on_from_what_was_written_and_errors_may_cancel():
+    """Each of four sums errs with 0.3. Right answers without a sound step-by-step sum exist: two errors can cancel."""
+    task, rng = Sums(), random.Random(0)
+    problems = task.problems("train")
+    shown = [task.demonstrate(problem, rng) for problem in problems]
+    graded = [
+        (sums_steps(text, problem.answer, problem.text), sums_sound(text, problem.answer, problem.text))
+        for text, problem in zip(shown, problems, strict=True)
+    ]
+    steps = sum(one["parts"]["process"] for one, _ in graded) / len(graded)
+    assert steps == pytest.approx(0.7, abs=0.01)
+    sound = sum(one for _, one in graded) / len(graded)
+    assert sound == pytest.approx(0.7**4, abs=0.015)
+    assert sum(one["correct"] and not is_sound for one, is_sound in graded) > 0.03 * len(graded)
+    assert all(one["correct"] or not is_sound for one, is_sound in graded)
+    never = Sums(error=0.0)
+    for problem in problems[:100]:
+        text = never.demonstrate(problem, rng)
+        item = GradingItem(text, problem.answer, prompt=problem.text)
+        assert grade_sums(item) == "ok" and sums_sound(text, problem.answer, problem.text)
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [("7507####7", "ok"), ("####7", "ok"), ("7507####8", "wrong"), ("7507", "no_answer"), ("7507####", "no_answer")],
+)
+def test_the_answer_of_sums_is_behind_the_last_mark(response, reason):
+    assert grade_sums(GradingItem(response, "7", prompt="34857=")) == reason
+    assert grade_sums(GradingItem(response, "7", prompt="34857=", truncated=True)) == "no_answer"
+    assert sums_steps(response, "7", "34857=")["correct"] == (reason == "ok")
+
+
+@pytest.mark.parametrize(
+    ("response", "share"), [("7507####7", 1.0), ("75####7", 0.5), ("7=07####7", 0.5), ("", 0.0), ("75071####1", 1.0)]
+)
+def test_steps_of_sums_by_hand(response, share):
+    """3 + 4 = 7, + 8 = 15, + 5 = 10, + 7 = 7. What is no digit is no step, nor is the next; a fifth is ignored."""
+    assert sums_steps(response, "7", "34857=")["parts"] == {"process": share}

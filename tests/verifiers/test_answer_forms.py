@@ -82,6 +82,7 @@ NOT_ASKED = {
     "cipher": "a generated task without reasoning: the whole response is the answer",
     "countdown": "a generated task without reasoning: the whole response is the answer",
     "lookup": "a generated task without reasoning: the last turn is the answer",
+    "sums": "a generated task with a mark of its own",
     "code": "asked with programs, in test_code_rule.py",
 }
 

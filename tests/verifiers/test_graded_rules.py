@@ -70,6 +70,18 @@ def test_verdicts_of_a_python_rule() -> None:
     assert Verdict(True, "ok").reward == 1.0 and Verdict(False, "no_answer").reward == 0.0
 
 
+def names_the_problem(response: str, answer: str, prompt: str = "") -> bool:
+    return bool(prompt) and prompt in response
+
+
+def test_a_function_with_a_parameter_prompt_gets_it() -> None:
+    """One without gets two arguments, as does a built-in one."""
+    rule = PythonRule("test_graded_rules", "names_the_problem")
+    asked = GradingItem("2 + 2? It is 4.", "4", prompt="2 + 2?")
+    assert rule(asked) == "ok" and rule(GradingItem("It is 4.", "4", prompt="2 + 2?")) == "wrong"
+    assert PythonRule("operator", "contains")(asked) == "ok"
+
+
 @pytest.fixture
 def endpoint() -> Iterator[str]:
     class Judge(BaseHTTPRequestHandler):

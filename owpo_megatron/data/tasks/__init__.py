@@ -10,9 +10,10 @@ from owpo_megatron.data.tasks.base import Task
 from owpo_megatron.data.tasks.cipher import Cipher
 from owpo_megatron.data.tasks.countdown import Countdown
 from owpo_megatron.data.tasks.lookup import Lookup
+from owpo_megatron.data.tasks.sums import Sums
 from owpo_megatron.errors import UserError
 
-TASKS: dict[str, Task] = {"cipher": Cipher(), "countdown": Countdown(), "lookup": Lookup()}
+TASKS: dict[str, Task] = {"cipher": Cipher(), "countdown": Countdown(), "lookup": Lookup(), "sums": Sums()}
 
 
 def get_task(name: str) -> Task:
@@ -26,4 +27,4 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
-__all__ = ["TASKS", "Cipher", "Countdown", "Lookup", "Task", "get_task"]
+__all__ = ["TASKS", "Cipher", "Countdown", "Lookup", "Sums", "Task", "get_task"]
