@@ -74,6 +74,7 @@ def evaluate(
     seed: int = 0,
     out: Path | str | None = None,
     fresh: bool = False,
+    chain: str | None = None,
 ) -> EvaluationResult:
     """Evaluate a model, or checkpoints of a run: SGLang serves the weights; what `owpo eval` does, and its results.
 
@@ -93,6 +94,7 @@ def evaluate(
         seed: seeds the samples and the order of options.
         out: folder of the results; default RUN/eval/ or runs/eval/MODEL/.
         fresh: draw everything again.
+        chain: rule that judges the reasoning of right responses ("judge:FILE.yaml", ...), for cot_pass@k.
 
     Raises:
         UserError: a mistake in any of them; nothing was started.
@@ -111,6 +113,7 @@ def evaluate(
         template,
         seed,
         fresh,
+        chain,
     )
     path = model_or_run.run_dir if isinstance(model_or_run, RunResult) else Path(model_or_run)
     folder = None if out is None else Path(out)

@@ -16,6 +16,7 @@ from owpo_megatron.config.file import apply_override, read_mapping
 from owpo_megatron.data import PromptTemplate, Tokenizer, load_prompts, load_tokenizer
 from owpo_megatron.data.tokenizer import check_tokenizer_files
 from owpo_megatron.errors import UserError
+from owpo_megatron.evaluation.chains import check_chains
 from owpo_megatron.evaluation.draw import DrawProgress
 from owpo_megatron.evaluation.prepare import PreparedSet, held_out, prepare
 from owpo_megatron.evaluation.results import date_of
@@ -57,6 +58,7 @@ class Wish:
     template: str
     seed: int
     fresh: bool
+    chain: str | None = None  # rule that judges the reasoning, for every set; None: that of each
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,9 @@ def _prepared(target: Target, wish: Wish) -> Job:
     date = own.date or kept or began_on(target.weights) or datetime.date.today()
     folder = data_folder(wish.data or target.config.eval.data_dir)
     made = PromptTemplate.of(own, tokenizer, date)
-    sets = [_set(spec, target, folder, made, own, wish.seed) for spec in _specs(target, wish)]
+    specs = [replace(one, chain=wish.chain or one.chain) for one in _specs(target, wish)]
+    check_chains(specs, target.config.verifier.proxy)
+    sets = [_set(spec, target, folder, made, own, wish.seed) for spec in specs]
     # What lies between the turns of an episode is rendered as its opening is.
     config = target.config.model_copy(update={"data": own.model_copy(update={"date": date})})
     limit = response_limit(target.files, sets, wish.max_tokens, longest)

@@ -66,6 +66,13 @@ def evaluate(
         Literal["unbiased", "bootstrap"] | None,
         typer.Option(help="Pass@k without or with replacement; default: a run's own, else unbiased."),
     ] = None,
+    chain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="Rule that judges the reasoning of right responses (judge:FILE.yaml, a URL, ...), for CoT-Pass@k.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed for sampling and for shuffling answer options.")] = 0,
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Results; default RUN/eval/ or runs/eval/MODEL/.")
@@ -103,6 +110,8 @@ def evaluate(
 
     owpo eval --run runs/mine --set held=heldout.jsonl --samples 16
 
+    owpo eval --run runs/mine --set held=heldout.jsonl --chain judge:chain.yaml
+
     owpo eval -c runs/quickstart/config.yaml eval.samples=32
     """
     if list_sets:
@@ -110,6 +119,8 @@ def evaluate(
     elif config is not None:
         if models or runs or sets or own_sets:
             raise UserError("-c", config, "takes eval.sets=[...] for the sets; --sets goes with --model and --run")
+        if chain:
+            raise UserError("--chain", chain, "with -c write eval.chain=RULE")
         _through_the_trainer(config, overrides or [], checkpoints or [])
     elif not models and not runs:
         raise UserError("--model", "(none)", "name what to evaluate: --model DIR, --run DIR or -c FILE")
@@ -127,6 +138,7 @@ def evaluate(
             template,
             seed,
             fresh,
+            chain,
         )
         with err.status("preparing the sets"):  # the tokenizer takes seconds; nothing is shown in a file
             jobs = prepared_jobs(models or [], runs or [], checkpoints or [], overrides or [], wish, folder, note)

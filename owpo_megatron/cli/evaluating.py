@@ -52,7 +52,9 @@ def _evaluate(job: Job, wish: Wish) -> list[dict[str, Any]]:
     out.print(f"[bold]{escape(target.label)}[/bold]: {escape(str(target.weights))} -> {escape(str(target.out))}")
     for one in job.sets:
         rules = ", ".join(sorted(set(one.rules.values())))
-        out.print(f"  {one.spec.title}: {len(one.prompts)} problems of {escape(one.origin)}, graded by {escape(rules)}")
+        judge = f", reasoning by {escape(one.spec.chain)}" if one.spec.chain else ""
+        graded = f"graded by {escape(rules)}{judge}"
+        out.print(f"  {one.spec.title}: {len(one.prompts)} problems of {escape(one.origin)}, {graded}")
     with _bars() as bars:
         bars_of = partial(_bar, bars) if err.is_terminal else _lines
         return job.run(wish, bars_of, partial(_waiting, bars))

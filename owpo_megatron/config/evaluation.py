@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from owpo_megatron.config.file import Section
-from owpo_megatron.config.verifier import Rule
+from owpo_megatron.config.verifier import OwnRule, Rule
 from owpo_megatron.errors import UserError
 
 Instruction = Literal["boxed", "dapo", "none"]
@@ -34,6 +34,8 @@ class SetConfig(Section):
     """Values of k for Pass@k."""
     rule: Rule | None = None
     """The verifier's rule, as `verifier.rule`."""
+    chain: OwnRule | None = None
+    """As `eval.chain`."""
     instruction: Instruction | None = None
     """As `eval.instruction`."""
     pass_estimator: Estimator | None = None
@@ -65,6 +67,9 @@ class EvalConfig(Section):
     pass_estimator: Estimator = "unbiased"
     """Pass@k from n samples: `unbiased`, k of them without replacement; `bootstrap`, with replacement, which is lower
     where few are right."""
+    chain: OwnRule | None = None
+    """A second rule that judges the reasoning of every right response, for CoT-Pass@k beside Pass@k: answer right and
+    reasoning accepted. `judge:FILE.yaml`, `ensemble:FILE.yaml`, `python:module:function` or a URL; null: none."""
     instruction: Instruction = "boxed"
     """With a chat template, the instruction for the answer in problems that have none: to box it; `dapo`, the sentences
     of DAPO's training prompts; or `none`. Not for a run's held-out problems, which are as in training."""

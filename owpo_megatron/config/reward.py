@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from owpo_megatron.config.file import Section
 from owpo_megatron.errors import UserError
 
+OWN_PARTS = ("verdict", "length", "truncated")
+"""Parts that every reward has; a rule may not name its own so."""
+
 
 class RewardConfig(Section):
     """Shape the reward that advantages are made of. Dynamic sampling and `reward_mean` keep to the verifier's."""

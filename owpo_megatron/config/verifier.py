@@ -9,28 +9,44 @@ from pydantic import AfterValidator, Field
 
 from owpo_megatron.config.file import Section
 
+_OWN = r"(?:judge|ensemble):.+|python:[\w.]+:\w+|https?://\S+"
+_OWN_FORMS = "judge:FILE.yaml, ensemble:FILE.yaml, python:MODULE:FUNCTION, or the URL of an endpoint"
+
 
 def known_rule(name: str) -> str:
-    """The name of a rule, in one of its three forms; whether a function or an endpoint exists is looked at later.
+    """The name of a rule, in one of its forms; whether a function or an endpoint exists is looked at later.
 
     Raises:
         ValueError: it has none of these forms; the message lists them.
     """
     from owpo_megatron.verifiers.rules import RULE_NAMES  # read when a rule is named: most runs keep `auto`
 
-    if name in ("auto", *RULE_NAMES) or re.fullmatch(r"judge:.+|python:[\w.]+:\w+|https?://\S+", name):
+    if name in ("auto", *RULE_NAMES) or re.fullmatch(_OWN, name):
         return name
     known = ", ".join(("auto", *RULE_NAMES))
-    raise ValueError(f"use one of {known}, judge:FILE.yaml, python:MODULE:FUNCTION, or the URL of an endpoint")
+    raise ValueError(f"use one of {known}, {_OWN_FORMS}")
+
+
+def own_rule(name: str) -> str:
+    """The name of a rule of the user's own, for what no built-in rule judges.
+
+    Raises:
+        ValueError: it has none of these forms; the message lists them.
+    """
+    if re.fullmatch(_OWN, name):
+        return name
+    raise ValueError(f"the built-in rules judge answers alone; use {_OWN_FORMS}")
 
 
 Rule = Annotated[str, AfterValidator(known_rule)]
+OwnRule = Annotated[str, AfterValidator(own_rule)]
 
 
 class VerifierConfig(Section):
     rule: Rule = "auto"
     """`auto`: the task's own rule, `math` for files. Or `judge:FILE.yaml` (a language model answers a
-    rubric), `python:module:function`, or the URL of an endpoint."""
+    rubric), `ensemble:FILE.yaml` (several reward models, combined), `python:module:function`, or the URL of an
+    endpoint."""
     proxy: bool = False
     """Reach an endpoint through the environment's proxy (http_proxy); false: directly."""
     workers: int = Field(2, gt=0)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from owpo_megatron.errors import UserError
+from owpo_megatron.evaluation.chains import FIELD, ChainGrading
 from owpo_megatron.evaluation.estimate import ESTIMATORS, Estimate, estimate
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.results import Draw, Results
@@ -20,7 +21,6 @@ from owpo_megatron.types import (
     SampleRequest,
     Sampling,
     Verdict,
-    Verdicts,
     Verifier,
 )
 from owpo_megatron.verifiers.grading import FAILURES, refuse_failed_grading
@@ -38,12 +38,13 @@ class DrawProgress(Protocol):
 
 @dataclass(frozen=True)
 class Answering:
-    """Engine and verifier of an evaluation, the same for every set.
+    """Engine and verifiers of an evaluation, the same for every set.
 
     Args:
         decode: converts response ids to text.
         seed: with the indices of problem and sibling it determines a sample's seed, so that models are compared on the
             same draws.
+        chains: grades the reasoning of right responses, in sets that ask for it.
     """
 
     engine: RolloutEngine
@@ -53,6 +54,7 @@ class Answering:
     max_tokens: int
     seed: int
     stop: tuple[str, ...] = ()
+    chains: Verifier | None = None
 
 
 def identity(prepared: PreparedSet, model: str, max_tokens: int, seed: int) -> dict[str, Any]:
@@ -80,7 +82,8 @@ def _unusual(prepared: PreparedSet) -> dict[str, Any]:
     """Fields that most evaluations lack, so that results from before a field existed remain those of its default."""
     found: dict[str, Any] = {"date": prepared.date} if prepared.date else {}
     estimator = prepared.spec.pass_estimator
-    return found | ({} if estimator == "unbiased" else {"pass_estimator": estimator})
+    found |= {} if estimator == "unbiased" else {"pass_estimator": estimator}
+    return found | ({"chain": prepared.spec.chain} if prepared.spec.chain else {})
 
 
 def sample_seed(seed: int, problem: int, sibling: int) -> int:
@@ -105,9 +108,10 @@ def evaluate_set(
     if progress is not None and len(results):
         progress(len(results), len(places), results.right)
     for start in range(0, len(missing), CHUNK):
-        failed = _draw(prepared, answering, results, missing[start : start + CHUNK], progress)
+        graded = _draw(prepared, answering, results, missing[start : start + CHUNK], progress)
         try:
-            refuse_failed_grading(failed, ", ".join(sorted(set(prepared.rules.values()))))
+            refuse_failed_grading([answer for answer, _ in graded], ", ".join(sorted(set(prepared.rules.values()))))
+            refuse_failed_grading([chain for _, chain in graded if chain], str(spec.chain), FIELD)
         except UserError:
             results.discard(FAILURES)
             raise
@@ -121,15 +125,22 @@ def scores_of(prepared: PreparedSet, draws: Sequence[Sequence[Draw]]) -> dict[st
 
     Returns:
         {"set", "title", "origin", "metrics": {"pass@1": {"value", "low", "high"}}, "problems", "problems_expected",
-        "samples", "response_length", "truncated_share", "verdicts"}
+        "samples", "response_length", "truncated_share", "verdicts"}; with a rule for the reasoning also its verdicts on
+        the right responses, "chains", and the metrics cot_pass@k.
     """
     spec = prepared.spec
     flat = [draw for siblings in draws for draw in siblings]
-    correct = [sum(draw.reason == "ok" for draw in siblings) for siblings in draws]
+    right = {
+        "pass": [sum(draw.reason == "ok" for draw in siblings) for siblings in draws],
+        "cot_pass": [sum(draw.chain == "ok" for draw in siblings) for siblings in draws],
+    }
     metrics: Mapping[str, Estimate] = {
-        name: estimate([ESTIMATORS[spec.pass_estimator](spec.samples, right, k) for right in correct])
+        name: estimate(
+            [ESTIMATORS[spec.pass_estimator](spec.samples, count, k) for count in right[name.partition("@")[0]]]
+        )
         for name, k in spec.metrics().items()
     }
+    chains = Counter(draw.chain for draw in flat if draw.chain is not None)
     return {
         "set": spec.name,
         "title": spec.title,
@@ -141,7 +152,7 @@ def scores_of(prepared: PreparedSet, draws: Sequence[Sequence[Draw]]) -> dict[st
         "response_length": sum(draw.length for draw in flat) / len(flat),
         "truncated_share": sum(draw.truncated for draw in flat) / len(flat),
         "verdicts": dict(sorted(Counter(draw.reason for draw in flat).items())),
-    }
+    } | ({"chains": dict(sorted(chains.items()))} if spec.chain else {})
 
 
 def _draw(
@@ -150,31 +161,35 @@ def _draw(
     results: Results,
     places: Sequence[tuple[int, int]],
     progress: DrawProgress | None,
-) -> list[Verdict]:
-    """Draw and grade these samples; returns their verdicts."""
+) -> list[tuple[Verdict, Verdict | None]]:
+    """Draw and grade these samples; returns the verdicts of their answers, and of the reasoning of right ones."""
     spec = prepared.spec
     requests = [
         SampleRequest(prepared.prompts[problem], sample_seed(answering.seed, problem, sibling))
         for problem, sibling in places
     ]
     total = len(prepared.prompts) * spec.samples
-    under_way: deque[tuple[int, Sequence[Rollout], Verdicts]] = deque()
-    verdicts: list[Verdict] = []
+    chains = answering.chains if spec.chain else None
+    under_way: deque[tuple[int, Sequence[Rollout], ChainGrading]] = deque()
+    verdicts: list[tuple[Verdict, Verdict | None]] = []
 
     def settle(wait: bool) -> None:
+        for _, _, grading in under_way:
+            grading.proceed(wait)
         while under_way and (wait or under_way[0][2].done()):
             first, rollouts, grading = under_way.popleft()
             graded = grading.result()
             verdicts.extend(graded)
-            for place, rollout, verdict in zip(places[first:], rollouts, graded, strict=False):
+            for place, rollout, (verdict, chain) in zip(places[first:], rollouts, graded, strict=False):
                 length, truncated = rollout.generated_length, rollout.finish_reason == "length"
-                results.add(*place, Draw(verdict.reason, length, truncated, rollout.response_ids))
+                judged = None if chain is None else chain.reason
+                results.add(*place, Draw(verdict.reason, length, truncated, rollout.response_ids, judged))
             if progress is not None:
                 progress(len(results), total, results.right)
 
     def finished(first: int, rollouts: Sequence[Rollout]) -> None:
         items = [_item(rollout, answering.decode) for rollout in rollouts]
-        under_way.append((first, rollouts, answering.verifier.submit(items)))
+        under_way.append((first, rollouts, ChainGrading(items, answering.verifier, chains)))
         settle(wait=False)
 
     sampling = Sampling(answering.max_tokens, spec.temperature, spec.top_p, answering.stop_token_ids, answering.stop)

@@ -3,6 +3,7 @@
 FOLDER/
     NAME.part.jsonl   during the evaluation: one line per graded sample, after a first line with the settings
     NAME.jsonl        at the end: one line per problem {id, answer, correct, verdicts, lengths, responses}
+                      and chains, the verdicts on the reasoning of right responses
     NAME.json         the scores with their intervals and settings
 """
 
@@ -32,6 +33,7 @@ class Draw:
     length: int  # tokens
     truncated: bool  # reached the token limit
     response_ids: Ids | None  # None if responses are not kept
+    chain: VerdictReason | None = None  # of its reasoning; None: nobody asked
 
 
 class Results:
@@ -74,6 +76,8 @@ class Results:
         """Store one graded sample."""
         assert (problem, sibling) not in self._draws, "a sample is drawn once"
         line = {"at": [problem, sibling], "reason": draw.reason, "length": draw.length, "truncated": draw.truncated}
+        if draw.chain is not None:
+            line["chain"] = draw.chain
         if self._keep_responses:
             line["ids"] = list(draw.response_ids or ())
         else:
@@ -83,12 +87,16 @@ class Results:
         self._take(problem, sibling, draw)
 
     def discard(self, reasons: Collection[str]) -> None:
-        """Forget the samples with these verdicts, so that a later call draws and grades them again."""
+        """Forget the samples with these verdicts, of answer or reasoning, so that a later call draws them again."""
         lines = self._part.read_text().splitlines(keepends=True)
-        write_whole(
-            self._part, "".join(lines[:1] + [one for one in lines[1:] if json.loads(one)["reason"] not in reasons])
-        )
-        self._draws = {place: draw for place, draw in self._draws.items() if draw.reason not in reasons}
+
+        def stays(reason: str, chain: str | None) -> bool:
+            return not {reason, chain} & {*reasons}
+
+        told = [(text, json.loads(text)) for text in lines[1:]]
+        kept = [text for text, line in told if stays(line["reason"], line.get("chain"))]
+        write_whole(self._part, "".join(lines[:1] + kept))
+        self._draws = {place: draw for place, draw in self._draws.items() if stays(draw.reason, draw.chain)}
 
     def draws(self, problems: int, samples: int) -> list[list[Draw]]:
         """Return all samples by problem, once all have been drawn."""
@@ -96,7 +104,7 @@ class Results:
 
     def finish(self, prompts: Sequence[Prompt], samples: int, scores: Mapping[str, Any]) -> dict[str, Any]:
         """Write the two final files atomically; return the content of the scores file."""
-        lines = []
+        lines, judged = [], any(draw.chain is not None for draw in self._draws.values())
         for prompt, draws in zip(prompts, self.draws(len(prompts), samples), strict=True):
             line: dict[str, Any] = {
                 "id": prompt.id,
@@ -105,6 +113,8 @@ class Results:
                 "verdicts": [draw.reason for draw in draws],
                 "lengths": [draw.length for draw in draws],
             }
+            if judged:
+                line["chains"] = [draw.chain for draw in draws]
             if self._keep_responses:
                 line["responses"] = [list(draw.response_ids or ()) for draw in draws]
             lines.append(json.dumps(line) + "\n")
@@ -143,7 +153,7 @@ class Results:
                 line = json.loads(text)
                 ids = tuple(line["ids"]) if "ids" in line else None
                 problem, sibling = line["at"]
-                draw = Draw(line["reason"], line["length"], line["truncated"], ids)
+                draw = Draw(line["reason"], line["length"], line["truncated"], ids, line.get("chain"))
             except (ValueError, KeyError, TypeError):
                 continue  # what a disk made of a line; its sample is drawn again
             if (problem, sibling) not in self:  # two commands at once draw the same samples

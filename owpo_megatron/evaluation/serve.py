@@ -18,6 +18,7 @@ from owpo_megatron.engine.answers import UNKNOWN_VERSION
 from owpo_megatron.engine.command import server_raw
 from owpo_megatron.environments import EnvironmentBuilder, EpisodeVerifier
 from owpo_megatron.errors import UserError
+from owpo_megatron.evaluation.chains import chain_verifier
 from owpo_megatron.evaluation.draw import Answering, DrawProgress, evaluate_set, identity
 from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.results import Results
@@ -90,11 +91,13 @@ def evaluate_weights(
                 fleet.on_restart()
         verifier: Verifier = make_verifier(config.verifier, (), rules)
         stack.callback(verifier.close)
+        if (chains := chain_verifier(config.verifier, sets)) is not None:
+            stack.callback(chains.close)
         stop = tuple(config.rollout.stop)
         engine: RolloutEngine = fleet
         if episodes is not None:
             engine, verifier = episodes.over(fleet), EpisodeVerifier(verifier)
-        answering = Answering(engine, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, seed, stop)
+        answering = Answering(engine, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, seed, stop, chains)
         return [evaluate_set(one, answering, kept, progress(one)) for one, kept in zip(sets, results, strict=True)]
 
 

@@ -41,11 +41,14 @@ class EvalSet:
     problems: int | None = None  # expected number of problems
     instruction: Instruction = "boxed"  # chat template: added to a problem that has none
     pass_estimator: Estimator = "unbiased"
+    chain: str | None = None  # rule that judges the reasoning of right responses, for cot_pass@k
     confidential: bool = False  # its authors forbid storing its text: results contain hashes and verdicts only
 
     def metrics(self) -> dict[str, int]:
-        """Return the metrics and their k, e.g. {"pass@1": 1, "pass@16": 16}."""
-        return {f"pass@{k}": k for k in self.pass_at}
+        """Return the metrics and their k, e.g. {"pass@1": 1, "pass@16": 16}; each with `cot_pass@k` where a rule judges
+        the reasoning."""
+        kinds = ("pass", "cot_pass") if self.chain else ("pass",)
+        return {f"{kind}@{k}": k for k in self.pass_at for kind in kinds}
 
 
 def _maths(name: str, title: str, problems: int, files: tuple[str, ...], hub: str | None) -> EvalSet:
@@ -90,7 +93,7 @@ def resolve(wanted: SetConfig, common: EvalConfig | None = None) -> EvalSet:
     """Return the set that a configuration names, with the fields that it overrides.
 
     Args:
-        common: the section whose `instruction` and `pass_estimator` hold where the set has none of its own.
+        common: the section whose `instruction`, `pass_estimator` and `chain` hold where the set has none of its own.
 
     Raises:
         UserError: the name is unknown and has no source, or Pass@k needs more samples than are drawn.
@@ -101,7 +104,7 @@ def resolve(wanted: SetConfig, common: EvalConfig | None = None) -> EvalSet:
         raise UserError("evaluation set", wanted.name, remedy)
     base = known or EvalSet(wanted.name, wanted.name)
     if common is not None:
-        base = replace(base, instruction=common.instruction, pass_estimator=common.pass_estimator)
+        base = replace(base, instruction=common.instruction, pass_estimator=common.pass_estimator, chain=common.chain)
     fields = wanted.model_dump(exclude={"name", "pass_at"}, exclude_none=True)
     samples = fields.get("samples", base.samples)
     pass_at = tuple(wanted.pass_at or [k for k in base.pass_at if k <= samples])
@@ -134,6 +137,7 @@ def sets_of_run(wants: EvalConfig, rule: str) -> list[EvalSet]:
             limit=wants.limit,
             instruction="none",
             pass_estimator=wants.pass_estimator,
+            chain=wants.chain,
         )
     ]
 

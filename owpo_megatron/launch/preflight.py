@@ -39,7 +39,7 @@ from owpo_megatron.verifiers.rules import find_rule
 try:
     find_rule(sys.argv[1])
 except UserError as error:
-    sys.exit(error.remedy)
+    sys.exit(error.remedy if error.field == "verifier.rule" else str(error))
 """
 
 
@@ -108,13 +108,18 @@ def _context(config: Config) -> None:
 
 
 def _rules(config: Config) -> None:
-    """Import `python:` rules as a rank will, from the working folder; a process of its own keeps this one small."""
-    rules = [config.verifier.rule, *(one.rule for one in config.eval.sets if one.rule)]
-    for rule in dict.fromkeys(rule for rule in rules if rule.startswith(PREFIX) and not is_carried(rule)):
+    """Find rules of the user's own as a rank will, in the working folder; a process of its own keeps this one small."""
+    fields = {"verifier.rule": config.verifier.rule, "verifier.audit": config.verifier.audit}
+    fields["eval.chain"] = config.eval.chain
+    for one in config.eval.sets:
+        fields |= {f"eval.sets.{one.name}.rule": one.rule, f"eval.sets.{one.name}.chain": one.chain}
+    for field, rule in fields.items():
+        if rule is None or is_carried(rule) or not rule.startswith((PREFIX, "judge:", "ensemble:")):
+            continue
         done = subprocess.run([sys.executable, "-c", _FIND_RULE, rule], capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["its import ended the process"]
-            raise UserError("verifier.rule", rule, lines[-1])
+            raise UserError(field, rule, lines[-1])
 
 
 def _megatron(config: Config) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from owpo_megatron import __version__
+from owpo_megatron.report.scores import metric_title
 from owpo_megatron.report.table import rows
 from owpo_megatron.run.layout import RunFolder, step_name
 from owpo_megatron.run.metrics_reader import RunMetrics
@@ -70,7 +71,7 @@ def _table(scores: list[dict[str, Any]]) -> str:
         for metric, value in one["metrics"].items():
             interval = f"{100 * value['low']:.1f} - {100 * value['high']:.1f} %"
             size = f"{one['problems']} x {one['samples']}"
-            shown = metric.replace("pass@", "Pass@")
+            shown = metric_title(metric)
             lines.append(f"| {one['title']} | {shown} | {100 * value['value']:.1f} % | {interval} | {size} |")
     return "\n".join(lines)
 
@@ -81,7 +82,7 @@ def _result(one: dict[str, Any]) -> dict[str, Any]:
         "task": {"type": "text-generation"},
         "dataset": {"name": str(one["title"]), "type": str(one["set"])},
         "metrics": [
-            {"type": metric, "name": metric.replace("pass@", "Pass@"), "value": round(100 * value["value"], 2)}
+            {"type": metric, "name": metric_title(metric), "value": round(100 * value["value"], 2)}
             for metric, value in one["metrics"].items()
         ],
     }

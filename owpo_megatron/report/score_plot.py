@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from owpo_megatron.report import style
-from owpo_megatron.report.scores import Scored
+from owpo_megatron.report.scores import Scored, metric_title
 
 COLORS = {"best": style.MAIN, "converged": style.WARM}
 
@@ -21,7 +21,7 @@ def write_score_figure(file: Path, scored: Sequence[Scored]) -> Path:
     places = list(dict.fromkeys(one.checkpoint for one in scored))
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         metric = next(iter(next(one.sets[name]["metrics"] for one in scored if name in one.sets)))
-        style.dress(axis, f"{title}, {metric.replace('pass@', 'Pass@')}", xlabel="percent, 95 % interval over problems")
+        style.dress(axis, f"{title}, {metric_title(metric)}", xlabel="percent, 95 % interval over problems")
         axis.grid(True, axis="x", color=style.HAIR, linewidth=0.7)
         axis.grid(False, axis="y")
         for place in places:

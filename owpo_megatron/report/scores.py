@@ -89,11 +89,11 @@ def score_tables(scored: Sequence[Scored]) -> list[ScoreTable]:
     if several:
         if len(checkpoints) > 1:
             first = [(name, metrics[name][0], place) for name in several for place in checkpoints]
-            tables.append(_table(_metric(first[0][1]), scored, titles, first, "checkpoint"))
+            tables.append(_table(metric_title(first[0][1]), scored, titles, first, "checkpoint"))
         for place in checkpoints:
             columns = [(name, metric, place) for name in several for metric in metrics[name]]
             heading = f"{place} checkpoint" if place in ORDER else place
-            metric_names = " and ".join(dict.fromkeys(_metric(metric) for _, metric, _ in columns))
+            metric_names = " and ".join(dict.fromkeys(metric_title(metric) for _, metric, _ in columns))
             tables.append(_table(f"{heading}: {metric_names}".removeprefix(": "), scored, titles, columns, "metric"))
     if single:
         columns = [(name, metrics[name][0], place) for name in single for place in checkpoints]
@@ -135,7 +135,7 @@ def details(scored: Sequence[Scored]) -> Table:
                 table.add_row(
                     " ".join(part for part in (one.model, one.method, one.checkpoint) if part),
                     str(scores["title"]),
-                    _metric(metric),
+                    metric_title(metric),
                     f"{100 * value['value']:.2f}",
                     f"{100 * value['low']:.1f} - {100 * value['high']:.1f}",
                     f"{scores['problems']} x {scores['samples']}",
@@ -175,7 +175,7 @@ def _table(
         if any(value_of(row, column) is not None for column in wanted)
     ]
     wanted = [column for column in wanted if any(value_of(row, column) is not None for row in rows)]
-    headings = [place if second == "checkpoint" else _metric(metric) for _, metric, place in wanted]
+    headings = [place if second == "checkpoint" else metric_title(metric) for _, metric, place in wanted]
     columns = [(titles[name], heading) for (name, _, _), heading in zip(wanted, headings, strict=True)]
     cells = [[value_of(row, column) for column in wanted] for row in rows]
     keys = list(wanted)
@@ -195,5 +195,11 @@ def _mean(parts: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(parts) else None
 
 
-def _metric(name: str) -> str:
-    return name.replace("pass@", "Pass@")
+def metric_title(name: str) -> str:
+    """Name of a metric in tables and figures.
+
+    Example:
+        >>> metric_title("pass@16"), metric_title("cot_pass@1")
+        ('Pass@16', 'CoT-Pass@1')
+    """
+    return name.replace("cot_pass@", "CoT-Pass@").replace("pass@", "Pass@")

@@ -71,8 +71,8 @@ class RunMetrics:
         return list(seen)
 
     def eval_fields(self) -> list[str]:
-        """The scores of the evaluations (`pass@1`, `pass@8`, ...), smallest k first."""
-        names = {name for line in self.evals for name in line["eval"] if name.startswith("pass@")}
+        """The scores of the evaluations (`pass@1`, `pass@8`, ...), smallest k first, then `cot_pass@1`, ..."""
+        names = {name for line in self.evals for name in line["eval"] if "pass@" in name}
         return sorted(names, key=lambda name: (len(name), name))
 
     def eval_intervals(self, field: str) -> dict[int, tuple[float, float]]:

@@ -22,8 +22,8 @@ def write_summary(
     summary: dict[str, Any] = {"name": config.name, "algorithm": config.algorithm.name, "steps": config.optimizer.steps}
     for when, step in (("before", 0), ("after", config.optimizer.steps)):
         for name, value in evals.get(step, {}).items():
-            if name.startswith("pass@"):
-                summary[f"pass_at_{name.removeprefix('pass@')}_{when}"] = value
+            if "pass@" in name:
+                summary[f"{name.replace('@', '_at_')}_{when}"] = value
     summary |= {
         "steps_updated": sum(bool(line.get("updates")) for line in steps),
         "swaps": swaps,

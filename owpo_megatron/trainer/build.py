@@ -14,6 +14,7 @@ from owpo_megatron.conversion import carry_files
 from owpo_megatron.data import load_tokenizer, make_stream
 from owpo_megatron.engine import Fleet
 from owpo_megatron.environments import EnvironmentBuilder, EpisodeEngine, EpisodeVerifier
+from owpo_megatron.evaluation.chains import chain_verifier
 from owpo_megatron.evaluation.draw import Answering
 from owpo_megatron.families import check_context, check_parallel, hf_shapes, read_hf_config
 from owpo_megatron.mcore import cpu
@@ -324,7 +325,9 @@ class _Builder:
         assert self.data.tokenizer and engine and verifier
         rollout, seed, eos_ids = self.config.rollout, self.config.seed, self.data.tokenizer.eos_ids
         limit, stop = rollout.max_response_tokens, tuple(rollout.stop)
-        answering = Answering(engine, verifier, self.data.tokenizer.decode, eos_ids, limit, seed, stop)
+        if (chains := chain_verifier(self.config.verifier, self.data.sets)) is not None:
+            self.stack.callback(chains.close)
+        answering = Answering(engine, verifier, self.data.tokenizer.decode, eos_ids, limit, seed, stop, chains)
         return Evaluator(self.data.sets, answering, self.folder.evaluations, self.progress)
 
     # ------------------------------------------------------------------------------------------ files

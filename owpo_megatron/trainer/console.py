@@ -79,7 +79,7 @@ class RunConsole:
 
     def evaluation(self, step: int, scores: dict[str, Any]) -> None:
         for name, values in scores.get("sets", {"": scores}).items():
-            text = ", ".join(f"{metric} {value:.3f}" for metric, value in values.items() if metric.startswith("pass@"))
+            text = ", ".join(f"{metric} {value:.3f}" for metric, value in values.items() if "pass@" in metric)
             of = f", {name}" if name else ""
             self.say(f"[bold]evaluation at step {step}{of}[/bold]: {text} ({values['problems']} problems)")
 

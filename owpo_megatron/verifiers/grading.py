@@ -13,7 +13,7 @@ FAILURES = ("timeout", "crashed")
 """Reasons that are no judgement of the answer."""
 
 
-def refuse_failed_grading(verdicts: Sequence[Verdict], rule: str) -> None:
+def refuse_failed_grading(verdicts: Sequence[Verdict], rule: str, field: str = "verifier.rule") -> None:
     """Stop where not one answer was graded: masked samples train nothing, and a score of them means nothing.
 
     Raises:
@@ -26,7 +26,7 @@ def refuse_failed_grading(verdicts: Sequence[Verdict], rule: str) -> None:
     remedy = f"no answer could be graded ({counts}){': ' + why if why else ''}; try it with owpo verify --rule {rule}"
     if all(one.reason == "timeout" for one in verdicts):
         remedy += ", or raise verifier.timeout"
-    raise UserError("verifier.rule", rule, remedy)
+    raise UserError(field, rule, remedy)
 
 
 class Grading:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from owpo_megatron.config.file import Section
+from owpo_megatron.config.reward import OWN_PARTS
 from owpo_megatron.errors import UserError
 from owpo_megatron.types import GradingItem, Judgement, VerdictReason
 from owpo_megatron.verifiers.external import HttpRule
@@ -71,6 +72,8 @@ class JudgeConfig(Section):
     def _texts_alone(cls, raw: Any) -> Any:
         if not isinstance(raw, dict) or not raw:
             raise ValueError("give at least one question, as NAME: TEXT")
+        if taken := sorted(set(raw) & set(OWN_PARTS)):
+            raise ValueError(f"rename the question {taken[0]}: every reward has the parts {', '.join(OWN_PARTS)}")
         return {name: {"text": one} if isinstance(one, str) else one for name, one in raw.items()}
 
 

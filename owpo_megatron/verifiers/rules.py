@@ -13,8 +13,9 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.types import GradingItem, Judgement, VerdictReason
 from owpo_megatron.verifiers.code import CodeRule
 from owpo_megatron.verifiers.dapo import grade_dapo, grade_dapo_strict_box
+from owpo_megatron.verifiers.ensemble import EnsembleRule
 from owpo_megatron.verifiers.external import HttpRule, PythonRule
-from owpo_megatron.verifiers.generated_tasks import grade_cipher, grade_countdown
+from owpo_megatron.verifiers.generated_tasks import grade_cipher, grade_countdown, grade_sums
 from owpo_megatron.verifiers.judge import JudgeRule
 from owpo_megatron.verifiers.math_answer import MathRule
 from owpo_megatron.verifiers.one_value import grade_gsm8k, grade_multiple_choice
@@ -29,6 +30,7 @@ TRIVIAL_RULES: dict[str, Rule] = {
     "gsm8k": grade_gsm8k,
     "lookup": grade_cipher,
     "multiple_choice": grade_multiple_choice,
+    "sums": grade_sums,
 }
 HEAVY_RULES: dict[str, Rule] = {
     "math": MathRule(),
@@ -36,11 +38,13 @@ HEAVY_RULES: dict[str, Rule] = {
     "code": CodeRule(),
 }
 RULE_NAMES = (*HEAVY_RULES, *TRIVIAL_RULES)
-TASK_RULES = ("cipher", "countdown", "lookup")  # a domain of this name is the generated task
+TASK_RULES = ("cipher", "countdown", "lookup", "sums")  # a domain of this name is the generated task
 
 
 def find_rule(name: str, proxy: bool = False) -> Rule:
-    """The rule of this name, `judge:FILE`, `python:module:function`, or an http(s) URL. Imports sympy only in workers.
+    """The rule of this name, `judge:FILE`, `ensemble:FILE`, `python:module:function`, or an http(s) URL.
+
+    Imports sympy only in workers.
 
     Args:
         proxy: a URL is reached through the environment's proxy.
@@ -55,13 +59,15 @@ def find_rule(name: str, proxy: bool = False) -> Rule:
     if name.startswith(("http://", "https://")):
         return HttpRule(name, proxy=proxy)
     kind, _, target = name.partition(":")
+    if kind == "ensemble" and target:
+        return EnsembleRule.read(target, proxy)
     if kind == "judge" and target:
         return JudgeRule.read(target, proxy)
     module, _, function = target.rpartition(":")
     if kind == "python" and module and function:
         return PythonRule(module, function).check()
     known = ", ".join(("auto", *RULE_NAMES))
-    remedy = f"use one of {known}, judge:FILE.yaml, python:module:function, or an http(s) URL"
+    remedy = f"use one of {known}, judge:FILE.yaml, ensemble:FILE.yaml, python:module:function, or an http(s) URL"
     raise UserError("verifier.rule", name, remedy)
 
 

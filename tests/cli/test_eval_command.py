@@ -54,6 +54,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--model", "MODEL", "--set", "mine=one.jsonl", "--max-tokens", "250"], "at most 172"),
         (["--model", "MODEL", "--set", "mine=one.jsonl", "engine.tp=0"], "engine.tp = 0: input should be greater"),
         (["-c", "x.yaml", "--sets", "amc"], "-c = x.yaml: takes eval.sets=[...] for the sets"),
+        (["-c", "x.yaml", "--chain", "judge:a.yaml"], "--chain = judge:a.yaml: with -c write eval.chain=RULE"),
+        (["--model", "MODEL", "--set", "mine=one.jsonl", "--chain", "math"], "eval.chain = math: the built-in rules"),
+        (
+            ["--model", "MODEL", "--set", "mine=one.jsonl", "--chain", "judge:a.yaml"],
+            "eval.chain = judge:a.yaml: No such",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_starts(

@@ -105,6 +105,18 @@ def test_a_rule_that_cannot_be_imported_is_found_here(
     assert "my_rewards_here" not in sys.modules
 
 
+@pytest.mark.process
+def test_a_rule_for_reasoning_and_the_files_of_judges_are_found_here(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = mistake(raw, eval={"chain": "python:my_reward:exact"})
+    assert error.field == "eval.chain" and "No module named 'my_reward'" in error.remedy
+    (tmp_path / "judge.yaml").write_text("url: nowhere\n")
+    error = mistake(raw, eval={"sets": [{"name": "mine", "source": "task:cipher", "chain": "judge:judge.yaml"}]})
+    assert error.field == "eval.sets.mine.chain" and "judge.yaml: url = nowhere" in error.remedy
+
+
 def test_recomputation_as_megatron_core_wants_it(raw: dict[str, Any]) -> None:
     half = {"recompute_granularity": "full"}
     assert mistake(raw, megatron=half).field == "megatron.recompute_method"

@@ -10,6 +10,7 @@ from fakes import FakeEngine, FakeVerifier, NoLog, alone, make_batches, make_col
 from tiny import make_config
 
 from owpo_megatron.config import Config
+from owpo_megatron.config.reward import OWN_PARTS
 from owpo_megatron.data import ShuffledStream
 from owpo_megatron.errors import UserError
 from owpo_megatron.methods import catalogue, find_method, make_method
@@ -238,3 +239,8 @@ def test_the_correction_reaches_the_objective() -> None:
     )
     objective = make_method(config.algorithm)
     assert objective == make_method("grpo", tis_cap=2.0)
+
+
+def test_the_parts_that_every_reward_has() -> None:
+    """A rule may not use these names for its own: its number would be replaced."""
+    assert set(RewardRules(max_tokens=10).parts(group((True, 3)))) == set(OWN_PARTS)

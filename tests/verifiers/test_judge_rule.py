@@ -135,6 +135,7 @@ def test_in_the_pool_with_parts(endpoint: Endpoint, tmp_path: Path) -> None:
         ({"url": "ftp://x"}, "url"),
         ({"url": "http://x", "question": {}}, "question"),
         ({"url": "http://x", "questions": {}}, "at least one question"),
+        ({"url": "http://x", "questions": {"length": "Is it short?"}}, "rename the question length: every reward has"),
         ({"url": "http://x", "api_key_env": "NO_SUCH_VARIABLE_HERE"}, "is not set"),
     ],
 )
