@@ -53,25 +53,30 @@ def simulate_clusters(
 
 
 def compare_with_published(config: Config) -> dict[str, Any]:
-    """Fit the constants to one published run, predict the others, and print the errors."""
+    """Fit the constants to one published run, predict the others, and print the errors: of whole runs, and of their
+    first hundred steps."""
     from owpo_megatron.config import hf_folder
     from owpo_megatron.families import read_hf_config
-    from owpo_megatron.plan.published import compare
+    from owpo_megatron.plan.published import PARTS, compare
 
-    machine, rows = compare(config, read_hf_config(hf_folder(config.model.path)))
-    out.print(_published(rows))
-    out.print(
-        f"fitted to the first row: {machine.mfu:.3f} of the peak in passes, {machine.decoding:.3f} of bandwidth and "
-        f"peak while decoding, {machine.fixed:.1f} s of each step for the rest"
-    )
-    constants = {"mfu": machine.mfu, "decoding": machine.decoding, "fixed": machine.fixed}
-    return {
-        "constants": constants,
-        "rows": [
+    model = read_hf_config(hf_folder(config.model.path))
+    written = {}
+    for part in PARTS:
+        fitted, rows = compare(config, model, part)
+        machine, lengths = fitted.machine, fitted.lengths(rows[0].most)
+        out.print(f"[bold]{part} steps[/]")
+        out.print(_published(rows))
+        out.print(
+            f"fitted to the first row: lengths {lengths}, {machine.decoding:.3f} of bandwidth and peak while decoding, "
+            f"{machine.logprobs:.2f} times its FLOPs for a pass for log-probs; {machine.mfu:.2f} of the peak is a guess"
+        )
+        constants = {"lengths": lengths, "decoding": machine.decoding, "logprobs": machine.logprobs, "mfu": machine.mfu}
+        compared = [
             {"published": vars(one.row), "fitted": one.fitted, "error": one.error} | one.simulated.as_dict()
             for one in rows
-        ],
-    }
+        ]
+        written[part] = {"constants": constants, "rows": compared}
+    return written
 
 
 def _table(found: Sequence[Simulated]) -> Table:

@@ -115,6 +115,10 @@ class RolloutConfig(Section):
     reports 34 % more time for it. `false`: on a CPU the products of a batch may round in another order, and seeds are
     kept; on a GPU, where SGLang reads seeds in its deterministic mode alone, they are given up too, and resuming does
     not repeat a run. `auto`: true on a CPU, false on a GPU."""
+    routing_replay: bool = False
+    """For mixtures of experts: the engine returns the experts that it routed each token to, and the policy's passes use
+    these, with its own router's probabilities of them. Reference and teachers choose for themselves. `false`: every
+    pass chooses."""
     replay: Path | None = None
     """Folder of rollouts, saved by a run with `save`, to use instead of an engine; null: generate."""
 

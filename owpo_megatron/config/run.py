@@ -31,6 +31,7 @@ from owpo_megatron.config.reference import (
     check_whole_vocabulary,
 )
 from owpo_megatron.config.reward import RewardConfig
+from owpo_megatron.config.routing import check_routing_replay
 from owpo_megatron.config.sinks import ProfileConfig, SinksConfig
 from owpo_megatron.config.sync import SyncConfig
 from owpo_megatron.config.verifier import VerifierConfig
@@ -239,6 +240,7 @@ class Config(Section):
             raise UserError("rollout.max_staleness", roll.max_staleness, remedy)
         if roll.surplus:
             self._can_cut(plans)
+        check_routing_replay(self, plans)
         for field, value in (
             ("rollout.overlong_tokens", roll.overlong_tokens),
             ("reward.weights", self.reward.weights),

@@ -6,12 +6,22 @@ Legend: L tokens of one response.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from owpo_megatron.engine.parsing import columns
+from owpo_megatron.engine.routed import read_experts
 from owpo_megatron.errors import printable
-from owpo_megatron.types import FinishReason, Rollout, SampleRequest, Sampling, TokenIds, TokenValues
+from owpo_megatron.types import (
+    ExpertShape,
+    FinishReason,
+    Rollout,
+    RoutedExperts,
+    SampleRequest,
+    Sampling,
+    TokenIds,
+    TokenValues,
+)
 
 UNKNOWN_VERSION = -1
 FOREIGN_VERSION = -2  # of weights that another owner pushed
@@ -32,6 +42,7 @@ class Expected:
     version: int | None = None  # of the weights that were pushed
     owner: str = ""  # who pushed them, as `version_name` adds it to their version
     may_be_cut: bool = False  # a sample may have been ended by `EngineClient.cut`, also before its first token
+    experts: ExpertShape | None = None  # of the model; None: nobody asks for experts
 
 
 def read_answers(
@@ -94,7 +105,18 @@ def read_answer(
     fault = _fault(rollout, ids, logps, sampling, expected or Expected())
     if fault is not None:
         raise BadAnswer(f"{fault} to prompt {request.prompt.id}: {shown(answer)}")
-    return rollout
+    if sampling is None or not sampling.experts:
+        return rollout
+    return replace(rollout, experts=_experts(meta, rollout, expected or Expected()))
+
+
+def _experts(meta: Any, rollout: Rollout, expected: Expected) -> RoutedExperts:
+    assert expected.experts is not None, "Fleet.check_experts is called before experts are asked for"
+    tokens = len(rollout.prompt.token_ids) + len(rollout.response_ids) - 1
+    try:
+        return read_experts(meta.get("routed_experts"), tokens, expected.experts)
+    except ValueError as error:
+        raise BadAnswer(f"{error}, to prompt {rollout.prompt.id}") from error
 
 
 def _end_of(ids: TokenIds, sampling: Sampling | None) -> FinishReason:

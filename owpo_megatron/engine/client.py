@@ -17,7 +17,7 @@ from owpo_megatron.engine.generate_body import generate_body
 from owpo_megatron.engine.parsing import parse_answer
 from owpo_megatron.engine.tensor_body import TensorBody
 from owpo_megatron.errors import EngineError
-from owpo_megatron.types import Rollout, SampleRequest, Sampling
+from owpo_megatron.types import ExpertShape, Rollout, SampleRequest, Sampling
 
 # uvicorn closes a connection after 5 s of idleness: drop it earlier, or a request may hit a closing socket.
 KEEPALIVE_SECONDS = 2.0
@@ -63,6 +63,8 @@ class EngineClient:
         """Token ids of samples are below; None: not checked."""
         self.owner = ""
         """Whose weights are expected, as part of their version's name; "": anybody's."""
+        self.experts: ExpertShape | None = None
+        """Of the model, for samples with the experts that they were routed to; None: none are asked for."""
         self._request_timeout = request_timeout
         self._info: dict[str, Any] | None = None
         self._headers = _headers(key)
@@ -104,7 +106,7 @@ class EngineClient:
         """
         answers = self._post("/generate", generate_body(requests, sampling, names), self._request_timeout)
         try:
-            expected = Expected(self.vocab_size, version, self.owner, may_be_cut=names is not None)
+            expected = Expected(self.vocab_size, version, self.owner, names is not None, self.experts)
             return read_answers(answers, requests, sampling, expected)
         except BadAnswer as bad:
             raise EngineWrong(self.url, f"/generate answered {bad}") from bad
@@ -146,6 +148,11 @@ class EngineClient:
         """Quantisation of the server's weights, by SGLang's name."""
         found = self._server_info().get("quantization")
         return None if found is None else str(found)
+
+    @property
+    def returns_experts(self) -> bool:
+        """Whether the server was started with `--enable-return-routed-experts`."""
+        return bool(self._server_info().get("enable_return_routed_experts"))
 
     def server_version(self) -> str:
         """Return SGLang's version."""

@@ -104,6 +104,8 @@ def server_raw(config: Config) -> dict[str, Any]:
     default there, a GPU's server draws without seeds; a CPU's keeps them (`server_variables`).
     """
     raw: dict[str, Any] = {"skip_tokenizer_init": False} if config.rollout.stop else {}
+    if config.rollout.routing_replay:
+        raw["enable_return_routed_experts"] = True
     if config.rollout.deterministic is not True and find_device(config.engine) == "cuda":
         raw["enable_deterministic_inference"] = False
     return raw | config.sglang

@@ -13,8 +13,8 @@ from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine.answers import FOREIGN_VERSION, UNKNOWN_VERSION
 from owpo_megatron.engine.client import EngineClient, EngineGone
 from owpo_megatron.engine.generation import Generation, samples_per_post
-from owpo_megatron.errors import EngineError
-from owpo_megatron.types import Feed, Finished, Progress, Rollout, SampleRequest, Sampling
+from owpo_megatron.errors import EngineError, UserError
+from owpo_megatron.types import ExpertShape, Feed, Finished, Progress, Rollout, SampleRequest, Sampling
 
 T = TypeVar("T")
 
@@ -111,6 +111,19 @@ class Fleet:
         """Take engines whose samples have a token of this id, or a larger one, for broken from now on."""
         for client in (*self.clients, *([] if self.front is None else [self.front])):
             client.vocab_size = vocab_size
+
+    def ask_for_experts(self, shape: ExpertShape) -> None:
+        """From now on samples may be asked for with the experts that they were routed to.
+
+        Raises:
+            UserError: a server does not return them.
+        """
+        for client in self.clients:
+            if not client.returns_experts:
+                remedy = f"the server at {client.url} does not return experts; start it with " \
+                    "--enable-return-routed-experts, or set false"
+                raise UserError("rollout.routing_replay", True, remedy)
+            client.experts = shape
 
     def own_weights(self) -> None:
         """Accept only weights that this fleet pushes from now on: another program may use the same servers."""

@@ -26,6 +26,8 @@ def generate_body(
         "sampling_params": parameters[0] if one else parameters,
         "return_logprob": True,
     }
+    if any((request.sampling or sampling).experts for request in requests):
+        body["return_routed_experts"] = True
     return body if names is None else body | {"rid": names[0] if one else list(names)}
 
 

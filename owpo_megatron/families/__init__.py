@@ -16,6 +16,7 @@ from owpo_megatron.families.mlp import MLP, Activation, Experts, Router, SharedE
 from owpo_megatron.families.model import HFModel, Norms
 from owpo_megatron.families.reading import HFConfig, read_hf_config, supported_family, transformers_config
 from owpo_megatron.families.rope import Rope, Yarn
+from owpo_megatron.families.routing import expert_shape
 from owpo_megatron.families.rules import Part, Rule
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ __all__ = [
     "check_context",
     "check_parallel",
     "check_weights",
+    "expert_shape",
     "float32_tensors",
     "forward_flops",
     "hf_parts",

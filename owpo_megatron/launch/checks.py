@@ -59,11 +59,14 @@ def check_model(job: Job) -> None:
     Raises:
         UserError: they do not, or the model family is not supported.
     """
-    from owpo_megatron.families import check_parallel, read_hf_config
+    from owpo_megatron.families import check_parallel, expert_shape, read_hf_config
 
     path = job.host_path(job.config.model.path)
     if path is not None:
-        check_parallel(read_hf_config(hf_folder(path)), job.config.parallel)
+        model = read_hf_config(hf_folder(path))
+        check_parallel(model, job.config.parallel)
+        if job.config.rollout.routing_replay:
+            expert_shape(model)
 
 
 def _name(job: Job) -> None:

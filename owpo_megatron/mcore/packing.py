@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 
 from owpo_megatron.mcore.context import Context, ContextPart
+from owpo_megatron.mcore.router import RoutedSeqParams
 from owpo_megatron.types import LogpMode, Sample, TokenBatch, tensor_of
 
 NEGLIGIBLE = 0.05
@@ -35,7 +35,7 @@ class Microbatch:
     target_T: torch.Tensor  # [1, T] int64
     mask_T: torch.Tensor  # [1, T] bool, True where the target is a response token that the policy generated
     mask_on_host_T: torch.Tensor  # [T] bool, of the whole pack, to be read without waiting for the device
-    packed_seq_params: PackedSeqParams
+    packed_seq_params: RoutedSeqParams
     part: ContextPart | None = None  # None: this rank has the whole pack
 
     @property
@@ -46,6 +46,10 @@ class Microbatch:
     def own(self, value_T: torch.Tensor) -> torch.Tensor:
         """This rank's rows of a tensor of the whole pack."""
         return value_T if self.part is None else self.part.own(value_T)
+
+    def without_experts(self) -> Microbatch:
+        """The same pack for other weights, whose routers choose for themselves."""
+        return replace(self, packed_seq_params=replace(self.packed_seq_params, expert_TLK=None))
 
     def responses(self, starts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows of this rank's response tokens, [R], and each one's place in a vector of all samples', where
@@ -140,6 +144,7 @@ def build_microbatch(
     token_T = torch.zeros(sum(lengths) + padding, dtype=torch.int64)
     target_T = torch.zeros_like(token_T)
     mask_T = torch.zeros_like(token_T, dtype=torch.bool)
+    expert_TLK = _experts(samples, indices, lengths, padding)
     start = 0
     for index, row, length in zip(indices, rows, lengths, strict=True):
         sample, end = samples[index], start + len(row) - 1
@@ -164,7 +169,7 @@ def build_microbatch(
         target_T=own(target_T)[None].to(device),
         mask_T=own(mask_T)[None].to(device),
         mask_on_host_T=mask_T,
-        packed_seq_params=PackedSeqParams(
+        packed_seq_params=RoutedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=cu_seqlens,
             cu_seqlens_kv=cu_seqlens,
@@ -173,9 +178,32 @@ def build_microbatch(
             # padding belongs to its sequence, where causal attention never sees it; Transformer Engine asks for both
             cu_seqlens_q_padded=None if part is None else cu_seqlens,
             cu_seqlens_kv_padded=None if part is None else cu_seqlens,
+            expert_TLK=None if expert_TLK is None else own(expert_TLK).to(device),
         ),
         part=part,
     )
+
+
+def _experts(
+    samples: Sequence[Sample], indices: Sequence[int], lengths: Sequence[int], padding: int
+) -> torch.Tensor | None:
+    """[T, layers, topk] experts of the pack's tokens; None where its samples have none.
+
+    Padding repeats those of other tokens, so that no expert gets all of it.
+    """
+    known = [samples[index].experts for index in indices]
+    if not any(known):
+        return None
+    rows = [one.tensor() for one in known if one is not None]
+    assert len(rows) == len(known), "a pass replays the experts of all samples, or of none"
+    told_TLK = torch.cat(rows)
+    out_TLK = told_TLK[torch.arange(sum(lengths) + padding) % len(told_TLK)]
+    start = 0
+    for row, length in zip(rows, lengths, strict=True):
+        assert len(row) <= length
+        out_TLK[start : start + len(row)] = row
+        start += length
+    return out_TLK
 
 
 def _ids(sample: Sample) -> torch.Tensor:

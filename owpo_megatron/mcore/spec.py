@@ -67,6 +67,7 @@ _SETTLED: dict[str, Any] = dict(
     moe_token_dispatcher_type="alltoall",  # required by variable_seq_lengths, even for dense models
     batch_p2p_comm=False,  # True gives wrong gradients with pp=2 and vpp=2, without an error
     deallocate_pipeline_outputs=False,
+    moe_enable_routing_replay=False,  # router.py has the place
 )
 
 

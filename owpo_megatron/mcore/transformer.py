@@ -13,12 +13,11 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
 )
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.moe.router import TopKRouter
 
 from owpo_megatron.families import HFModel, padded_vocab_size
 from owpo_megatron.head import Head, VocabShard
 from owpo_megatron.mcore import cpu
-from owpo_megatron.mcore.router import GroupChoice
+from owpo_megatron.mcore.router import let_packs_choose
 from owpo_megatron.mcore.spec import layer_spec
 
 
@@ -81,8 +80,7 @@ def build_chunks(hf: HFModel, config: TransformerConfig, temperature: float) -> 
         )
         if chunk.pre_process and hf.multipliers.embedding != 1.0:
             chunk.embedding.register_forward_hook(lambda module, given, out: out * hf.multipliers.embedding)
-        if hf.experts and hf.experts.router.chooses_groups_itself:
-            for router in (module for module in chunk.modules() if isinstance(module, TopKRouter)):
-                router.router_replay = GroupChoice(hf.experts.router.best)
+        if hf.experts:
+            let_packs_choose(chunk, hf)
         chunks.append(chunk.to(cpu.device()))
     return chunks

@@ -25,6 +25,12 @@ GPUS = {
 }
 
 
+# What an engine's step takes however little it reads and computes; guesses, as no GPU was measured.
+LAUNCHES = 24e-6  # seconds of a layer's dozen of kernels in a CUDA graph
+REDUCTION = 15e-6  # seconds of a small all-reduce among the GPUs of a node; a layer has two
+HOST = 1.5e-3  # seconds of scheduling and sampling between two steps
+
+
 @dataclass(frozen=True)
 class Machine:
     """One kind of node, and the three constants of the model of costs.
@@ -34,7 +40,7 @@ class Machine:
         memory: of one GPU, in bytes.
         mfu: share of a GPU's peak FLOP/s that the trainer's passes reach.
         decoding: share of memory bandwidth, or of the peak where that binds, that an engine reaches.
-        fixed: seconds of a step that nothing here explains (verification, loading weights, waking engines).
+        logprobs: seconds of a pass for log-probs, in those of its FLOPs at the same share of the peak.
     """
 
     gpu: str = "H100"
@@ -42,7 +48,7 @@ class Machine:
     gpus_per_node: int = 8
     mfu: float = 0.35
     decoding: float = 0.6
-    fixed: float = 0.0
+    logprobs: float = 1.0
 
     def __post_init__(self) -> None:
         if self.gpu not in GPUS:

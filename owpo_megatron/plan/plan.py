@@ -9,7 +9,7 @@ import torch
 
 from owpo_megatron.config import Config, hf_folder
 from owpo_megatron.engine.context import check_context_length
-from owpo_megatron.families import HFModel, check_context, check_parallel, read_hf_config
+from owpo_megatron.families import HFModel, check_context, check_parallel, expert_shape, read_hf_config
 from owpo_megatron.launch.job import EnginePlace, Job
 from owpo_megatron.mcore.context import check_context_attention
 from owpo_megatron.mcore.spec import transformer_config
@@ -101,6 +101,8 @@ def make_plan(config: Config, gpu_bytes: int, model: HFModel | None = None, cuda
         model = read_hf_config(hf_folder(config.model.path))
         check_context_length(config)
     check_parallel(model, config.parallel)
+    if config.rollout.routing_replay:
+        expert_shape(model)
     full_length = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     check_context(model, full_length)
     transformer_config(model, config.parallel, getattr(torch, config.model.dtype), config.megatron)

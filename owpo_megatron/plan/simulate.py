@@ -21,11 +21,12 @@ from owpo_megatron.methods import make_method
 from owpo_megatron.plan.lengths import Draw
 from owpo_megatron.plan.machine import Machine
 from owpo_megatron.plan.trainer_cost import Pass, TrainerCost
-from owpo_megatron.plan.virtual_engines import DecodingCost, Generated, generate
+from owpo_megatron.plan.virtual_engines import DecodingCost, Generated, generate, generate_on
 from owpo_megatron.trainer.supply import Supply, staleness
 from owpo_megatron.types import Prompt, Rollout
 
 SETTLING = 2  # steps at the start that the means leave out: nothing was drawn ahead of them
+STREAM = 4  # steps in a row from which a stream's pace is taken
 _PARTS = 1000  # in which a step's tokens are split among the weights that sampled them
 
 
@@ -114,6 +115,7 @@ def simulate(
     steps: int = 6,
     drawn: float = 1.0,
     old_pass: bool | None = None,
+    streams: bool = False,
 ) -> Simulated:
     """Simulate steps of a run.
 
@@ -121,6 +123,7 @@ def simulate(
         bound: `rollout.max_staleness`.
         drawn: groups generated for one kept.
         old_pass: whether the trainer computes the old policy's log-probs; None: as the method needs them.
+        streams: engines do not wait for a step's longest responses, which go on beside the next step's.
 
     Raises:
         UserError: the GPUs cannot hold the layout.
@@ -134,10 +137,17 @@ def simulate(
     if old_pass is None:
         old_pass = bool(bound) or (method.needs_old and config.optimizer.updates_per_step > 1)
     reference = 1.0 if method.needs_reference != "none" else 0.0
+    assert bound or not streams, "engines that take turns with the trainer end a step"
+
+    def drawn_in(step: int) -> list[tuple[int, int]]:
+        rng = random.Random(f"{config.seed} {step}")
+        return [draw_lengths(rng) for _ in range(round(count * drawn))]
 
     def draw(step: int) -> tuple[list[tuple[int, int]], Generated]:
-        rng = random.Random(f"{config.seed} {step}")
-        lengths = [draw_lengths(rng) for _ in range(round(count * drawn))]
+        lengths = drawn_in(step)
+        if streams:
+            several = [lengths, *(drawn_in(step + more) for more in range(1, STREAM))]
+            return lengths, generate_on(several, engines, decoding, config.engine.concurrency)
         return lengths, generate(lengths, engines, decoding, config.engine.concurrency)
 
     supply: Supply[tuple[list[tuple[int, int]], Generated]] = Supply(
@@ -155,13 +165,13 @@ def simulate(
         phases = {"rollout": now - start}
         tokens = [prompt + response for prompt, response in lengths[:count]]
         passes = {
-            "old_logp": trainer.forward(tokens) if old_pass else Pass(),
-            "reference": trainer.forward(tokens, reference) if reference else Pass(),
+            "old_logp": trainer.forward(tokens, machine.logprobs) if old_pass else Pass(),
+            "reference": trainer.forward(tokens, machine.logprobs * reference) if reference else Pass(),
             "update": _updates(trainer, tokens, config.optimizer.updates_per_step),
         }
         phases |= {name: one.seconds for name, one in passes.items()}
-        phases |= {"sync": trainer.push_seconds, "fixed": machine.fixed}
-        now += sum(one.seconds for one in passes.values()) + machine.fixed
+        phases |= {"sync": trainer.push_seconds}
+        now += sum(one.seconds for one in passes.values())
         clock.push(now, trainer.push_seconds)
         now += trainer.push_seconds
         busy = sum(one.busy for one in passes.values())

@@ -147,9 +147,9 @@ def mlp_elements(model: HFModel, tp: int, cuda: bool, etp: int) -> int:
     ffn, experts = 3 if cuda else 5, model.experts
     if experts is None:
         return ffn * model.mlp.split_sizes[0] // tp
-    # every chosen expert gets a copy of the token, and its answer is kept for the router's gradient; the ranks that
-    # share the expert all have both
-    chosen = experts.router.chosen * (ffn * experts.ffn_size // tp + 2 * model.hidden_size * etp // tp)
+    # every chosen expert keeps a copy of the token, which the ranks that share the expert all have; not its answer:
+    # the router's probability is multiplied with what goes into the last projection
+    chosen = experts.router.chosen * (ffn * experts.ffn_size // tp + model.hidden_size * etp // tp)
     shared = ffn * experts.shared.ffn_size // tp + model.hidden_size if experts.shared else 0
     return chosen + shared
 

@@ -14,7 +14,7 @@ from owpo_megatron.config import Config
 from owpo_megatron.engine.generation import Post, Posts, first_shares, samples_per_post
 from owpo_megatron.families import HFModel, forward_flops
 from owpo_megatron.plan.engine import engine_memory
-from owpo_megatron.plan.machine import Machine
+from owpo_megatron.plan.machine import HOST, LAUNCHES, REDUCTION, Machine
 from owpo_megatron.types import Sampling
 
 
@@ -29,6 +29,7 @@ class DecodingCost:
         attention: FLOPs per token of context, on a GPU.
         bandwidth, peak: of a GPU, what is reached of them.
         tokens: that the cache holds.
+        latency: seconds of a step besides: launches, reductions among the GPUs, scheduling.
     """
 
     weights: float
@@ -38,6 +39,7 @@ class DecodingCost:
     bandwidth: float
     peak: float
     tokens: int
+    latency: float = 0.0
 
     @classmethod
     def of(cls, config: Config, model: HFModel, machine: Machine) -> DecodingCost:
@@ -52,15 +54,17 @@ class DecodingCost:
             machine.rates.memory * machine.decoding,
             machine.peak * machine.decoding,
             memory.tokens,
+            HOST + model.num_layers * (LAUNCHES + (2 * REDUCTION if tp > 1 else 0.0)),
         )
 
     def step(self, batch: int, context: float) -> float:
         """Seconds of one token of each of `batch` sequences, which have `context` tokens together.
 
-        Memory and arithmetic overlap: the slower of reading weights and cache, and computing.
+        Memory and arithmetic overlap: the slower of reading weights and cache, and computing. With few sequences the
+        latency is most of it, which is what the longest response alone costs.
         """
         reading = (self.weights + context * self.token) / self.bandwidth
-        return max(reading, (batch * self.flops + context * self.attention) / self.peak)
+        return self.latency + max(reading, (batch * self.flops + context * self.attention) / self.peak)
 
     def prefill(self, tokens: int) -> float:
         return tokens * (self.flops + tokens * self.attention / 2) / self.peak
@@ -157,3 +161,19 @@ def generate(lengths: Sequence[tuple[int, int]], engines: int, cost: DecodingCos
         if (end := all_engines[engine].next_end()) is not None:
             heapq.heappush(due, (end, engine))
     return Generated(max(ends), sum(one.busy for one in all_engines) / engines, tuple(ends))
+
+
+def generate_on(
+    lengths: Sequence[Sequence[tuple[int, int]]], engines: int, cost: DecodingCost, concurrency: int
+) -> Generated:
+    """Generate a step of a stream: engines go on with the next steps' samples while the longest ones end, which no step
+    waits for (`rollout.surplus`).
+
+    Args:
+        lengths: of several steps; the first is what the stream has begun with.
+    """
+    first = generate(lengths[0], engines, cost, concurrency)
+    whole = generate([one for step in lengths for one in step], engines, cost, concurrency)
+    more = len(lengths) - 1
+    seconds, busy = (whole.seconds - first.seconds) / more, (whole.busy - first.busy) / more
+    return Generated(max(seconds, busy), busy, whole.ends)

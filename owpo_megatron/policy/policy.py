@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,9 @@ class MegatronPolicy:
         for chunk in self._chunks:
             chunk.eval()
         with self.slots.showing_teacher():
-            return forward_teacher(self._chunks, microbatches)
+            bare = [one.without_experts() for one in microbatches]
+            found = forward_teacher(self._chunks, bare)
+        return {id(one): found[id(other)] for one, other in zip(microbatches, bare, strict=True) if id(other) in found}
 
     def _settle_head(self, microbatches: list[Microbatch]) -> None:
         """Before the first pass in FP8: one look at its error on these tokens, and all ranks go on alike."""
@@ -303,6 +306,11 @@ class MegatronPolicy:
             for sums in self.topology.all_gather(own)
         ]
         return {name: value.tolist() for name, value in _added(gathered).items()}
+
+
+def choosing_themselves(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples without an engine's experts, for passes of other weights than those that it had."""
+    return [sample if sample.experts is None else replace(sample, experts=None) for sample in samples]
 
 
 def _end_the_run(cause: str) -> None:

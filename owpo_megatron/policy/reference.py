@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from owpo_megatron.errors import RunError, UserError
-from owpo_megatron.policy.policy import MegatronPolicy
+from owpo_megatron.policy.policy import MegatronPolicy, choosing_themselves
 from owpo_megatron.types import Candidate, LogpMode, ReferenceReason, ReferenceVersion, Sample
 
 
@@ -68,7 +68,7 @@ class SlotReference:
 
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         with self._policy.slots.showing_reference():
-            return self._policy.logprobs(samples)
+            return self._policy.logprobs(choosing_themselves(samples))
 
     def identity(self) -> str:
         """The hash of all ranks' weights, from now on in `version`, too; "" where no reference is kept. Collective."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from owpo_megatron.policy.policy import MegatronPolicy
+from owpo_megatron.policy.policy import MegatronPolicy, choosing_themselves
 from owpo_megatron.types import LogpMode, Sample
 
 
@@ -34,7 +34,7 @@ class SlotTeacher:
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """Compute Policy.logprobs with the teacher's weights, the same kernels and the rollout temperature."""
         with self._policy.slots.showing(self._name):
-            return self._policy.logprobs(samples)
+            return self._policy.logprobs(choosing_themselves(samples))
 
     def identity(self) -> str:
         """Hash of the weights, by name and full tensor: the same in every parallel layout. Worked out once."""

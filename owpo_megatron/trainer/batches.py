@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from owpo_megatron.config import AlgorithmConfig
+from owpo_megatron.errors import RunError
 from owpo_megatron.methods import Method, StepView, num_active, top_active, turns_of
 from owpo_megatron.methods.prepare import prepared_in_minibatch
 from owpo_megatron.trainer.rewards import RewardRules
@@ -33,6 +34,7 @@ class BatchBuilder:
         record: called with (step, groups, their samples with all log-probs) on the rank that has it.
         decode: token ids to text, for methods with `needs_text`.
         steps: length of the run, for `StepView.progress`; None: unknown.
+        replays_routing: every sample must have its engine's experts (`rollout.routing_replay`).
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class BatchBuilder:
         record: Callable[[int, Sequence[Group], Sequence[Sample]], None] | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
         steps: int | None = None,
+        replays_routing: bool = False,
     ):
         self._algorithm = config
         self._group_size = group_size
@@ -60,6 +63,7 @@ class BatchBuilder:
         self._record = record
         self._decode = decode
         self._steps = steps
+        self._replays_routing = replays_routing
         self._memory: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,6 +84,8 @@ class BatchBuilder:
         version, method = self._reference.version, self._method
         log.add(stage=self._stages.stage(step), n_active=self.num_active(step))
         log.add(ref_id=version.ref_id, ref_step=version.source_step)
+        if self._replays_routing:
+            check_experts(groups)
         bare = self._split(_bare(groups))
         entropies: list[torch.Tensor] = []
         some_keep = any(sample.keeps_old for samples in bare for sample in samples)
@@ -288,10 +294,26 @@ def _bare(groups: Sequence[Group]) -> list[Sample]:
             group=index,
             origin=rollout.origin,
             loss_mask=rollout.loss_mask,
+            experts=rollout.experts,
         )
         for index, group in enumerate(groups)
         for rollout in group.rollouts
     ]
+
+
+def check_experts(groups: Sequence[Group]) -> None:
+    """Raise RunError where a response has no experts of an engine, or those of another prompt than it is trained with."""
+    for group in groups:
+        for rollout in group.rollouts:
+            prompt = rollout.trained_ids or rollout.prompt.token_ids
+            tokens = len(prompt) + len(rollout.response_ids) - 1
+            if rollout.experts is None or rollout.experts.tokens != tokens:
+                found = "no experts" if rollout.experts is None else f"experts of {rollout.experts.tokens} tokens"
+                raise RunError(
+                    f"rollout.routing_replay: a response (origin {rollout.origin}) to prompt {rollout.prompt.id} has "
+                    f"{found}, and {tokens} tokens are trained on; only what the run's own engine drew as a whole has "
+                    "them, neither stored nor recorded rollouts: set it to false"
+                )
 
 
 def _with_reference(samples: list[Sample], reference: Reference, wanted_all: bool) -> list[Sample]:

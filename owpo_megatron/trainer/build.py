@@ -16,7 +16,7 @@ from owpo_megatron.engine import Fleet
 from owpo_megatron.environments import EnvironmentBuilder, EpisodeEngine, EpisodeVerifier
 from owpo_megatron.evaluation.chains import chain_verifier
 from owpo_megatron.evaluation.draw import Answering
-from owpo_megatron.families import check_context, check_parallel, hf_shapes, read_hf_config
+from owpo_megatron.families import check_context, check_parallel, expert_shape, hf_shapes, read_hf_config
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.topology import Topology, close_topology, init_topology
 from owpo_megatron.methods import Method, check_coupling, make_method
@@ -106,6 +106,8 @@ class _Builder:
         self.hf = read_hf_config(self.model_files)
         check_parallel(self.hf, config.parallel)
         check_context(self.hf, config.data.max_prompt_tokens + config.rollout.max_response_tokens)
+        if config.rollout.routing_replay:
+            expert_shape(self.hf)
         self.topology: Topology = init_topology(
             config.parallel, config.seed, longest_limit(config.checks, config.engine)
         )
@@ -187,6 +189,7 @@ class _Builder:
             self.recorder.trained if self.recorder else None,
             decode=load_tokenizer(self.model_files).decode if method.needs_text else None,
             steps=config.optimizer.steps,
+            replays_routing=config.rollout.routing_replay,
         )
         evaluator = self._evaluator(engine, verifier)
         stop = StopSignal(topology.any, self.stop_file if self.is_main else None)

@@ -12,7 +12,7 @@ from owpo_megatron.config import Config
 from owpo_megatron.engine import Fleet, RecordedEngine, start_fleet
 from owpo_megatron.engine.command import server_variables
 from owpo_megatron.engine.warm import WarmEngine, take_warm_engine, warm_folder
-from owpo_megatron.families import EngineLayout, HFModel
+from owpo_megatron.families import EngineLayout, HFModel, expert_shape
 from owpo_megatron.policy import MegatronPolicy
 from owpo_megatron.run.layout import RunFolder
 from owpo_megatron.sync import make_sync, run_arguments
@@ -100,6 +100,8 @@ class EngineBuilder:
         fleet.notify = self._say
         fleet.own_weights()
         fleet.check_tokens(self._hf.vocab_size)
+        if config.rollout.routing_replay:
+            fleet.ask_for_experts(expert_shape(self._hf))
         self._stack.callback(fleet.close)
         return fleet
 

@@ -124,6 +124,7 @@ class RolloutCollector:
             config.temperature,
             stop_token_ids=stop_token_ids,
             stop=tuple(config.stop),
+            experts=config.routing_replay,
         )
 
         self._supply: Supply[Drawn] | None = None

@@ -7,6 +7,7 @@ Shape suffixes used throughout the project:
 Data are frozen dataclasses; seams are protocols of a few methods whose docstring is the contract.
 """
 
+from owpo_megatron.types.experts import ExpertShape, RoutedExperts
 from owpo_megatron.types.rollouts import (
     Ended,
     Episode,
@@ -63,6 +64,7 @@ __all__ = [
     "CuttingEngine",
     "Ended",
     "Episode",
+    "ExpertShape",
     "Feed",
     "FinishReason",
     "Finished",
@@ -85,6 +87,7 @@ __all__ = [
     "ReferenceVersion",
     "Rollout",
     "RolloutEngine",
+    "RoutedExperts",
     "Sample",
     "SampleRequest",
     "Sampling",

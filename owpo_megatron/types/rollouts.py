@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from owpo_megatron.types.experts import RoutedExperts
 from owpo_megatron.types.tokens import Ids, Values
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -50,6 +51,7 @@ class Sampling:
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()  # texts that end a response and are part of it
+    experts: bool = False  # each response has the experts that it was routed to
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Rollout:
     trained_ids: tuple[int, ...] | None = None  # prompt tokens to train with; None: those of `prompt`
     versions: tuple[tuple[int, int], ...] = ()  # (weight version, tokens that it sampled), in order; (): one for all
     episode: Episode | None = None  # None: one turn without an environment
+    experts: RoutedExperts | None = None  # that the engine chose for prompt and response; None: not asked for
 
     @property
     def loss_mask(self) -> tuple[bool, ...] | None:

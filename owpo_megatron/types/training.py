@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from owpo_megatron.types.experts import RoutedExperts
 from owpo_megatron.types.rollouts import Origin
 from owpo_megatron.types.tokens import Ids, Values
 
@@ -69,6 +70,7 @@ class Sample:
     origin: Origin = "policy"
     keeps_old: bool = False  # behaviour_logp are its old log-probs: a pass of the policy does not replace them
     loss_mask: tuple[bool, ...] | None = None  # [L], True: the policy generated the token; None: all of them
+    experts: RoutedExperts | None = None  # that its tokens go to, in passes of the policy; None: its routers choose
 
     def __post_init__(self) -> None:
         assert self.loss_mask is None or len(self.loss_mask) == len(self.response_ids), "loss_mask has one per token"
