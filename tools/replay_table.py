@@ -61,7 +61,9 @@ def main() -> None:
         for trainer, engine in CASES:
             row = row_of(hf, Path(folder), trainer, engine, given.responses, given.tokens)
             rows.append(row)
-            print("| " + " | ".join(f"{one:.2g}" if isinstance(one, float) else str(one) for one in row.values()) + " |")
+            print(
+                "| " + " | ".join(f"{one:.2g}" if isinstance(one, float) else str(one) for one in row.values()) + " |"
+            )
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))
 

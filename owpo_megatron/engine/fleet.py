@@ -120,8 +120,10 @@ class Fleet:
         """
         for client in self.clients:
             if not client.returns_experts:
-                remedy = f"the server at {client.url} does not return experts; start it with " \
+                remedy = (
+                    f"the server at {client.url} does not return experts; start it with "
                     "--enable-return-routed-experts, or set false"
+                )
                 raise UserError("rollout.routing_replay", True, remedy)
             client.experts = shape
 

@@ -110,9 +110,7 @@ def simulate_row(config: Config, model: HFModel, fitted: Fitted, row: Row) -> Si
     most = config.rollout.max_response_tokens
     draw, bound = lengths_of(fitted.lengths(most), most), 0 if row.shared else 1
     old = row.old_logp is not None
-    return simulate(
-        config, model, fitted.machine, cluster, draw, bound, steps=3, old_pass=old, streams=not row.shared
-    )
+    return simulate(config, model, fitted.machine, cluster, draw, bound, steps=3, old_pass=old, streams=not row.shared)
 
 
 def fit(config: Config, model: HFModel, row: Row) -> Fitted:

@@ -302,7 +302,7 @@ def _bare(groups: Sequence[Group]) -> list[Sample]:
 
 
 def check_experts(groups: Sequence[Group]) -> None:
-    """Raise RunError where a response has no experts of an engine, or those of another prompt than it is trained with."""
+    """Raise RunError where a response has no experts of an engine, or those of a prompt that it is not trained with."""
     for group in groups:
         for rollout in group.rollouts:
             prompt = rollout.trained_ids or rollout.prompt.token_ids

@@ -57,7 +57,11 @@ class RoutedExperts:
 
         dtype = torch.uint8 if self._numbers.typecode == "B" else torch.int16
         shape = (self.tokens, self.layers, self.chosen)
-        return torch.frombuffer(self._numbers, dtype=dtype).view(shape) if self._numbers else torch.empty(shape, dtype=dtype)
+        return (
+            torch.frombuffer(self._numbers, dtype=dtype).view(shape)
+            if self._numbers
+            else torch.empty(shape, dtype=dtype)
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RoutedExperts):

@@ -145,7 +145,7 @@ def test_a_pack_carries_experts_row_by_row() -> None:
     ]
     pack = build_microbatch(samples, [1, 0], 4, torch.device("cpu"))
     told = pack.packed_seq_params.expert_TLK
-    assert told is not None and told[:, 0, 0].tolist() == [2, 0, 1, 3, 1, 1, 3, 1]
+    assert told is not None and told[:, 0, 0].tolist() == [2, 0, 1, 3, 1, 2, 0, 1]
     assert pack.without_experts().packed_seq_params.expert_TLK is None
     bare = build_microbatch(choosing_themselves(samples), [1, 0], 4, torch.device("cpu"))
     assert bare.packed_seq_params.expert_TLK is None

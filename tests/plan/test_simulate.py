@@ -242,7 +242,6 @@ def test_a_stream_does_not_wait_for_the_longest() -> None:
     assert stream.seconds == pytest.approx(9.0, abs=1.0) and stream.busy <= stream.seconds
 
 
-
 def test_the_published_sizes(folder: Path) -> None:
     config = as_published(sized(folder))
     assert (config.rollout.prompts_per_step, config.rollout.group_size, config.optimizer.updates_per_step) == (
