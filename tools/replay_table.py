@@ -2,8 +2,7 @@
 
     python tools/replay_table.py [--responses N] [--tokens L] [--json FILE]
 
-A real SGLang server and the trainer have the same weights: a random mixture of 8 layers, 32 experts, 4 chosen, about
-4 million parameters. Responses are drawn by the engine with the experts that it chose, and their log-probs computed by
+A real SGLang server and the trainer have the same weights: a random mixture of 6 layers, 16 experts, 4 chosen. Responses are drawn by the engine with the experts that it chose, and their log-probs computed by
 the trainer, whose routers choose for themselves ("own"), or take the engine's experts ("replayed"). The trainer is in
 float32 or bfloat16; the engine in float32 or bfloat16, too. Flips are the share of (token, layer) in which the
 trainer's own routers choose another set of experts.
@@ -38,8 +37,8 @@ from owpo_megatron.sync import make_sync  # noqa: E402
 from owpo_megatron.types import Prompt, Rollout, Sample, SampleRequest, Sampling  # noqa: E402
 
 MODEL: dict[str, Any] = {
-    "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 32, "num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 64,
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 32,
     "norm_topk_prob": True, "max_position_embeddings": 1024, "eos_token_id": 2,
 }  # fmt: skip
 CASES = (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))  # of trainer and engine
@@ -47,8 +46,8 @@ CASES = (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--responses", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--responses", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     given = parser.parse_args()
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533", "RANK": "0", "WORLD_SIZE": "1"}.items():
@@ -72,7 +71,7 @@ def row_of(hf: Path, folder: Path, trainer: str, engine: str, responses: int, to
     """One line of the table."""
     config = make_config(hf, model={"dtype": trainer}, optimizer={"tokens_per_microbatch": 4096})
     policy = build_policy(config)
-    server = EngineConfig(device="cpu", max_restarts=0)
+    server = EngineConfig(device="cpu", max_restarts=0, request_timeout=3000)
     assert find_python(server).exists()
     raw = {"load_format": "dummy", "enable_return_routed_experts": True}
     with start_fleet(server, hf, engine, raw, folder / f"logs-{trainer}-{engine}") as fleet:

@@ -37,13 +37,18 @@ def simulate_clusters(
     spec = lengths or LENGTHS
     draw = lengths_of(spec, config.rollout.max_response_tokens)
     drawn = Assumptions().groups_drawn if config.rollout.keeps_mixed_groups(make_method(config.algorithm)) else 1.0
+    streams = config.rollout.surplus > 0
     found = []
     for count in nodes:
         gpus = count * per_node
         half = gpus // 2
         found.append(simulate(config, model, machine, Cluster(gpus, gpus, True), draw, 0, drawn=drawn))
         bound = max(1, config.rollout.max_staleness)
-        found.append(simulate(config, model, machine, Cluster(gpus - half, half, False), draw, bound, drawn=drawn))
+        found.append(
+            simulate(
+                config, model, machine, Cluster(gpus - half, half, False), draw, bound, drawn=drawn, streams=streams
+            )
+        )
     out.print(_table(found))
     out.print(
         f"lengths {spec}; {gpu}: {machine.mfu:.0%} of the peak in passes, {machine.decoding:.0%} of the bandwidth "

@@ -24,6 +24,8 @@ from owpo_megatron.plan.simulate import Cluster, Simulated, simulate
 
 Part = Literal["all", "first 100"]
 PARTS: tuple[Part, ...] = ("all", "first 100")
+MFU = 0.5
+"""Assumed, as the FLOPs of an H20 are few for its bandwidth; the fit of lengths takes it as given."""
 AT_THE_LIMIT = 3.17
 """Assumed: standard deviations of log length from the median to the limit, which one response in 1,300 reaches."""
 
@@ -116,7 +118,7 @@ def simulate_row(config: Config, model: HFModel, fitted: Fitted, row: Row) -> Si
 def fit(config: Config, model: HFModel, row: Row) -> Fitted:
     """The three constants with which this row's generation, log-probs and update come out."""
     assert row.old_logp is not None
-    fitted = Fitted(600.0, Machine("H20", memory=96 * 10**9, decoding=0.3))
+    fitted = Fitted(600.0, Machine("H20", memory=96 * 10**9, mfu=MFU, decoding=0.3))
     for _ in range(8):
         found, machine = simulate_row(config, model, fitted, row), fitted.machine
         decoding = machine.decoding * found.generation_seconds / row.generation

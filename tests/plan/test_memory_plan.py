@@ -29,6 +29,13 @@ from owpo_megatron.types import Sample
 
 GIB = 2**30
 QWEN3_8B = SHAPES["qwen3-8b-base"]
+QWEN3_30B_A3B = {
+    "model_type": "qwen3_moe", "hidden_act": "silu", "head_dim": 128, "hidden_size": 2048, "intermediate_size": 6144,
+    "moe_intermediate_size": 768, "max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 48,
+    "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True,
+    "rms_norm_eps": 1e-6, "rope_theta": 1000000, "tie_word_embeddings": False, "vocab_size": 151936,
+    "decoder_sparse_step": 1, "mlp_only_layers": [],
+}  # fmt: skip
 WIDE = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2}
 RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
@@ -125,7 +132,9 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-@pytest.mark.parametrize(("name", "recompute"), [("qwen3", False), ("qwen2 tied", False), ("qwen3", True)])
+@pytest.mark.parametrize(
+    ("name", "recompute"), [("qwen3", False), ("qwen2 tied", False), ("qwen3_moe", False), ("qwen3", True)]
+)
 def test_activations_of_a_real_forward(models: dict[str, Path], topology: Any, name: str, recompute: bool) -> None:
     """Memory that autograd keeps after the forward of one microbatch, without parameters; the plan is within 10 %."""
     config = make_config(
@@ -199,6 +208,25 @@ def test_qwen3_8b_on_a_node_by_hand(qwen3_8b: Path) -> None:
     assert plan.engine.cache == int(0.3 * 80 * GIB) - 2 * 8_190_735_360 and plan.engine.token == 147_456
     assert plan.engine.tokens == plan.engine.cache // 147_456
     assert plan.used == plan.trainer_total + plan.engine.static
+
+
+@pytest.mark.parametrize(("parallel", "elements", "statistics", "copies", "kept"), [
+    # norms 4 * 2048; q k v 5120, their norms and rope 2 * 4608, the result 4096; eight experts 3 * 768 + 2048 each
+    ({"dp": 8, "ep": 8}, 8192 + 18_432 + 8 * 4352, 4 * (32 + 2), 4 * (4096 + 512), 103.20),
+    # a quarter of it, but for the experts' copies of a token, which all ranks that share an expert have whole
+    ({"tp": 4, "sp": True, "dp": 8, "ep": 8}, 2048 + 4608 + 8 * (576 + 2048), 4 * (8 + 2), 4 * (1024 + 128), 42.32),
+])  # fmt: skip
+def test_a_mixture_by_hand(
+    tmp_path: Path, parallel: dict[str, Any], elements: int, statistics: int, copies: int, kept: float
+) -> None:
+    """Qwen3-30B-A3B, 16,384 tokens. With the padded `copies` of local attention the plan is at most 5 % above the GiB
+    that tools/dry_layers.py counts with fused kernels (docs/kernel.md)."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_30B_A3B))
+    lengths = {"data": {"source": "task:cipher", "max_prompt_tokens": 64}, "rollout": {"max_response_tokens": 64}}
+    config = large(tmp_path, parallel=parallel, optimizer={"tokens_per_microbatch": 16384}, **lengths)
+    planned = activation_bytes(config, read_hf_config(tmp_path), cuda=True)
+    assert planned == 16384 * (48 * (2 * elements + statistics) + 4 * 2048 * 2)
+    assert 1 <= (planned + 16384 * 48 * copies) / (kept * GIB) < 1.05
 
 
 def test_what_lowers_the_need(qwen3_8b: Path) -> None:

@@ -23,7 +23,7 @@ from owpo_megatron.errors import RunError, UserError
 from owpo_megatron.families import HFModel, read_hf_config
 from owpo_megatron.plan.lengths import lengths_of
 from owpo_megatron.plan.machine import Machine
-from owpo_megatron.plan.published import ROWS, Fitted, Row, as_published, fit, simulate_row
+from owpo_megatron.plan.published import MFU, ROWS, Fitted, Row, as_published, fit, simulate_row
 from owpo_megatron.plan.simulate import Clock, Cluster, Simulated, simulate
 from owpo_megatron.plan.trainer_cost import TrainerCost
 from owpo_megatron.plan.virtual_engines import DecodingCost, VirtualEngine, generate, generate_on
@@ -204,7 +204,7 @@ def test_more_gpus_are_faster_and_idle_more(folder: Path, model: HFModel) -> Non
 
 def test_a_fit_finds_the_constants(folder: Path, model: HFModel) -> None:
     """Fitted to a step that was simulated with known constants, whatever they are."""
-    known = Fitted(400.0, Machine("H20", memory=96 * 10**9, decoding=0.2, logprobs=1.5))
+    known = Fitted(400.0, Machine("H20", memory=96 * 10**9, mfu=MFU, decoding=0.2, logprobs=1.5))
     made = simulate_row(sized(folder), model, known, Row(True, 8, 0.0, 0.0, 0.0, 0.0))
     row = Row(True, 8, made.seconds["total"], made.generation_seconds, made.seconds["old_logp"], made.seconds["update"])
     found = fit(sized(folder), model, row)
