@@ -2,10 +2,10 @@
 
     python tools/replay_table.py [--responses N] [--tokens L] [--json FILE]
 
-A real SGLang server and the trainer have the same weights: a random mixture of 6 layers, 16 experts, 4 chosen. Responses are drawn by the engine with the experts that it chose, and their log-probs computed by
-the trainer, whose routers choose for themselves ("own"), or take the engine's experts ("replayed"). The trainer is in
-float32 or bfloat16; the engine in float32 or bfloat16, too. Flips are the share of (token, layer) in which the
-trainer's own routers choose another set of experts.
+A real SGLang server and the trainer have the same weights: a random mixture of 6 layers, 16 experts, 4 chosen. Responses
+are drawn by the engine with the experts that it chose, and their log-probs computed by the trainer, whose routers choose
+for themselves ("own"), or take the engine's experts ("replayed"). Trainer and engine are in float32 or bfloat16. Flips
+are the share of (token, layer) in which the trainer's own routers choose another set of experts.
 """
 
 from __future__ import annotations
