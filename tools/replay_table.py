@@ -2,10 +2,10 @@
 
     python tools/replay_table.py [--responses N] [--tokens L] [--json FILE]
 
-A real SGLang server and the trainer have the same weights: a random mixture of 6 layers, 16 experts, 4 chosen. Responses
-are drawn by the engine with the experts that it chose, and their log-probs computed by the trainer, whose routers choose
-for themselves ("own"), or take the engine's experts ("replayed"). Trainer and engine are in float32 or bfloat16. Flips
-are the share of (token, layer) in which the trainer's own routers choose another set of experts.
+A real SGLang server and the trainer have the same weights: a random mixture of 6 layers, 16 experts, 4 chosen. The
+engine draws responses and returns the experts that it chose. The trainer computes their log-probs with the choice of
+its own routers ("own"), or with the engine's ("replayed"). Trainer and engine are in float32 or bfloat16. Flips are the
+share of (token, layer) in which the trainer's own routers choose another set of experts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from owpo_megatron.config import EngineConfig, SyncConfig  # noqa: E402
 from owpo_megatron.engine import start_fleet  # noqa: E402
 from owpo_megatron.engine.command import find_python  # noqa: E402
 from owpo_megatron.families import EngineLayout, expert_shape  # noqa: E402
-from owpo_megatron.mcore.router import ToldChoice  # noqa: E402
+from owpo_megatron.mcore.router import GivenChoice  # noqa: E402
 from owpo_megatron.policy.policy import choosing_themselves  # noqa: E402
 from owpo_megatron.sync import make_sync  # noqa: E402
 from owpo_megatron.types import Prompt, Rollout, Sample, SampleRequest, Sampling  # noqa: E402
@@ -102,18 +102,18 @@ def _sample(rollout: Rollout) -> Sample:
 def noted() -> Iterator[list[torch.Tensor]]:
     """The experts that routers choose meanwhile, [T, topk] for each layer of each pack."""
     found: list[torch.Tensor] = []
-    original = ToldChoice.get_replay_topk
+    original = GivenChoice.get_replay_topk
 
-    def choose(self: ToldChoice, *args: Any, **kwargs: Any) -> Any:
+    def choose(self: GivenChoice, *args: Any, **kwargs: Any) -> Any:
         scores, index_TK = original(self, *args, **kwargs)
         found.append(index_TK)
         return scores, index_TK
 
-    ToldChoice.get_replay_topk = choose  # type: ignore[method-assign]
+    GivenChoice.get_replay_topk = choose  # type: ignore[method-assign]
     try:
         yield found
     finally:
-        ToldChoice.get_replay_topk = original  # type: ignore[method-assign]
+        GivenChoice.get_replay_topk = original  # type: ignore[method-assign]
 
 
 def flips(chosen: list[torch.Tensor], samples: list[Sample]) -> float:

@@ -113,7 +113,7 @@ class Fleet:
             client.vocab_size = vocab_size
 
     def ask_for_experts(self, shape: ExpertShape) -> None:
-        """From now on samples may be asked for with the experts that they were routed to.
+        """Let samples be asked for with the experts that they were routed to, from now on.
 
         Raises:
             UserError: a server does not return them.

@@ -19,7 +19,7 @@ def read_experts(told: Any, tokens: int, shape: ExpertShape) -> RoutedExperts:
         tokens: that the engine read: prompt and response without its last token.
 
     Raises:
-        ValueError: what was told is not that, with the reason.
+        ValueError: the answer has something else, with the reason.
     """
     import numpy
 

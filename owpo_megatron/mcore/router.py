@@ -64,7 +64,7 @@ class RoutedSeqParams(PackedSeqParams):
     """[T / cp, layers with experts, topk] on the device; with sequence parallelism a rank reads its own rows of it."""
 
 
-class ToldChoice:
+class GivenChoice:
     """Takes the experts that the pack under way brings along, with this router's scores of them.
 
     Args:
@@ -81,7 +81,7 @@ class ToldChoice:
         self._expert_TK, self._over = expert_TK, False
 
     def end(self) -> None:
-        """The layer's forward pass is over, and with it what the router was told."""
+        """The layer's forward pass is over, and with it what was given to the router."""
         self._over = self._expert_TK is not None
         self._expert_TK = None
 
@@ -121,12 +121,12 @@ def let_packs_choose(model: torch.nn.Module, hf: HFModel) -> None:
     for layer in (module for module in model.modules() if isinstance(module, TransformerLayer)):
         if not isinstance(layer.mlp, MoELayer):
             continue
-        choice = ToldChoice(GroupChoice(router.best) if router.chooses_groups_itself else None)
+        choice = GivenChoice(GroupChoice(router.best) if router.chooses_groups_itself else None)
         layer.mlp.router.router_replay = choice
         _tell(layer, choice, place_of[layer.layer_number - 1])
 
 
-def _tell(layer: TransformerLayer, choice: ToldChoice, place: int) -> None:
+def _tell(layer: TransformerLayer, choice: GivenChoice, place: int) -> None:
     def before(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
         expert_TLK = getattr(kwargs.get("packed_seq_params"), "expert_TLK", None)
         choice.begin(None if expert_TLK is None else own_rows(expert_TLK[:, place], layer.config.sequence_parallel))

@@ -110,7 +110,7 @@ REQUESTS = [SampleRequest(Prompt(f"p/{i}", (5, 9, 40 + i, 17), "", ""), seed=900
 @pytest.mark.extra
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
 def test_an_engine_returns_what_it_computed_with(family: str, engine_python: Path, tmp_path: Path) -> None:
-    """With the engine's experts the trainer has the engine's log-probs, cached prompts included; with
+    """Replaying its experts gives the engine's log-probs, cached prompts included; with
     others it has not."""
     hf = make_hf_model(tmp_path / "hf", family, **(CASES.get(family, [{}])[0] | {"eos_token_id": 2}))
     policy = build_policy(make_config(hf))

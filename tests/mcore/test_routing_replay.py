@@ -22,7 +22,7 @@ from tiny import build_policy, make_config, make_hf_model, random_samples
 from owpo_megatron.errors import RunError, UserError
 from owpo_megatron.families import expert_shape, read_hf_config
 from owpo_megatron.mcore.packing import build_microbatch
-from owpo_megatron.mcore.router import ToldChoice
+from owpo_megatron.mcore.router import GivenChoice
 from owpo_megatron.methods import make_method
 from owpo_megatron.policy.policy import choosing_themselves
 from owpo_megatron.types import RoutedExperts, Sample
@@ -40,7 +40,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(HF folder, file with the results of an oracle whose routers are told their experts)."""
+    """(HF folder, file with the results of an oracle whose routers are given their experts)."""
     root = tmp_path_factory.mktemp("replay")
     model = make_hf_model(root / "hf", "qwen3_moe", norm_topk_prob=True)
     current: list[Sample] = []
@@ -111,16 +111,16 @@ def test_replaying_the_routers_own_choice_changes_no_bit(
     shape = shapes[2] if family in ("glm4_moe", "deepseek_v2") else shapes[0]  # with groups
     policy = build_policy(make_config(make_hf_model(tmp_path / "hf", family, **shape)))
     found: list[torch.Tensor] = []
-    original = ToldChoice.get_replay_topk
+    original = GivenChoice.get_replay_topk
 
-    def noting(self: ToldChoice, *args: Any, **kwargs: Any) -> Any:
+    def noting(self: GivenChoice, *args: Any, **kwargs: Any) -> Any:
         scores, index_TK = original(self, *args, **kwargs)
         found.append(index_TK)
         return scores, index_TK
 
     (sample,) = random_samples(3, count=1, vocab_size=90)
     with monkeypatch.context() as patch:
-        patch.setattr(ToldChoice, "get_replay_topk", noting)
+        patch.setattr(GivenChoice, "get_replay_topk", noting)
         (logp,) = policy.logprobs([sample])
     layout = expert_shape(policy.hf)
     assert len(found) == len(layout.layers)
@@ -156,7 +156,7 @@ def experts(numbers: list[int]) -> RoutedExperts:
 
 
 def test_a_router_apart_from_its_layer_is_refused() -> None:
-    choice = ToldChoice()
+    choice = GivenChoice()
     choice.begin(torch.tensor([[1], [0]], dtype=torch.uint8))
     scores, index = choice.get_replay_topk(torch.tensor([[0.1, 0.9], [0.7, 0.3]]), 1)
     assert scores.tolist() == [[pytest.approx(0.9)], [pytest.approx(0.7)]] and index.tolist() == [[1], [0]]
