@@ -1,4 +1,4 @@
-"""What `rollout.routing_replay` does not go with."""
+"""Refuse what `rollout.routing_replay` does not go with."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class EngineClient:
         self.owner = ""
         """Whose weights are expected, as part of their version's name; "": anybody's."""
         self.experts: ExpertShape | None = None
-        """Of the model, for samples with the experts that they were routed to; None: none are asked for."""
+        """Mixtures of the model, for samples with the experts that they were routed to; None: none are asked for."""
         self._request_timeout = request_timeout
         self._info: dict[str, Any] | None = None
         self._headers = _headers(key)
