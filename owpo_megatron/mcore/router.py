@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -129,18 +128,15 @@ def let_packs_choose(model: torch.nn.Module, hf: HFModel) -> None:
 def _tell(layer: TransformerLayer, choice: GivenChoice, place: int) -> None:
     def before(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
         expert_TLK = getattr(kwargs.get("packed_seq_params"), "expert_TLK", None)
-        choice.begin(None if expert_TLK is None else own_rows(expert_TLK[:, place], layer.config.sequence_parallel))
+        choice.begin(None if expert_TLK is None else own_rows(expert_TLK[:, place]))
+
+    def own_rows(expert_TK: torch.Tensor) -> torch.Tensor:
+        """All of the pack, or with sequence parallelism this tensor-parallel rank's chunk."""
+        ranks = layer.mlp.router.tp_group
+        return expert_TK.chunk(ranks.size())[ranks.rank()] if layer.config.sequence_parallel else expert_TK
 
     def after(*_: Any) -> None:
         choice.end()
 
     layer.register_forward_pre_hook(before, with_kwargs=True)
     layer.register_forward_hook(after)
-
-
-def own_rows(value_T: torch.Tensor, sequence_parallel: bool) -> torch.Tensor:
-    """The rows of a pack that this tensor-parallel rank's layers see: all, or with sequence parallelism its chunk."""
-    if not sequence_parallel:
-        return value_T
-    ranks = parallel_state.get_tensor_model_parallel_world_size()
-    return value_T.chunk(ranks)[parallel_state.get_tensor_model_parallel_rank()]
