@@ -65,7 +65,7 @@ def compare_with_published(config: Config) -> dict[str, Any]:
     from owpo_megatron.plan.published import PARTS, compare
 
     model = read_hf_config(hf_folder(config.model.path))
-    written = {}
+    written: dict[str, Any] = {}
     for part in PARTS:
         fitted, rows = compare(config, model, part)
         machine, lengths = fitted.machine, fitted.lengths(rows[0].most)
