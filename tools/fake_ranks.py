@@ -1,7 +1,8 @@
 """Every collective of a step on hundreds of ranks, one rank at a time in one process, without their memory.
 
 Ranks join torch's fake process group, parameters and activations are on the meta device, and the product's own code
-builds the topology, computes log-probs, makes an update and exports the weights. `Recorder` notes each operation with
+builds the topology, computes log-probs, makes an update, gathers the weights on rank 0, as an export does, and where
+they are, as a push does. `Recorder` notes each operation with
 its bytes and the members of its group. `differences` compares ranks of a group: all of them must do the same
 operations in the same order, and what one sends another receives. A rank that leaves one out is a run that hangs.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections import deque
 from typing import Any
 from unittest import mock
 
@@ -89,11 +91,13 @@ def record(
             policy.logprobs(samples)
             recorder.phase = "update"
             policy.update(samples, make_method(config.algorithm))
-        recorder.phase = "weights"
+        recorder.phase = "export"
         memory = _memory(policy)
         with contextlib.suppress(StopExport):
-            for _ in policy.named_weights():
-                pass
+            deque(policy.named_weights(), maxlen=0)
+            recorder.phase = "weights"
+            for part in policy.weight_parts():
+                deque(part, maxlen=0)
         place = {
             "tp": topology.tp_rank, "cp": topology.context.rank, "pp": topology.pp_rank, "dp": topology.dp_rank,
             "ep": topology.ep_rank,

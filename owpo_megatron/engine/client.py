@@ -5,45 +5,25 @@ Legend: L tokens of one response.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
-
-from owpo_megatron.engine.answers import BadAnswer, Expected, read_answers, shown, version_name, version_of
+from owpo_megatron.engine.answers import BadAnswer, Expected, read_answers, version_name, version_of
+from owpo_megatron.engine.connection import CONTROL_SECONDS, Connection, EngineGone, EngineWrong
 from owpo_megatron.engine.generate_body import generate_body
-from owpo_megatron.engine.parsing import parse_answer
 from owpo_megatron.engine.tensor_body import TensorBody
 from owpo_megatron.errors import EngineError
 from owpo_megatron.types import ExpertShape, Rollout, SampleRequest, Sampling
 
-# uvicorn closes a connection after 5 s of idleness: drop it earlier, or a request may hit a closing socket.
-KEEPALIVE_SECONDS = 2.0
-CONTROL_SECONDS = 120.0
 MIRROR_SECONDS = 1800.0  # all weights of a large model, through a slow file system
-BUSY = (429, 503)
-BACK_OFF = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a busy server is asked again
+# The cache is flushed once, before an update, while the engine is paused.
+NO_FLUSH = {"flush_cache": False}
 
 
-class EngineGone(EngineError):
-    """The engine at `url` does not answer: it died, hangs or is unreachable. It needs a restart before a retry."""
-
-    def __init__(self, url: str, what: str):
-        super().__init__(f"engine {url}{what}")
-        self.url = url
-
-
-class EngineWrong(EngineGone):
-    """The engine at `url` answers, but not what it was asked for. It is treated as lost: restart, weights, retry."""
-
-
-class EngineClient:
+class EngineClient(Connection):
     """Client of one server. Thread-safe.
 
-    Every method raises EngineGone when the server is dead or silent, and EngineError with the server's message when it
-    refuses.
+    Every method raises as Connection does.
 
     Args:
         url: http://host:port of the server.
@@ -52,7 +32,7 @@ class EngineClient:
     """
 
     def __init__(self, url: str, request_timeout: float = 600.0, key: str | None = None):
-        self.url = url.rstrip("/")
+        super().__init__(url, key)
         self.incarnation = 0
         """Incremented by every `connect`: a process group created with an earlier incarnation is void."""
         self.shares_memory = False
@@ -67,25 +47,13 @@ class EngineClient:
         """Mixtures of the model, for samples with the experts that they were routed to; None: none are asked for."""
         self._request_timeout = request_timeout
         self._info: dict[str, Any] | None = None
-        self._headers = _headers(key)
-        # Ignore proxy variables: engines are on this machine or in this cluster.
-        self._http = httpx.Client(
-            timeout=httpx.Timeout(CONTROL_SECONDS, connect=10.0, pool=None),
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS),
-            trust_env=False,
-        )
 
     def connect(self, url: str, key: str | None = None, mirror: str | None = None) -> None:
         """Switch to another process after a restart of the engine. Arguments left out keep their values."""
-        self.url = url.rstrip("/")
+        self._lead_to(url, key)
         self.mirror = mirror or self.mirror
-        if key is not None:
-            self._headers = _headers(key)
         self.incarnation += 1
         self._info = None
-
-    def close(self) -> None:
-        self._http.close()
 
     # ------------------------------------------------------------------------------------------ samples
     def generate(
@@ -198,6 +166,10 @@ class EngineClient:
             "/update_weight_version", {"new_version": version_name(version, self.owner), "abort_all_requests": False}
         )
 
+    def mark(self, name: str) -> None:
+        """Name the loaded weights so that they have no version, but can be told from any other server's."""
+        self._post("/update_weight_version", {"new_version": f"-1-{name}", "abort_all_requests": False})
+
     def update_from_tensor(self, payloads: Sequence[bytes]) -> None:
         """Load pickled (name, full tensor) pairs, one pickle per tensor-parallel rank."""
         self._request("POST", "/update_weights_from_tensor", TensorBody(payloads), CONTROL_SECONDS)
@@ -235,71 +207,3 @@ class EngineClient:
 
     def leave_group(self, group_name: str) -> None:
         self._post("/destroy_weights_update_group", {"group_name": group_name})
-
-    # ------------------------------------------------------------------------------------------ transport
-    def _field(self, path: str, answer: Any, name: str) -> Any:
-        if not isinstance(answer, dict) or name not in answer:
-            raise EngineWrong(self.url, f"{path} answered without {name}: {shown(answer)}")
-        return answer[name]
-
-    def _post(self, path: str, body: dict[str, Any], timeout: float = CONTROL_SECONDS) -> Any:
-        return self._request("POST", path, body, timeout)
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        body: dict[str, Any] | TensorBody | None,
-        timeout: float,
-        mirror: str | None = None,
-    ) -> Any:
-        url, headers = self.url, self._headers
-        what = path if mirror is None else f"'s mirror {mirror}{path}"  # for messages, follows the engine's url
-        if isinstance(body, TensorBody):
-            headers = headers | {"content-length": str(len(body))}
-        content = json.dumps(body) if isinstance(body, dict) else body
-        limits = httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None)
-
-        def send() -> httpx.Response:
-            return self._http.request(method, (mirror or url) + path, content=content, headers=headers, timeout=limits)
-
-        try:
-            response = send()
-            for pause in BACK_OFF if method == "POST" else ():
-                if response.status_code not in BUSY:
-                    break
-                time.sleep(pause)
-                response = send()
-        except httpx.TimeoutException as error:
-            raise EngineGone(url, f"{what} did not answer within {timeout:g} s") from error
-        except httpx.TransportError as error:
-            raise EngineGone(url, f"{what} is not reachable: {error or type(error).__name__}") from error
-        if response.status_code >= 500 or response.status_code in BUSY:
-            raise EngineGone(url, f"{what} failed with {response.status_code}: {_message(response)}")
-        if response.status_code >= 400:
-            raise EngineError(f"engine {url}{what} refused with {response.status_code}: {_message(response)}")
-        try:
-            return parse_answer(response.content)
-        except ValueError:
-            return {"message": response.text}
-
-
-# The cache is flushed once, before an update, while the engine is paused.
-NO_FLUSH = {"flush_cache": False}
-
-
-def _headers(key: str | None) -> dict[str, str]:
-    return {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-
-
-def _message(response: httpx.Response) -> str:
-    """Extract the server's error message from any of the formats it uses."""
-    try:
-        content = response.json()
-    except ValueError:
-        return response.text[:500].strip() or "no message"
-    if isinstance(content, dict):
-        content = content.get("error", content.get("message", content))
-    if isinstance(content, dict):
-        content = content.get("message", content)
-    return str(content)[:500]

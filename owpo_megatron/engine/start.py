@@ -12,7 +12,8 @@ from typing import Any
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine.client import EngineClient
 from owpo_megatron.engine.command import find_device
-from owpo_megatron.engine.fleet import Fleet, UrlEngine
+from owpo_megatron.engine.fleet import Fleet
+from owpo_megatron.engine.members import UrlEngine
 from owpo_megatron.engine.rendezvous import announced_engines
 from owpo_megatron.engine.server import Server
 from owpo_megatron.errors import EngineError, UserError

@@ -80,6 +80,16 @@ class Topology:
         dist.all_gather_object(boxes, value, group=self.control_group)
         return boxes
 
+    def send(self, value: Any, to: int) -> None:
+        """Give a Python object to another global rank, which must `receive` it."""
+        dist.send_object_list([value], dst=to, group=self.control_group)
+
+    def receive(self, source: int) -> Any:
+        """Return the Python object that a global rank sent to this one. Raises RuntimeError where that rank ended."""
+        box: list[Any] = [None]
+        dist.recv_object_list(box, src=source, group=self.control_group)
+        return box[0]
+
     def any(self, flag: bool) -> bool:
         """Return on every rank whether the flag is set on any."""
         return any(self.all_gather(flag))

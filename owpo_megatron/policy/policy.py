@@ -15,7 +15,7 @@ import torch
 
 from owpo_megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, ReferenceConfig
 from owpo_megatron.errors import RunError
-from owpo_megatron.families import HFModel, forward_flops, stacked, to_hf
+from owpo_megatron.families import HFModel, forward_flops
 from owpo_megatron.head import HeadLoss, TeacherRows, settled_mode
 from owpo_megatron.mcore import checkpoint, cpu, fusions
 from owpo_megatron.mcore.fp8_training import pack_multiple
@@ -47,9 +47,10 @@ from owpo_megatron.mcore.spec import fusions_of, transformer_config, uses_transf
 from owpo_megatron.mcore.state_writer import StateWriter
 from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.mcore.transformer import build_chunks
-from owpo_megatron.mcore.weights import gathered_weights, load_model_weights
+from owpo_megatron.mcore.weights import load_model_weights
 from owpo_megatron.methods import Method
 from owpo_megatron.methods.statistic import Statistic
+from owpo_megatron.policy.leaving import LeavingWeights
 from owpo_megatron.types import LogpMode, Sample, TokenBatch
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class MegatronPolicy:
             self._pad_to = math.lcm(self._pad_to, topology.context.multiple)
         chunks = build_chunks(hf, megatron_config, temperature)
         self._chunks = wrap_ddp(chunks, megatron_config, parallel.overlap)
+        self._leaving = LeavingWeights(hf, self._chunks, topology)
         self._has_weights = False
         own_reference = reference.path if reference else None
         self.load_weights(own_reference or model.path)
@@ -203,16 +205,16 @@ class MegatronPolicy:
 
     def shown_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The same of whichever slot is shown."""
-        yield from stacked(self.hf.num_experts, self._single_weights())
+        yield from self._leaving.whole()
 
-    def _single_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The same with every expert's tensors for themselves."""
-        seen: set[str] = set()
-        for name, shards in gathered_weights(self._chunks, self.topology):
-            for hf_name, tensor in to_hf(self.hf, name, shards):
-                if hf_name not in seen:  # a tied embedding comes from the first and from the last stage
-                    seen.add(hf_name)
-                    yield hf_name, tensor
+    def weight_senders(self) -> list[int]:
+        """The global rank that has each part of `weight_parts`; `[0]` where all are in one."""
+        return self._leaving.senders
+
+    def weight_parts(self) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+        """For each part (HF name, full tensor) on its sender; other ranks exhaust an empty iterator."""
+        assert self.slots.shows_policy, "engines must never get the reference's weights"
+        yield from self._leaving.parts()
 
     def restart_optimizer(self) -> None:
         """Masters from the present parameters, no moments, and a learning rate that warms up again."""

@@ -18,12 +18,12 @@ from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, 
 from owpo_megatron.engine.bound_store import BoundStore
 from owpo_megatron.errors import EngineError
 from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, on_device
-from owpo_megatron.sync.push import WeightEngine, on_all
+from owpo_megatron.sync.push import UpdateRequests, WeightEngine, on_all
 
 TIMEOUT = timedelta(seconds=300)
 
 
-class DistributedTransport:
+class DistributedTransport(UpdateRequests):
     """POST /update_weights_from_distributed, and a broadcast of the bucket as contiguous bytes.
 
     The group is created at the first push, and again after an engine was restarted. It is independent of the trainer's
@@ -45,11 +45,9 @@ class DistributedTransport:
         self._name = ""
 
     @contextmanager
-    def session(self, engines: Sequence[WeightEngine], version: int) -> Iterator[Callable[[Bucket], None]]:
-        on_all(engines, lambda engine: engine.begin_update())
+    def sending(self, engines: Sequence[WeightEngine]) -> Iterator[Callable[[Bucket], None]]:
         with self._outbox.open(lambda staged: self._broadcast(engines, staged)) as delivery:
             yield delivery.put
-        on_all(engines, lambda engine: engine.end_update())
 
     def _broadcast(self, engines: Sequence[WeightEngine], staged: Staged) -> None:
         members = [(engine.url, engine.incarnation) for engine in engines]

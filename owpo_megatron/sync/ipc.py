@@ -24,32 +24,31 @@ import torch
 from torch.multiprocessing import reductions
 
 from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, on_device
-from owpo_megatron.sync.push import WeightEngine, on_all
+from owpo_megatron.sync.push import UpdateRequests, WeightEngine, on_all
 
 _DEVICE = 6  # position of the device index among the arguments of rebuild_cuda_tensor
 
 
-class IpcTransport:
+class IpcTransport(UpdateRequests):
     """POST /update_weights_from_tensor with handles to a bucket on the trainer's GPU; for engines on the same node."""
 
     max_bucket_bytes: int | None = None
+    one_machine = True
 
     def __init__(self) -> None:
         self._outbox = Outbox(on_device)
 
     @contextmanager
-    def session(self, engines: Sequence[WeightEngine], version: int) -> Iterator[Callable[[Bucket], None]]:
+    def sending(self, engines: Sequence[WeightEngine]) -> Iterator[Callable[[Bucket], None]]:
         def deliver(staged: Staged) -> None:
             assert staged.flat.is_cuda, "IPC handles need CUDA memory; check_sync refuses this transport elsewhere"
             on_all(engines, lambda engine: engine.update_from_bucket([handles(staged) for _ in range(engine.tp_size)]))
 
-        on_all(engines, lambda engine: engine.begin_update())
         try:
             with self._outbox.open(deliver) as delivery:
                 yield delivery.put
         finally:
             self.close()
-        on_all(engines, lambda engine: engine.end_update())
 
     def close(self) -> None:
         self._outbox.close()

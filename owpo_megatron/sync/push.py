@@ -7,6 +7,8 @@ An engine whose update fails stays paused: it holds neither the old nor the new 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -26,6 +28,7 @@ class WeightEngine(Protocol):
     """Engine operations that a sync needs; every method raises EngineError when the engine refuses or is gone."""
 
     url: str
+    key: str | None
     incarnation: int  # grows when the engine is restarted
     shares_memory: (
         bool  # runs on this machine and in the same namespaces, so that it can open our shared memory by name
@@ -38,6 +41,7 @@ class WeightEngine(Protocol):
     @property
     def quantization(self) -> str | None: ...
 
+    def mark(self, name: str) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def flush(self) -> None: ...
@@ -76,6 +80,49 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
+class UpdateRequests(ABC):
+    """A transport whose buckets are requests to the engines between begin and end of an update.
+
+    Any rank can send them, one rank at a time: see senders.py.
+    """
+
+    max_bucket_bytes: int | None
+    one_machine = False
+    """Whether sender and engines must be on one machine."""
+
+    @contextmanager
+    def session(self, engines: Sequence[WeightEngine], version: int) -> Iterator[Callable[[Bucket], None]]:
+        with updating(engines), self.sending(engines) as send:
+            yield send
+
+    @abstractmethod
+    def sending(self, engines: Sequence[WeightEngine]) -> AbstractContextManager[Callable[[Bucket], None]]:
+        """The same inside of an update that is open."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+@contextmanager
+def updating(engines: Sequence[WeightEngine]) -> Iterator[None]:
+    """An update of the engines; an error leaves it open, and the next one begins by closing it."""
+    on_all(engines, lambda engine: engine.begin_update())
+    yield
+    on_all(engines, lambda engine: engine.end_update())
+
+
+class Senders(Protocol):
+    """Other ranks that have a part of the weights each, and can send it (senders.py)."""
+
+    def reach(self, engines: Sequence[WeightEngine]) -> bool:
+        """Whether every one of them reaches every engine."""
+
+    def push(self, engines: Sequence[WeightEngine]) -> None:
+        """Send all parts; raises EngineError, and RunError where a rank has ended."""
+
+    def close(self) -> None: ...
+
+
 class Check(Protocol):
     """Compares the weights that engines hold with those that were sent."""
 
@@ -95,6 +142,7 @@ class EngineSync:
             Three buckets are in memory at a time: one gathered, one packed, one in flight.
         transform: applied to the stream of weights before sending (quantisation).
         check: records the stream and queries the engines afterwards.
+        senders: send the weights where they are; None: this rank sends them all.
     """
 
     def __init__(
@@ -104,10 +152,12 @@ class EngineSync:
         bucket_bytes: int,
         transform: Callable[[Weights], Weights] | None = None,
         check: Check | None = None,
+        senders: Senders | None = None,
     ):
         self._transport = transport
         self._transform = transform
         self._check = check
+        self._senders = senders
         self._engines = list(engines)
         self._bucket_bytes = min(bucket_bytes, transport.max_bucket_bytes or bucket_bytes)
 
@@ -117,24 +167,29 @@ class EngineSync:
         Raises:
             EngineError: an engine refused, is gone, or holds other weights than it was sent. The engines stay paused
                 and without a version; the next push starts from the beginning.
+            RunError: a rank that sends weights has ended.
         """
         engines = self._engines
         if engines and self._transform:
             weights = self._transform(weights)
         if engines and self._check:
             weights = self._check.follow(weights)
-        buckets = in_buckets(weights, self._bucket_bytes)
         if not engines:
-            for _ in buckets:
-                pass
+            deque(weights, maxlen=0)
             return
         on_all(engines, lambda engine: engine.pause())
         on_all(engines, lambda engine: engine.flush())
         # no version until all weights are loaded: a half-updated engine can never pass for one with the old weights
         on_all(engines, lambda engine: engine.set_version(UNKNOWN_VERSION))
-        with one_thread(), self._transport.session(engines, version) as send:
-            for bucket in buckets:
-                send(bucket)
+        if self._senders is not None and self._senders.reach(engines):
+            with updating(engines):
+                self._senders.push(engines)
+            if self._check:
+                deque(weights, maxlen=0)  # hashes them on another way than they went
+        else:
+            with one_thread(), self._transport.session(engines, version) as send:
+                for bucket in in_buckets(weights, self._bucket_bytes):
+                    send(bucket)
         if self._check:
             self._check.check()
         on_all(engines, lambda engine: engine.set_version(version))
@@ -146,6 +201,8 @@ class EngineSync:
 
     def close(self) -> None:
         self._transport.close()
+        if self._senders is not None:
+            self._senders.close()
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from owpo_megatron.sync.distributed import DistributedTransport
 from owpo_megatron.sync.fp8 import engine_arguments, quantized
 from owpo_megatron.sync.hashes import EngineHashes, Layout
 from owpo_megatron.sync.ipc import IpcTransport
-from owpo_megatron.sync.push import EngineSync, Transport, WeightEngine, Weights
+from owpo_megatron.sync.push import EngineSync, Transport, UpdateRequests, WeightEngine, Weights
+from owpo_megatron.sync.senders import PartedWeights, Ranks, Senders
 from owpo_megatron.sync.tensor import TensorTransport
 
 TRANSPORTS: dict[str, Callable[[SyncConfig, Path], Transport]] = {
@@ -29,13 +30,18 @@ WITHOUT_MIRROR = "start it with `owpo serve --rendezvous FOLDER` and set engine.
 
 
 def make_sync(
-    config: SyncConfig, engines: Sequence[WeightEngine], scratch_dir: Path, layout: Layout | None = None
+    config: SyncConfig,
+    engines: Sequence[WeightEngine],
+    scratch_dir: Path,
+    layout: Layout | None = None,
+    senders: Senders | None = None,
 ) -> EngineSync:
     """Build the configured sync to these engines (`Fleet.clients`).
 
     Args:
         scratch_dir: folder for the disk transport when `config.folder` is not set.
         layout: the model's tensors in the engine; only `verify: hash` needs it.
+        senders: of this run's weights, where several ranks send them.
 
     Raises:
         UserError: an engine's precision does not match `sync.fp8`, or it has no mirror to apply deltas.
@@ -54,7 +60,22 @@ def make_sync(
         config.bucket_mb << 20,
         _on_the_way(config.fp8, layout),
         check,
+        senders,
     )
+
+
+def make_senders(config: SyncConfig, ranks: Ranks, weights: PartedWeights, layout: Layout) -> Senders | None:
+    """Build this rank's part in pushes from several ranks; None where rank 0 sends all weights. Collective.
+
+    Several ranks send where the model is spread over pipeline stages or expert-parallel ranks, by the transports that
+    are requests to the engines. A folder and a mirror are written by one.
+    """
+    if config.transport == "disk" or weights.weight_senders() == [0]:
+        return None
+    # each sender on a machine has buffers in its shared memory, which may be small: only while it sends
+    transport = TensorTransport(keep=False) if config.transport == "tensor" else make_transport(config, Path())
+    assert isinstance(transport, UpdateRequests)
+    return Senders(ranks, weights, transport, config.bucket_mb << 20, _on_the_way(config.fp8, layout))
 
 
 def run_arguments(config: Config) -> dict[str, Any]:

@@ -12,30 +12,31 @@ import torch
 
 from owpo_megatron.sync.bucket import STAGES, Bucket, Outbox, Staged, on_host
 from owpo_megatron.sync.payload import by_reference, by_value, shared_memory
-from owpo_megatron.sync.push import WeightEngine, on_all
+from owpo_megatron.sync.push import UpdateRequests, WeightEngine, on_all
 
 SHARED_MEMORY = Path("/dev/shm")
 
 
-class TensorTransport:
+class TensorTransport(UpdateRequests):
     """POST /update_weights_from_tensor.
 
     Engines that the run started itself open this machine's shared memory by name; others get the bytes in base64.
 
     Args:
         share: False sends by value to every engine.
+        keep: the buffers between updates; False frees them when all is sent.
     """
 
     # Two of these must fit into a small shared memory (64 MB in a container by default). By value, small requests keep
     # SGLang's many copies in memory that it reuses.
     max_bucket_bytes: int | None = 16 << 20
 
-    def __init__(self, share: bool = True) -> None:
-        self._share = share
+    def __init__(self, share: bool = True, keep: bool = True) -> None:
+        self._share, self._keep = share, keep
         self._shared, self._private = Outbox(_shared), Outbox(on_host)
 
     @contextmanager
-    def session(self, engines: Sequence[WeightEngine], version: int) -> Iterator[Callable[[Bucket], None]]:
+    def sending(self, engines: Sequence[WeightEngine]) -> Iterator[Callable[[Bucket], None]]:
         near = {engine.url: self._share and engine.shares_memory for engine in engines}
 
         def deliver(staged: Staged) -> None:
@@ -49,12 +50,12 @@ class TensorTransport:
 
             on_all(engines, send)
 
-        on_all(engines, lambda engine: engine.begin_update())
         outbox = self._shared if any(near.values()) else self._private
         # by reference, an engine unpacks one bucket while it loads another; by value, a second means ten more copies
         with outbox.open(deliver, at_once=STAGES if all(near.values()) else 1) as delivery:
             yield delivery.put
-        on_all(engines, lambda engine: engine.end_update())
+        if not self._keep:
+            self.close()
 
     def close(self) -> None:
         self._shared.close()

@@ -154,9 +154,10 @@ class _Builder:
         revive = fleet.revive if fleet else (lambda error: 0)
         planning = build_planning(config, method, self.data.tokenizer, self.data.date)
         checks = build_checks(config, fleet, planning.method.draws_as_policy, self.say)
-        sync = (self.given.sync or engines.sync(fleet)) if self.is_main else None
+        senders = engines.senders(topology, policy)
+        sync = (self.given.sync or engines.sync(fleet, senders)) if self.is_main else None
         waiting = self.watchdog.waiting
-        main = MainRank(topology.broadcast, policy.named_weights, sync, revive, policy, waiting)
+        main = MainRank(topology.broadcast, policy.named_weights, sync, revive, policy, waiting, senders)
         if fleet:
             fleet.on_restart = pushed_by_this_thread(main.push_again)
             fleet.notify = self.watchdog.noting(fleet.notify)  # an engine that is restarted is no hang

@@ -15,7 +15,7 @@ from owpo_megatron.engine.warm import WarmEngine, take_warm_engine, warm_folder
 from owpo_megatron.families import EngineLayout, HFModel, expert_shape
 from owpo_megatron.policy import MegatronPolicy
 from owpo_megatron.run.layout import RunFolder
-from owpo_megatron.sync import make_sync, run_arguments
+from owpo_megatron.sync import Ranks, Senders, make_senders, make_sync, run_arguments
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.supply import ExclusiveSync
 from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
@@ -67,10 +67,18 @@ class EngineBuilder:
             self._say("waiting for the engines")
         return pool.submit(self._start_fleet)
 
-    def sync(self, fleet: Fleet | None) -> WeightSync:
+    def senders(self, ranks: Ranks, policy: MegatronPolicy) -> Senders | None:
+        """This rank's part where several ranks send the weights; None where rank 0 does. Collective."""
+        senders = make_senders(self._config.sync, ranks, policy, EngineLayout.of(self._hf))
+        if senders is not None:
+            senders.notify = self._say
+            self._stack.callback(senders.close)
+        return senders
+
+    def sync(self, fleet: Fleet | None, senders: Senders | None = None) -> WeightSync:
         """The way of the weights to these engines; with none it still reads them."""
         clients = fleet.clients if fleet else []
-        sync: WeightSync = make_sync(self._config.sync, clients, self._folder.sync, EngineLayout.of(self._hf))
+        sync: WeightSync = make_sync(self._config.sync, clients, self._folder.sync, EngineLayout.of(self._hf), senders)
         if fleet and self._config.rollout.max_staleness:
             fleet.weights_change = True
             sync = ExclusiveSync(sync, fleet.lock)

@@ -3,7 +3,7 @@
 rank 0                            other ranks
 run(work): work()                 run(work): wait for a message
   needs weights in the engines,     "weights" -> walk through their share of the weights, wait on
-  as often as it takes
+  as often as it takes              "order" -> send their share of the weights, wait on
   needs the policy's log-probs        "statistics" -> take part in the pass
 send "done", return                 "done"    -> return the same result as rank 0
 """
@@ -11,9 +11,9 @@ send "done", return                 "done"    -> return the same result as rank 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -23,6 +23,15 @@ from owpo_megatron.types import Policy, Sample, WeightSync
 T = TypeVar("T")
 
 
+class SendingRank(Protocol):
+    """This rank's part in pushes from several ranks."""
+
+    announce: Callable[[Any], object]
+
+    def follow(self, order: Any) -> object:
+        """Do what rank 0 announced. Collective."""
+
+
 class MainRank:
     """Runs work on rank 0, gives its result to all ranks, and brings the policy's weights to rank 0's engines.
 
@@ -30,6 +39,7 @@ class MainRank:
         broadcast: gives rank 0's object to all ranks (collective).
         weights: (HF name, full tensor) on rank 0, complete only when every rank walks through it (collective).
         sync: rank 0's way to its engines; None on the other ranks.
+        senders: this rank's part in pushes from several ranks; None: rank 0 sends all weights.
         revive: restarts engines that do not answer or that the error names, calling `push_again` for them; returns how
             many there were.
         policy: for `statistics`; None: nobody asks for them.
@@ -44,6 +54,7 @@ class MainRank:
         revive: Callable[[EngineError], int],
         policy: Policy | None = None,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+        senders: SendingRank | None = None,
     ):
         self._broadcast = broadcast
         self._weights = weights
@@ -52,6 +63,9 @@ class MainRank:
         self._policy = policy
         self._waiting = waiting
         self._version = -1
+        self._senders = senders
+        if senders is not None:
+            senders.announce = lambda order: self._broadcast(("order", order))
 
     def run(self, work: Callable[[], T]) -> T:
         """`work()` of rank 0, on every rank. An exception there ends rank 0, and with it the job."""
@@ -66,6 +80,9 @@ class MainRank:
                 return content
             if message == "statistics":
                 self._pass_over(content)
+            elif message == "order":
+                assert self._senders is not None
+                self._senders.follow(content)
             else:
                 _walk_through(self._weights())
 
@@ -86,12 +103,11 @@ class MainRank:
     def push_again(self) -> None:
         """Push the weights of the last `push` again, on rank 0 inside `run`; every rank takes part."""
         assert self._sync is not None
-        self._broadcast(("weights", None))
-        weights = iter(self._weights())
+        weights = _Announced(lambda: self._broadcast(("weights", None)), self._weights)
         try:
             self._sync.push(weights, self._version)
         finally:
-            _walk_through(weights)  # what an error left over: the other ranks are in the middle of it
+            weights.walk_through()  # what an error left over: the other ranks are in the middle of it
 
     def _push_with_revival(self) -> None:
         try:
@@ -99,6 +115,28 @@ class MainRank:
         except EngineError as error:
             if not self._revive(error):
                 self.push_again()
+
+
+class _Announced:
+    """Weights that call the other ranks when they are asked for, if they are."""
+
+    def __init__(self, announce: Callable[[], object], weights: Callable[[], Iterable[tuple[str, torch.Tensor]]]):
+        self._announce, self._weights = announce, weights
+        self._begun: Iterator[tuple[str, torch.Tensor]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[str, torch.Tensor]:
+        if self._begun is None:
+            self._announce()
+            self._begun = iter(self._weights())
+        return next(self._begun)
+
+    def walk_through(self) -> None:
+        """Exhaust them, if they were begun."""
+        if self._begun is not None:
+            _walk_through(self._begun)
 
 
 def _walk_through(weights: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from owpo_megatron.config import EngineConfig, SyncConfig
 from owpo_megatron.engine import EngineGone, Fleet, Server, start_fleet
 from owpo_megatron.engine.answers import FOREIGN_VERSION
-from owpo_megatron.engine.fleet import UrlEngine
+from owpo_megatron.engine.members import UrlEngine
 from owpo_megatron.errors import EngineError
 from owpo_megatron.sync import make_sync
 from owpo_megatron.types import Prompt, Rollout, SampleRequest, Sampling

@@ -21,7 +21,7 @@ TRANSPORTS = ["tensor", "distributed", "disk"]
 def start(url: str, python: str, model: Path, folder: Path) -> Any:
     from owpo_megatron.config import EngineConfig
     from owpo_megatron.engine import Fleet, Server
-    from owpo_megatron.engine.fleet import UrlEngine
+    from owpo_megatron.engine.members import UrlEngine
 
     config = EngineConfig(python=Path(python), device="cpu", tp=2)
     server = Server(config, model, "float32", {"load_format": "dummy"}, folder / "engine.log")
