@@ -1,7 +1,7 @@
-"""An HTTP server with SGLang's control and weight routes, which notes what it is asked for and keeps what it is sent.
+"""An HTTP server with SGLang's control and weight routes, which notes what it is asked for and what it is sent.
 
-No engine: it draws nothing and has no model. Weights arrive as they do at an engine: pickled, by value or by the name of
-shared memory. Tests with a real one prove that SGLang takes the same requests.
+No engine: it draws nothing and has no model. Weights arrive as they do at an engine: pickled, by value or by the name
+of shared memory. Tests with a real one prove that SGLang takes the same requests.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ class RecordingServer:
     """Listens on a port of its own until `close`.
 
     Attributes:
-        calls: what was asked for, in order: "pause_generation", "update_weight_version -1", ...
+        calls: what was asked for, in order: "pause_generation", "update_weight_version -1", ... A mark
+            (EngineClient.mark) is "mark".
         updates: for each update that was begun, the (name, digest) pairs that it brought.
+        saves_memory: whether it says that it was started with enable_memory_saver.
         refuse: route -> [HTTP status, ...]: answers to its next requests; 0 lets one pass.
     """
 
@@ -37,6 +39,7 @@ class RecordingServer:
         self.updates: list[list[tuple[str, str]]] = []
         self.refuse: dict[str, list[int]] = {}
         self.version = "default"
+        self.saves_memory = True
         self._lock = threading.Lock()
         record = self._answer
 
@@ -78,7 +81,12 @@ class RecordingServer:
             if route == "model_info":
                 return 200, {"weight_version": self.version}
             if route == "server_info":
-                return 200, {"tp_size": 1, "version": "recording", "quantization": None}
+                return 200, {
+                    "tp_size": 1,
+                    "version": "recording",
+                    "quantization": None,
+                    "enable_memory_saver": self.saves_memory,
+                }
             self._take(route, body)
             return 200, {"success": True}
 
@@ -86,7 +94,7 @@ class RecordingServer:
         note = route
         if route == "update_weight_version":
             self.version = body["new_version"]
-            note = f"{route} {self.version}"
+            note = "mark" if self.version.startswith("-1-") else f"{route} {self.version}"
         elif route == "begin_weight_update":
             self.updates.append([])
         elif route == "update_weights_from_tensor":

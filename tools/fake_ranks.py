@@ -2,9 +2,9 @@
 
 Ranks join torch's fake process group, parameters and activations are on the meta device, and the product's own code
 builds the topology, computes log-probs, makes an update, gathers the weights on rank 0, as an export does, and where
-they are, as a push does. `Recorder` notes each operation with
-its bytes and the members of its group. `differences` compares ranks of a group: all of them must do the same
-operations in the same order, and what one sends another receives. A rank that leaves one out is a run that hangs.
+they are, as a push does. `Recorder` notes each operation with its bytes and the members of its group. `differences`
+compares ranks of a group: all of them must do the same operations in the same order, and what one sends another
+receives. A rank that leaves one out is a run that hangs.
 
 What other ranks would have sent comes from one place, `Recorder.answers` and `_fill`: gathered objects, shapes that a
 stage receives; experts are chosen evenly. Not covered: values, time, Transformer Engine's layers (whose tensor-parallel

@@ -130,7 +130,7 @@ def _table(made: Plan) -> Table:
     ]
     shared = made.engine_place == "trainer's nodes"
     if made.engine and shared:
-        rows.append(("engine: weights and cache", made.engine.static))
+        rows.append(("engine: weights and cache" + (", in turn" if made.in_turn else ""), made.engine.static))
     if made.contexts:
         rows.append(("rank 0's GPU alone: contexts of the other engines, a guess", made.contexts))
     rows += [("used", made.used), ("free", made.free)]

@@ -109,7 +109,8 @@ def serve(
         settings = Config.build({"model": model, "data": {"source": "-"}, "engine": engine})
     else:
         settings = load_config(config, [])
-    arguments = settings.sglang | dict(_argument(word) for word in words)
+    in_turn: dict[str, Any] = {"enable_memory_saver": True} if settings.engine.in_turn else {}
+    arguments = in_turn | settings.sglang | dict(_argument(word) for word in words)
     model_files = hf_folder(settings.model.path, "MODEL_DIR" if config is None else "model.path")
     variables: dict[str, str] = {}
     if warm:

@@ -43,6 +43,9 @@ class EngineConfig(Section):
     """Maximum restarts per engine; then the run fails."""
     concurrency: int = Field(256, gt=0)
     """Requests in flight per engine."""
+    in_turn: bool = False
+    """For engines on the trainer's GPUs: they release weights and cache while the policy trains, and gradients and
+    optimizer state leave the GPU while they generate. CUDA only."""
 
     @property
     def starts_servers(self) -> bool:

@@ -8,6 +8,7 @@ from owpo_megatron.engine.rendezvous import AnnouncedEngine, Announcement, annou
 from owpo_megatron.engine.scorer import Scorer
 from owpo_megatron.engine.server import Server
 from owpo_megatron.engine.start import start_fleet
+from owpo_megatron.engine.turns import EngineTurns
 
 __all__ = [
     "AnnouncedEngine",
@@ -15,6 +16,7 @@ __all__ = [
     "Engine",
     "EngineClient",
     "EngineGone",
+    "EngineTurns",
     "Fleet",
     "RecordedEngine",
     "Scorer",

@@ -47,6 +47,7 @@ class EngineClient(Connection):
         """Mixtures of the model, for samples with the experts that they were routed to; None: none are asked for."""
         self._request_timeout = request_timeout
         self._info: dict[str, Any] | None = None
+        self._released: set[str] = set()
 
     def connect(self, url: str, key: str | None = None, mirror: str | None = None) -> None:
         """Switch to another process after a restart of the engine. Arguments left out keep their values."""
@@ -54,6 +55,7 @@ class EngineClient(Connection):
         self.mirror = mirror or self.mirror
         self.incarnation += 1
         self._info = None
+        self._released.clear()
 
     # ------------------------------------------------------------------------------------------ samples
     def generate(
@@ -131,6 +133,26 @@ class EngineClient(Connection):
         if self._info is None:
             self._info = self._request("GET", "/server_info", None, CONTROL_SECONDS)
         return self._info
+
+    def release_memory(self, *tags: str) -> None:
+        """Give the memory of these tags back to the GPU: "weights", "kv_cache". The server must be paused or idle.
+
+        It keeps the addresses, and loses what was there.
+        """
+        if new := [tag for tag in tags if tag not in self._released]:
+            self._post("/release_memory_occupation", {"tags": new})
+            self._released.update(new)
+
+    def resume_memory(self, *tags: str) -> None:
+        """Take released memory again. SGLang ends where it is asked for memory that it has."""
+        if gone := [tag for tag in tags if tag in self._released]:
+            self._post("/resume_memory_occupation", {"tags": gone})
+            self._released.difference_update(gone)
+
+    @property
+    def saves_memory(self) -> bool:
+        """Whether the server was started so that it can release memory."""
+        return bool(self._server_info().get("enable_memory_saver"))
 
     # ------------------------------------------------------------------------------------------ weights
     def begin_update(self) -> None:

@@ -108,6 +108,8 @@ def server_raw(config: Config) -> dict[str, Any]:
         raw["enable_return_routed_experts"] = True
     if config.rollout.deterministic is not True and find_device(config.engine) == "cuda":
         raw["enable_deterministic_inference"] = False
+    if config.engine.in_turn:
+        raw["enable_memory_saver"] = True
     return raw | config.sglang
 
 

@@ -41,6 +41,8 @@ class Fleet:
         self.engines = list(engines)
         self.on_restart = on_restart
         self.front = front
+        self.take_cache: Callable[[], None] = lambda: None
+        """Called before samples are drawn (engine.in_turn)."""
         self.notify: Callable[[str], None] = lambda text: None
         """Called with a line for each engine that is lost and restarted."""
         self.weights_change = False
@@ -154,6 +156,7 @@ class Fleet:
         with self.lock:
             self.revive()
             self.with_revival(self._make_agree)
+            self.take_cache()
         clients = self.clients if self.front is None else [self.front]
         count = len(requests) if feed is None else feed.expected
         # sglang-router does not accept a list of sampling parameters, and siblings differ in their seeds; a response

@@ -191,6 +191,19 @@ def _engine(config: Config) -> None:
             _port_free(config.engine.host, config.engine.port + index)
 
 
+def _turns(config: Config) -> None:
+    if not config.engine.in_turn:
+        return
+    if needs_own_engine(config) and find_device(config.engine) != "cuda":
+        raise UserError("engine.in_turn", True, "releases memory of CUDA devices; leave it out on a CPU")
+    waits = {"rollout.max_staleness": config.rollout.max_staleness, "launch.engine_nodes": config.launch.engine_nodes}
+    for field, value in waits.items():
+        if value:
+            raise UserError(
+                "engine.in_turn", True, f"engines wait while the policy trains; set {field} 0, or leave it out"
+            )
+
+
 def _sync(config: Config) -> None:
     sync, gpus = config.sync, usable_gpus()
     on_cuda = bool(gpus) and config.engine.device != "cpu"
@@ -241,7 +254,7 @@ def _run_dir(config: Config) -> None:
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
     *(_model, _tokenizer, _teacher, _context, _data, _prompts, _rules, _megatron),
-    *(_devices, _engine, _sync, _sinks, _run_dir),
+    *(_devices, _engine, _sync, _turns, _sinks, _run_dir),
 )
 # The checks that hold on a login node, for a run on other machines: a config.json is enough of the model there.
 FILE_CHECKS: tuple[Callable[[Config], None], ...] = (

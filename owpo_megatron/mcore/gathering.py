@@ -184,7 +184,7 @@ def _gathered(
         return mine
     flat = _packed(mine)
     whole = flat.new_empty(size * flat.numel())
-    dist.all_gather_into_tensor(whole, flat, group=group)
+    dist.all_gather_single(whole, flat, group=group)
     return _unpacked(whole, bucket, size)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.families import HFModel, HFReader, check_weights, to_megatron
-from owpo_megatron.mcore import checkpoint, cpu
+from owpo_megatron.mcore import checkpoint
 from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.run.layout import STATE
 from owpo_megatron.run.manifest import require_proof

@@ -37,6 +37,7 @@ class Plan:
     full_length: int  # prompt and response, both as long as allowed, in tokens
     recomputes: bool = False  # all activations are recomputed already
     contexts: int = 0  # on global rank 0's GPU: those of engines on other GPUs, which copy weights from it
+    in_turn: bool = False  # trainer and engine do not have their memory at the same time (engine.in_turn)
 
     @property
     def trainer_total(self) -> int:
@@ -45,8 +46,16 @@ class Plan:
     @property
     def used(self) -> int:
         """Memory used on the fullest GPU of the trainer, an engine that shares it included."""
-        shared = self.engine_place == "trainer's nodes" and self.engine is not None
-        return self.trainer_total + (self.engine.static if shared and self.engine else 0) + self.contexts
+        if self.engine_place != "trainer's nodes" or self.engine is None:
+            return self.trainer_total
+        if not self.in_turn:
+            return self.trainer_total + self.engine.static + self.contexts
+        trainer = self.trainer
+        # whichever side works has what it needs; both processes stay, each with an overhead of its own
+        generating = trainer.weights + trainer.reference + self.engine.static + OVERHEAD
+        pushing = trainer.weights + trainer.reference + trainer.sync + self.engine.weights + OVERHEAD
+        saving = trainer.total - max(trainer.activations + trainer.head, trainer.sync) + self.engine.weights + OVERHEAD
+        return max(self.trainer_total, generating, pushing, saving) + OVERHEAD + self.contexts
 
     @property
     def free(self) -> int:
@@ -61,6 +70,11 @@ class Plan:
                 *([] if self.recomputes else [f"recompute activations ({RECOMPUTE})"]),
                 "lower optimizer.tokens_per_microbatch or sglang.mem_fraction_static",
                 "set reference.placement=offloaded",
+                *(
+                    []
+                    if self.in_turn
+                    else ["let engines release their memory while the policy trains (engine.in_turn)"]
+                ),
                 "give the engines nodes of their own",
             ]
             return f"the trainer's GPUs lack {-self.free / 2**30:.1f} GiB: {', or '.join(remedies)}"
@@ -118,4 +132,6 @@ def make_plan(config: Config, gpu_bytes: int, model: HFModel | None = None, cuda
     recomputes = config.recomputation.get("recompute_granularity") == "full"
     shared = place == "trainer's nodes" and config.sync.transport == "ipc"
     contexts = (job.engines_per_node * config.engine.tp - 1) * CONTEXT if shared else 0
-    return Plan(whole_model(model), gpu_bytes, fullest, stages, engine, place, full_length, recomputes, contexts)
+    turns = config.engine.in_turn
+    sizes = whole_model(model), gpu_bytes
+    return Plan(*sizes, fullest, stages, engine, place, full_length, recomputes, contexts, turns)

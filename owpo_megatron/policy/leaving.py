@@ -1,4 +1,4 @@
-"""Weights as they leave the trainer: under HF names, whole, on global rank 0 or on every rank that has a part of them."""
+"""Weights as they leave the trainer: whole, under HF names, on global rank 0 or on every rank that has a part."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ from owpo_megatron.mcore.packing import (
     plan_microbatches,
     token_batch,
 )
+from owpo_megatron.mcore.resting import RestingMemory
 from owpo_megatron.mcore.schedule import (
     forward_backward,
     forward_head_errors,
@@ -103,6 +104,7 @@ class MegatronPolicy:
         own_reference = reference.path if reference else None
         self.load_weights(own_reference or model.path)
         self._optimizer = make_optimizer(self._chunks, optimizer, dtype)
+        self._memory = RestingMemory(self._chunks, self._optimizer)
         self._scheduler = make_scheduler(self._optimizer, optimizer)
         self.slots = ParameterSlots(self._chunks, self._optimizer, reference.placement if reference else "none")
         if own_reference:
@@ -142,6 +144,7 @@ class MegatronPolicy:
         Raises:
             RunError: on every rank, where the gradient is not finite; nothing has changed.
         """
+        self._memory.wake()
         microbatches = self._microbatches(samples)
         self._settle_head(microbatches)
         teaching = self._teaching(microbatches) if method.whole_vocabulary else None
@@ -197,6 +200,15 @@ class MegatronPolicy:
         remedy = "lower optimizer.lr and go on from the last checkpoint"
         return f"at learning rate {lr:g}, with finite weights and data; {remedy}"
 
+    @property
+    def resting(self) -> bool:
+        """Whether gradients and optimizer state have left the device."""
+        return self._memory.resting
+
+    def rest(self) -> None:
+        """Let them leave, until an update or a checkpoint needs them. On each rank for itself."""
+        self._memory.rest()
+
     # ------------------------------------------------------------------------------------------ weights
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(HF name, full tensor) on global rank 0, in a fixed order; other ranks exhaust an empty iterator."""
@@ -218,6 +230,7 @@ class MegatronPolicy:
 
     def restart_optimizer(self) -> None:
         """Masters from the present parameters, no moments, and a learning rate that warms up again."""
+        self._memory.wake()
         restart_optimizer(self._optimizer)
         self._scheduler.num_steps = 0
 
@@ -230,12 +243,15 @@ class MegatronPolicy:
         checkpoint.load_weights(path, self._chunks)
 
     def save(self, path: Path) -> None:
+        self._memory.wake()
         checkpoint.save_training_state(path, self._chunks, self._optimizer, self._scheduler, self.slots)
 
     def begin_save(self, path: Path) -> StateWriter:
+        self._memory.wake()
         return checkpoint.begin_training_state(path, self._chunks, self._optimizer, self._scheduler, self.slots)
 
     def restore(self, path: Path, reference_is_policy: bool) -> None:
+        self._memory.wake()
         checkpoint.load_training_state(
             path, self._chunks, self._optimizer, self._scheduler, self.slots, reference_is_policy
         )

@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, 
 from owpo_megatron.engine.bound_store import BoundStore
 from owpo_megatron.errors import EngineError
 from owpo_megatron.sync.bucket import Bucket, Outbox, Staged, on_device
-from owpo_megatron.sync.push import UpdateRequests, WeightEngine, on_all
+from owpo_megatron.sync.push import UpdateRequests, WeightEngine
 
 TIMEOUT = timedelta(seconds=300)
 

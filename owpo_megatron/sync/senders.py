@@ -1,7 +1,6 @@
 """One push from several ranks: each sends the weights that it has, in turn, and rank 0 orders them.
 
-rank 0: pause ... version -1, begin                                      end ... version, resume
-  senders      [ rank 0 sends ] -> [ rank 4 sends ] -> [ rank 8 sends ] -> rank 0 hears how it went, and tells every rank
+    rank 0: pause ... version -1, begin -> rank 0 sends -> rank 4 sends -> ... -> rank 0: end, version ..., resume
 
 An engine takes one bucket at a time, and engines that share a broadcast must take part in the same one: so the senders
 take turns, and what passes from one to the next is the word that it may begin, or why the push has failed. A sender
@@ -220,8 +219,7 @@ class Senders:
                 trouble = self._word_from(number - 1)
                 if trouble is None and first:
                     trouble = self._deliver(chain([first], buckets), order)
-                if trouble is None or not trouble.ends_the_run:
-                    _walk_through(buckets)
+                _walk_through(buckets)
         except Exception as error:
             trouble = Trouble(f"rank {me} could not send its weights: {one_line(error)}", ends_the_run=True)
             self._pass_on(number, trouble)

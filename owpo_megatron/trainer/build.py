@@ -50,6 +50,7 @@ from owpo_megatron.trainer.schedule import Schedule
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.supply import pushed_by_this_thread
 from owpo_megatron.trainer.swap_check import CheckedSwaps
+from owpo_megatron.trainer.turns import RolloutsInTurn
 from owpo_megatron.trainer.watchdog import Watchdog, longest_limit
 from owpo_megatron.types import (
     PromptStream,
@@ -155,9 +156,10 @@ class _Builder:
         planning = build_planning(config, method, self.data.tokenizer, self.data.date)
         checks = build_checks(config, fleet, planning.method.draws_as_policy, self.say)
         senders = engines.senders(topology, policy)
-        sync = (self.given.sync or engines.sync(fleet, senders)) if self.is_main else None
+        turns = engines.turns(policy, topology.barrier, fleet)
+        sync = (self.given.sync or engines.sync(fleet, senders, turns)) if self.is_main else None
         waiting = self.watchdog.waiting
-        main = MainRank(topology.broadcast, policy.named_weights, sync, revive, policy, waiting, senders)
+        main = MainRank(topology.broadcast, policy.named_weights, sync, revive, policy, waiting, senders, turns)
         if fleet:
             fleet.on_restart = pushed_by_this_thread(main.push_again)
             fleet.notify = self.watchdog.noting(fleet.notify)  # an engine that is restarted is no hang
@@ -226,7 +228,7 @@ class _Builder:
             stream=stream,
             main=main,
             engines=check or main,
-            rollouts=rollouts,
+            rollouts=RolloutsInTurn(rollouts, turns) if turns else rollouts,
             batches=batches,
             evaluator=evaluator,
             record=RunRecord(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from owpo_megatron.config import Config
-from owpo_megatron.engine import Fleet, RecordedEngine, start_fleet
+from owpo_megatron.engine import EngineTurns, Fleet, RecordedEngine, start_fleet
 from owpo_megatron.engine.command import server_variables
 from owpo_megatron.engine.warm import WarmEngine, take_warm_engine, warm_folder
 from owpo_megatron.families import EngineLayout, HFModel, expert_shape
@@ -19,6 +19,7 @@ from owpo_megatron.sync import Ranks, Senders, make_senders, make_sync, run_argu
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.supply import ExclusiveSync
 from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
+from owpo_megatron.trainer.turns import SyncInTurn, Turns
 from owpo_megatron.types import RolloutEngine, WeightSync
 
 
@@ -75,10 +76,21 @@ class EngineBuilder:
             self._stack.callback(senders.close)
         return senders
 
-    def sync(self, fleet: Fleet | None, senders: Senders | None = None) -> WeightSync:
+    def turns(self, policy: MegatronPolicy, barrier: Callable[[], None], fleet: Fleet | None) -> Turns | None:
+        """`engine.in_turn`, on every rank; None where it is off or rollouts are replayed."""
+        if not self._config.engine.in_turn or self._replays:
+            return None
+        turns = Turns(policy, barrier, EngineTurns(fleet) if fleet else None)
+        if fleet:
+            fleet.take_cache = turns.take_cache
+        return turns
+
+    def sync(self, fleet: Fleet | None, senders: Senders | None = None, turns: Turns | None = None) -> WeightSync:
         """The way of the weights to these engines; with none it still reads them."""
         clients = fleet.clients if fleet else []
         sync: WeightSync = make_sync(self._config.sync, clients, self._folder.sync, EngineLayout.of(self._hf), senders)
+        if turns:
+            sync = SyncInTurn(sync, turns)
         if fleet and self._config.rollout.max_staleness:
             fleet.weights_change = True
             sync = ExclusiveSync(sync, fleet.lock)

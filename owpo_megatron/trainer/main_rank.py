@@ -32,6 +32,16 @@ class SendingRank(Protocol):
         """Do what rank 0 announced. Collective."""
 
 
+class MemoryTurns(Protocol):
+    """Trainer and engines that have the same GPUs' memory in turn (turns.py)."""
+
+    def before(self) -> None:
+        """The trainer gives up what it can. On every rank."""
+
+    def after(self) -> None:
+        """The engines give up what they can. On rank 0."""
+
+
 class MainRank:
     """Runs work on rank 0, gives its result to all ranks, and brings the policy's weights to rank 0's engines.
 
@@ -39,6 +49,7 @@ class MainRank:
         broadcast: gives rank 0's object to all ranks (collective).
         weights: (HF name, full tensor) on rank 0, complete only when every rank walks through it (collective).
         sync: rank 0's way to its engines; None on the other ranks.
+        turns: of trainer and engines on the same GPUs; None: each has its own memory.
         senders: this rank's part in pushes from several ranks; None: rank 0 sends all weights.
         revive: restarts engines that do not answer or that the error names, calling `push_again` for them; returns how
             many there were.
@@ -55,6 +66,7 @@ class MainRank:
         policy: Policy | None = None,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
         senders: SendingRank | None = None,
+        turns: MemoryTurns | None = None,
     ):
         self._broadcast = broadcast
         self._weights = weights
@@ -63,14 +75,18 @@ class MainRank:
         self._policy = policy
         self._waiting = waiting
         self._version = -1
-        self._senders = senders
+        self._senders, self._turns = senders, turns
         if senders is not None:
             senders.announce = lambda order: self._broadcast(("order", order))
 
     def run(self, work: Callable[[], T]) -> T:
         """`work()` of rank 0, on every rank. An exception there ends rank 0, and with it the job."""
+        if self._turns is not None:
+            self._turns.before()
         if self._sync is not None:
             result = work()
+            if self._turns is not None:
+                self._turns.after()
             self._broadcast(("done", result))
             return result
         while True:

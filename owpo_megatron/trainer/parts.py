@@ -12,9 +12,8 @@ from owpo_megatron.run.state import RunState
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.console import RunConsole
 from owpo_megatron.trainer.evaluate import Evaluator
-from owpo_megatron.trainer.loop import Engines, Loop, Record
+from owpo_megatron.trainer.loop import Engines, Loop, Record, Rollouts
 from owpo_megatron.trainer.main_rank import MainRank
-from owpo_megatron.trainer.rollouts import RolloutCollector
 from owpo_megatron.trainer.schedule import Schedule
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.watchdog import Watchdog
@@ -49,7 +48,7 @@ class Parts:
     stream: PromptStream | None
     main: MainRank  # work of rank 0 while the others take part in the weights
     engines: Engines
-    rollouts: RolloutCollector
+    rollouts: Rollouts
     batches: BatchBuilder
     evaluator: Evaluator | None
     record: Record

@@ -84,6 +84,7 @@ class LogprobCheck:
     def _draw(self) -> list[tuple[str, list[Rollout]]]:
         fleet = self._fleet
         assert fleet is not None
+        fleet.take_cache()
         return fleet.with_revival(
             lambda: [(client.url, client.generate(self._requests, self._sampling)) for client in fleet.clients]
         )

@@ -276,3 +276,13 @@ def test_distillation_needs_a_teacher(
         return
     error = mistake(raw)
     assert error.field == "teachers" and "own initial policy" in error.remedy and "reference.path" in error.remedy
+
+
+def test_memory_in_turn_needs_engines_that_wait_and_cuda(raw: dict[str, Any]) -> None:
+    raw["engine"] |= {"in_turn": True}
+    error = mistake({**raw, "algorithm": {"tis_cap": 2.0}}, rollout={"max_response_tokens": 64, "max_staleness": 1})
+    assert error.field == "engine.in_turn" and "set rollout.max_staleness 0" in error.remedy
+    raw["rollout"]["max_response_tokens"] = 64
+    preflight(Config.build(raw))
+    error = mistake(raw, engine={"urls": [], "device": "cpu"})
+    assert error.field == "engine.in_turn" and "leave it out on a CPU" in error.remedy

@@ -23,6 +23,7 @@ from owpo_megatron.mcore.packing import build_microbatch
 from owpo_megatron.mcore.topology import init_topology
 from owpo_megatron.plan import make_plan
 from owpo_megatron.plan.parameters import share_of_stage, whole_model
+from owpo_megatron.plan.plan import OVERHEAD
 from owpo_megatron.plan.plan import RECOMPUTE as RECOMPUTE_OVERRIDES
 from owpo_megatron.plan.trainer import activation_bytes, head_bytes, layer_elements
 from owpo_megatron.types import Sample
@@ -255,6 +256,18 @@ def test_what_lowers_the_need(qwen3_8b: Path) -> None:
     assert by_handle.used - full.used == by_handle.contexts == 7 * GIB // 2, "a context of each other GPU's engine"
     replayed = make_plan(large(qwen3_8b, engine={"urls": ["http://127.0.0.1:1"]}), 80 * GIB)
     assert replayed.engine is None and replayed.used == replayed.trainer_total
+
+
+def test_memory_in_turn_is_that_of_the_larger_side(qwen3_8b: Path) -> None:
+    """engine.in_turn: a run that fits neither beside an engine of 0.8 nor with less; both processes stay there."""
+    changes: dict[str, Any] = {"megatron": RECOMPUTE, "sglang": {"mem_fraction_static": 0.8}}
+    beside = make_plan(large(qwen3_8b, **changes), 80 * GIB)
+    turns = make_plan(large(qwen3_8b, engine={"in_turn": True}, **changes), 80 * GIB)
+    assert beside.problem and "engine.in_turn" in beside.problem and turns.problem is None
+    trainer, engine = turns.trainer, turns.engine
+    assert engine is not None and engine.static == int(0.8 * 80 * GIB)
+    generating = trainer.weights + trainer.reference + engine.static + 2 * OVERHEAD
+    assert turns.used == max(turns.trainer_total + OVERHEAD, generating) == generating < beside.used
 
 
 def test_what_does_not_fit_says_why(qwen3_8b: Path) -> None:

@@ -66,7 +66,7 @@ def test_all_ranks_send_the_bits_of_one(
     assert one_push > len(BEGIN) + 4
     for call in ("pause_generation", "begin_weight_update", "end_weight_update", "continue_generation"):
         assert server.calls.count(call) == 2 * len(layouts)
-    assert server.calls[: len(BEGIN)] == BEGIN
+    assert [call for call in server.calls if call != "mark"][: len(BEGIN)] == BEGIN
     assert server.calls[-3:] == ["end_weight_update", "update_weight_version 2-tests", "continue_generation"]
 
 
@@ -90,8 +90,8 @@ def test_what_an_engine_refuses_is_an_error_on_rank_0_and_the_push_begins_again(
     assert other == {"lost": [], "notes": []}
     failed, again, by_one = server.updates
     assert len(failed) < len(again) and sorted(again) == sorted(by_one)
-    refused = server.calls.index("update_weights_from_tensor 400")
-    assert server.calls[refused + 1 :][: len(BEGIN)] == BEGIN, "nobody sent anything after it, nor ended the update"
+    after = server.calls[server.calls.index("update_weights_from_tensor 400") + 1 :]
+    assert set(after[: after.index("pause_generation")]) <= {"update_weights_from_tensor"}, "what was on its way"
     assert server.version == "2-tests"
 
 
@@ -106,7 +106,9 @@ def test_a_sender_that_dies_is_named_on_every_rank(
     assert ends.keys() == {0, 1, 2, 3} - {dies}
     for end in ends.values():
         assert end.startswith("RunError: ") and f"rank {dies}" in end and "ended" in end, ends
-    assert server.calls[-1] in ("begin_weight_update", "update_weights_from_tensor"), "no engine resumes on such weights"
+    assert server.calls[-1] in ("begin_weight_update", "update_weights_from_tensor"), (
+        "no engine resumes on such weights"
+    )
 
 
 @pytest.mark.server
