@@ -30,7 +30,7 @@ class RecordingServer:
         calls: what was asked for, in order: "pause_generation", "update_weight_version -1", ... A mark
             (EngineClient.mark) is "mark".
         updates: for each update that was begun, the (name, digest) pairs that it brought.
-        saves_memory: whether it says that it was started with enable_memory_saver.
+        saves_memory: whether it was started with enable_memory_saver.
         refuse: route -> [HTTP status, ...]: answers to its next requests; 0 lets one pass.
     """
 

@@ -189,7 +189,7 @@ class EngineClient(Connection):
         )
 
     def mark(self, name: str) -> None:
-        """Name the loaded weights so that they have no version, but can be told from any other server's."""
+        """Name the loaded weights so that they have no version, but a name that no other server has."""
         self._post("/update_weight_version", {"new_version": f"-1-{name}", "abort_all_requests": False})
 
     def update_from_tensor(self, payloads: Sequence[bytes]) -> None:

@@ -11,6 +11,9 @@ An engine that was restarted meanwhile has all its memory and releases what is a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 from owpo_megatron.engine.answers import UNKNOWN_VERSION
 from owpo_megatron.engine.client import EngineClient
 from owpo_megatron.engine.fleet import Fleet
@@ -37,16 +40,20 @@ class EngineTurns:
 
     def free(self, weights: bool = False) -> None:
         """Release the caches, and the weights where the policy trains next."""
-        self._fleet.with_revival(lambda: [_free(client, weights) for client in self._fleet.clients])
+        self._fleet.with_revival(lambda: self._each(lambda client: _free(client, weights)))
 
     def take_weights(self) -> None:
         """Give engines the memory for weights that are pushed next. An engine that is gone is the push's to find."""
-        for client in self._fleet.clients:
-            client.resume_memory(WEIGHTS)
+        self._each(lambda client: client.resume_memory(WEIGHTS))
 
     def take_cache(self) -> None:
         """Give engines their caches, and let them generate."""
-        self._fleet.with_revival(lambda: [_take(client) for client in self._fleet.clients])
+        self._fleet.with_revival(lambda: self._each(_take))
+
+    def _each(self, call: Callable[[EngineClient], None]) -> None:
+        """Call for all engines at a time; raise the first error once all have answered."""
+        with ThreadPoolExecutor(len(self._fleet.clients)) as pool:
+            list(pool.map(call, self._fleet.clients))
 
 
 def _free(client: EngineClient, weights: bool) -> None:

@@ -254,7 +254,7 @@ def _run_dir(config: Config) -> None:
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
     *(_model, _tokenizer, _teacher, _context, _data, _prompts, _rules, _megatron),
-    *(_devices, _engine, _sync, _turns, _sinks, _run_dir),
+    *(_devices, _turns, _engine, _sync, _sinks, _run_dir),
 )
 # The checks that hold on a login node, for a run on other machines: a config.json is enough of the model there.
 FILE_CHECKS: tuple[Callable[[Config], None], ...] = (

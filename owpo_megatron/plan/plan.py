@@ -70,11 +70,7 @@ class Plan:
                 *([] if self.recomputes else [f"recompute activations ({RECOMPUTE})"]),
                 "lower optimizer.tokens_per_microbatch or sglang.mem_fraction_static",
                 "set reference.placement=offloaded",
-                *(
-                    []
-                    if self.in_turn
-                    else ["let engines release their memory while the policy trains (engine.in_turn)"]
-                ),
+                *([] if self.in_turn else ["let trainer and engines have the memory in turn (engine.in_turn)"]),
                 "give the engines nodes of their own",
             ]
             return f"the trainer's GPUs lack {-self.free / 2**30:.1f} GiB: {', or '.join(remedies)}"

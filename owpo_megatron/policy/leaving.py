@@ -14,7 +14,7 @@ from owpo_megatron.mcore.topology import Topology
 
 
 class LeavingWeights:
-    """What the chunks hold at the time of a call. Everything is collective over all ranks."""
+    """Reads what the chunks hold at the time of a call. Everything is collective over all ranks."""
 
     def __init__(self, hf: HFModel, chunks: list[Any], topology: Topology):
         self._hf, self._topology = hf, topology
@@ -35,7 +35,7 @@ class LeavingWeights:
         return [0] if spread or set(owners) == {0} else owners
 
     def parts(self) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
-        """For each part (HF name, full tensor) on its sender; other ranks exhaust an empty iterator.
+        """Yield for each part (HF name, full tensor) on its sender; other ranks exhaust an empty iterator.
 
         Every rank walks through every part, in order; it waits only in those that it shares.
         """

@@ -224,7 +224,7 @@ class MegatronPolicy:
         return self._leaving.senders
 
     def weight_parts(self) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
-        """For each part (HF name, full tensor) on its sender; other ranks exhaust an empty iterator."""
+        """Yield for each part (HF name, full tensor) on its sender; other ranks exhaust an empty iterator."""
         assert self.slots.shows_policy, "engines must never get the reference's weights"
         yield from self._leaving.parts()
 

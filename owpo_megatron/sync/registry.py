@@ -41,7 +41,7 @@ def make_sync(
     Args:
         scratch_dir: folder for the disk transport when `config.folder` is not set.
         layout: the model's tensors in the engine; only `verify: hash` needs it.
-        senders: of this run's weights, where several ranks send them.
+        senders: this rank's part, where several ranks send the weights.
 
     Raises:
         UserError: an engine's precision does not match `sync.fp8`, or it has no mirror to apply deltas.

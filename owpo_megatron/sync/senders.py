@@ -34,8 +34,11 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class Ranks(Protocol):
     """The trainer's ranks, which can send each other objects (mcore.topology.Topology)."""
 
-    rank: int
-    world_size: int
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
 
     def send(self, value: Any, to: int) -> None: ...
     def receive(self, source: int) -> Any: ...
@@ -48,7 +51,7 @@ class PartedWeights(Protocol):
         """The global rank that has each part; `[0]`: rank 0 has all. Collective."""
 
     def weight_parts(self) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
-        """For each part (HF name, full tensor) on its sender. Collective: every rank exhausts every part."""
+        """Yield for each part (HF name, full tensor) on its sender. Collective: every rank exhausts every part."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Order:
-    """What rank 0 asks of every rank."""
+    """Request of rank 0 to every rank."""
 
     engines: tuple[Address, ...]
     machine: str  # rank 0's
@@ -209,7 +212,7 @@ class Senders:
         self._end()
 
     def _take_turn(self, number: int, weights: Iterator[tuple[str, torch.Tensor]], order: Order) -> None:
-        """Send a part, once the sender before has sent its own; tell the next one how it went."""
+        """Send a part, once the sender before has sent its own; report to the next one."""
         me = self._ranks.rank
         trouble: Trouble | None = None
         try:
@@ -236,7 +239,7 @@ class Senders:
         return None
 
     def _word_from(self, number: int) -> Trouble | None:
-        """How it went so far, from the sender of part `number`."""
+        """Wait for the sender of part `number`; return why the push has failed by then."""
         if number < 0:
             return None
         sender = self._senders[number]

@@ -40,7 +40,7 @@ class EngineMemory(Protocol):
 
 
 class Turns:
-    """On every rank. `before` and `after` enclose what rank 0 does with engines (MainRank.run).
+    """Runs on every rank. `before` and `after` enclose what rank 0 does with engines (MainRank.run).
 
     Args:
         barrier: returns when every rank has come to it: an engine shares its GPUs with several ranks.

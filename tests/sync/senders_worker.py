@@ -49,7 +49,7 @@ class Push:
 
 
 def push_both_ways(cases: list[tuple[Path, dict[str, Any]]], url: str) -> list[dict[str, Any]]:
-    """For each case a push by all senders, then one by rank 0."""
+    """Make for each case a push by all senders, then one by rank 0."""
     found = []
     for model, layout in cases:
         push = Push(model, layout, url)

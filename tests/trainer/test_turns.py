@@ -33,7 +33,7 @@ PUSH = [
 
 
 class Resting(FakePolicy):
-    """Says when it rests and when it wakes, among the server's calls."""
+    """Notes when it rests and when it wakes, among the server's calls."""
 
     resting = False
 
@@ -47,7 +47,7 @@ class Resting(FakePolicy):
 
 
 class Run:
-    """What a run has of engines, with one server; `collect` and `evaluate` stand for what draws."""
+    """Parts of a run with one server; `collect` and `evaluate` stand for what draws."""
 
     def __init__(self, server: RecordingServer, **engine: Any):
         self.server, self.policy = server, Resting(server.calls)
