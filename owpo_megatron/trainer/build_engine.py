@@ -123,6 +123,8 @@ class EngineBuilder:
         if config.rollout.routing_replay:
             fleet.ask_for_experts(expert_shape(self._hf))
         self._stack.callback(fleet.close)
+        if config.engine.in_turn:
+            EngineTurns(fleet).free(weights=True)  # before the ranks build their model
         return fleet
 
     def _warm_engine(self, raw: Mapping[str, Any], variables: Mapping[str, str]) -> WarmEngine | None:
