@@ -18,7 +18,7 @@ COMMANDS = {
     "eval": [
         *("-c", "--config", "--checkpoint", "--data", "--fresh", "--json", "--limit", "--list", "--max-tokens"),
         *("--model", "--out", "--run", "--samples", "--seed", "--set", "--sets", "--template", "FIELD=VALUE"),
-        *("--beside", "--instruction", "--paper-model", "--pass-estimator"),
+        *("--beside", "--chain", "--instruction", "--paper-model", "--pass-estimator"),
     ],
     "verify": ["--golds", "--json", "--memory-gb", "--proxy", "--rule", "--timeout", "--workers", "CASES.jsonl"],
     "compare": ["-c", "--config", "--no-run", "FIELD=VALUE"],

@@ -113,7 +113,8 @@ def test_a_rule_for_reasoning_and_the_files_of_judges_are_found_here(
     error = mistake(raw, eval={"chain": "python:my_reward:exact"})
     assert error.field == "eval.chain" and "No module named 'my_reward'" in error.remedy
     (tmp_path / "judge.yaml").write_text("url: nowhere\n")
-    error = mistake(raw, eval={"sets": [{"name": "mine", "source": "task:cipher", "chain": "judge:judge.yaml"}]})
+    sets = [{"name": "mine", "source": "task:cipher", "chain": "judge:judge.yaml"}]
+    error = mistake(raw, eval={"sets": sets, "chain": None})
     assert error.field == "eval.sets.mine.chain" and "judge.yaml: url = nowhere" in error.remedy
 
 
