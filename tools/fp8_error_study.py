@@ -154,9 +154,9 @@ def backward(h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor
     rounded = {
         "bf16": (dlogits.bfloat16().float(), h, weight),
         "e4m3, scale per tensor": (per_tensor(dlogits), h8, weight8),
-        "e4m3, scale per row": (per_row(dlogits), h8, weight8),
-        "the gradient of the logits in e5m2": (e5m2(dlogits), h8, weight8),
-        "that alone in e4m3, scale per row": (per_row(dlogits), h, weight),
+        "e4m3, gradient of the logits with a scale per row": (per_row(dlogits), h8, weight8),
+        "gradient of the logits in e5m2": (e5m2(dlogits), h8, weight8),
+        "that gradient alone in e4m3, scale per row": (per_row(dlogits), h, weight),
     }
     for what, (grad, h_in, weight_in) in rounded.items():
         found = grad @ weight_in, grad.t() @ h_in
