@@ -15,7 +15,7 @@ class SyncConfig(Section):
     transport: Literal["tensor", "distributed", "disk", "ipc"] = "tensor"
     """How weights reach the engines. `tensor`: in the request, or by shared memory to the run's own engines;
     `distributed`: broadcast over NCCL or gloo; `disk`: safetensors in a folder that the engines see; `ipc`: CUDA
-    handles, for engines on the trainer's node."""
+    handles, for engines on the trainer's GPUs."""
     bucket_mb: int = Field(512, gt=0)
     """Largest bucket of weights in MB; up to three buckets are in memory at a time."""
     folder: Path | None = None

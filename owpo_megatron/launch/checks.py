@@ -119,8 +119,8 @@ def _engines(job: Job) -> None:
     if launch.gpus_per_node % config.engine.tp:
         raise UserError("engine.tp", config.engine.tp, f"must divide the {launch.gpus_per_node} GPUs of a node")
     shared = job.engine_place == "trainer's nodes"
-    if config.sync.transport == "ipc" and (not shared or launch.nodes > 1):
-        remedy = "only engines on global rank 0's node can open its memory; use distributed for engine nodes, or tensor"
+    if config.sync.transport == "ipc" and not shared:
+        remedy = "only engines on the trainer's nodes can open its memory; use distributed for engine nodes, or tensor"
         raise UserError("sync.transport", "ipc", remedy)
     if config.sync.transport == "distributed" and shared:
         raise UserError("sync.transport", "distributed", SAME_GPU)

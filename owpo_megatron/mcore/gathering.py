@@ -78,14 +78,19 @@ class Gatherer:
 
         Only the ranks that share these parameters do anything. Holds one bucket at a time.
         """
+        for bucket in self.buckets(part):
+            yield from bucket
+
+    @torch.no_grad()
+    def buckets(self, part: Part) -> Iterator[list[tuple[str, list[torch.Tensor]]]]:
+        """Yield the same bucket by bucket: as often on every rank, empty on all but the owner."""
         topology = self._topology
-        if not (part.stage == topology.pp_rank and _has_first_copy(part.ep_rank, topology)):
-            return
-        params = dict(named_shards(self._chunks))
+        shares = part.stage == topology.pp_rank and _has_first_copy(part.ep_rank, topology)
+        params = dict(named_shards(self._chunks)) if shares else {}
         for bucket in _buckets(part.shapes, topology):
-            shards = _gathered(bucket, params, topology)
-            if topology.rank == part.owner:
-                yield from zip((one.name for one in bucket), shards, strict=True)
+            shards = _gathered(bucket, params, topology) if shares else []
+            mine = topology.rank == part.owner
+            yield list(zip((one.name for one in bucket), shards, strict=True)) if mine else []
 
     @torch.no_grad()
     def whole(self) -> Gathered:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from owpo_megatron.errors import UserError
 from owpo_megatron.families import HFModel, hf_shapes, stack_of, stacked, to_hf
 from owpo_megatron.mcore.gathering import Gatherer
 from owpo_megatron.mcore.topology import Topology
@@ -30,7 +31,7 @@ class LeavingWeights:
 
         Rank 0 alone where the model is in one part, or where a checkpoint's tensors hold experts of several parts.
         """
-        spread = self._topology.ep_size > 1 and any(stack_of(name) for name in hf_shapes(self._hf))
+        spread = self._topology.ep_size > 1 and self._stacks
         owners = [part.owner for part in self._gatherer.parts]
         return [0] if spread or set(owners) == {0} else owners
 
@@ -44,6 +45,23 @@ class LeavingWeights:
             return
         for part in self._gatherer.parts:
             yield self._named(self._gatherer.part(part))
+
+    def in_step(self) -> Iterator[tuple[int, list[tuple[str, torch.Tensor]]]]:
+        """Yield (sender, (HF name, full tensor) pairs) bucket by bucket, as often on every rank; pairs on the sender.
+
+        Raises:
+            UserError: a tensor of a checkpoint is made of several buckets.
+        """
+        if self._stacks:
+            remedy = "on several nodes it sends no tensors of all experts of a layer; use tensor"
+            raise UserError("sync.transport", "ipc", remedy)
+        for part in self._gatherer.parts:
+            for bucket in self._gatherer.buckets(part):
+                yield part.owner, list(self._single(bucket))
+
+    @cached_property
+    def _stacks(self) -> bool:
+        return any(stack_of(name) for name in hf_shapes(self._hf))
 
     def _named(self, gathered: Iterable[tuple[str, list[torch.Tensor]]]) -> Iterator[tuple[str, torch.Tensor]]:
         yield from stacked(self._hf.num_experts, self._single(gathered))

@@ -228,6 +228,11 @@ class MegatronPolicy:
         assert self.slots.shows_policy, "engines must never get the reference's weights"
         yield from self._leaving.parts()
 
+    def weights_in_step(self) -> Iterator[tuple[int, list[tuple[str, torch.Tensor]]]]:
+        """Yield (sender, pairs) bucket by bucket, as often on every rank; the pairs are there on the sender."""
+        assert self.slots.shows_policy, "engines must never get the reference's weights"
+        yield from self._leaving.in_step()
+
     def restart_optimizer(self) -> None:
         """Masters from the present parameters, no moments, and a learning rate that warms up again."""
         self._memory.wake()

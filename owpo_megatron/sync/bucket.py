@@ -80,7 +80,7 @@ class Outbox:
         """Pack the bucket into a buffer; valid until that buffer's next turn."""
         ordered = sorted(bucket, key=lambda item: -item[1].element_size())  # stable
         total = sum(tensor.nbytes for _, tensor in ordered)
-        flat = self._buffer(turn, total, ordered[0][1].device)[:total]
+        flat = self.buffer(turn, total, ordered[0][1].device)
         slices, offset = [], 0
         for name, tensor in ordered:
             target = flat[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
@@ -94,13 +94,14 @@ class Outbox:
     def close(self) -> None:
         self._buffers = [None] * STAGES
 
-    def _buffer(self, turn: int, size: int, device: torch.device) -> torch.Tensor:
+    def buffer(self, turn: int, size: int, device: torch.device) -> torch.Tensor:
+        """Return [size] uint8 of the buffer whose turn it is."""
         buffer = self._buffers[turn % STAGES]
         if buffer is None or buffer.numel() < size:
             self._buffers[turn % STAGES] = buffer = None  # free the old one before the new one is allocated
             buffer = self._allocate(size, device)
             self._buffers[turn % STAGES] = buffer
-        return buffer
+        return buffer[:size]
 
 
 class Delivery:

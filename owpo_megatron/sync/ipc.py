@@ -33,19 +33,14 @@ class IpcTransport(UpdateRequests):
     """POST /update_weights_from_tensor with handles to a bucket on the trainer's GPU; for engines on the same node."""
 
     max_bucket_bytes: int | None = None
-    one_machine = True
 
     def __init__(self) -> None:
         self._outbox = Outbox(on_device)
 
     @contextmanager
     def sending(self, engines: Sequence[WeightEngine]) -> Iterator[Callable[[Bucket], None]]:
-        def deliver(staged: Staged) -> None:
-            assert staged.flat.is_cuda, "IPC handles need CUDA memory; check_sync refuses this transport elsewhere"
-            on_all(engines, lambda engine: engine.update_from_bucket([handles(staged) for _ in range(engine.tp_size)]))
-
         try:
-            with self._outbox.open(deliver) as delivery:
+            with self._outbox.open(lambda staged: by_handles(engines, staged)) as delivery:
                 yield delivery.put
         finally:
             self.close()
@@ -53,6 +48,12 @@ class IpcTransport(UpdateRequests):
     def close(self) -> None:
         self._outbox.close()
         torch.cuda.ipc_collect()
+
+
+def by_handles(engines: Sequence[WeightEngine], staged: Staged) -> None:
+    """Let engines of this node load a bucket from this process's GPU."""
+    assert staged.flat.is_cuda, "IPC handles need CUDA memory; check_sync refuses this transport elsewhere"
+    on_all(engines, lambda engine: engine.update_from_bucket([handles(staged) for _ in range(engine.tp_size)]))
 
 
 class _Shared:

@@ -87,8 +87,6 @@ class UpdateRequests(ABC):
     """
 
     max_bucket_bytes: int | None
-    one_machine = False
-    """Whether sender and engines must be on one machine."""
 
     @contextmanager
     def session(self, engines: Sequence[WeightEngine], version: int) -> Iterator[Callable[[Bucket], None]]:

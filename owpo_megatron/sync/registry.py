@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from owpo_megatron.config import Config, SyncConfig
 from owpo_megatron.engine.command import server_raw
 from owpo_megatron.errors import UserError
+from owpo_megatron.sync.bucket import on_device
 from owpo_megatron.sync.delta.transport import DeltaTransport
 from owpo_megatron.sync.disk import DiskTransport
 from owpo_megatron.sync.distributed import DistributedTransport
 from owpo_megatron.sync.fp8 import engine_arguments, quantized
 from owpo_megatron.sync.hashes import EngineHashes, Layout
-from owpo_megatron.sync.ipc import IpcTransport
+from owpo_megatron.sync.ipc import IpcTransport, by_handles
+from owpo_megatron.sync.nodes import NodeOwners, WeightsInStep
 from owpo_megatron.sync.push import EngineSync, Transport, UpdateRequests, WeightEngine, Weights
-from owpo_megatron.sync.senders import PartedWeights, Ranks, Senders
+from owpo_megatron.sync.senders import PartedWeights, Ranks, Senders, machine_name
 from owpo_megatron.sync.tensor import TensorTransport
 
 TRANSPORTS: dict[str, Callable[[SyncConfig, Path], Transport]] = {
@@ -29,12 +31,16 @@ TRANSPORTS: dict[str, Callable[[SyncConfig, Path], Transport]] = {
 WITHOUT_MIRROR = "start it with `owpo serve --rendezvous FOLDER` and set engine.rendezvous, or set sync.delta false"
 
 
+class SentWeights(PartedWeights, WeightsInStep, Protocol):
+    """Weights that any of the ways below can send (MegatronPolicy)."""
+
+
 def make_sync(
     config: SyncConfig,
     engines: Sequence[WeightEngine],
     scratch_dir: Path,
     layout: Layout | None = None,
-    senders: Senders | None = None,
+    senders: Senders | NodeOwners | None = None,
 ) -> EngineSync:
     """Build the configured sync to these engines (`Fleet.clients`).
 
@@ -64,18 +70,21 @@ def make_sync(
     )
 
 
-def make_senders(config: SyncConfig, ranks: Ranks, weights: PartedWeights, layout: Layout) -> Senders | None:
+def make_senders(config: SyncConfig, ranks: Ranks, weights: SentWeights, layout: Layout) -> Senders | NodeOwners | None:
     """Build this rank's part in pushes from several ranks; None where rank 0 sends all weights. Collective.
 
     Several ranks send where the model is spread over pipeline stages or expert-parallel ranks, by the transports that
-    are requests to the engines. A folder and a mirror are written by one.
+    are requests to the engines. A folder and a mirror are written by one. CUDA handles come from every node's own rank.
     """
+    transform = _on_the_way(config.fp8, layout)
+    if config.transport == "ipc" and len(set(ranks.all_gather(machine_name()))) > 1:
+        return NodeOwners(ranks, weights, weights.weight_senders(), by_handles, on_device, transform)
     if config.transport == "disk" or weights.weight_senders() == [0]:
         return None
     # each sender on a machine has buffers in its shared memory, which may be small: only while it sends
     transport = TensorTransport(keep=False) if config.transport == "tensor" else make_transport(config, Path())
     assert isinstance(transport, UpdateRequests)
-    return Senders(ranks, weights, transport, config.bucket_mb << 20, _on_the_way(config.fp8, layout))
+    return Senders(ranks, weights, transport, config.bucket_mb << 20, transform)
 
 
 def run_arguments(config: Config) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Ranks(Protocol):
 
     def send(self, value: Any, to: int) -> None: ...
     def receive(self, source: int) -> Any: ...
+    def all_gather(self, value: Any) -> list[Any]: ...
 
 
 class PartedWeights(Protocol):
@@ -176,9 +177,7 @@ class Senders:
             raise RunError(f"rank {rank}, which sends weights, has ended") from error
 
     def _out_of_reach(self, order: Order) -> str:
-        if self._transport.one_machine and machine_name() != order.machine:
-            return f"rank {self._ranks.rank} is on another machine than rank 0 and its engines"
-        for client in self._connected(order):
+        for client in connected(self._clients, order):
             try:
                 found = client.model_info(timeout=REACH_SECONDS).get("weight_version", "")
             except EngineError as error:
@@ -186,18 +185,6 @@ class Senders:
             if order.mark not in found:  # an address like 127.0.0.1, which is another server's on this machine
                 return f"rank {self._ranks.rank} finds another server at {client.url}"
         return ""
-
-    def _connected(self, order: Order) -> list[EngineClient]:
-        """This rank's clients of the engines, those that were restarted connected anew."""
-        for engine in order.engines:
-            client = self._clients.get(engine.url)
-            if client is None:
-                client = self._clients[engine.url] = EngineClient(engine.url, key=engine.key)
-            if client.incarnation != engine.incarnation:
-                client.connect(engine.url, engine.key)
-                client.incarnation = engine.incarnation
-            client.shares_memory = engine.shares_memory and machine_name() == order.machine
-        return [self._clients[engine.url] for engine in order.engines]
 
     def _send(self, order: Order) -> None:
         me = self._ranks.rank
@@ -231,7 +218,7 @@ class Senders:
 
     def _deliver(self, buckets: Iterable[Bucket], order: Order) -> Trouble | None:
         try:
-            with self._transport.sending(self._connected(order)) as send:
+            with self._transport.sending(connected(self._clients, order)) as send:
                 for bucket in buckets:
                     send(bucket)
         except EngineError as error:
@@ -278,6 +265,19 @@ class Senders:
             self._ranks.send(trouble, to)
         except RuntimeError:
             pass  # it has ended; who waits for it learns so
+
+
+def connected(clients: dict[str, EngineClient], order: Order) -> list[EngineClient]:
+    """Return this rank's clients of the engines, kept in `clients`; those of restarted engines are connected anew."""
+    for engine in order.engines:
+        client = clients.get(engine.url)
+        if client is None:
+            client = clients[engine.url] = EngineClient(engine.url, key=engine.key)
+        if client.incarnation != engine.incarnation:
+            client.connect(engine.url, engine.key)
+            client.incarnation = engine.incarnation
+        client.shares_memory = engine.shares_memory and machine_name() == order.machine
+    return [clients[engine.url] for engine in order.engines]
 
 
 def machine_name() -> str:

@@ -15,7 +15,7 @@ from owpo_megatron.engine.warm import WarmEngine, take_warm_engine, warm_folder
 from owpo_megatron.families import EngineLayout, HFModel, expert_shape
 from owpo_megatron.policy import MegatronPolicy
 from owpo_megatron.run.layout import RunFolder
-from owpo_megatron.sync import Ranks, Senders, make_senders, make_sync, run_arguments
+from owpo_megatron.sync import NodeOwners, Ranks, Senders, make_senders, make_sync, run_arguments
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.supply import ExclusiveSync
 from owpo_megatron.trainer.sync_check import LogprobCheck, tolerance_of
@@ -68,7 +68,7 @@ class EngineBuilder:
             self._say("waiting for the engines")
         return pool.submit(self._start_fleet)
 
-    def senders(self, ranks: Ranks, policy: MegatronPolicy) -> Senders | None:
+    def senders(self, ranks: Ranks, policy: MegatronPolicy) -> Senders | NodeOwners | None:
         """This rank's part where several ranks send the weights; None where rank 0 does. Collective."""
         senders = make_senders(self._config.sync, ranks, policy, EngineLayout.of(self._hf))
         if senders is not None:
@@ -85,7 +85,9 @@ class EngineBuilder:
             fleet.take_cache = turns.take_cache
         return turns
 
-    def sync(self, fleet: Fleet | None, senders: Senders | None = None, turns: Turns | None = None) -> WeightSync:
+    def sync(
+        self, fleet: Fleet | None, senders: Senders | NodeOwners | None = None, turns: Turns | None = None
+    ) -> WeightSync:
         """The way of the weights to these engines; with none it still reads them."""
         clients = fleet.clients if fleet else []
         sync: WeightSync = make_sync(self._config.sync, clients, self._folder.sync, EngineLayout.of(self._hf), senders)

@@ -18,6 +18,7 @@ from tiny import build_policy, make_config, make_hf_model, random_samples
 
 from owpo_megatron.config import EngineConfig, SyncConfig
 from owpo_megatron.engine import EngineTurns, Fleet, UrlEngine
+from owpo_megatron.engine.command import server_raw
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.methods import make_method
 from owpo_megatron.sync import make_sync
@@ -162,6 +163,13 @@ def test_a_server_without_the_memory_saver_is_refused(server: RecordingServer) -
     server.saves_memory = False
     with pytest.raises(UserError, match=r"engine.in_turn = True: .*without enable_memory_saver"):
         Run(server)
+
+
+def test_a_run_starts_its_servers_with_the_memory_saver(tmp_path: Path) -> None:
+    config = make_config(tmp_path, engine={"in_turn": True})
+    assert server_raw(config)["enable_memory_saver"] is True and "enable_memory_saver" not in server_raw(
+        make_config(tmp_path)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
