@@ -21,8 +21,9 @@ from tiny import build_policy, make_config, make_hf_model, random_samples
 from owpo_megatron.config import EngineConfig, SyncConfig
 from owpo_megatron.engine import start_fleet
 from owpo_megatron.engine.answers import BadAnswer, Expected, read_answer
-from owpo_megatron.engine.fleet import Fleet, UrlEngine
+from owpo_megatron.engine.fleet import Fleet
 from owpo_megatron.engine.generate_body import generate_body
+from owpo_megatron.engine.members import UrlEngine
 from owpo_megatron.errors import RunError, UserError
 from owpo_megatron.families import EngineLayout, expert_shape
 from owpo_megatron.run.rollouts import parse_rollout, plain_rollout
