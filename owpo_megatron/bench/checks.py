@@ -73,7 +73,8 @@ def _measure(
     draw = random.Random(0)
     samples = [_sample(draw, index) for index in range(tokens // LENGTH)]
     requests = [
-        SampleRequest(Prompt(str(index), sample.prompt_ids, "", ""), index) for index, sample in enumerate(samples)
+        SampleRequest(Prompt(str(index), tuple(sample.prompt_ids), "", ""), index)
+        for index, sample in enumerate(samples)
     ]
     answers = [_answer(sample) for sample in samples]
     judge = StepChecks(ChecksConfig(), 0.01, lambda verdicts: None, report=log)

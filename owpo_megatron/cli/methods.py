@@ -97,6 +97,7 @@ def _row(method: type[Method]) -> dict[str, Any]:
             "old_entropy": method.needs_old_entropy,
             "statistic": method().statistic is not None,
             "text": method.needs_text,
+            "tokens": method.needs_tokens,
             "ledger": method.keeps_ledger,
             "solutions": method.needs_solutions,
             "stored": method.stores_responses,

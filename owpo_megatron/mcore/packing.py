@@ -1,8 +1,8 @@
 """Pack samples of different lengths into thd microbatches, identically on every rank.
 
-Every rank knows all samples of a minibatch and computes the same plan: samples go to the data-parallel rank with the
-least work so far, longest first, and fill microbatches first-fit. The plan depends only on the lengths, so that a
-log-prob pass and an update over the same samples see identical microbatches and give identical bits.
+Every rank knows the lengths of all samples of a minibatch and computes the same plan: samples go to the data-parallel
+rank with the least work so far, longest first, and fill microbatches first-fit. The plan depends only on the lengths,
+so that a log-prob pass and an update over the same samples see identical microbatches and give identical bits.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -53,6 +54,8 @@ class Topology:
     pp_group: dist.ProcessGroup
     copies_group: dist.ProcessGroup  # ranks with the same dense parameters: dp and cp together
     control_group: dist.ProcessGroup  # gloo over all ranks: small objects, never tensors of the model
+    home_group: dist.ProcessGroup | None = None  # gloo over the ranks with this dp rank; None: this one alone
+    first_group: dist.ProcessGroup | None = None  # gloo over each dp rank's first rank; None: this is none, or the only
 
     @property
     def is_main(self) -> bool:
@@ -73,6 +76,26 @@ class Topology:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control_group)
         return box[0]
+
+    def deal(self, parts: Sequence[Any] | None) -> Any:
+        """Return global rank 0's object d on every rank of data-parallel rank d, by way of its first rank."""
+        box = [parts[self.dp_rank] if parts is not None else None]
+        if self.first_group is not None:
+            dist.scatter_object_list(box, None if parts is None else list(parts), src=0, group=self.first_group)
+        if self.home_group is not None:
+            dist.broadcast_object_list(box, src=self._first_of_home(), group=self.home_group)
+        return box[0]
+
+    def report(self, value: Any) -> list[Any] | None:
+        """Return the object of each data-parallel rank's first rank on global rank 0; None elsewhere."""
+        if self.first_group is None:
+            return [value] if self.is_main else None
+        boxes: list[Any] | None = [None] * self.dp_size if self.is_main else None
+        dist.gather_object(value, boxes, dst=0, group=self.first_group)
+        return boxes
+
+    def _first_of_home(self) -> int:
+        return self.dp_rank * self.context.size * self.tp_size
 
     def all_gather(self, value: Any) -> list[Any]:
         """Return every rank's Python object, in rank order, on every rank."""
@@ -96,6 +119,20 @@ class Topology:
 
     def barrier(self) -> None:
         dist.barrier(group=self.control_group)
+
+    def sum_over_context_and_stages(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum disjointly filled tensors over the cp and pp ranks of this dp rank, in place."""
+        if self.context.size > 1:
+            dist.all_reduce(tensor, group=self.context.group)
+        dist.all_reduce(tensor, group=self.pp_group)
+        return tensor
+
+    def swap_over_data(self, parts: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
+        """Send parts[d] [n] to data-parallel rank d; return what each has sent, sizes[d] numbers."""
+        found = parts[0].new_empty(sum(sizes))
+        group = parallel_state.get_data_parallel_group()
+        dist.all_to_all_single(found, torch.cat(list(parts)), list(sizes), [len(part) for part in parts], group=group)
+        return list(found.split(list(sizes)))
 
     def sum_over_data_and_stages(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum disjointly filled tensors over dp, cp and pp ranks, in place, so that every rank has all values."""
@@ -133,6 +170,9 @@ def init_topology(parallel: ParallelConfig, seed: int, watched_seconds: float = 
     )
     # Weights come from a checkpoint and nothing is dropped out: the tracker that forks no CUDA generator is enough.
     model_parallel_cuda_manual_seed(seed, inference_rng_tracker=True, force_reset_rng=True)
+    control_timeout = _CONTROL_TIMEOUT if watched_seconds else _CONTROL_TIMEOUT_ALONE
+    control_group = dist.new_group(backend="gloo", timeout=control_timeout)
+    home_group, first_group = _home_groups(parallel, control_group, control_timeout)
     return Topology(
         rank=dist.get_rank(),
         world_size=world_size,
@@ -155,10 +195,30 @@ def init_topology(parallel: ParallelConfig, seed: int, watched_seconds: float = 
         etp_group=parallel_state.get_expert_tensor_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         copies_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
-        control_group=dist.new_group(
-            backend="gloo", timeout=_CONTROL_TIMEOUT if watched_seconds else _CONTROL_TIMEOUT_ALONE
-        ),
+        control_group=control_group,
+        home_group=home_group,
+        first_group=first_group,
     )
+
+
+def _home_groups(
+    parallel: ParallelConfig, everyone: dist.ProcessGroup, timeout: timedelta
+) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+    """Return `home_group` and `first_group` of a topology. Collective; where one is all ranks, that group is taken."""
+    inner = parallel.tp * parallel.cp  # ranks of one dp rank and stage, one after the other
+    members = [
+        [stage * inner * parallel.dp + home * inner + place for stage in range(parallel.pp) for place in range(inner)]
+        for home in range(parallel.dp)
+    ]
+    if parallel.dp == 1:
+        return (everyone if parallel.world_size > 1 else None), None
+    if len(members[0]) == 1:
+        return None, everyone
+    rank = dist.get_rank()
+    groups = [dist.new_group(ranks, timeout=timeout, backend="gloo") for ranks in members]
+    first = dist.new_group([ranks[0] for ranks in members], timeout=timeout, backend="gloo")
+    home = next(group for group, ranks in zip(groups, members, strict=True) if rank in ranks)
+    return home, first if any(rank == ranks[0] for ranks in members) else None
 
 
 def close_topology() -> None:

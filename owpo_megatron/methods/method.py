@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from owpo_megatron.methods.normalise import group_advantages
 from owpo_megatron.methods.plan import Ask, PlanView, drawn_groups, first_groups
 from owpo_megatron.methods.statistic import Statistic
-from owpo_megatron.types import Group, Origin, PromptRecord, ReferenceNeed, Rollout
+from owpo_megatron.types import Group, Ids, Origin, PromptRecord, ReferenceNeed, Rollout
 
 if TYPE_CHECKING:
     import torch
@@ -107,10 +107,10 @@ class StepView:
     right_N: Sequence[bool] = ()  # the verdicts
     part_N: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of the reward by name, before weights
     weights: Mapping[str, float] = field(default_factory=lambda: {"verdict": 1.0})  # of the parts that count
-    behaviour_N: Sequence[Sequence[float]] = ()  # [L] log-probs of each response, as the engine reported them
+    behaviour_N: Sequence[Sequence[float]] = ()  # [L] log-probs by the engine; for methods with needs_tokens
     entropy_N: Sequence[torch.Tensor] = ()  # [L] of the sampling policy; for methods with needs_old_entropy
     pieces_N: Sequence[Sequence[str]] = ()  # [L] texts of the tokens; for methods with needs_text
-    turns_N: Sequence[Sequence[Turn]] = ()  # of each response; one without an environment has one
+    turns_N: Sequence[Sequence[Turn]] = ()  # of each response, one without an environment; with needs_tokens
     max_length: int = 0  # rollout.max_response_tokens
     progress: float = 0.0  # share of the run's steps that are done
     memory: dict[str, Any] = field(default_factory=dict)
@@ -157,7 +157,9 @@ class Method:
     needs_old_entropy: ClassVar[bool] = False
     """`advantages` gets the sampling policy's entropies: a pass of it before the step's updates."""
     needs_text: ClassVar[bool] = False
-    """`advantages` gets the texts of the tokens."""
+    """`advantages` gets the texts of the tokens: as `needs_tokens`."""
+    needs_tokens: ClassVar[bool] = False
+    """`advantages` gets `behaviour_N` and `turns_N`: every rank receives the tokens of the whole step."""
     entropy_bonus: ClassVar[bool] = False
     """`terms` returns an entropy coefficient per token."""
     uses_rewards: ClassVar[bool] = True
@@ -273,10 +275,10 @@ class Method:
         raise AssertionError(f"{type(self).__name__} has no terms")
 
 
-def turns_of(rollout: Rollout) -> list[Turn]:
-    """The turns of a response."""
+def turns_of(rollout: Rollout, response_ids: Ids) -> list[Turn]:
+    """The turns of a response with these tokens [L]."""
     if rollout.episode is None:
-        return [Turn(len(rollout.response_ids), ())]
+        return [Turn(len(response_ids), ())]
     turns: list[Turn] = []
     state: tuple[int, ...] = ()
     start = 0
@@ -285,7 +287,7 @@ def turns_of(rollout: Rollout) -> list[Turn]:
         if span.generated:
             turns.append(Turn(span.length, state, span.reward))
         else:
-            state = tuple(rollout.response_ids[start:end])
+            state = tuple(response_ids[start:end])
         start = end
     return turns
 

@@ -116,6 +116,6 @@ class TrainerCost:
             "context_parallel": share * around * (passes + 1),
             "pipeline": share * stages * passes,
             "gradients_and_parameters": self.optimizer_bytes * self.config.optimizer.updates_per_step,
-            "samples": float(sum(tokens) * TOKEN),  # every rank receives all of them
+            "samples": sum(tokens) * TOKEN / self.dp,  # ranks receive those that they train on
             "weights_to_engines": self.push_bytes,  # rank 0 alone
         }

@@ -16,7 +16,7 @@ import torch
 from owpo_megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, ReferenceConfig
 from owpo_megatron.errors import RunError
 from owpo_megatron.families import HFModel, forward_flops
-from owpo_megatron.head import HeadLoss, TeacherRows, settled_mode
+from owpo_megatron.head import TeacherRows, settled_mode
 from owpo_megatron.mcore import checkpoint, cpu, fusions
 from owpo_megatron.mcore.fp8_training import pack_multiple
 from owpo_megatron.mcore.optimizer import (
@@ -27,14 +27,7 @@ from owpo_megatron.mcore.optimizer import (
     step_with,
     wrap_ddp,
 )
-from owpo_megatron.mcore.packing import (
-    Microbatch,
-    build_microbatch,
-    packed_length,
-    padded_to_longest,
-    plan_microbatches,
-    token_batch,
-)
+from owpo_megatron.mcore.packing import Microbatch, token_batch
 from owpo_megatron.mcore.resting import RestingMemory
 from owpo_megatron.mcore.schedule import (
     forward_backward,
@@ -44,7 +37,7 @@ from owpo_megatron.mcore.schedule import (
     on_host,
 )
 from owpo_megatron.mcore.slots import ParameterSlots
-from owpo_megatron.mcore.spec import fusions_of, transformer_config, uses_transformer_engine
+from owpo_megatron.mcore.spec import fusions_of, transformer_config
 from owpo_megatron.mcore.state_writer import StateWriter
 from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.mcore.transformer import build_chunks
@@ -52,7 +45,10 @@ from owpo_megatron.mcore.weights import load_model_weights
 from owpo_megatron.methods import Method
 from owpo_megatron.methods.statistic import Statistic
 from owpo_megatron.policy.leaving import LeavingWeights
-from owpo_megatron.types import LogpMode, Sample, TokenBatch
+from owpo_megatron.policy.packs import Packs, Plan, homes_of
+from owpo_megatron.policy.sums import microbatch_sums, over_ranks
+from owpo_megatron.policy.values import PassValues, not_finite
+from owpo_megatron.types import LogpMode, Sample
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +80,8 @@ class MegatronPolicy:
         self.on_bad_gradient: Callable[[str], None] = _end_the_run
         """Called on every rank with the cause where an update's gradient is not finite; the update is skipped where it
         returns."""
-        self._tokens_per_microbatch = optimizer.tokens_per_microbatch
-        matmul_flops, attention_flops = forward_flops(hf)
-        self._attention = attention_flops / matmul_flops
+        self.fetch: Callable[[Sequence[Sample], Sequence[int]], list[Sample]] = _already_here
+        """Returns the samples with their tokens on the data-parallel rank that is given for each; collective."""
         self.logp_mode: LogpMode = model.head
         self._head_settled = model.head == "exact"
         self.dtype = dtype = getattr(torch, model.dtype)
@@ -94,9 +89,11 @@ class MegatronPolicy:
         self.fused_kernels = "" if cpu.on_cpu() else fusions.line(fusions_of(hf), raw or {})
         """Which kernels are fused, in a line; empty on a CPU."""
         # each context-parallel rank's part of a pack is a multiple of this, and all parts together one of 2 cp tokens
-        self._pad_to = topology.context.size * pack_multiple(megatron_config, topology.tp_size)
+        pad_to = topology.context.size * pack_multiple(megatron_config, topology.tp_size)
         if topology.context.size > 1:
-            self._pad_to = math.lcm(self._pad_to, topology.context.multiple)
+            pad_to = math.lcm(pad_to, topology.context.multiple)
+        matmul_flops, attention_flops = forward_flops(hf)
+        self._packs = Packs(topology, optimizer.tokens_per_microbatch, pad_to, attention_flops / matmul_flops)
         chunks = build_chunks(hf, megatron_config, temperature)
         self._chunks = wrap_ddp(chunks, megatron_config, parallel.overlap)
         self._leaving = LeavingWeights(hf, self._chunks, topology)
@@ -117,9 +114,13 @@ class MegatronPolicy:
         self._has_weights = True
 
     # ------------------------------------------------------------------------------------------ passes
+    def homes(self, samples: Sequence[Sample]) -> list[int]:
+        """The data-parallel rank that each sample is passed through the model on, in a pass over all of these."""
+        return homes_of(self._packs.plan(samples))
+
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """fp32 log-probs [L] of each sample's response tokens at the rollout temperature, on every rank's host; 0 for
-        those that it did not generate."""
+        """fp32 log-probs [L] of each sample's response tokens at the rollout temperature, on the host; 0 for those
+        that it did not generate. On the ranks of each sample's home; on every rank for samples without one."""
         return self._of_tokens(samples, "logp_T")[0]
 
     def logprobs_and_entropies(self, samples: Sequence[Sample]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -145,7 +146,7 @@ class MegatronPolicy:
             RunError: on every rank, where the gradient is not finite; nothing has changed.
         """
         self._memory.wake()
-        microbatches = self._microbatches(samples)
+        samples, microbatches = self._built(samples, self._packs.plan(samples))
         self._settle_head(microbatches)
         teaching = self._teaching(microbatches) if method.whole_vocabulary else None
         for chunk in self._chunks:
@@ -153,9 +154,9 @@ class MegatronPolicy:
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
         collected = forward_backward(
-            self._chunks, microbatches, method, partial(token_batch, samples), _sums, self.logp_mode, teaching
+            self._chunks, microbatches, method, partial(token_batch, samples), microbatch_sums, self.logp_mode, teaching
         )
-        metrics = self._summed(on_host(collected))
+        metrics = over_ranks(self.topology, on_host(collected))
         if not metrics["loss_count"]:
             if self.topology.is_main:
                 log.warning("no sample of this minibatch counts: its optimizer step is skipped")
@@ -192,11 +193,9 @@ class MegatronPolicy:
         """Name the likely cause of a gradient that is not finite: weights, data or learning rate. Collective."""
         if not self.weights_are_finite():
             return "because weights of the policy are not finite; go on from the last checkpoint whose weights are"
-        for sample in samples:
-            for name in ("advantage", "behaviour_logp", "old_logp", "ref_logp"):
-                value = getattr(sample, name)
-                if value is not None and not torch.as_tensor(value).isfinite().all():
-                    return f"because the {name} of a sample (prompt ids {sample.prompt_ids[:8]}...) is not finite"
+        for cause in self.topology.all_gather(not_finite(samples)):
+            if cause is not None:
+                return f"because {cause}"
         remedy = "lower optimizer.lr and go on from the last checkpoint"
         return f"at learning rate {lr:g}, with finite weights and data; {remedy}"
 
@@ -266,21 +265,17 @@ class MegatronPolicy:
         self, samples: Sequence[Sample], *names: str, statistic: Statistic | None = None
     ) -> list[list[torch.Tensor]]:
         """These fields of LogProbs, for each the response tokens' values [L] per sample."""
-        microbatches = self._microbatches(samples)
+        plan = self._packs.plan(samples)
+        _, microbatches = self._built(samples, plan)
         self._settle_head(microbatches)
         for chunk in self._chunks:
             chunk.eval()
-        lengths = [sample.loss_length for sample in samples]
-        starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-        flat_K = torch.zeros(len(names), starts[-1], device=cpu.device())
+        values = PassValues(self.topology, samples, len(names), homes_of(plan))
         for microbatch, found in forward_logprobs(self._chunks, microbatches, self.logp_mode, statistic):
-            response_R, place_R = (rows.to(cpu.device()) for rows in microbatch.responses(starts))
-            flat_K[:, place_R] = torch.stack([getattr(found, name) for name in names])[:, response_R].to(flat_K.dtype)
-        self.topology.sum_over_data_and_stages(flat_K)
-        return [
-            [sample.spread(value) for sample, value in zip(samples, flat.split(lengths), strict=True)]
-            for flat in flat_K.cpu()
-        ]
+            response_R, place_R = (rows.to(cpu.device()) for rows in microbatch.responses(values.starts))
+            found_KR = torch.stack([getattr(found, name) for name in names])[:, response_R]
+            values.flat_K[:, place_R] = found_KR.to(values.flat_K.dtype)
+        return values.delivered()
 
     def _teaching(self, microbatches: list[Microbatch]) -> dict[int, TeacherRows]:
         for chunk in self._chunks:
@@ -300,35 +295,10 @@ class MegatronPolicy:
         self.logp_mode = settled_mode([error for errors in found for error in errors], loud=self.topology.is_main)
         self._head_settled = True
 
-    def _microbatches(self, samples: Sequence[Sample]) -> list[Microbatch]:
-        topology = self.topology
-        lengths = [packed_length(sample, topology.context.multiple) for sample in samples]
-        pad_to = self._pad_to
-        if topology.vpp_size is None:
-            plan = plan_microbatches(lengths, topology.dp_size, self._tokens_per_microbatch, attention=self._attention)[
-                topology.dp_rank
-            ]
-        else:
-            # Where two stages interleave, previous and next are the same rank. megatron then mixes up the shapes of
-            # what goes forward and what goes back, so all packs get one length; and with just one microbatch a stage
-            # its sends and receives cross and hang, so there are twice as many.
-            stages = topology.pp_size
-            plan = plan_microbatches(
-                lengths, topology.dp_size, self._tokens_per_microbatch, stages, 2 * stages, self._attention
-            )[topology.dp_rank]
-            pad_to = padded_to_longest(lengths, plan, pad_to)
-        on_host = not uses_transformer_engine()
-        return [build_microbatch(samples, indices, pad_to, cpu.device(), topology.context, on_host) for indices in plan]
-
-    def _summed(self, collected: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
-        """Sum the last stages' sums over microbatches, then over data-parallel ranks in rank order, on every rank."""
-        speaks = self.topology.is_last_stage and self.topology.tp_rank == 0
-        own = {name: value.tolist() for name, value in _added(collected if speaks else []).items()}
-        gathered = [
-            {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()}
-            for sums in self.topology.all_gather(own)
-        ]
-        return {name: value.tolist() for name, value in _added(gathered).items()}
+    def _built(self, samples: Sequence[Sample], plan: Plan) -> tuple[list[Sample], list[Microbatch]]:
+        """The samples with their tokens where the plan has them on this rank, and its microbatches."""
+        here = self.fetch(samples, homes_of(plan))
+        return here, self._packs.build(here, plan)
 
 
 def choosing_themselves(samples: Sequence[Sample]) -> list[Sample]:
@@ -340,29 +310,5 @@ def _end_the_run(cause: str) -> None:
     raise RunError(cause)
 
 
-def _added(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The sum of each name's values, in this order."""
-    totals: dict[str, torch.Tensor] = {}
-    for part in parts:
-        for name, value in part.items():
-            totals[name] = totals[name] + value if name in totals else value
-    return totals
-
-
-def _sums(batch: TokenBatch, out: HeadLoss) -> dict[str, torch.Tensor]:
-    """Return one microbatch's contribution to the metrics of an update."""
-    assert batch.behaviour_logp_T is not None
-    old_logp_T = out.logp_T if batch.old_logp_T is None else batch.old_logp_T
-    gap_T = (old_logp_T - batch.behaviour_logp_T).abs()
-    if batch.external_T is not None:
-        gap_T = gap_T.masked_fill(batch.external_T, 0)  # no engine sampled these
-    counted = batch.mask_T if batch.counted_R is None else batch.counted_R
-    sums = out.metrics | {
-        "loss_sum": out.loss_sum,
-        "loss_count": out.count,
-        "entropy_sum": out.entropy_T[counted].double().sum(),
-        "mismatch_sum": gap_T[counted].double().sum(),
-        "head_rows": torch.tensor(out.rows.forward),
-        "head_gradient_rows": torch.tensor(out.rows.gradient),
-    }
-    return {name: value.detach().double() for name, value in sums.items()}
+def _already_here(samples: Sequence[Sample], homes: Sequence[int]) -> list[Sample]:
+    return list(samples)

@@ -9,19 +9,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from owpo_megatron.config import AlgorithmConfig
 from owpo_megatron.errors import RunError
-from owpo_megatron.methods import Method, StepView, num_active, top_active, turns_of
+from owpo_megatron.methods import Method, StepView, num_active, top_active
 from owpo_megatron.methods.prepare import prepared_in_minibatch
+from owpo_megatron.trainer.exchange import Exchange
 from owpo_megatron.trainer.rewards import RewardRules
 from owpo_megatron.trainer.schedule import StagePlan
-from owpo_megatron.types import Group, Policy, Reference, Rollout, Sample, StepLog, tensor_of
-
-Value = TypeVar("Value")
+from owpo_megatron.trainer.step_view import checked_advantage, step_view
+from owpo_megatron.types import Elsewhere, Group, Policy, Reference, Sample, StepLog, tensor_of
 
 
 class BatchBuilder:
@@ -35,6 +35,8 @@ class BatchBuilder:
         decode: token ids to text, for methods with `needs_text`.
         steps: length of the run, for `StepView.progress`; None: unknown.
         replays_routing: every sample must have its engine's experts (`rollout.routing_replay`).
+        exchange: has the tokens of the groups; None: they come with them, and every rank gets all log-probs.
+        recorded: groups per step whose values per token `record` reads.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class BatchBuilder:
         decode: Callable[[Sequence[int]], str] | None = None,
         steps: int | None = None,
         replays_routing: bool = False,
+        exchange: Exchange | None = None,
+        recorded: int = 0,
     ):
         self._algorithm = config
         self._group_size = group_size
@@ -64,6 +68,8 @@ class BatchBuilder:
         self._decode = decode
         self._steps = steps
         self._replays_routing = replays_routing
+        self._exchange = exchange
+        self._recorded = recorded
         self._memory: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,7 +92,7 @@ class BatchBuilder:
         log.add(ref_id=version.ref_id, ref_step=version.source_step)
         if self._replays_routing:
             check_experts(groups)
-        bare = self._split(_bare(groups))
+        bare = [self._at_home(samples) for samples in self._split(_bare(groups))]
         entropies: list[torch.Tensor] = []
         some_keep = any(sample.keeps_old for samples in bare for sample in samples)
         reads_old = method.needs_old or method.tis_cap is not None
@@ -101,8 +107,9 @@ class BatchBuilder:
         everything = [sample for minibatch in minibatches for sample in minibatch]
         packed = sum(len(sample.prompt_ids) + len(sample.response_ids) for sample in everything)
         log.add(samples_trained=len(everything), tokens_packed=packed)
+        told = self._told(everything)
         if self._record:
-            self._record(step, groups, everything)
+            self._record(step, groups, told)
         for index, samples in enumerate(minibatches):
             if method.coupling in ("group", "minibatch"):
                 with log.timed("logp_now"):
@@ -127,7 +134,8 @@ class BatchBuilder:
         Ties of |A| (of its mean over tokens, where each has its own) go to the lower submission index.
         """
         n_active, samples, waiting = self.num_active(step), [], iter(bare)
-        view = self._view(groups, step, entropies)
+        done = step / self._steps if self._steps else 0.0
+        view = step_view(self._method, self._rules, groups, bare, entropies, self._decode, done, self._memory)
         deciding = found = self._advantages(groups, view)
         if self._algorithm.active_by == "verifier":
             rewards = [reward for group in groups for reward in group.rewards]
@@ -139,7 +147,7 @@ class BatchBuilder:
             samples += [
                 replace(
                     sample,
-                    advantage=_spread(sample, advantages[place]),
+                    advantage=sample.spread(one) if isinstance(one := advantages[place], torch.Tensor) else one,
                     active=bool(active_1G[0, place]) and counts[place],
                     masked=not counts[place] or sample.origin == "baseline",
                     reward=shaped[place],
@@ -159,46 +167,8 @@ class BatchBuilder:
             raise TypeError(f"{self._method.name}.advantages returned {len(found)} for {len(step.group_N)} samples")
         out: list[list[float | torch.Tensor]] = [[] for _ in groups]
         for group, inside, length, advantage in zip(step.group_N, step.counts_N, step.length_N, found, strict=True):
-            out[group].append(_checked(self._method, advantage, length) if inside else 0.0)
+            out[group].append(checked_advantage(self._method, advantage, length) if inside else 0.0)
         return out
-
-    def _view(self, groups: Sequence[Group], done: int, entropies: Sequence[torch.Tensor]) -> StepView:
-        """Inputs of the method's `advantages` for the step after `done` others."""
-        rules, decode = self._rules, self._decode
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        pieces: list[list[str]] = []
-        if self._method.needs_text:
-            assert decode is not None, f"{self._method.name} needs the texts of tokens"
-            pieces = [[decode([token]) for token in _generated(one, one.response_ids)] for one in rollouts]
-        rules.check_weights(groups)
-        parts = [rules.parts(group) for group in groups]
-        names = sorted({name for one in parts for name in one if rules.weight(name)})
-        return StepView(
-            reward_N=[reward for group in groups for reward in rules.shaped(group)],
-            counts_N=[inside for group in groups for inside in rules.counts(group)],
-            group_N=[index for index, group in enumerate(groups) for _ in group.rollouts],
-            length_N=[rollout.generated_length for rollout in rollouts],
-            origin_N=[rollout.origin for rollout in rollouts],
-            past_N=[group.past for group in groups for _ in group.rollouts],
-            prompt_N=[rollout.prompt.id for rollout in rollouts],
-            right_N=[verdict.correct for group in groups for verdict in group.verdicts],
-            part_N={
-                name: [
-                    value
-                    for one, group in zip(parts, groups, strict=True)
-                    for value in one.get(name, [0.0] * len(group.rollouts))
-                ]
-                for name in names
-            },
-            weights={name: rules.weight(name) for name in names},
-            behaviour_N=[_generated(rollout, rollout.behaviour_logp) for rollout in rollouts],
-            entropy_N=entropies if self._method.needs_old_entropy else (),
-            turns_N=[turns_of(rollout) for rollout in rollouts],
-            pieces_N=pieces,
-            max_length=rules.max_tokens,
-            progress=done / self._steps if self._steps else 0.0,
-            memory=self._memory,
-        )
 
     def _split(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         """Whole groups, in submission order, into (at most) `updates` minibatches of nearly equally many groups."""
@@ -215,9 +185,7 @@ class BatchBuilder:
             if self._method.needs_old_entropy:
                 entropies += [one.in_loss(entropy) for one, entropy in zip(samples, found, strict=True)]
             old = [
-                tensor_of(one.behaviour_logp, torch.float32)
-                if one.keeps_old
-                else logp  # stored responses keep their own
+                self._behaviour(one) if one.keeps_old else logp  # stored responses keep their own
                 for one, logp in zip(samples, logps, strict=True)
             ]
             known = zip(samples, old, statistics, strict=True)
@@ -228,6 +196,35 @@ class BatchBuilder:
                 ]
             )
         return out, entropies
+
+    def _at_home(self, samples: list[Sample]) -> list[Sample]:
+        """A minibatch's samples, with the data-parallel rank that trains on each and needs its values per token.
+
+        They have none, and every rank gets all values, where the method looks at samples together; their tokens are on
+        every rank where the method reads those.
+        """
+        method = self._method
+        together = method.coupling in ("group", "minibatch")
+        if self._exchange is None:
+            return samples
+        if method.needs_tokens or method.needs_text or (together and any(one.keeps_old for one in samples)):
+            samples = self._exchange.everywhere(samples)
+        if together or method.needs_old_entropy:
+            return samples
+        homes = self._policy.homes(samples)
+        return [replace(sample, home=home) for sample, home in zip(samples, homes, strict=True)]
+
+    def _behaviour(self, sample: Sample) -> torch.Tensor:
+        """The engine's log-probs of a sample that has been passed through the policy; no elements on other ranks."""
+        behaviour = (self._exchange.here(sample) if self._exchange else sample).behaviour_logp
+        return torch.empty(0) if isinstance(behaviour, Elsewhere) else tensor_of(behaviour, torch.float32)
+
+    def _told(self, samples: list[Sample]) -> list[Sample]:
+        """The samples, those of the first groups with their log-probs on global rank 0, which records them."""
+        count = sum(sample.group < self._recorded for sample in samples)
+        if self._exchange is None or not count or all(sample.home is None for sample in samples):
+            return samples
+        return self._exchange.to_main(samples[:count], ("old_logp", "ref_logp")) + samples[count:]
 
     def _prepared(self, samples: list[Sample], is_first: bool) -> list[Sample]:
         """Call the method's `prepare` with the log-probs of the current policy.
@@ -257,31 +254,9 @@ class BatchBuilder:
         return self._policy.logprobs(samples), [], nothing
 
 
-def _checked(method: Method, advantage: float | torch.Tensor, length: int) -> float | torch.Tensor:
-    """A finite number, or finite numbers [L]."""
-    if not isinstance(advantage, torch.Tensor) or advantage.dim() == 0:
-        advantage = float(advantage)
-    elif advantage.shape != (length,):
-        shape = tuple(advantage.shape)
-        raise TypeError(f"{method.name}.advantages: {shape} for a response of {length} tokens; give one per token")
-    if not torch.as_tensor(advantage).isfinite().all():
-        raise FloatingPointError(f"{method.name}.advantages returned {advantage}")
-    return advantage
-
-
-def _spread(sample: Sample, advantage: float | torch.Tensor) -> float | torch.Tensor:
-    """A method's advantage, with a place for every token of the response."""
-    return sample.spread(advantage) if isinstance(advantage, torch.Tensor) else advantage
-
-
-def _generated(rollout: Rollout, values: Sequence[Value]) -> Sequence[Value]:
-    """The values of the tokens that the policy generated."""
-    mask = rollout.loss_mask
-    return values if mask is None else tuple(itertools.compress(values, mask))
-
-
 def _bare(groups: Sequence[Group]) -> list[Sample]:
     """All siblings in submission order, before anything is made of their rewards."""
+    siblings = [(index, rollout) for index, group in enumerate(groups) for rollout in group.rollouts]
     return [
         Sample(
             prompt_ids=rollout.trained_ids or rollout.prompt.token_ids,
@@ -295,9 +270,9 @@ def _bare(groups: Sequence[Group]) -> list[Sample]:
             origin=rollout.origin,
             loss_mask=rollout.loss_mask,
             experts=rollout.experts,
+            row=row,
         )
-        for index, group in enumerate(groups)
-        for rollout in group.rollouts
+        for row, (index, rollout) in enumerate(siblings)
     ]
 
 

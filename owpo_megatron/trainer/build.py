@@ -13,9 +13,7 @@ from owpo_megatron.config import HF_FILES, Config, hf_folder
 from owpo_megatron.conversion import carry_files
 from owpo_megatron.data import load_tokenizer, make_stream
 from owpo_megatron.engine import Fleet
-from owpo_megatron.environments import EnvironmentBuilder, EpisodeEngine, EpisodeVerifier
-from owpo_megatron.evaluation.chains import chain_verifier
-from owpo_megatron.evaluation.draw import Answering
+from owpo_megatron.environments import EpisodeVerifier
 from owpo_megatron.families import check_context, check_parallel, expert_shape, hf_shapes, read_hf_config
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.topology import Topology, close_topology, init_topology
@@ -29,37 +27,27 @@ from owpo_megatron.samples import SampleRecorder
 from owpo_megatron.trainer.batches import BatchBuilder
 from owpo_megatron.trainer.build_checks import KeptRollouts, build_checks
 from owpo_megatron.trainer.build_data import RunData, load_run_data
+from owpo_megatron.trainer.build_drawing import DrawingBuilder
 from owpo_megatron.trainer.build_engine import EngineBuilder
 from owpo_megatron.trainer.build_metrics import build_metrics, build_trackers
-from owpo_megatron.trainer.build_plan import build_audit, build_planning
+from owpo_megatron.trainer.build_plan import build_planning
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
 from owpo_megatron.trainer.checks import BadGradients, no_weights_are_lost
 from owpo_megatron.trainer.console import RunConsole, headline
-from owpo_megatron.trainer.evaluate import Evaluator
+from owpo_megatron.trainer.exchange import Exchange
 from owpo_megatron.trainer.given import NOTHING, Given
 from owpo_megatron.trainer.main_rank import MainRank
-from owpo_megatron.trainer.mixture import Mixture
-from owpo_megatron.trainer.noise import RewardNoise
 from owpo_megatron.trainer.parts import Parts
 from owpo_megatron.trainer.profile import StepProfiler
 from owpo_megatron.trainer.record import RunRecord
 from owpo_megatron.trainer.rewards import RewardRules
-from owpo_megatron.trainer.rollout_facts import RolloutFacts
-from owpo_megatron.trainer.rollouts import Planning, RolloutCollector
 from owpo_megatron.trainer.schedule import Schedule
 from owpo_megatron.trainer.stop import StopSignal
 from owpo_megatron.trainer.supply import pushed_by_this_thread
 from owpo_megatron.trainer.swap_check import CheckedSwaps
 from owpo_megatron.trainer.turns import RolloutsInTurn
 from owpo_megatron.trainer.watchdog import Watchdog, longest_limit
-from owpo_megatron.types import (
-    PromptStream,
-    RolloutEngine,
-    Sink,
-    Verdict,
-    Verifier,
-)
-from owpo_megatron.verifiers import make_verifier
+from owpo_megatron.types import Sink, Verifier
 
 
 def parts(
@@ -129,7 +117,8 @@ class _Builder:
         self.data = RunData(date)
         if self.is_main:
             self.data = load_run_data(config, self.model_files, date, evaluation_only, self.say)
-        self.episodes = self._episodes()
+        self.drawing = DrawingBuilder(config, self.data, self.progress, self.say, stack)
+        self.episodes = self.drawing.episodes()
 
     def parts(self) -> Parts:
         config, topology = self.config, self.topology
@@ -159,13 +148,17 @@ class _Builder:
         turns = engines.turns(policy, topology.barrier, fleet)
         sync = (self.given.sync or engines.sync(fleet, senders, turns)) if self.is_main else None
         waiting = self.watchdog.waiting
-        main = MainRank(topology.broadcast, policy.named_weights, sync, revive, policy, waiting, senders, turns)
+        exchange = Exchange(topology)
+        policy.fetch = exchange.fetch
+        main = MainRank(
+            topology.broadcast, policy.named_weights, sync, revive, policy, waiting, senders, turns, exchange
+        )
         if fleet:
             fleet.on_restart = pushed_by_this_thread(main.push_again)
             fleet.notify = self.watchdog.noting(fleet.notify)  # an engine that is restarted is no hang
             self.watchdog.abort_engines = fleet.abort
         check = engines.check(main, policy, fleet) if self.given.engine is None else None
-        reference = references.build(policy, main)
+        reference = references.build(policy, main, exchange)
         ratchet = None
         if isinstance(reference, SlotReference) and schedule.stages.every is not None:
             ratchet = CheckedSwaps(reference, reference, policy, self.hf.vocab_size)
@@ -179,7 +172,9 @@ class _Builder:
         )
         rules = RewardRules.of(config.rollout, config.verifier, config.reward)
         recover = partial(fleet.with_revival, main.push_again) if fleet else None
-        rollouts = self._collector(main, rules, engine, verifier, stream, planning, checks.verdicts, recover)
+        rollouts = self.drawing.collector(
+            main, rules, engine, verifier, stream, planning, self.kept_rollouts, checks.verdicts, recover, exchange
+        )
         batches = BatchBuilder(
             config.algorithm,
             config.rollout.group_size,
@@ -193,8 +188,10 @@ class _Builder:
             decode=load_tokenizer(self.model_files).decode if method.needs_text else None,
             steps=config.optimizer.steps,
             replays_routing=config.rollout.routing_replay,
+            exchange=exchange,
+            recorded=config.rollout.save_tokens if config.rollout.save and not self.evaluation_only else 0,
         )
-        evaluator = self._evaluator(engine, verifier)
+        evaluator = self.drawing.evaluator(self.folder, engine, verifier)
         stop = StopSignal(topology.any, self.stop_file if self.is_main else None)
         sinks: Sequence[Sink] = ()
         if self.console:
@@ -273,78 +270,17 @@ class _Builder:
             self.stack,
         )
 
-    # ------------------------------------------------------------------------------------------ grading and drawing
+    # ------------------------------------------------------------------------------------------ grading
     def _verifier(self) -> Verifier | None:
         if not self.is_main or self.given.verifier is not None:
             return self.given.verifier if self.is_main else None
-        rules = {domain: rule for one in self.data.sets for domain, rule in one.rules.items()}
-        verifier = make_verifier(self.config.verifier, self.data.domains, rules)
-        self.stack.callback(verifier.close)
-        return verifier
-
-    def _episodes(self) -> EnvironmentBuilder | None:
-        """The environments, on global rank 0; None without, and for recorded responses."""
-        config = self.config
-        if config.environment is None or self.data.tokenizer is None or config.rollout.replay is not None:
-            return None
-        return EnvironmentBuilder(config, self.data.tokenizer, self.data.date, self.say, self.stack)
-
-    def _collector(
-        self,
-        main: MainRank,
-        rules: RewardRules,
-        engine: RolloutEngine | None,
-        verifier: Verifier | None,
-        stream: PromptStream | None,
-        planning: Planning,
-        check_verdicts: Callable[[Sequence[Verdict]], None],
-        recover: Callable[[], None] | None,
-    ) -> RolloutCollector:
-        audit = build_audit(self.config, verifier, self.data.domains, self.stack)
-        noise = RewardNoise(self.config.seed, self.config.verifier.flip)
-        mixture = Mixture(self.config.data.source_names, self.data.domains)
-        tools = engine.taken if isinstance(engine, EpisodeEngine) else None
-        return RolloutCollector(
-            self.config.rollout,
-            self.config.seed,
-            self.config.optimizer.steps,
-            rules,
-            noise,
-            planning,
-            main,
-            engine,
-            audit or verifier,
-            stream,
-            decode=self.data.tokenizer.decode if self.data.tokenizer else _nothing_to_decode,
-            stop_token_ids=self.data.tokenizer.eos_ids if self.data.tokenizer else (),
-            record=self.kept_rollouts.record,
-            progress=self.progress,
-            date=self.data.date,
-            check_verdicts=check_verdicts,
-            facts=RolloutFacts(rules, noise, mixture, audit.taken if audit else None, tools),
-            recover=recover,
-        )
-
-    def _evaluator(self, engine: RolloutEngine | None, verifier: Verifier | None) -> Evaluator | None:
-        if not self.data.sets:
-            return None
-        assert self.data.tokenizer and engine and verifier
-        rollout, seed, eos_ids = self.config.rollout, self.config.seed, self.data.tokenizer.eos_ids
-        limit, stop = rollout.max_response_tokens, tuple(rollout.stop)
-        if (chains := chain_verifier(self.config.verifier, self.data.sets)) is not None:
-            self.stack.callback(chains.close)
-        answering = Answering(engine, verifier, self.data.tokenizer.decode, eos_ids, limit, seed, stop, chains)
-        return Evaluator(self.data.sets, answering, self.folder.evaluations, self.progress)
+        return self.drawing.verifier()
 
     # ------------------------------------------------------------------------------------------ files
     def _carry(self, folder: Path) -> None:
         """hf/ beside state/: the folder is then a converted megatron folder."""
         (folder / HF_FILES).mkdir()
         carry_files(self.model_files, folder / HF_FILES)
-
-
-def _nothing_to_decode(ids: Sequence[int]) -> str:
-    raise AssertionError("only global rank 0 decodes responses")
 
 
 def _say_nothing(text: str) -> None:

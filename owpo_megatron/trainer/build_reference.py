@@ -9,6 +9,7 @@ from owpo_megatron.config import EngineConfig, ReferenceConfig, TeacherConfig
 from owpo_megatron.engine import Scorer
 from owpo_megatron.families import HFModel
 from owpo_megatron.policy import MegatronPolicy, SlotReference, SlotTeacher, check_same_model
+from owpo_megatron.trainer.exchange import Exchange
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.teachers import EngineTeacher, Routing, Teachers
 from owpo_megatron.types import LogprobSource, Progress
@@ -60,14 +61,16 @@ class ReferenceBuilder:
                     stack.callback(scorer.close)
                     self._scorers[teacher.name] = scorer
 
-    def build(self, policy: MegatronPolicy, main: MainRank) -> SlotReference | Teachers:
+    def build(self, policy: MegatronPolicy, main: MainRank, exchange: Exchange) -> SlotReference | Teachers:
         if not self._teachers:
             loaded = self.keeps_reference and self._reference.path is not None
             return SlotReference(policy, loaded=loaded)
-        return Teachers(self._routing, {one.name: self._teacher(one, policy, main) for one in self._teachers})
+        return Teachers(self._routing, {one.name: self._teacher(one, policy, main, exchange) for one in self._teachers})
 
-    def _teacher(self, teacher: TeacherConfig, policy: MegatronPolicy, main: MainRank) -> LogprobSource:
+    def _teacher(
+        self, teacher: TeacherConfig, policy: MegatronPolicy, main: MainRank, exchange: Exchange
+    ) -> LogprobSource:
         if teacher.path is not None:
             return SlotTeacher(policy, teacher.name, teacher.path, resident=teacher.placement == "resident")
         scorer = self._scorers.get(teacher.name)
-        return EngineTeacher(main, scorer.score if scorer else None, scorer.serves if scorer else None)
+        return EngineTeacher(main, scorer.score if scorer else None, scorer.serves if scorer else None, exchange)

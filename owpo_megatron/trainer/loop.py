@@ -13,7 +13,7 @@ from owpo_megatron.types import Group, Policy, Sample, StepLog, Swappable
 
 
 class Rollouts(Protocol):
-    """Prompts, responses and rewards of a step, the same on every rank."""
+    """Responses and rewards of a step: the same on every rank, without the tokens, which stay where they were drawn."""
 
     def collect(self, step: int, log: StepLog) -> list[Group]: ...
 
@@ -22,7 +22,7 @@ class Batches(Protocol):
     """Turns rewards into the method's inputs: advantages, active samples, old and reference log-probs."""
 
     def prepare(self, groups: Sequence[Group], step: int, log: StepLog) -> Iterator[list[Sample]]:
-        """The step's minibatches. All log-probs are of the policy and the reference at the step's start."""
+        """The step's minibatches; tokens, and log-probs of the step's start, are on the ranks that train on them."""
 
 
 class Engines(Protocol):

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from owpo_megatron.errors import EngineError
+from owpo_megatron.trainer.exchange import Exchange
 from owpo_megatron.types import Policy, Sample, WeightSync
 
 T = TypeVar("T")
@@ -55,6 +56,7 @@ class MainRank:
             many there were.
         policy: for `statistics`; None: nobody asks for them.
         waiting: a block in which this rank waits for rank 0.
+        exchange: brings the tokens of `statistics`; None: they come with the samples.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class MainRank:
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
         senders: SendingRank | None = None,
         turns: MemoryTurns | None = None,
+        exchange: Exchange | None = None,
     ):
         self._broadcast = broadcast
         self._weights = weights
@@ -74,6 +77,7 @@ class MainRank:
         self._revive = revive
         self._policy = policy
         self._waiting = waiting
+        self._exchange = exchange
         self._version = -1
         self._senders, self._turns = senders, turns
         if senders is not None:
@@ -95,7 +99,7 @@ class MainRank:
             if message == "done":
                 return content
             if message == "statistics":
-                self._pass_over(content)
+                self._pass_over(self._bare(content))
             elif message == "order":
                 assert self._senders is not None
                 self._senders.follow(content)
@@ -104,8 +108,11 @@ class MainRank:
 
     def statistics(self, samples: Sequence[Sample]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The policy's log-probs and entropies [L] of each sample, on rank 0 inside `run`; every rank takes part."""
-        self._broadcast(("statistics", list(samples)))
-        return self._pass_over(samples)
+        self._broadcast(("statistics", list(samples) if self._exchange is None else None))
+        return self._pass_over(self._bare(samples))
+
+    def _bare(self, samples: Sequence[Sample] | None) -> Sequence[Sample]:
+        return (samples or []) if self._exchange is None else self._exchange.bare(samples)
 
     def _pass_over(self, samples: Sequence[Sample]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         assert self._policy is not None, "a plan that looks at log-probs needs a policy"

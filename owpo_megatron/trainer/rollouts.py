@@ -13,6 +13,7 @@ from owpo_megatron.errors import UserError
 from owpo_megatron.methods import Ask, Method, PlanView, Solutions, TokenStatistics
 from owpo_megatron.run.metrics import StepLine
 from owpo_megatron.trainer.drawing import Drawing, OpenGroup
+from owpo_megatron.trainer.exchange import Exchange
 from owpo_megatron.trainer.ledger import PromptLedger, SamplePool
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.noise import RewardNoise
@@ -34,6 +35,7 @@ from owpo_megatron.types import (
     StepLog,
     Verdict,
     Verifier,
+    tokens_of,
 )
 
 MOST_ROUNDS = 1000  # of one step: a plan that never ends is a mistake
@@ -60,7 +62,7 @@ class Drawn:
 
 
 class RolloutCollector:
-    """Implements Rollouts: global rank 0 generates and grades, every rank gets the groups.
+    """Implements Rollouts: global rank 0 generates and grades, every rank gets the groups without their tokens.
 
     Args:
         config: the section `rollout`.
@@ -75,6 +77,7 @@ class RolloutCollector:
         facts: metrics of the responses; None: those that every run has.
         record: called on rank 0 with (step, all groups that were generated, those of them that are kept).
         recover: brings lost engines back, with their weights; for steps that are drawn ahead (`rollout.max_staleness`).
+        exchange: gets the tokens of the groups that are kept; None: this rank is alone.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class RolloutCollector:
         check_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
         facts: RolloutFacts | None = None,
         recover: Callable[[], None] | None = None,
+        exchange: Exchange | None = None,
     ):
         self._config = config
         self._seed = seed
@@ -115,6 +119,7 @@ class RolloutCollector:
         self._record = record
         self._progress = progress
         self._date = date
+        self._exchange = exchange
         self._memory: dict[str, Any] = {}  # the plan's
         self._drawn = 0  # groups opened since the run began
         self._under_way = GroupsUnderWay(config, steps, self._stream_take, self._next_draw, self._past)
@@ -135,9 +140,9 @@ class RolloutCollector:
             self._supply = Supply(self._draw_ahead, self._state, self._restore, recover, ahead, self._steps)
 
     def collect(self, step: int, log: StepLog) -> list[Group]:
-        groups, facts = self._main.run(lambda: self._collect_on_main(step, log))
-        log.add(**facts)
-        return groups
+        kept: list[Group] = []  # on global rank 0
+        log.add(**self._main.run(lambda: self._collect_on_main(step, log, kept)))
+        return kept if self._exchange is None else self._exchange.share(kept if self._engine is not None else None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where `collect` goes on; a step that is drawn ahead is drawn again."""
@@ -171,7 +176,7 @@ class RolloutCollector:
             self._pool.load_state_dict(state.get("pool", {}))
         self._under_way.load_state_dict(state)
 
-    def _collect_on_main(self, step: int, log: StepLog) -> tuple[list[Group], dict[str, Any]]:
+    def _collect_on_main(self, step: int, log: StepLog, kept: list[Group]) -> dict[str, Any]:
         if self._supply is None:
             drawn = self._draw(step, log)
         else:
@@ -180,7 +185,8 @@ class RolloutCollector:
                 drawn = self._supply.take(step)
             log.add(staleness=staleness(step, own_rollouts(drawn.seen), self._config.max_staleness))
         self._record(step, drawn.seen, drawn.kept)
-        return drawn.kept, drawn.facts
+        kept.extend(drawn.kept)
+        return drawn.facts
 
     def _draw_ahead(self, step: int) -> Drawn:
         """Draw a step in the supply's thread, while another step's line is open."""
@@ -284,16 +290,9 @@ class RolloutCollector:
             remedy = f"{self._plan.name} looks at the policy's log-probs while it draws, which takes turns; set 0"
             raise UserError("rollout.max_staleness", self._config.max_staleness, remedy)
         samples = [
-            Sample(
-                one.prompt.token_ids,
-                one.response_ids,
-                0.0,
-                True,
-                one.behaviour_logp,
-                origin=one.origin,
-                loss_mask=one.loss_mask,
-            )
+            Sample(**tokens, advantage=0.0, active=True, origin=one.origin, loss_mask=one.loss_mask)
             for one in rollouts
+            for tokens in [tokens_of(one) | {"prompt_ids": one.prompt.token_ids, "experts": None}]
         ]
         if not samples:
             return []

@@ -9,6 +9,7 @@ import torch
 
 from owpo_megatron.config.reference import TeacherConfig
 from owpo_megatron.errors import UserError
+from owpo_megatron.trainer.exchange import Exchange
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.types import Ids, LogpMode, LogprobSource, ReferenceVersion, Sample
 
@@ -19,6 +20,7 @@ class EngineTeacher:
     Args:
         score: on rank 0, returns log-probs of (prompt ids, response ids) pairs.
         serves: on rank 0, the model that the servers report.
+        exchange: has the tokens of the samples; None: they come with them.
     """
 
     logp_mode: LogpMode = "engine"
@@ -28,17 +30,26 @@ class EngineTeacher:
         main: MainRank,
         score: Callable[[Sequence[tuple[tuple[int, ...], Ids]]], list[list[float]]] | None,
         serves: str | None,
+        exchange: Exchange | None = None,
     ):
         self._main = main
         self._score = score
         self._serves = serves
+        self._exchange = exchange
 
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        exchange = self._exchange
+
         def ask() -> list[list[float]]:
             assert self._score is not None
-            return self._score([(sample.prompt_ids, sample.response_ids) for sample in samples])
+            here = samples if exchange is None else [exchange.kept(sample) for sample in samples]
+            return self._score([(tuple(sample.prompt_ids), sample.response_ids) for sample in here])
 
-        return [torch.tensor(logps) for logps in self._main.run(ask)]
+        if exchange is None or any(sample.home is None for sample in samples):
+            return [torch.tensor(logps) for logps in self._main.run(ask)]
+        scored: list[torch.Tensor] = []  # on global rank 0
+        self._main.run(lambda: scored.extend(torch.tensor(logps) for logps in ask()))
+        return exchange.to_homes(scored if self._score is not None else None, samples)
 
     def identity(self) -> str:
         return self._main.run(lambda: str(self._serves))

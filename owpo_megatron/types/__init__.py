@@ -7,6 +7,7 @@ Shape suffixes used throughout the project:
 Data are frozen dataclasses; seams are protocols of a few methods whose docstring is the contract.
 """
 
+from owpo_megatron.types.catalogue import Catalogue, Elsewhere, tokens_of
 from owpo_megatron.types.experts import ExpertShape, RoutedExperts
 from owpo_megatron.types.rollouts import (
     Ended,
@@ -60,8 +61,10 @@ from owpo_megatron.types.training import (
 
 __all__ = [
     "Candidate",
+    "Catalogue",
     "ConversingEngine",
     "CuttingEngine",
+    "Elsewhere",
     "Ended",
     "Episode",
     "ExpertShape",
@@ -108,4 +111,5 @@ __all__ = [
     "WeightSync",
     "Writing",
     "tensor_of",
+    "tokens_of",
 ]

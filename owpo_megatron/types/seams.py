@@ -127,8 +127,12 @@ class Policy(Protocol):
     def logp_mode(self) -> LogpMode:
         """Mode in which the last `logprobs` were computed."""
 
+    def homes(self, samples: Sequence[Sample]) -> list[int]:
+        """The data-parallel rank that computes each sample in a pass over these, from lengths: not collective."""
+
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """fp32 log-probs [L] of each sample's response tokens at the rollout temperature."""
+        """fp32 log-probs [L] of each sample's response tokens at the rollout temperature: on every rank, or on those of
+        the sample's home, where it has one; no elements elsewhere."""
 
     def logprobs_and_entropies(self, samples: Sequence[Sample]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The same, with the entropy [L] of each response token's distribution; one pass."""
@@ -195,7 +199,7 @@ class LogprobSource(Protocol):
         """Mode in which the last `logprobs` were computed."""
 
     def logprobs(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """fp32 log-probs [L] of each sample's response tokens."""
+        """fp32 log-probs [L] of each sample's response tokens, where Policy.logprobs has them."""
 
     def identity(self) -> str:
         """Return the identity of these weights, which a resumed run compares."""

@@ -46,11 +46,14 @@ class Candidate:
 class Sample:
     """One response with everything that a method needs; lists of L floats, or None where a pass was not spent.
 
+    On ranks that do not pass it through the model, token ids and `behaviour_logp` are `Elsewhere`; log-probs have no
+    elements where `home` is another rank.
+
     Tokens that `loss_mask` leaves out are context alone: the model reads them, but no row of the head, no value of a
     method and no divisor is of them. Values per token have L places all the same, and are never read there.
     """
 
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Ids
     response_ids: Ids  # [L]; a rollout's, which are kept in one block (types/tokens.py)
     advantage: float | torch.Tensor  # shared by all tokens, or one per token [L]
     active: bool  # takes part in the reweighting (top n_act of its group)
@@ -71,6 +74,8 @@ class Sample:
     keeps_old: bool = False  # behaviour_logp are its old log-probs: a pass of the policy does not replace them
     loss_mask: tuple[bool, ...] | None = None  # [L], True: the policy generated the token; None: all of them
     experts: RoutedExperts | None = None  # that its tokens go to, in passes of the policy; None: its routers choose
+    row: int = 0  # its place in the step, by which its tokens are found where they are (trainer/exchange.py)
+    home: int | None = None  # data-parallel rank that trains on it and needs its values per token; None: all do
 
     def __post_init__(self) -> None:
         assert self.loss_mask is None or len(self.loss_mask) == len(self.response_ids), "loss_mask has one per token"

@@ -70,6 +70,7 @@ MAY_IMPORT_MODULE = {
     "trainer.build_plan": BASE | {"data", "methods", "verifiers"},
     "trainer.build_checks": BASE | {"engine", "run", "samples", "verifiers"},
     "trainer.build_data": BASE | {"data", "engine", "evaluation"},
+    "trainer.build_drawing": BASE | {"environments", "evaluation", "run", "verifiers"},
     "trainer.build_engine": BASE | {"engine", "families", "policy", "run", "sync"},
     "trainer.build_metrics": BASE | {"families", "run", "sinks"},
     "trainer.build_reference": BASE | {"policy", "families", "engine"},

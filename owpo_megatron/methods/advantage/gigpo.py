@@ -27,6 +27,7 @@ class Gigpo(Clipped):
     name = "gigpo"
     summary = "S with A = z(episode) + ω z(return of the turn among turns in the same state)"
     paper = "arXiv:2505.10978"
+    needs_tokens = True
 
     omega: float = hyper(1.0, "Weight ω of the comparison of turns.", ge=0)
     gamma: float = hyper(0.95, "Discount γ of later turns' rewards.", ge=0, le=1)

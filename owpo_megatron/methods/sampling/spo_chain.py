@@ -32,6 +32,7 @@ class SpoChain(Sampled):
     summary = "S with A = V(segment's end) - V(its beginning) by continuations, whitened, on uncertain tokens"
     paper = "arXiv:2505.23564"
     takes_episodes = False
+    needs_tokens = True
 
     interval: int = hyper(5, "Uncertain tokens per segment.", ge=1)
     continuations: int = hyper(9, "Responses from each cut, whose mean reward is its value.", ge=1)
