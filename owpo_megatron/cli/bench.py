@@ -180,7 +180,7 @@ def head(
         str | None,
         typer.Option(
             metavar="TxHxV,...",
-            help="Tokens x hidden size x vocabulary. Default: 1024x256x16384 on a CPU, "
+            help="Tokens x hidden size x vocabulary. Default: 512x256x16384 on a CPU, "
             "four shapes of models in use on CUDA.",
         ),
     ] = None,
