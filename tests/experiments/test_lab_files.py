@@ -12,9 +12,6 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(file for file in (ROOT / "examples" / "cpu-lab").glob("*.yaml") if "methods" in read_mapping(file))
 CATALOGUE = [file for file in FILES if file.stem.startswith("zoo") or file.stem == "plans"]
 NOT_RUN = {
-    "prof": "zoo_reasoning.yaml was not run yet",
-    "rlpr": "zoo_reasoning.yaml was not run yet",
-    "spo_chain": "zoo_reasoning.yaml was not run yet",
     "gigpo": "zoo_turns.yaml was not run yet",
 }
 
