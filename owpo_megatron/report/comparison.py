@@ -24,6 +24,9 @@ TRAINING = {
 Curves = Mapping[str, Mapping[str, Any]]
 """Curves of one regime: entry -> seed -> {"curve": [[step, score], ...], "training": {column: values}}."""
 
+# More methods than these have their legend beside the panel, and no bands but the main one's.
+MANY = 7
+
 
 def regime_table(table: Mapping[str, Any], regime: str) -> Table:
     """One line an entry: its scores, and by how much the main entry is ahead of it, paired by seed."""
@@ -82,7 +85,7 @@ def write_comparison_figures(table: Mapping[str, Any], curves: Mapping[str, Curv
 def _scores(table: Mapping[str, Any], regime: str, curves: Curves, file: Path) -> Path:
     """Left the methods, right the main entry with its ablations; bands span the seeds."""
     main = table["against"]
-    colors = entry_colors(list(curves), main)
+    colors, lines = entry_colors(list(curves), main), entry_lines(list(curves), main)
     ablations = [label for label in curves if label.startswith(f"{main}_")]
     methods = [label for label in curves if label not in ablations]
     panels = [("Methods", methods)] + ([("Ablations", [main, *ablations])] if ablations else [])
@@ -92,13 +95,14 @@ def _scores(table: Mapping[str, Any], regime: str, curves: Curves, file: Path) -
         style.dress(axis, f"{title}: {table['metric']} on held-out problems ({regime})", percent=True)
         if reference:
             axis.axhline(reference["mean"], color=style.MUTED, linewidth=1.0, linestyle="--", label="reference")
+        many = len(labels) > MANY
         for label in labels:
-            color = colors[label]
             rows = [dict(map(tuple, one["curve"])) for one in curves[label].values()]
             steps = sorted(set.intersection(*(set(row) for row in rows)))
-            draw_band(axis, steps, [[row[step] for step in steps] for row in rows], color, label, label == main, "o")
+            values, is_main = [[row[step] for step in steps] for row in rows], label == main
+            draw_band(axis, steps, values, colors[label], label, is_main, "o", lines[label], band=is_main or not many)
         axis.set_ylim(bottom=0)
-        style.legend(axis)
+        style.legend(axis, outside=many, handlelength=3.0 if many else 1.4)  # dashes have to show
     figure.savefig(file, metadata={"Software": None})
     return file
 
@@ -107,12 +111,14 @@ def _training(table: Mapping[str, Any], regime: str, curves: Curves, file: Path)
     figure, axes = style.new_figure(2, 2, height=2.7, width=11.0)
     for axis, (column, title) in zip(axes, TRAINING.items(), strict=True):
         style.dress(axis, f"{title} ({regime})", percent=column == "reward_mean")
+        lines = entry_lines(list(curves), table["against"])
         for label, color in entry_colors(list(curves), table["against"]).items():
             rows = [one["training"][column] for one in curves[label].values() if column in one["training"]]
             if rows:
                 length = min(map(len, rows))
                 is_main = label == table["against"]
-                draw_band(axis, range(1, length + 1), [row[:length] for row in rows], color, label, is_main)
+                values, band = [row[:length] for row in rows], is_main or len(lines) <= MANY
+                draw_band(axis, range(1, length + 1), values, color, label, is_main, None, lines[label], band=band)
         axis.set_ylim(bottom=0)
     style.legend(axes[1], outside=True)
     figure.savefig(file, metadata={"Software": None})
@@ -127,13 +133,17 @@ def draw_band(
     label: str,
     strong: bool,
     marker: str | None = None,
+    line: str = "-",
+    *,
+    band: bool = True,
 ) -> None:
     """The mean over seeds, in a band from the lowest to the highest seed."""
     value_SN = np.asarray(rows, dtype=float)
-    axis.fill_between(steps, value_SN.min(0), value_SN.max(0), color=color, alpha=0.12, linewidth=0)
+    if band:
+        axis.fill_between(steps, value_SN.min(0), value_SN.max(0), color=color, alpha=0.12, linewidth=0)
     axis.plot(
         steps, value_SN.mean(0), color=color, linewidth=2.2 if strong else 1.4, label=label, marker=marker,
-        markersize=3, zorder=3 if strong else 2,
+        markersize=3, zorder=3 if strong else 2, linestyle=line,
     )  # fmt: skip
 
 
@@ -141,6 +151,13 @@ def entry_colors(labels: Sequence[str], main: str) -> dict[str, str]:
     """An entry has one colour on every panel, the main entry the main one."""
     others = itertools.cycle(style.CYCLE[1:])
     return {label: style.MAIN if label == main else next(others) for label in labels}
+
+
+def entry_lines(labels: Sequence[str], main: str) -> dict[str, str]:
+    """Solid lines; dashed where a colour comes again, and dotted the third time."""
+    others = [label for label in labels if label != main]
+    rounds = {label: index // len(style.CYCLE[1:]) for index, label in enumerate(others)}
+    return {label: ("-", "--", ":")[min(rounds.get(label, 0), 2)] for label in labels}
 
 
 def _title(table: Mapping[str, Any], regime: str) -> str:

@@ -74,13 +74,13 @@ def mark_swaps(axis: Axes, swaps: Iterable[int], name: bool = False) -> None:
             )
 
 
-def legend(axis: Axes, columns: int = 1, outside: bool = False, place: str = "best") -> None:
+def legend(axis: Axes, columns: int = 1, outside: bool = False, place: str = "best", handlelength: float = 1.4) -> None:
     """A legend on white at a place in the panel; `outside` puts it to the right of the panel."""
     where: dict[str, Any] = {"loc": place}
     if outside:
         where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
     where |= {"facecolor": "white", "edgecolor": "none", "framealpha": 0.9}
-    axis.legend(fontsize=8, labelcolor=INK, ncols=columns, handlelength=1.4, **where)
+    axis.legend(fontsize=8, labelcolor=INK, ncols=columns, handlelength=handlelength, **where)
 
 
 def say_missing(axis: Axes, what: str) -> None:
