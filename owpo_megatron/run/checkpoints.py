@@ -28,8 +28,9 @@ from owpo_megatron.run.layout import MANIFEST, STATE, TRAINER, step_name, steps_
 from owpo_megatron.run.sealed import bytes_in, fault_of, seal, verify_manifest
 
 _WRITING, _PRUNED = ".writing_", ".pruned_"
-# The last is torch's writer of zip files, which finds fewer bytes in a file than it wrote.
-_FULL = ("No space left on device", "Disk quota exceeded", "inline_container.cc")
+# The last two are torch's writers: of zip files, which finds fewer bytes in a file than it wrote, and of a file by its
+# name, whose stream gives no reason.
+_FULL = ("No space left on device", "Disk quota exceeded", "inline_container.cc", "iostream error")
 
 
 class CheckpointFolder:

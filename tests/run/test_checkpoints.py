@@ -195,6 +195,7 @@ OF_TORCH = "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 59
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("[enforce fail at inline_container.cc:783] ... No space left on device"),
+        RuntimeError("basic_ios::clear: iostream error"),  # torch.save to a path
         # as a full tmpfs was reported by torch
         CheckpointException(
             "", {0: (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"), None)}
