@@ -35,7 +35,8 @@ def test_quick_kinds(kind: Kind, ground: Ground, tmp_path: Path) -> None:
 @pytest.mark.extra
 @pytest.mark.timeout(3600)
 def test_twenty_faults() -> None:
-    assert main(["--count", "20"]) == 0
+    """The same twenty each time: a failure belongs to the change. `make faults` draws others."""
+    assert main(["--count", "20", "--seed", "1"]) == 0
 
 
 @pytest.mark.process
