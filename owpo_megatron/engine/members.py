@@ -26,7 +26,22 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class UrlEngine:
+class ForeignEngine:
+    """A server that is no process of this run's: nothing here ends it."""
+
+    client: EngineClient
+
+    def stop(self) -> None:
+        pass  # its connections end by their time-outs
+
+    def abort(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class UrlEngine(ForeignEngine):
     """A server started by others. If it is lost, wait until they restart it, then send the weights again."""
 
     def __init__(self, url: str, config: EngineConfig):
@@ -44,12 +59,3 @@ class UrlEngine:
                 if time.monotonic() > deadline:
                     raise
         self.client.connect(self.client.url)
-
-    def stop(self) -> None:
-        pass  # not our process; its connections end by their time-outs
-
-    def abort(self) -> None:
-        pass  # not our process
-
-    def close(self) -> None:
-        self.client.close()

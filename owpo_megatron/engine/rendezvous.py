@@ -18,6 +18,7 @@ from typing import Any
 
 from owpo_megatron.config import EngineConfig
 from owpo_megatron.engine.client import EngineClient
+from owpo_megatron.engine.members import ForeignEngine
 from owpo_megatron.errors import EngineError
 
 POLL_SECONDS = 0.5
@@ -53,7 +54,7 @@ def withdraw(folder: Path, index: int) -> None:
     _file(folder, index).unlink(missing_ok=True)
 
 
-class AnnouncedEngine:
+class AnnouncedEngine(ForeignEngine):
     """A server started by others, perhaps elsewhere after a restart. If lost, wait for its next announcement."""
 
     def __init__(self, folder: Path, index: int, config: EngineConfig):
@@ -83,15 +84,6 @@ class AnnouncedEngine:
 
     def restart(self) -> None:
         self.connect(time.monotonic() + self._patience)
-
-    def stop(self) -> None:
-        pass  # not our process; its connections end by their time-outs
-
-    def abort(self) -> None:
-        pass  # not our process
-
-    def close(self) -> None:
-        self.client.close()
 
 
 def announced_engines(folder: Path, config: EngineConfig) -> list[AnnouncedEngine]:
