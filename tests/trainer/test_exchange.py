@@ -109,7 +109,7 @@ def compared(ranks: Ranks, model: Path, parallel: dict[str, int], names: tuple[s
 
 @pytest.mark.ranks
 def test_every_method_on_two_data_parallel_ranks(ranks: Ranks, model: Path) -> None:
-    """Except spo_chain, whose advantages need the groups of its own plan; `gigpo` reads tokens everywhere, as it does."""
+    """Except spo_chain, whose advantages need the groups of its own plan; `gigpo` reads tokens everywhere, too."""
     known = {name for name, method in catalogue().items() if method.__module__.startswith("owpo_megatron.")}
     names = (*METHODS, *sorted(known - {*METHODS, "spo_chain"}))
     assert known - {*names} == {"spo_chain"} and len(names) > 70
