@@ -76,32 +76,31 @@ COPY --from=gpu-build --chown=owpo:owpo /app /app
 USER owpo
 
 # ------------------------------------------------------------------------------------------------------------------------- CPU
-FROM base AS cpu-build
+FROM base AS cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
+# As the image's user from the start: a change of owner afterwards would copy 5 GB.
+USER owpo
 # The two large environments first: a change of the code alone does not make them again.
-COPY LICENSE Makefile setup.py pyproject.toml ./
-COPY requirements requirements
-COPY tools/make_env.sh tools/make_env.sh
-COPY owpo_megatron/__init__.py owpo_megatron/__init__.py
-COPY owpo_megatron/sglang_cpu owpo_megatron/sglang_cpu
+COPY --chown=owpo:owpo LICENSE Makefile setup.py pyproject.toml ./
+COPY --chown=owpo:owpo requirements requirements
+COPY --chown=owpo:owpo tools/make_env.sh tools/make_env.sh
+COPY --chown=owpo:owpo owpo_megatron/__init__.py owpo_megatron/__init__.py
+COPY --chown=owpo:owpo owpo_megatron/sglang_cpu owpo_megatron/sglang_cpu
 ARG TORCH_CPU_INDEX
-RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,mode=0444 --mount=type=secret,id=ca.crt,mode=0444 \
     make setup && make .venv/.triton
 # NeMo-Run's (a minute) is tried out with the project's own pipeline, so it comes after that.
-COPY owpo_megatron owpo_megatron
-RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+COPY --chown=owpo:owpo owpo_megatron owpo_megatron
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,mode=0444 --mount=type=secret,id=ca.crt,mode=0444 \
     make nemo
-
-FROM base AS cpu
+COPY --chown=owpo:owpo . .
+# The environments are of these very sources, whatever times a fresh clone gave the files: `make test` has nothing to install.
+RUN touch .venv/.made .venv-engine/.made .venv-nemo/.made .venv/.triton
+WORKDIR /workspace
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="owpo_megatron, CPU" \
     org.opencontainers.image.description="One-Way Policy Optimization on Megatron and SGLang" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"
-COPY --from=cpu-build --chown=owpo:owpo /app /app
-COPY --chown=owpo:owpo . /app
-USER owpo
-# The environments are of these very sources, whatever times a fresh clone gave the files: `make test` has nothing to install.
-RUN touch /app/.venv/.made /app/.venv-engine/.made /app/.venv-nemo/.made /app/.venv/.triton
