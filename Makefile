@@ -139,8 +139,9 @@ image-gpu:  ## the GPU image owpo:gpu, on NVIDIA's CUDA 13 base
 		--build-arg BASE_IMAGE=nvidia/cuda:13.0.2-cudnn-devel-ubuntu24.04@sha256:ae7f650405a3964972dacfa889273bf8e3fbe9709899afd187da01c4cdff3105 \
 		$(IMAGE_FLAGS) -t owpo:gpu .
 
-image-test:  ## build the CPU image with buildah, as root, and run the quickstart in it (TEST=1: and every test)
-	tools/image_test.sh $(IMAGE_LABELS) $(IMAGE_FLAGS)
+# By buildah unless a builder is named: it needs neither a container engine nor a registry of images.
+image-test:  ## build the CPU image and run the quickstart in it (BUILDER=buildah, as root; TEST=1: and every test)
+	BUILDER=$(if $(filter file,$(origin BUILDER)),buildah,$(BUILDER)) tools/image_test.sh $(IMAGE_LABELS) $(IMAGE_FLAGS)
 
 clean:  ## remove the environments and every cache; runs/ stays
 	rm -rf .venv .venv-engine .venv-nemo .venv-sinks .venv-peers .venv-agents .venv-docs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -20,13 +20,14 @@ from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
     BytesStorageMetadata,
     Metadata,
     MetadataIndex,
     StorageMeta,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner import ReadItem, WriteItemType
 
 from owpo_megatron.errors import UserError
 
@@ -46,6 +47,7 @@ _ALLOWED = {
     ("collections", "OrderedDict"),
 }  # fmt: skip
 _BUILTINS = ("set", "frozenset", "list", "dict", "tuple")
+_ENUMS = (_MEM_FORMAT_ENCODING, WriteItemType)
 
 
 class ForbiddenName(pickle.UnpicklingError):
@@ -54,10 +56,19 @@ class ForbiddenName(pickle.UnpicklingError):
 
 class _Table(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         allowed = (module, name) in _ALLOWED or (module == "builtins" and name in _BUILTINS)
         if allowed or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
         raise ForbiddenName(f"names {f'{module}.{name}'!r}, which no checkpoint needs and which would run as code")
+
+
+def _member(kind: Any, name: Any) -> Any:
+    """Stand for getattr, by which early releases of Python 3.11 pickle an enum's member (Debian 12 has 3.11.2)."""
+    if not any(kind is one for one in _ENUMS) or not isinstance(name, str) or name not in kind.__members__:
+        raise ForbiddenName(f"reads the attribute {name!r} of {kind!r}, which no checkpoint needs; it could run code")
+    return kind.__members__[name]
 
 
 def read_table(stream: BinaryIO) -> Metadata:
