@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -119,8 +119,7 @@ def evaluate(
     elif config is not None:
         if models or runs or sets or own_sets:
             raise UserError("-c", config, "takes eval.sets=[...] for the sets; --sets goes with --model and --run")
-        if chain:
-            raise UserError("--chain", chain, "with -c write eval.chain=RULE")
+        _refuse_beside_a_configuration(locals())
         _through_the_trainer(config, overrides or [], checkpoints or [])
     elif not models and not runs:
         raise UserError("--model", "(none)", "name what to evaluate: --model DIR, --run DIR or -c FILE")
@@ -129,6 +128,10 @@ def evaluate(
         from owpo_megatron.cli.evaluating import evaluate_all
 
         fields = {"samples": samples, "limit": limit, "instruction": instruction, "pass_estimator": pass_estimator}
+        for name in ("instruction", "pass_estimator"):
+            if fields[name] is not None and not sets and not own_sets:
+                remedy = f"goes with --sets or --set; for a run's own sets write eval.{name}={fields[name]}"
+                raise UserError(_option(name), fields[name], remedy)
         wish = Wish(
             tuple(_wanted_sets(sets, own_sets or [], fields)),
             samples,
@@ -143,6 +146,40 @@ def evaluate(
         with err.status("preparing the sets"):  # the tokenizer takes seconds; nothing is shown in a file
             jobs = prepared_jobs(models or [], runs or [], checkpoints or [], overrides or [], wish, folder, note)
         evaluate_all(jobs, wish, folder, json_file, _papers(jobs, paper_model) if beside else None)
+
+
+# Options that the evaluation of a configuration by its own ranks does not have, and what is written instead.
+_INSTEAD = {
+    "samples": "eval.samples={}",
+    "limit": "eval.limit={}",
+    "max_tokens": "rollout.max_response_tokens={}",
+    "instruction": "eval.instruction={}",
+    "pass_estimator": "eval.pass_estimator={}",
+    "chain": "eval.chain={}",
+    "data": "eval.data_dir={}",
+    "seed": "seed={}",
+    "folder": "",
+    "json_file": "",
+    "beside": "",
+    "paper_model": "",
+    "fresh": "",
+}
+_NAMES = {"folder": "--out", "json_file": "--json"}
+
+
+def _option(name: str) -> str:
+    return _NAMES.get(name, "--" + name.replace("_", "-"))
+
+
+def _refuse_beside_a_configuration(options: Mapping[str, Any]) -> None:
+    """Refuse options of `owpo eval` that -c would pass over in silence."""
+    for name, instead in _INSTEAD.items():
+        value = options[name]
+        if value not in (None, 0, False):
+            remedy = f"with -c write {instead.format(value)}" if instead else "goes with --model and --run"
+            raise UserError(_option(name), value, remedy)
+    if options["template"] != "auto":
+        raise UserError("--template", options["template"], "with -c write data.template=...")
 
 
 def _papers(jobs: Sequence[Job], chosen: str | None) -> dict[str, str]:

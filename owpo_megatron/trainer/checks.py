@@ -110,8 +110,9 @@ class StepChecks:
             return None
         return (
             f"mismatch {found:.3g}, the mean difference of trainer's and engine's log-probs, is above "
-            f"{self._mismatch:g} (checks.mismatch): the engine does not compute with the policy's weights; look with "
-            "sync.verify=logprob"
+            f"{self._mismatch:g} (checks.mismatch): the engine does not compute with the policy's weights, which "
+            "sync.verify=logprob would find, or the policy has become so sharp that rounding decides (look at entropy "
+            "and grad_norm)"
         )
 
 

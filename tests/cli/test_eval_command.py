@@ -54,7 +54,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--model", "MODEL", "--set", "mine=one.jsonl", "--max-tokens", "250"], "at most 172"),
         (["--model", "MODEL", "--set", "mine=one.jsonl", "engine.tp=0"], "engine.tp = 0: input should be greater"),
         (["-c", "x.yaml", "--sets", "amc"], "-c = x.yaml: takes eval.sets=[...] for the sets"),
-        (["-c", "x.yaml", "--chain", "judge:a.yaml"], "--chain = judge:a.yaml: with -c write eval.chain=RULE"),
+        (["-c", "x.yaml", "--chain", "judge:a.yaml"], "--chain = judge:a.yaml: with -c write eval.chain=judge:a.yaml"),
+        (["-c", "x.yaml", "--samples", "3"], "--samples = 3: with -c write eval.samples=3"),
+        (["-c", "x.yaml", "--out", "here"], "--out = here: goes with --model and --run"),
+        (["-c", "x.yaml", "--template", "raw"], "--template = raw: with -c write data.template=..."),
+        (["--run", "nowhere", "--instruction", "dapo"], "--instruction = dapo: goes with --sets or --set; for a run's"),
+        (["--run", "nowhere", "--pass-estimator", "bootstrap"], "write eval.pass_estimator=bootstrap"),
         (["--model", "MODEL", "--set", "mine=one.jsonl", "--chain", "math"], "eval.chain = math: the built-in rules"),
         (
             ["--model", "MODEL", "--set", "mine=one.jsonl", "--chain", "judge:a.yaml"],
