@@ -39,6 +39,9 @@ class OptimizerConfig(Section):
     """Adam's term in the denominator."""
     clip_grad: float = Field(1.0, gt=0)
     """Largest global norm of the gradient; a larger gradient is scaled down to it."""
+    offload: bool = False
+    """Keep Adam's moments and float32 masters in host memory, and on the GPU only during steps, when no activations are
+    there. Each update moves 12 bytes per parameter both ways, divided by dp x cp."""
     tokens_per_microbatch: int = Field(16384, gt=0)
     """Samples are packed into microbatches of at most this many tokens (a longer sample gets its own). Affects memory
     and speed, not the result."""

@@ -34,13 +34,18 @@ class TrainerMemory:
     activations: int  # kept for the backward, microbatches in flight included
     head: int  # chunks of logits, only on the last stage
     sync: int  # buckets on their way to the engines
-    host: int  # of the host, not of the device: offloaded slots, and the best of a stage so far
+    host: int  # of the host, not of the device: offloaded slots and optimizer, and the best of a stage so far
+    offloads: bool = False  # the optimizer's state is on the device only when no activations are (optimizer.offload)
+
+    @property
+    def lasting(self) -> int:
+        """What is on the device all the time."""
+        return self.weights + self.gradients + self.reference + (0 if self.offloads else self.optimizer)
 
     @property
     def total(self) -> int:
         """Peak on the device, at the worst moment; weights travel to the engines when no activations are alive."""
-        lasting = self.weights + self.gradients + self.optimizer + self.reference
-        return lasting + max(self.activations + self.head, self.sync)
+        return self.lasting + max(self.activations + self.head, self.sync, self.optimizer if self.offloads else 0)
 
 
 def trainer_memory(config: Config, model: HFModel, cuda: bool, needs_reference: str) -> list[TrainerMemory]:
@@ -58,18 +63,20 @@ def _stage(config: Config, model: HFModel, cuda: bool, needs_reference: str, sta
     share = share_of_stage(model, par, stage)
     weight = 4 if config.model.dtype == "float32" else 2
     slots, offloaded = _slots(config, needs_reference)
+    optimizer, offloads = _optimizer(config, share, weight), config.optimizer.offload
     candidate = config.reference.refresh == "best_of_stage" and needs_reference != "none"
     return TrainerMemory(
         stage=stage,
         parameters=share.total,
         weights=share.total * weight,
         gradients=share.total * GRADIENT,
-        optimizer=_optimizer(config, share, weight),
+        optimizer=optimizer,
         reference=slots * share.total * weight,
         activations=activation_bytes(config, model, cuda, stage),
         head=head_bytes(config, model, cuda, weight) if stage == par.pp - 1 else 0,
         sync=3 * (config.sync.bucket_mb << 20),  # one gathered, one packed, one on its way
-        host=(offloaded + candidate) * share.total * weight,
+        host=(offloaded + candidate) * share.total * weight + (optimizer if offloads else 0),
+        offloads=offloads,
     )
 
 

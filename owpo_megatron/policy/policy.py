@@ -101,13 +101,13 @@ class MegatronPolicy:
         own_reference = reference.path if reference else None
         self.load_weights(own_reference or model.path)
         self._optimizer = make_optimizer(self._chunks, optimizer, dtype)
-        self._memory = RestingMemory(self._chunks, self._optimizer)
         self._scheduler = make_scheduler(self._optimizer, optimizer)
         self.slots = ParameterSlots(self._chunks, self._optimizer, reference.placement if reference else "none")
         if own_reference:
             self.slots.load_reference()
             self.load_weights(model.path)
             self._optimizer.reload_model_params()
+        self._memory = RestingMemory(self._chunks, self._optimizer, optimizer.offload)
 
     def load_weights(self, path: Path) -> None:
         load_model_weights(path, self._chunks, self.hf, self.topology, again=self._has_weights)
@@ -168,9 +168,10 @@ class MegatronPolicy:
             self.on_bad_gradient(f"the gradient's norm is {grad_norm} {self._cause(samples, lr)}")
             return {"grad_norm": 0.0, "lr": lr, "loss_count": 0.0, "skipped": 1}
         self._scheduler.step(1)
-        self.slots.before_step()
-        with cpu.scope():
-            step_with(self._optimizer, grad_norm)
+        with self._memory.with_state():
+            self.slots.before_step()
+            with cpu.scope():
+                step_with(self._optimizer, grad_norm)
         return metrics | {"grad_norm": grad_norm, "lr": float(self._optimizer.param_groups[0]["lr"])}
 
     def weights_are_finite(self) -> bool:
@@ -234,8 +235,8 @@ class MegatronPolicy:
 
     def restart_optimizer(self) -> None:
         """Masters from the present parameters, no moments, and a learning rate that warms up again."""
-        self._memory.wake()
-        restart_optimizer(self._optimizer)
+        with self._memory.with_state():
+            restart_optimizer(self._optimizer)
         self._scheduler.num_steps = 0
 
     def save_weights(self, path: Path) -> None:
@@ -247,18 +248,17 @@ class MegatronPolicy:
         checkpoint.load_weights(path, self._chunks)
 
     def save(self, path: Path) -> None:
-        self._memory.wake()
-        checkpoint.save_training_state(path, self._chunks, self._optimizer, self._scheduler, self.slots)
+        with self._memory.with_state():
+            checkpoint.save_training_state(path, self._chunks, self._optimizer, self._scheduler, self.slots)
 
     def begin_save(self, path: Path) -> StateWriter:
-        self._memory.wake()
-        return checkpoint.begin_training_state(path, self._chunks, self._optimizer, self._scheduler, self.slots)
+        with self._memory.with_state():
+            return checkpoint.begin_training_state(path, self._chunks, self._optimizer, self._scheduler, self.slots)
 
     def restore(self, path: Path, reference_is_policy: bool) -> None:
-        self._memory.wake()
-        checkpoint.load_training_state(
-            path, self._chunks, self._optimizer, self._scheduler, self.slots, reference_is_policy
-        )
+        parts = self._chunks, self._optimizer, self._scheduler, self.slots
+        with self._memory.with_state():
+            checkpoint.load_training_state(path, *parts, reference_is_policy)
 
     # ------------------------------------------------------------------------------------------ inside
     def _of_tokens(

@@ -52,6 +52,16 @@ def test_a_layout_changes_no_number(
     assert ours[1]["abs_delta"] > 1e-3, "the policy did not move; the comparison would be meaningless"
 
 
+def test_an_offloaded_optimizer_changes_no_bit(ranks: Ranks, recorded: dict[str, Any], tmp_path: Path) -> None:
+    """Two data-parallel ranks, each with its half of the moments."""
+    offloaded = {"optimizer": THREE["optimizer"] | {"offload": True}}
+    stays, away = (
+        run(ranks, recorded, tmp_path, f"offload_{index}", THREE, layer, {"parallel": {"dp": 2}})
+        for index, layer in enumerate(({}, offloaded))
+    )
+    assert away == stays and len(away) == 3 and away[-1]["weights"]
+
+
 # name -> what a configuration calls it: the paper's, and one for each coupling that comes from a module of one's own;
 # every method of the catalogue: tests/policy/test_method_updates.py
 METHODS = {name: name for name in NINE} | {

@@ -288,3 +288,16 @@ def test_the_command(qwen3_8b: Path, tmp_path: Path) -> None:
     assert written["trainer"]["total"] == make_plan(config, 80 * GIB).trainer_total
     assert CliRunner().invoke(app, [*arguments, "--gpu-memory", "24"]).exit_code == 1
     assert CliRunner().invoke(app, [*arguments, "--gpu-memory", "141"]).exit_code == 0
+
+
+def test_an_offloaded_optimizer_takes_turns_with_the_activations(qwen3_8b: Path) -> None:
+    """Its bytes move to the host; the peak is the larger of the two moments, and a plan that lacks memory names it."""
+    changes: dict[str, Any] = {"parallel": {"tp": 4, "dp": 1}}
+    stays = make_plan(large(qwen3_8b, **changes), 80 * GIB).trainer
+    away = make_plan(large(qwen3_8b, optimizer={"offload": True}, **changes), 80 * GIB).trainer
+    moment = max(stays.activations + stays.head, stays.sync)
+    assert stays.optimizer == away.optimizer > 20 * GIB and moment > 0
+    assert away.host == stays.host + stays.optimizer
+    assert stays.total - away.total == min(stays.optimizer, moment)
+    crowded = make_plan(large(qwen3_8b, **changes), 24 * GIB)
+    assert crowded.problem and "optimizer.offload=true" in crowded.problem

@@ -21,6 +21,7 @@ from owpo_megatron.engine import EngineTurns, Fleet, UrlEngine
 from owpo_megatron.engine.command import server_raw
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.methods import make_method
+from owpo_megatron.policy import SlotReference
 from owpo_megatron.sync import make_sync
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.turns import RolloutsInTurn, SyncInTurn, Turns
@@ -185,7 +186,7 @@ def test_training_goes_on_with_the_same_bits_after_a_rest(dtype: str, tmp_path: 
                 policy.rest()
                 gradients = [buffer.grad_data for chunk in policy._chunks for buffer in chunk.buffers]
                 assert policy.resting and all(one.untyped_storage().nbytes() == 0 for one in gradients)
-                away = sum(host.nbytes for _, host in policy._memory._away)
+                away = policy._memory.state.bytes_away
                 elements = sum(param.numel() for param in policy._chunks[0].parameters())
                 small = 0.1 * elements  # norms stay: they are less than a kilobyte each
                 assert away > (8 if dtype == "float32" else 12) * (elements - small)
@@ -193,3 +194,41 @@ def test_training_goes_on_with_the_same_bits_after_a_rest(dtype: str, tmp_path: 
         weights.append([tensor.clone() for _, tensor in policy.named_weights()])
         assert not rests or policy.resting
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_an_offloaded_optimizer_makes_the_same_steps(dtype: str, in_turn: bool, tmp_path: Path) -> None:
+    """Its state is away in every pass, and whole in a checkpoint; swaps and a fresh start go on with the same bits."""
+    model = make_hf_model(tmp_path / "model", num_hidden_layers=2)
+    found = []
+    for offload in (False, True):
+        config = make_config(model, model={"dtype": dtype}, optimizer={"offload": offload})
+        policy, state = build_policy(config), tmp_path / f"state_{offload}"
+        elements = sum(param.numel() for param in policy._chunks[0].parameters())
+        least = (
+            (8 if dtype == "float32" else 12) * 0.9 * elements if offload else 0
+        )  # norms stay, below a kilobyte each
+
+        def away(policy: Any = policy, least: float = least) -> None:
+            assert (policy._memory.state.bytes_away > least) == (least > 0 or policy.resting)
+
+        for seed in range(3):
+            policy.update(random_samples(seed, logps=False), make_method("grpo"))
+            away()
+            if in_turn:
+                policy.rest()
+            if seed == 1:
+                SlotReference(policy).swap(2, "scheduled")
+                state.mkdir()
+                policy.save(state)
+                away()
+        ends = [policy.weights_digest()]
+        policy.restore(state, reference_is_policy=True)
+        away()
+        policy.update(random_samples(5, logps=False), make_method("grpo"))
+        policy.restart_optimizer()
+        policy.update(random_samples(6, logps=False), make_method("grpo"))
+        found.append([*ends, policy.weights_digest()])
+    assert found[0] == found[1]
