@@ -39,7 +39,7 @@ class TrainerMemory:
 
     @property
     def lasting(self) -> int:
-        """What is on the device all the time."""
+        """Bytes on the device all the time."""
         return self.weights + self.gradients + self.reference + (0 if self.offloads else self.optimizer)
 
     @property
