@@ -83,6 +83,7 @@ setup(
         "latex2sympy2_extended>=1.11",
         # Pinned: objects of a notebook travel to the ranks in its format.
         "cloudpickle==3.1.3",
+        "aiohttp>=3.10",
         "httpx>=0.27",
         "Jinja2>=3.1",
         "matplotlib>=3.9",

@@ -6,11 +6,13 @@ Legend: L tokens of one response.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from owpo_megatron.engine.answers import BadAnswer, Expected, read_answers, version_name, version_of
-from owpo_megatron.engine.connection import CONTROL_SECONDS, Connection, EngineGone, EngineWrong
+from owpo_megatron.engine.connection import CONTROL_SECONDS, Connection
 from owpo_megatron.engine.generate_body import generate_body
+from owpo_megatron.engine.replies import EngineGone, EngineWrong
 from owpo_megatron.engine.tensor_body import TensorBody
 from owpo_megatron.errors import EngineError
 from owpo_megatron.types import ExpertShape, Rollout, SampleRequest, Sampling
@@ -58,28 +60,41 @@ class EngineClient(Connection):
         self._released.clear()
 
     # ------------------------------------------------------------------------------------------ samples
-    def generate(
+    def submit(
         self,
         requests: Sequence[SampleRequest],
         sampling: Sampling,
         version: int | None = None,
         names: Sequence[str] | None = None,
-    ) -> list[Rollout]:
-        """Draw one response per request in a single POST, in order; each has its own seed and ends independently.
+    ) -> Future[list[Rollout]]:
+        """Implements Sampler: ask for one response per request in a single POST, without waiting.
+
+        The rollouts come in order; each has its own seed and ends independently.
 
         Args:
             version: that of the weights that must draw them; None: any.
             names: one for each sample, for `cut`; None: none is cut.
 
-        Raises:
+        Errors of the future:
             EngineWrong: an answer that cannot be right (answers.py).
+            EngineGone, EngineError: as Connection raises them.
         """
-        answers = self._post("/generate", generate_body(requests, sampling, names), self._request_timeout)
-        try:
-            expected = Expected(self.vocab_size, version, self.owner, names is not None, self.experts)
-            return read_answers(answers, requests, sampling, expected)
-        except BadAnswer as bad:
-            raise EngineWrong(self.url, f"/generate answered {bad}") from bad
+        url = self.url
+        expected = Expected(self.vocab_size, version, self.owner, names is not None, self.experts)
+
+        def read(answers: Any) -> list[Rollout]:
+            try:
+                return read_answers(answers, requests, sampling, expected)
+            except BadAnswer as bad:
+                raise EngineWrong(url, f"/generate answered {bad}") from bad
+
+        return self._submit("/generate", generate_body(requests, sampling, names), self._request_timeout, read)
+
+    def generate(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, version: int | None = None
+    ) -> list[Rollout]:
+        """`submit`, and wait."""
+        return self.submit(requests, sampling, version).result()
 
     def cut(self, name: str) -> None:
         """End the sample of this name, which is answered with the tokens that it has; no other is touched."""

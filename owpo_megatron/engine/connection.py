@@ -1,35 +1,25 @@
-"""Requests to one server: time-outs, a busy server asked again, and answers or errors in words."""
+"""Requests to one server: those for control, which their thread waits for, and those for samples, on the event loop.
+
+Both have time-outs, ask a busy server again, and end with an answer or an error in words (replies.py).
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import httpx
 
 from owpo_megatron.engine.answers import shown
-from owpo_megatron.engine.parsing import parse_answer
+from owpo_megatron.engine.loop import CONNECT_SECONDS, KEEPALIVE_SECONDS, Channel
+from owpo_megatron.engine.replies import BACK_OFF, BUSY, EngineWrong, answer_of, silent, unreachable
 from owpo_megatron.engine.tensor_body import TensorBody
-from owpo_megatron.errors import EngineError
 
-# uvicorn closes a connection after 5 s of idleness: drop it earlier, or a request may hit a closing socket.
-KEEPALIVE_SECONDS = 2.0
+T = TypeVar("T")
 CONTROL_SECONDS = 120.0
-BUSY = (429, 503)
-BACK_OFF = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a busy server is asked again
-
-
-class EngineGone(EngineError):
-    """The engine at `url` does not answer: it died, hangs or is unreachable. It needs a restart before a retry."""
-
-    def __init__(self, url: str, what: str):
-        super().__init__(f"engine {url}{what}")
-        self.url = url
-
-
-class EngineWrong(EngineGone):
-    """The engine at `url` answers, but not what it was asked for. It is treated as lost: restart, weights, retry."""
 
 
 class Connection:
@@ -49,12 +39,15 @@ class Connection:
         self._headers = _headers(key)
         # Ignore proxy variables: engines are on this machine or in this cluster.
         self._http = httpx.Client(
-            timeout=httpx.Timeout(CONTROL_SECONDS, connect=10.0, pool=None),
+            timeout=httpx.Timeout(CONTROL_SECONDS, connect=CONNECT_SECONDS, pool=None),
             limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS),
             trust_env=False,
         )
+        self._channel = Channel()
 
     def close(self) -> None:
+        """Drop the connections. Requests in flight on the event loop end with EngineGone."""
+        self._channel.close()
         self._http.close()
 
     def _lead_to(self, url: str, key: str | None) -> None:
@@ -71,6 +64,10 @@ class Connection:
     def _post(self, path: str, body: dict[str, Any], timeout: float = CONTROL_SECONDS) -> Any:
         return self._request("POST", path, body, timeout)
 
+    def _submit(self, path: str, body: dict[str, Any], timeout: float, read: Callable[[Any], T]) -> Future[T]:
+        """POST on the event loop, without waiting; `read` makes the result of the answer, in the loop's thread."""
+        return self._channel.post(self.url, path, json.dumps(body).encode(), self._headers, timeout, read)
+
     def _request(
         self,
         method: str,
@@ -84,7 +81,7 @@ class Connection:
         if isinstance(body, TensorBody):
             headers = headers | {"content-length": str(len(body))}
         content = json.dumps(body) if isinstance(body, dict) else body
-        limits = httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None)
+        limits = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS), pool=None)
 
         def send() -> httpx.Response:
             return self._http.request(method, (mirror or url) + path, content=content, headers=headers, timeout=limits)
@@ -97,31 +94,11 @@ class Connection:
                 time.sleep(pause)
                 response = send()
         except httpx.TimeoutException as error:
-            raise EngineGone(url, f"{what} did not answer within {timeout:g} s") from error
+            raise silent(url, what, timeout) from error
         except httpx.TransportError as error:
-            raise EngineGone(url, f"{what} is not reachable: {error or type(error).__name__}") from error
-        if response.status_code >= 500 or response.status_code in BUSY:
-            raise EngineGone(url, f"{what} failed with {response.status_code}: {_message(response)}")
-        if response.status_code >= 400:
-            raise EngineError(f"engine {url}{what} refused with {response.status_code}: {_message(response)}")
-        try:
-            return parse_answer(response.content)
-        except ValueError:
-            return {"message": response.text}
+            raise unreachable(url, what, error) from error
+        return answer_of(url, what, response.status_code, response.content)
 
 
 def _headers(key: str | None) -> dict[str, str]:
     return {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-
-
-def _message(response: httpx.Response) -> str:
-    """Extract the server's error message from any of the formats it uses."""
-    try:
-        content = response.json()
-    except ValueError:
-        return response.text[:500].strip() or "no message"
-    if isinstance(content, dict):
-        content = content.get("error", content.get("message", content))
-    if isinstance(content, dict):
-        content = content.get("message", content)
-    return str(content)[:500]

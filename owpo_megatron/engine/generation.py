@@ -1,9 +1,12 @@
 """Implementation of one call of `Fleet.generate`.
 
-    calling thread                       worker threads (a few per engine)
-        groups samples into posts  --->      take a post, POST /generate, queue the outcome
-        collects outcomes, progress  <---    ... until no post is left, or their engine is lost
-        revives a lost engine, restarts its workers
+    calling thread                       threads of the engines' answers (one, for servers on the network)
+        groups samples into posts  --->      POST /generate; when it is answered, queue the outcome
+        collects outcomes, progress  <---    and submit the next post, until none is left or the engine is lost
+        revives a lost engine, submits again
+
+A worker is a post in flight and those that follow it; it has no thread. The next post is submitted where the last one
+was answered, for an engine must not wait while another one is revived.
 
 Engines are revived in the calling thread, since a push of weights may be collective over trainer ranks. A lost post is
 drawn again with the same seeds, and so gives the same tokens.
@@ -17,15 +20,18 @@ from __future__ import annotations
 
 import itertools
 import queue
-import threading
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from owpo_megatron.engine.answers import UNKNOWN_VERSION
-from owpo_megatron.engine.client import EngineClient, EngineGone
+from owpo_megatron.engine.posts import Post, Posts
+from owpo_megatron.engine.replies import EngineGone
+from owpo_megatron.engine.sampler import Sampler
 from owpo_megatron.types import Feed, Finished, Progress, Rollout, SampleRequest, Sampling, TokenIds, TokenValues
 
 # A post returns when its longest sample ends. Short samples share a post, which saves most of the time with a small
@@ -36,55 +42,13 @@ CUT_SECONDS = 0.5  # between two requests to cut the same sample, whose post may
 
 
 @dataclass(frozen=True)
-class Post:
-    """Samples that are sent in one request: requests[first:end]."""
-
-    first: int
-    end: int
-    engine: int | None = None  # that has their sessions; None: any
-
-
-@dataclass(frozen=True)
 class Outcome:
     """Result of a worker: rollouts, an error, or its end."""
 
     engine: int
     incarnation: int  # of the engine that was asked
     post: Post | None = None  # None: no post was left
-    result: list[Rollout] | Exception | None = None
-
-
-class Posts:
-    """The posts that wait for a worker. Safe to use from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: list[Post] = []
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def add(self, posts: Sequence[Post], in_front: bool = False) -> None:
-        with self._lock:
-            self._waiting[0 if in_front else len(self._waiting) : 0 if in_front else None] = posts
-
-    def of(self, engine: int) -> int:
-        """Number of posts that this engine may take."""
-        with self._lock:
-            return sum(post.engine in (None, engine) for post in self._waiting)
-
-    def take(self, engine: int) -> Post | None:
-        with self._lock:
-            for place, post in enumerate(self._waiting):
-                if post.engine in (None, engine):
-                    return self._waiting.pop(place)
-        return None
-
-    def clear(self) -> list[Post]:
-        """Remove all of them, and return them."""
-        with self._lock:
-            left, self._waiting = self._waiting, []
-        return left
+    result: list[Rollout] | BaseException | None = None
 
 
 class Generation:
@@ -103,7 +67,7 @@ class Generation:
 
     def __init__(
         self,
-        clients: Sequence[EngineClient],
+        clients: Sequence[Sampler],
         requests: Sequence[SampleRequest],
         sampling: Sampling,
         *,
@@ -253,9 +217,10 @@ class Generation:
         count = max(0, min(self.workers_per_engine if most is None else most, self.posts.of(engine)))
         self.workers[engine] += count
         for _ in range(count):
-            threading.Thread(target=self._work, args=(engine,), daemon=True).start()
+            self._work(engine)
 
     def _work(self, engine: int) -> None:
+        """Go on with a worker: submit its next post, or queue its end. In any thread; never waits."""
         client = self.clients[engine]
         while True:
             incarnation = client.incarnation
@@ -264,19 +229,42 @@ class Generation:
                 self.outcomes.put(Outcome(engine, incarnation))
                 return
             try:
-                requests = self.requests[post.first : post.end]
-                named: dict[str, list[str]] = {}
-                if self.enough is not None:  # no name begins another: SGLang cuts all that begin with one
-                    named["names"] = [f"{self.name}-{next(self.number):09d}" for _ in requests]
-                    self.in_flight[post] = engine, named["names"]
-                try:
-                    rollouts = client.generate(requests, self.sampling, self.version, **named)
-                finally:
-                    self.in_flight.pop(post, None)
+                answered = self._submit(engine, post)
             except Exception as error:
+                self.in_flight.pop(post, None)
                 self.outcomes.put(Outcome(engine, incarnation, post, error))
                 return
-            self.outcomes.put(Outcome(engine, incarnation, post, rollouts))
+            if not answered.done():
+                answered.add_done_callback(partial(self._hear, engine, incarnation, post))
+                return
+            if not self._queue(engine, incarnation, post, answered):  # in a loop: callbacks would nest
+                return
+
+    def _submit(self, engine: int, post: Post) -> Future[list[Rollout]]:
+        requests = self.requests[post.first : post.end]
+        named: dict[str, list[str]] = {}
+        if self.enough is not None:  # no name begins another: SGLang cuts all that begin with one
+            named["names"] = [f"{self.name}-{next(self.number):09d}" for _ in requests]
+            self.in_flight[post] = engine, named["names"]
+        return self.clients[engine].submit(requests, self.sampling, self.version, **named)
+
+    def _hear(self, engine: int, incarnation: int, post: Post, answered: Future[list[Rollout]]) -> None:
+        """Callback of a post's future, which would log an error and forget it."""
+        try:
+            if self._queue(engine, incarnation, post, answered):
+                self._work(engine)
+        except BaseException as error:
+            self.outcomes.put(Outcome(engine, incarnation, None, error))
+
+    def _queue(self, engine: int, incarnation: int, post: Post, answered: Future[list[Rollout]]) -> bool:
+        """Queue the outcome of a post; returns whether its worker goes on."""
+        self.in_flight.pop(post, None)
+        try:
+            result: list[Rollout] | BaseException = answered.result()
+        except BaseException as error:
+            result = error
+        self.outcomes.put(Outcome(engine, incarnation, post, result))
+        return isinstance(result, list)
 
 
 def first_shares(posts: int, engines: int, workers: int) -> list[int]:

@@ -20,6 +20,7 @@ PACKAGES = (
     "math-verify",
     "latex2sympy2_extended",
     "pydantic",
+    "aiohttp",
     "httpx",
     "safetensors",
 )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
+from blocking_sampler import BlockingSampler
 
 from owpo_megatron.engine.client import EngineGone
 from owpo_megatron.engine.generation import Generation
@@ -19,7 +20,7 @@ from owpo_megatron.types import Prompt, Rollout, SampleRequest, Sampling
 TURNS, SESSIONS = 4, 12
 
 
-class Client:
+class Client(BlockingSampler):
     """Answers with the length of the context; dies at its `dies_at`-th call."""
 
     def __init__(self, name: str, dies_at: int | None = None):
@@ -97,7 +98,7 @@ def converse(clients: list[Client], per_post: int = 3, restarts: int = 1) -> Con
         clients[engine].incarnation += 1
 
     Generation(
-        clients, [], Sampling(4), samples_per_post=per_post, concurrency=4 * per_post,  # type: ignore[arg-type]
+        clients, [], Sampling(4), samples_per_post=per_post, concurrency=4 * per_post,
         give_up=lambda engine: None, bring_back=bring_back, finished=feed.heard, feed=feed,
     ).run()  # fmt: skip
     return feed

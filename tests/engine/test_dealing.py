@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from blocking_sampler import BlockingSampler
 
 from owpo_megatron.engine.client import EngineGone
 from owpo_megatron.engine.generation import Generation
 from owpo_megatron.types import FinishReason, Prompt, Rollout, SampleRequest, Sampling
 
 
-class Client:
+class Client(BlockingSampler):
     """An engine that answers when all engines together have been asked for `wanted` samples."""
-
-    incarnation = 0
 
     def __init__(self, asked: list[int], index: int, wanted: int, full: threading.Event):
         self._asked, self._index, self._wanted, self._full = asked, index, wanted, full
@@ -45,10 +44,8 @@ def test_every_engine_begins_with_its_share(samples: int, per_post: int, dealt: 
     assert sorted(asked, reverse=True) == dealt
 
 
-class CuttingClient:
+class CuttingClient(BlockingSampler):
     """Answers even seeds at once, and the others when they are cut: with one token, or as an engine that is gone."""
-
-    incarnation = 0
 
     def __init__(self, gone: bool):
         self._gone = gone

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from blocking_sampler import BlockingSampler
 
 from owpo_megatron.engine.client import EngineGone
 from owpo_megatron.engine.generation import Generation
 from owpo_megatron.types import Prompt, Rollout, SampleRequest, Sampling
 
 
-class Client:
+class Client(BlockingSampler):
     """Wrong in its first call; the others end once that is known."""
 
     def __init__(self, events: list[str], is_wrong: bool, known: threading.Event):

@@ -92,6 +92,7 @@ OUTSIDE = {
     "transformer_engine": {"mcore", "head"},
     "apex": {"mcore"},
     "httpx": {"engine", "sync", "launch", "doctor", "cli", "hub", "bench"},
+    "aiohttp": {"engine", "bench"},
     "requests": set(),
     "sglang": {"sglang_cpu"},
     "ray": set(),

@@ -126,6 +126,9 @@ class Recording(EngineClient):
         self.sent.append((path, json.loads(b"".join(body)) if isinstance(body, TensorBody) else body or {}))
         return {"ranks": [], "weight_version": "1", "tp_size": 1, "workers": []}
 
+    def _submit(self, path: str, body: Any, timeout: float, read: Any) -> Any:
+        return read(self._request("POST", path, body, timeout))
+
 
 def test_requests_have_the_fields_that_sglang_reads() -> None:
     """A field that it does not know would be ignored, a missing one refused."""
