@@ -1,5 +1,7 @@
-"""What a server's answer means, or its silence, in words: for requests that a thread waits for, and for those of the
-event loop."""
+"""Meaning of a server's answer, or of its silence, in words.
+
+The same for requests that a thread waits for (connection.py) and for those of the event loop (loop.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a generation needs of an engine: a client of a server, or whoever draws for it in another process."""
+"""Interface of an engine for a generation: a client of a server, or whoever draws for it in another process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Sampler(Protocol):
 
     @property
     def url(self) -> str:
-        """Where it is, as its errors name it."""
+        """Address of the engine, as its errors name it."""
 
     @property
     def incarnation(self) -> int:

@@ -180,7 +180,7 @@ async def busy(request: web.Request) -> web.Response:
 def test_errors_are_those_of_requests_that_are_waited_for(
     handler: Handler | None, kind: type, words: str, same: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Word for word, but for what the two HTTP libraries say of an answer that breaks off."""
+    """Word for word, except for the two HTTP libraries' words for an answer that breaks off."""
     for module in ("loop", "connection"):
         monkeypatch.setattr(f"owpo_megatron.engine.{module}.BACK_OFF", (0.0, 0.0))
     with contextlib.ExitStack() as stack:
@@ -210,7 +210,7 @@ def test_a_busy_server_is_asked_again_and_a_wrong_answer_is_named(monkeypatch: p
 
 
 def test_what_is_in_flight_ends_with_its_client() -> None:
-    """By an error of its own, and other clients' requests do not."""
+    """End by an error of its own; other clients' requests go on."""
     asked, may_answer = threading.Event(), threading.Event()
 
     async def handler(request: web.Request) -> web.Response:
@@ -255,7 +255,7 @@ def test_a_forked_process_has_a_loop_of_its_own() -> None:
 
 @pytest.mark.process
 def test_a_program_may_end_with_its_client_open(tmp_path: Path) -> None:
-    """Without a word, with one request answered and another in flight."""
+    """End without a warning, with one request answered and another in flight."""
     script = tmp_path / "ends.py"
     script.write_text(
         "import sys\n"
