@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import suppress
 
 _OF_A_RANK = {
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"),
@@ -34,3 +36,20 @@ def launcher_leftovers() -> dict[str, str]:
 def own_environment() -> dict[str, str]:
     """This environment without launcher variables, for processes that get their own."""
     return {name: value for name, value in os.environ.items() if not is_launcher_variable(name)}
+
+
+def num_nodes() -> int:
+    """Machines of torchrun's ranks; 1 without torchrun."""
+    if not started_by_torchrun():
+        return 1
+    return max(1, int(os.environ["WORLD_SIZE"]) // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])))
+
+
+def main_host() -> str:
+    """Address of this machine, global rank 0's, for the other ranks' machines: torchrun's, where it is one of ours."""
+    if num_nodes() == 1:
+        return "127.0.0.1"
+    told = os.environ.get("MASTER_ADDR", "")
+    with suppress(OSError), socket.create_server((told, 0)):  # a service of Kubernetes is no interface of ours
+        return told
+    return socket.gethostbyname(socket.gethostname())

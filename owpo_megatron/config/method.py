@@ -119,6 +119,10 @@ class RolloutConfig(Section):
     """For mixtures of experts: the engine returns the experts that it routed each token to, and the policy's passes use
     these, with its own router's probabilities of them. Reference and teachers choose for themselves. `false`: every
     pass chooses."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Processes that ask engines for responses, read and grade them for rank 0, spread over the trainer's nodes; each
+    has the grading processes of `verifier.workers`. 0: rank 0 does it itself. `auto`: one per node, and 0 on one node.
+    """
     replay: Path | None = None
     """Folder of rollouts, saved by a run with `save`, to use instead of an engine; null: generate."""
 

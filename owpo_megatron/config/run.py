@@ -211,6 +211,11 @@ class Config(Section):
                 opt.updates_per_step,
                 f"must divide rollout.prompts_per_step = {roll.prompts_per_step}, so that updates are equal in size",
             )
+        if roll.workers != "auto" and roll.workers > par.world_size:
+            remedy = f"each belongs to a rank, and there are {par.world_size}; lower it, or set auto"
+            raise UserError("rollout.workers", roll.workers, remedy)
+        if roll.workers != "auto" and roll.workers and roll.replay is not None:
+            raise UserError("rollout.workers", roll.workers, "recorded rollouts need none; set auto, or leave it out")
         check_reference(self.reference, self.eval.every)
         self._has_a_best()
         method = find_method(self.algorithm.name)

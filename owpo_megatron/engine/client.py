@@ -47,7 +47,7 @@ class EngineClient(Connection):
         """Whose weights are expected, as part of their version's name; "": anybody's."""
         self.experts: ExpertShape | None = None
         """Mixtures of the model, for samples with the experts that they were routed to; None: none are asked for."""
-        self._request_timeout = request_timeout
+        self.request_timeout = request_timeout
         self._info: dict[str, Any] | None = None
         self._released: set[str] = set()
 
@@ -88,7 +88,7 @@ class EngineClient(Connection):
             except BadAnswer as bad:
                 raise EngineWrong(url, f"/generate answered {bad}") from bad
 
-        return self._submit("/generate", generate_body(requests, sampling, names), self._request_timeout, read)
+        return self._submit("/generate", generate_body(requests, sampling, names), self.request_timeout, read)
 
     def generate(
         self, requests: Sequence[SampleRequest], sampling: Sampling, version: int | None = None

@@ -13,6 +13,7 @@ from owpo_megatron.engine.answers import FOREIGN_VERSION, UNKNOWN_VERSION
 from owpo_megatron.engine.client import EngineClient, EngineGone
 from owpo_megatron.engine.generation import Generation, samples_per_post
 from owpo_megatron.engine.members import Engine
+from owpo_megatron.engine.sampler import Sampler
 from owpo_megatron.errors import EngineError, UserError
 from owpo_megatron.types import ExpertShape, Feed, Finished, Progress, Rollout, SampleRequest, Sampling
 
@@ -41,6 +42,8 @@ class Fleet:
         self.engines = list(engines)
         self.on_restart = on_restart
         self.front = front
+        self.through: Callable[[EngineClient], Sampler] = lambda client: client
+        """Who sends an engine's requests for samples: its client, or rollout workers (owpo_megatron/workers)."""
         self.take_cache: Callable[[], None] = lambda: None
         """Called before samples are drawn (engine.in_turn)."""
         self.notify: Callable[[str], None] = lambda text: None
@@ -163,7 +166,7 @@ class Fleet:
         # that counts for `enough` must not wait for others
         alone = self.front is not None or enough is not None
         return Generation(
-            clients,
+            [self.through(client) for client in clients],
             requests,
             sampling,
             samples_per_post=1 if alone else samples_per_post(count, len(clients), sampling),

@@ -22,7 +22,10 @@ class EngineGone(EngineError):
 
     def __init__(self, url: str, what: str):
         super().__init__(f"engine {url}{what}")
-        self.url = url
+        self.url, self._what = url, what
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an error of two arguments does not pickle by itself
+        return type(self), (self.url, self._what)
 
 
 class EngineWrong(EngineGone):

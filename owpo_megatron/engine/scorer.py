@@ -34,7 +34,7 @@ class ScoringClient(EngineClient):
             # log-probs from this token on; the first entry is empty, since no logits before it were computed
             "logprob_start_len": [len(prompt) - 1 for prompt, _ in texts],
         }
-        answers = self._post("/generate", body, self._request_timeout)
+        answers = self._post("/generate", body, self.request_timeout)
         return [_logp_of(response, answer) for (_, response), answer in zip(texts, answers, strict=True)]
 
 

@@ -7,7 +7,6 @@ from owpo_megatron.environments.play import play
 from owpo_megatron.environments.pool import EnvironmentPool
 from owpo_megatron.environments.protocol import Environment, Message, Observation, Problem
 from owpo_megatron.environments.turns import TurnTemplate
-from owpo_megatron.environments.verdicts import EpisodeVerifier
 
 __all__ = [
     "Environment",
@@ -15,7 +14,6 @@ __all__ = [
     "EnvironmentMaker",
     "EnvironmentPool",
     "EpisodeEngine",
-    "EpisodeVerifier",
     "Message",
     "Observation",
     "Problem",

@@ -188,7 +188,7 @@ def _draw(
                 progress(len(results), total, results.right)
 
     def finished(first: int, rollouts: Sequence[Rollout]) -> None:
-        items = [_item(rollout, answering.decode) for rollout in rollouts]
+        items = [GradingItem.of(rollout, answering.decode, text=chains is not None) for rollout in rollouts]
         under_way.append((first, rollouts, ChainGrading(items, answering.verifier, chains)))
         settle(wait=False)
 
@@ -198,14 +198,3 @@ def _draw(
     finally:
         settle(wait=True)
     return verdicts
-
-
-def _item(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> GradingItem:
-    return GradingItem(
-        response=decode(rollout.answer_ids),
-        answer=rollout.prompt.answer,
-        domain=rollout.prompt.domain,
-        truncated=rollout.finish_reason == "length",
-        prompt=rollout.prompt.text,
-        judgement=rollout.judgement,
-    )

@@ -16,7 +16,7 @@ from owpo_megatron.data import Tokenizer
 from owpo_megatron.engine import Fleet, Server, start_fleet
 from owpo_megatron.engine.answers import UNKNOWN_VERSION
 from owpo_megatron.engine.command import server_raw
-from owpo_megatron.environments import EnvironmentBuilder, EpisodeVerifier
+from owpo_megatron.environments import EnvironmentBuilder
 from owpo_megatron.errors import UserError
 from owpo_megatron.evaluation.chains import chain_verifier
 from owpo_megatron.evaluation.draw import Answering, DrawProgress, evaluate_set, identity
@@ -24,6 +24,7 @@ from owpo_megatron.evaluation.prepare import PreparedSet
 from owpo_megatron.evaluation.results import Results
 from owpo_megatron.run.layout import MANIFEST
 from owpo_megatron.types import RolloutEngine, Verifier
+from owpo_megatron.verifiers import KnownVerdicts
 from owpo_megatron.verifiers.build import make_verifier
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def evaluate_weights(
         stop = tuple(config.rollout.stop)
         engine: RolloutEngine = fleet
         if episodes is not None:
-            engine, verifier = episodes.over(fleet), EpisodeVerifier(verifier)
+            engine, verifier = episodes.over(fleet), KnownVerdicts(verifier)
         answering = Answering(engine, verifier, tokenizer.decode, tokenizer.eos_ids, max_tokens, seed, stop, chains)
         return [evaluate_set(one, answering, kept, progress(one)) for one, kept in zip(sets, results, strict=True)]
 

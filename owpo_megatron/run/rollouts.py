@@ -26,7 +26,7 @@ def plain_rollout(rollout: Rollout, tokens: BinaryIO | None = None) -> dict[str,
     del prompt["messages"]  # the prompt's text has them
     own = ("origin", "keeps_old", "trained_ids", "versions", "episode")
     found = {name: value for name, value in vars(rollout).items() if name not in own or value != defaults[name]}
-    del found["experts"]  # a hundred times the tokens: none are kept
+    del found["experts"], found["verdict"]  # a hundred times the tokens; verdicts are kept beside the rollouts
     for name, kind in _TOKENS.items():
         if tokens is None:
             found[name] = list(found[name])

@@ -13,7 +13,6 @@ from owpo_megatron.config import HF_FILES, Config, hf_folder
 from owpo_megatron.conversion import carry_files
 from owpo_megatron.data import load_tokenizer, make_stream
 from owpo_megatron.engine import Fleet
-from owpo_megatron.environments import EpisodeVerifier
 from owpo_megatron.families import check_context, check_parallel, expert_shape, hf_shapes, read_hf_config
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.topology import Topology, close_topology, init_topology
@@ -32,6 +31,7 @@ from owpo_megatron.trainer.build_engine import EngineBuilder
 from owpo_megatron.trainer.build_metrics import build_metrics, build_trackers
 from owpo_megatron.trainer.build_plan import build_planning
 from owpo_megatron.trainer.build_reference import ReferenceBuilder
+from owpo_megatron.trainer.build_workers import build_workers, put_to_work
 from owpo_megatron.trainer.checks import BadGradients, no_weights_are_lost
 from owpo_megatron.trainer.console import RunConsole, headline
 from owpo_megatron.trainer.exchange import Exchange
@@ -48,6 +48,8 @@ from owpo_megatron.trainer.swap_check import CheckedSwaps
 from owpo_megatron.trainer.turns import RolloutsInTurn
 from owpo_megatron.trainer.watchdog import Watchdog, longest_limit
 from owpo_megatron.types import Sink, Verifier
+from owpo_megatron.verifiers import KnownVerdicts
+from owpo_megatron.workers import WorkerPool
 
 
 def parts(
@@ -127,6 +129,7 @@ class _Builder:
         references = self._references(method)
         engines = EngineBuilder(config, self.hf, self.model_files, self.evaluation_only, self.say, self.stack)
         engine_start = engines.start(self.given.engine) if self.is_main else None  # while the model is built
+        workers = self._workers(engines)
         if engines.take_memory and not cpu.on_cpu():
             # SGLang takes a share of the memory that it finds free: no rank takes any of it before
             if engine_start:
@@ -141,9 +144,11 @@ class _Builder:
         no_weights_are_lost(config.model.path, policy.weights_are_finite())
         engine = engine_start.result() if engine_start else None
         fleet = engine if isinstance(engine, Fleet) else None
+        if fleet and workers:
+            put_to_work(workers, fleet, config)
         revive = fleet.revive if fleet else (lambda error: 0)
         planning = build_planning(config, method, self.data.tokenizer, self.data.date)
-        checks = build_checks(config, fleet, planning.method.draws_as_policy, self.say)
+        checks = build_checks(config, fleet, workers, planning.method.draws_as_policy, self.say)
         senders = engines.senders(topology, policy)
         turns = engines.turns(policy, topology.barrier, fleet)
         sync = (self.given.sync or engines.sync(fleet, senders, turns)) if self.is_main else None
@@ -162,11 +167,9 @@ class _Builder:
         ratchet = None
         if isinstance(reference, SlotReference) and schedule.stages.every is not None:
             ratchet = CheckedSwaps(reference, reference, policy, self.hf.vocab_size)
-        verifier = self._verifier()
-        if self.episodes and engine and verifier:
-            engine, verifier = self.episodes.over(engine), EpisodeVerifier(verifier)
-        elif verifier and (config.environment or config.rollout.replay):  # recorded episodes may have their verdicts
-            verifier = EpisodeVerifier(verifier)
+        verifier = KnownVerdicts(self._verifier()) if self.is_main else None  # of episodes and rollout workers
+        if self.episodes and engine:
+            engine = self.episodes.over(engine)
         stream = (
             (self.given.stream or make_stream(config.data, self.data.prompts, config.seed)) if self.is_main else None
         )
@@ -270,11 +273,19 @@ class _Builder:
             self.stack,
         )
 
-    # ------------------------------------------------------------------------------------------ grading
-    def _verifier(self) -> Verifier | None:
-        if not self.is_main or self.given.verifier is not None:
-            return self.given.verifier if self.is_main else None
-        return self.drawing.verifier()
+    # ------------------------------------------------------------------------------------------ drawing and grading
+    def _workers(self, engines: EngineBuilder) -> WorkerPool | None:
+        """Rollout workers, where the run has engines of its own. Collective."""
+        if engines.replays:
+            return None
+        order, needed = None, self.given.engine is None
+        # turns of an episode are judged together, and an audit reads texts, which stay with the workers
+        if self.given.verifier is None and self.config.environment is None and self.config.verifier.audit is None:
+            order = self.drawing.grading_order(self.model_files)
+        return build_workers(self.config, self.topology, needed, order, self.folder.logs, self.say, self.stack)
+
+    def _verifier(self) -> Verifier:
+        return self.given.verifier or self.drawing.verifier()
 
     # ------------------------------------------------------------------------------------------ files
     def _carry(self, folder: Path) -> None:

@@ -13,10 +13,15 @@ from owpo_megatron.samples import SampleRecorder
 from owpo_megatron.trainer.checks import StepChecks, mismatch_bound
 from owpo_megatron.types import Group
 from owpo_megatron.verifiers import refuse_failed_grading
+from owpo_megatron.workers import WorkerPool
 
 
 def build_checks(
-    config: Config, fleet: Fleet | None, draws_as_policy: bool, report: Callable[[str], None]
+    config: Config,
+    fleet: Fleet | None,
+    workers: WorkerPool | None,
+    draws_as_policy: bool,
+    report: Callable[[str], None],
 ) -> StepChecks:
     """The checks of a run's steps.
 
@@ -27,7 +32,12 @@ def build_checks(
     compares = fleet is not None and draws_as_policy
     bound = mismatch_bound(config.checks, config.sync, config.model.dtype) if compares else None
     refuse = partial(refuse_failed_grading, rule=config.verifier.rule)
-    return StepChecks(config.checks, bound, refuse, lambda: fleet.restarts if fleet else 0, report)
+    counts: dict[str, Callable[[], int]] = {}
+    if fleet:
+        counts["engine_restarts"] = lambda: fleet.restarts
+    if workers:
+        counts["workers_lost"] = lambda: workers.lost
+    return StepChecks(config.checks, bound, refuse, counts, report)
 
 
 class KeptRollouts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from owpo_megatron.config import Config
 from owpo_megatron.environments import EnvironmentBuilder, EpisodeEngine
@@ -23,6 +24,7 @@ from owpo_megatron.trainer.rollout_facts import RolloutFacts
 from owpo_megatron.trainer.rollouts import Planning, RolloutCollector
 from owpo_megatron.types import Progress, PromptStream, RolloutEngine, Verdict, Verifier
 from owpo_megatron.verifiers import make_verifier
+from owpo_megatron.workers import GradingOrder
 
 
 class DrawingBuilder:
@@ -46,10 +48,19 @@ class DrawingBuilder:
         self._progress, self._say = progress, say
 
     def verifier(self) -> Verifier:
-        rules = {domain: rule for one in self._data.sets for domain, rule in one.rules.items()}
-        verifier = make_verifier(self._config.verifier, self._data.domains, rules)
+        verifier = make_verifier(self._config.verifier, self._data.domains, self._rules)
         self._stack.callback(verifier.close)
         return verifier
+
+    def grading_order(self, model_files: Path) -> GradingOrder:
+        """What rollout workers grade with, as `verifier` does."""
+        domains = frozenset(self._data.domains)
+        return GradingOrder(self._config.verifier, model_files.absolute(), domains, self._rules)
+
+    @property
+    def _rules(self) -> dict[str, str]:
+        """Rules of domains that are evaluation sets."""
+        return {domain: rule for one in self._data.sets for domain, rule in one.rules.items()}
 
     def episodes(self) -> EnvironmentBuilder | None:
         """The environments, on global rank 0; None without, and for recorded responses."""

@@ -44,7 +44,7 @@ class EngineBuilder:
     ):
         self._config, self._hf, self._model_files = config, hf, model_files
         self._folder = RunFolder.of(config)
-        self._replays = config.rollout.replay is not None and not evaluation_only
+        self.replays = config.rollout.replay is not None and not evaluation_only
         self._say, self._stack = say, stack
 
     @property
@@ -53,7 +53,7 @@ class EngineBuilder:
         engine = self._config.engine
         starting = engine.starts_servers or engine.rendezvous is not None
         elsewhere = self._config.launch.engine_nodes > 0 or engine.device == "cpu"
-        return starting and not self._replays and not elsewhere
+        return starting and not self.replays and not elsewhere
 
     def start(self, given: RolloutEngine | None) -> Future[RolloutEngine]:
         """The engines, on their way; a given one as it is, or recorded rollouts."""
@@ -61,7 +61,7 @@ class EngineBuilder:
         self._stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a mistake elsewhere need not wait for it
         if given is not None:
             return pool.submit(lambda: given)
-        if self._replays:
+        if self.replays:
             assert self._config.rollout.replay is not None
             return pool.submit(RecordedEngine, self._config.rollout.replay)
         if self._config.engine.rendezvous is not None:
@@ -78,7 +78,7 @@ class EngineBuilder:
 
     def turns(self, policy: MegatronPolicy, barrier: Callable[[], None], fleet: Fleet | None) -> Turns | None:
         """`engine.in_turn`, on every rank; None where it is off or rollouts are replayed."""
-        if not self._config.engine.in_turn or self._replays:
+        if not self._config.engine.in_turn or self.replays:
             return None
         turns = Turns(policy, barrier, EngineTurns(fleet) if fleet else None)
         if fleet:
@@ -102,7 +102,7 @@ class EngineBuilder:
     def check(self, main: MainRank, policy: MegatronPolicy, fleet: Fleet | None) -> LogprobCheck | None:
         """`sync.verify: logprob`, on every rank; None where it is off or rollouts are replayed."""
         config = self._config
-        if config.sync.verify != "logprob" or self._replays:
+        if config.sync.verify != "logprob" or self.replays:
             return None
         tolerance = tolerance_of(config.sync, config.model.dtype)
         return LogprobCheck(tolerance, config.rollout.temperature, main, policy, fleet, self._hf.vocab_size)

@@ -5,7 +5,7 @@ A step is marked in its line of metrics.jsonl (`trouble`) and reported; several 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class StepChecks:
     Args:
         mismatch: the bound; None: not checked (replayed rollouts are another policy's).
         refuse: raises UserError where not one of these verdicts is of a graded answer.
-        restarts: engines restarted so far.
+        counts: of what was lost so far, by the name of its field in a step's line, e.g. engines that were restarted.
         report: prints a line for the person watching the run.
     """
 
@@ -40,13 +40,14 @@ class StepChecks:
         config: ChecksConfig,
         mismatch: float | None,
         refuse: Callable[[Sequence[Verdict]], None],
-        restarts: Callable[[], int] = lambda: 0,
+        counts: Mapping[str, Callable[[], int]] | None = None,
         report: Callable[[str], None] = print,
     ):
         self._config = config
         self._mismatch = mismatch
         self._refuse = refuse
-        self._restarts, self._restarts_before = restarts, 0
+        self._counts = counts or {}
+        self._counted = dict.fromkeys(self._counts, 0)
         self._report = report
         self._in_a_row = {"silent": 0, "mismatch": 0}
         self._ever_graded = False
@@ -64,16 +65,17 @@ class StepChecks:
         self._ever_graded = bool(verdicts)
 
     def of(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Return what a line gets: `trouble`, names of what is wrong with the step, and `engine_restarts`."""
+        """Return what a line gets: `trouble`, names of what is wrong with the step, and counts of what was lost."""
         found: dict[str, Any] = {}
         trouble = [name for name, reason in (("silent", silence(line)), ("mismatch", self._off(line))) if reason]
         trouble += [name for name, value in line.items() if isinstance(value, float) and not _is_finite(value)]
         if trouble:
             found["trouble"] = trouble
-        restarts = self._restarts()
-        if restarts > self._restarts_before:
-            found["engine_restarts"] = restarts - self._restarts_before
-            self._restarts_before = restarts
+        for name, count in self._counts.items():
+            total = count()
+            if total > self._counted[name]:
+                found[name] = total - self._counted[name]
+                self._counted[name] = total
         return found
 
     # ------------------------------------------------------------------------------------------ as a sink

@@ -90,10 +90,10 @@ class Drawing:
         gradings: dict[int, Verdicts] = {}  # by their first request
 
         def finished(first: int, rollouts: Sequence[Rollout]) -> None:
-            gradings[first] = self._verifier.submit([grading_item(self._decode, rollout) for rollout in rollouts])
+            gradings[first] = self._verifier.submit([GradingItem.of(rollout, self._decode) for rollout in rollouts])
 
         given = [place.given for place in places if place.given is not None]
-        ready = self._verifier.submit([grading_item(self._decode, rollout) for rollout in given]) if given else None
+        ready = self._verifier.submit([GradingItem.of(rollout, self._decode) for rollout in given]) if given else None
         with log.timed("rollout"):
             drawn = self._engine.generate(requests, self._sampling, self._progress, finished) if requests else []
         with log.timed("verify"):
@@ -123,20 +123,6 @@ class Drawing:
         return SampleRequest(prompt, seed, None if sampling == self._sampling else sampling)
 
 
-def grading_item(decode: Callable[[Sequence[int]], str], rollout: Rollout) -> GradingItem:
-    """Return what the verifier gets of a response."""
-    prompt = rollout.prompt
-    begun = prompt.token_ids[len(prompt.token_ids) - prompt.prefix :]
-    return GradingItem(
-        response=decode((*begun, *rollout.answer_ids)),
-        answer=prompt.answer,
-        domain=prompt.domain,
-        truncated=rollout.finish_reason == "length",
-        prompt=prompt.text,
-        judgement=rollout.judgement,
-    )
-
-
 def _responses(ask: Ask) -> list[Rollout | None]:
     return [*[None] * ask.siblings, *ask.given]
 
@@ -158,6 +144,7 @@ def _add(group: OpenGroup, ask: Ask, rollout: Rollout, verdict: Verdict) -> None
             policy_version=rollout.policy_version,
             versions=versions if len({version for version, _ in versions}) > 1 else (),
             finish_reason=rollout.finish_reason,
+            verdict=rollout.verdict,
         )
         group.verdicts[ask.extends] = verdict
         return

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from owpo_megatron.config import RolloutConfig
-from owpo_megatron.trainer.drawing import OpenGroup, grading_item, sample_seed
+from owpo_megatron.trainer.drawing import OpenGroup, sample_seed
 from owpo_megatron.types import (
     CuttingEngine,
+    GradingItem,
     Progress,
     Prompt,
     PromptRecord,
@@ -127,7 +128,7 @@ class PartialDrawing:
             for (group, sibling), rollout in zip(asked[first:], rollouts, strict=False):
                 whole = group.add(sibling, rollout)
                 if whole.finish_reason != CUT:
-                    group.verdicts[sibling] = self._verifier.submit([grading_item(self._decode, whole)])
+                    group.verdicts[sibling] = self._verifier.submit([GradingItem.of(whole, self._decode)])
 
         for group in begun:
             group.tokens_before = group.tokens
@@ -241,4 +242,5 @@ def _joined(prompt: Prompt, begun: Rollout | None, drawn: Rollout) -> Rollout:
         policy_version=drawn.policy_version,
         versions=tuple(spans) if len(spans) > 1 else (),
         finish_reason=drawn.finish_reason,
+        verdict=drawn.verdict,
     )

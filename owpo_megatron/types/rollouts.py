@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -122,6 +122,7 @@ class Rollout:
     versions: tuple[tuple[int, int], ...] = ()  # (weight version, tokens that it sampled), in order; (): one for all
     episode: Episode | None = None  # None: one turn without an environment
     experts: RoutedExperts | None = None  # that the engine chose for prompt and response; None: not asked for
+    verdict: Verdict | None = field(default=None, compare=False)  # of the rollout worker; None: it is to be graded
 
     @property
     def loss_mask(self) -> tuple[bool, ...] | None:
@@ -136,9 +137,11 @@ class Rollout:
         return len(self.response_ids) if self.episode is None else sum(span.length for span in self.episode.turns)
 
     @property
-    def judgement(self) -> Judgement | None:
-        """The environment's; None: the verifier's rule judges the response."""
-        return None if self.episode is None else self.episode.judgement
+    def known_verdict(self) -> Verdict | None:
+        """The rollout worker's, or the environment's; None: the verifier's rule judges the response."""
+        if self.verdict is not None or self.episode is None or self.episode.judgement is None:
+            return self.verdict
+        return Verdict.of(self.episode.judgement, 0.0)
 
     @property
     def answer_ids(self) -> Ids:
@@ -176,7 +179,26 @@ class GradingItem:
     truncated: bool = False  # the response hit the token limit
     form: Literal["response", "answer"] = "response"  # "answer": already extracted by the caller
     prompt: str = ""  # what the response continues; its end may have opened reasoning, a box or an answer line
-    judgement: Judgement | None = None  # of the response's environment, instead of a rule's
+    verdict: Verdict | None = None  # that is known already (verifiers/known.py); no rule is asked
+
+    @classmethod
+    def of(cls, rollout: Rollout, decode: Callable[[Sequence[int]], str], text: bool = False) -> GradingItem:
+        """What a verifier gets of a response.
+
+        Args:
+            decode: token ids to text.
+            text: decode the response even where its verdict is known.
+        """
+        prompt, verdict = rollout.prompt, rollout.known_verdict
+        begun = prompt.token_ids[len(prompt.token_ids) - prompt.prefix :]
+        return cls(
+            response=decode((*begun, *rollout.answer_ids)) if text or verdict is None else "",
+            answer=prompt.answer,
+            domain=prompt.domain,
+            truncated=rollout.finish_reason == "length",
+            prompt=prompt.text,
+            verdict=verdict,
+        )
 
 
 @dataclass(frozen=True)

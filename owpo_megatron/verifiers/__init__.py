@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from owpo_megatron.verifiers.build import DirectVerifier, make_audited, make_verifier
     from owpo_megatron.verifiers.grading import refuse_failed_grading
+    from owpo_megatron.verifiers.known import KnownVerdicts
     from owpo_megatron.verifiers.pool import VerifierPool
 
 _HOMES = {
     "DirectVerifier": "build",
+    "KnownVerdicts": "known",
     "VerifierPool": "pool",
     "make_audited": "build",
     "make_verifier": "build",
     "refuse_failed_grading": "grading",
 }
 
-__all__ = ["DirectVerifier", "VerifierPool", "make_audited", "make_verifier", "refuse_failed_grading"]
+__all__ = ["DirectVerifier", "KnownVerdicts", "VerifierPool", "make_audited", "make_verifier", "refuse_failed_grading"]
 
 
 def __getattr__(name: str) -> Any:

@@ -103,7 +103,7 @@ class HttpRule:
 
     def __call__(self, item: GradingItem) -> VerdictReason | Judgement:
         try:
-            plain = {name: value for name, value in asdict(item).items() if name != "judgement"}  # a rule makes one
+            plain = {name: value for name, value in asdict(item).items() if name != "verdict"}  # a rule makes one
             answer = json.loads(self.post(json.dumps(plain).encode()))
         except TimeoutError:
             return "timeout"

@@ -17,12 +17,13 @@ from owpo_megatron.data import PromptTemplate, Tokenizer
 from owpo_megatron.data.small_tokenizers import make_character_tokenizer
 from owpo_megatron.data.tasks import get_task
 from owpo_megatron.data.tasks.lookup import table_of
-from owpo_megatron.environments import EnvironmentPool, EpisodeEngine, EpisodeVerifier, TurnTemplate
+from owpo_megatron.environments import EnvironmentPool, EpisodeEngine, TurnTemplate
 from owpo_megatron.environments.episode import turn_seed
 from owpo_megatron.errors import UserError
 from owpo_megatron.run.rollouts import parse_rollout, plain_rollout
 from owpo_megatron.types import GradingItem, Prompt, SampleRequest, Sampling, Span
 from owpo_megatron.types.rollouts import Judgement
+from owpo_megatron.verifiers import KnownVerdicts
 from owpo_megatron.verifiers.build import DirectVerifier
 from owpo_megatron.verifiers.generated_tasks import grade_cipher
 
@@ -161,8 +162,8 @@ def test_an_environment_that_hangs_costs_its_own_episode(pools: Callable[..., En
     failed = rollouts[1].episode
     assert failed.judgement is not None and failed.judgement.reason == "timeout"
     assert all(one.response_ids == rollouts[0].response_ids for one in (*rollouts[2:], rollouts[0]))
-    verifier = EpisodeVerifier(DirectVerifier({"lookup": grade_cipher}))
-    items = [GradingItem("13", "13", "lookup"), GradingItem("", "", "lookup", judgement=failed.judgement)]
+    verifier = KnownVerdicts(DirectVerifier({"lookup": grade_cipher}))
+    items = [GradingItem("13", "13", "lookup"), GradingItem.of(rollouts[1], TOKENIZER.decode)]
     verdicts = verifier.score(items)
     assert [verdict.reason for verdict in verdicts] == ["ok", "timeout"] and "no verdict" in verdicts[1].detail
 

@@ -24,6 +24,7 @@ ABOVE_PURE = {
     "sinks",
     "samples",
     "environments",
+    "workers",
 }
 ABOVE = {"trainer", "launch", "doctor", "plan", "report", "experiments", "reproduce", "bench", "api", "cli"}
 EVERY_ROOM = BASE | PURE | ABOVE_PURE | ABOVE
@@ -44,6 +45,7 @@ MAY_IMPORT = {
     "families": BASE,
     "mcore": BASE | {"methods", "head", "families", "run"},
     "engine": BASE | {"run"},
+    "workers": BASE | {"engine", "verifiers", "data"},
     "environments": BASE | {"verifiers", "data"},
     "conversion": BASE | {"families", "mcore", "run"},
     "policy": BASE | PURE | {"families", "mcore"},
@@ -68,12 +70,13 @@ MAY_IMPORT = {
 MAY_IMPORT_MODULE = {
     "trainer.build": EVERY_ROOM - {"api", "cli", "report", "launch", "experiments", "bench"},  # the composition root
     "trainer.build_plan": BASE | {"data", "methods", "verifiers"},
-    "trainer.build_checks": BASE | {"engine", "run", "samples", "verifiers"},
+    "trainer.build_checks": BASE | {"engine", "run", "samples", "verifiers", "workers"},
     "trainer.build_data": BASE | {"data", "engine", "evaluation"},
-    "trainer.build_drawing": BASE | {"environments", "evaluation", "run", "verifiers"},
+    "trainer.build_drawing": BASE | {"environments", "evaluation", "run", "verifiers", "workers"},
     "trainer.build_engine": BASE | {"engine", "families", "policy", "run", "sync"},
     "trainer.build_metrics": BASE | {"families", "run", "sinks"},
     "trainer.build_reference": BASE | {"policy", "families", "engine"},
+    "trainer.build_workers": BASE | {"engine", "mcore", "workers"},
     "trainer.evaluate": BASE | {"data", "evaluation"},
     "trainer.given": BASE | {"methods", "policy"},
     "trainer.loop": {"types", "methods"},  # Algorithm 1, and nothing else

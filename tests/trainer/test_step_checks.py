@@ -26,8 +26,9 @@ WRONG = {"updates": 0, "groups": 0, "verifier": {"no_answer": 450, "wrong": 62},
 
 
 def checks(said: list[str], mismatch: float | None = 0.01, restarts: Sequence[int] = (), **fields: Any) -> StepChecks:
-    counts = iter(restarts)
-    return StepChecks(ChecksConfig(**fields), mismatch, refuse, lambda: next(counts, 0), said.append)
+    totals = iter(restarts)
+    counts = {"engine_restarts": lambda: next(totals, 0)}
+    return StepChecks(ChecksConfig(**fields), mismatch, refuse, counts, said.append)
 
 
 def refuse(verdicts: Sequence[Verdict]) -> None:

@@ -126,18 +126,12 @@ def test_what_the_prompt_began_belongs_to_the_answer(prompt, response, answer):
     assert final_answer(response, prompt) == answer
 
 
-def test_the_grader_gets_the_prompt_in_training_and_in_evaluation():
-    from owpo_megatron.evaluation import draw
-    from owpo_megatron.trainer.drawing import grading_item
+def test_the_grader_gets_the_prompt():
     from owpo_megatron.types import Prompt, Rollout
 
     rollout = Rollout(Prompt("1", (1,), THINK, "42", "math"), (5,), (0.0,), 0, "length", 1)
-
-    def decode(ids):
-        return r"\boxed{42}"
-
-    for item in (grading_item(decode, rollout), draw._item(rollout, decode)):
-        assert item.prompt == THINK and grade_math(item) == "no_answer"
+    item = GradingItem.of(rollout, lambda ids: r"\boxed{42}")
+    assert item.prompt == THINK and grade_math(item) == "no_answer"
 
 
 # ------------------------------------------------------------------------------------------------ gold answers

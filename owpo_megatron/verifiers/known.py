@@ -1,4 +1,4 @@
-"""Verdicts of episodes: their environment's own where it gave a reward, else those of the verifier's rule."""
+"""Verdicts that come with the responses: those of rollout workers, which grade what they draw, and of environments."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from owpo_megatron.types import GradingItem, Verdict, Verdicts, Verifier
 
 
-class EpisodeVerifier:
-    """A `Verifier` that knows what environments have judged.
+class KnownVerdicts:
+    """A `Verifier` that asks its rule only for what nobody has judged yet.
 
     Args:
         rule: grades the rest; closed with this one.
@@ -21,7 +21,7 @@ class EpisodeVerifier:
         return self.submit(items).result()
 
     def submit(self, items: Sequence[GradingItem]) -> Verdicts:
-        left = [item for item in items if item.judgement is None]
+        left = [item for item in items if item.verdict is None]
         return _Mixed(items, self._rule.submit(left))
 
     def close(self) -> None:
@@ -32,14 +32,12 @@ class _Mixed:
     """Verdicts in the order of the items."""
 
     def __init__(self, items: Sequence[GradingItem], of_rule: Verdicts):
-        self._items, self._of_rule = items, of_rule
+        self._known = [item.verdict for item in items]
+        self._of_rule = of_rule
 
     def done(self) -> bool:
         return self._of_rule.done()
 
     def result(self) -> list[Verdict]:
         by_rule = iter(self._of_rule.result())
-        return [
-            next(by_rule) if item.judgement is None else Verdict.of(item.judgement, 0.0, item.judgement.detail)
-            for item in self._items
-        ]
+        return [next(by_rule) if verdict is None else verdict for verdict in self._known]

@@ -1,0 +1,54 @@
+"""An engine's client whose requests rollout workers send."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+from owpo_megatron.engine.client import EngineClient
+from owpo_megatron.types import Rollout, SampleRequest, Sampling
+
+
+class Senders(Protocol):
+    """Whoever sends a post on behalf of a client (pool.py)."""
+
+    def submit(
+        self,
+        client: EngineClient,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        version: int | None,
+        names: Sequence[str] | None,
+    ) -> Future[list[Rollout]]: ...
+
+
+class WorkersClient:
+    """Stands in for an engine's client where responses are drawn (engine/generation.py).
+
+    What ends or cuts requests goes to the engine directly: it knows samples by their names, whoever sent them.
+    """
+
+    def __init__(self, client: EngineClient, senders: Senders):
+        self._client, self._senders = client, senders
+
+    @property
+    def url(self) -> str:
+        return self._client.url
+
+    @property
+    def incarnation(self) -> int:
+        return self._client.incarnation
+
+    def cut(self, name: str) -> None:
+        self._client.cut(name)
+
+    def submit(
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        version: int | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Future[list[Rollout]]:
+        """As EngineClient.submit; the rollouts may have verdicts."""
+        return self._senders.submit(self._client, requests, sampling, version, names)

@@ -1,0 +1,138 @@
+"""Workers as processes of their own, in front of a server that answers what it was given. Real engines: test_runs.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from owpo_megatron.bench.answer_server import answer_server
+from owpo_megatron.engine.client import EngineClient, EngineWrong
+from owpo_megatron.errors import RunError
+from owpo_megatron.types import Prompt, Rollout, SampleRequest, Sampling
+from owpo_megatron.workers import WorkerPool, WorkerProcess
+from owpo_megatron.workers import pool as pool_module
+
+pytestmark = pytest.mark.process
+
+BODIES = [
+    json.dumps(
+        {
+            "output_ids": [seed + 1, 2],
+            "meta_info": {
+                "finish_reason": {"type": "stop"},
+                "weight_version": "3",
+                "output_token_logprobs": [[-0.5, seed + 1, None], [-1.25, 2, None]],
+            },
+        }
+    ).encode()
+    for seed in range(8)
+]
+SAMPLING = Sampling(4)
+REQUESTS = [SampleRequest(Prompt(str(seed), (5, 6), "q", "a"), seed) for seed in range(8)]
+Start = Callable[..., tuple[WorkerPool, list[WorkerProcess], list[str]]]
+
+
+@pytest.fixture
+def client() -> Iterator[EngineClient]:
+    with answer_server(BODIES) as url:
+        yield EngineClient(url)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def started(count: int, listed: int | None = None) -> tuple[WorkerPool, list[WorkerProcess], list[str]]:
+            said: list[str] = []
+            pool = WorkerPool("127.0.0.1", listed or count, notify=said.append)
+            stack.callback(pool.close)
+            processes = []
+            for index in range(count):
+                process = WorkerProcess(index, pool.address, pool.key, tmp_path / f"rollout_worker_{index}.log")
+                stack.callback(process.close)
+                processes.append(process)
+            return pool, processes, said
+
+        yield started
+
+
+def drawn(pool: WorkerPool, client: EngineClient, version: int | None = None) -> list[Rollout]:
+    posts = [pool.over(client).submit([one], SAMPLING, version) for one in REQUESTS]
+    return [post.result(30)[0] for post in posts]
+
+
+def test_a_lost_worker_changes_nothing(start: Start, client: EngineClient) -> None:
+    """Three workers, then two, then none: always what the client itself gets. Each loss is reported once."""
+    expected = [client.generate([one], SAMPLING)[0] for one in REQUESTS]
+    assert [list(one.response_ids) for one in expected] == [[seed + 1, 2] for seed in range(8)]
+    pool, processes, said = start(3)
+    pool.wait(60)
+    assert drawn(pool, client) == expected and not said
+    for count in (1, 3):
+        for process in processes[:count]:
+            if process.process.poll() is None:
+                os.kill(process.process.pid, signal.SIGKILL)
+                process.process.wait()
+        assert drawn(pool, client) == expected
+        assert pool.lost == count
+    assert len(said) == 3 and "its responses go to the other 2" in said[0] and "rank 0 asks" in said[-1]
+
+
+def test_posts_under_way_at_a_worker_that_is_stopped_go_to_another(
+    start: Start, client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "PING_SECONDS", 0.2)
+    monkeypatch.setattr(pool_module, "SILENT_SECONDS", 2.0)
+    pool, processes, said = start(2)
+    pool.wait(60)
+    os.kill(processes[0].process.pid, signal.SIGSTOP)
+    try:
+        assert [list(one.response_ids) for one in drawn(pool, client)] == [[seed + 1, 2] for seed in range(8)]
+    finally:
+        os.kill(processes[0].process.pid, signal.SIGCONT)
+    assert len(said) == 1 and "silent for 2 s" in said[0]
+
+
+def test_an_engines_error_is_the_same_error(start: Start, client: EngineClient) -> None:
+    """The wrong version of the weights: a lost engine for the fleet, by its URL; the worker stays."""
+    pool, _, said = start(1)
+    pool.wait(60)
+    with pytest.raises(EngineWrong, match="though 4 were pushed") as found:
+        drawn(pool, client, version=4)
+    assert found.value.url == client.url and not said
+    assert len(drawn(pool, client, version=3)) == 8
+
+
+def test_workers_end_with_the_pool(start: Start) -> None:
+    pool, processes, said = start(2)
+    pool.wait(60)
+    pool.close()
+    assert [process.process.wait(10) for process in processes] == [0, 0] and not said
+
+
+def test_a_worker_that_is_not_there_is_named(start: Start) -> None:
+    pool, _, _ = start(1, listed=2)
+    with pytest.raises(RunError, match=r"1 of 2 rollout workers did not connect.*rollout.workers=0"):
+        pool.wait(3.0)
+
+
+def test_strangers_are_no_workers(start: Start, client: EngineClient, tmp_path: Path) -> None:
+    """One that says nothing, and one with another key."""
+    pool, _, _ = start(1)
+    stranger = WorkerProcess(7, pool.address, b"x" * 32, tmp_path / "stranger.log")
+    with socket.create_connection(pool.address):
+        pool.wait(60)
+        assert len(drawn(pool, client)) == 8
+    deadline = time.monotonic() + 30
+    while stranger.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert stranger.process.poll(), "it is refused"
+    stranger.close()
