@@ -53,7 +53,7 @@ class DrawingBuilder:
         return verifier
 
     def grading_order(self, model_files: Path) -> GradingOrder:
-        """What rollout workers grade with, as `verifier` does."""
+        """Return what rollout workers grade with, as `verifier` does."""
         domains = frozenset(self._data.domains)
         return GradingOrder(self._config.verifier, model_files.absolute(), domains, self._rules)
 

@@ -62,7 +62,7 @@ def build_workers(
     if topology.is_main and needed:
         pool = WorkerPool(main_host(), count, order, say)
         stack.callback(pool.close)
-    meeting = topology.broadcast((pool.address, pool.key) if pool else None)
+    meeting: tuple[tuple[str, int], bytes] | None = topology.broadcast((pool.address, pool.key) if pool else None)
     for index, rank in enumerate(hosts(count, topology.world_size)):
         if meeting and rank == topology.rank:
             worker = WorkerProcess(index, *meeting, logs / f"rollout_worker_{index}.log")

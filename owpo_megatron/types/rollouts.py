@@ -183,7 +183,7 @@ class GradingItem:
 
     @classmethod
     def of(cls, rollout: Rollout, decode: Callable[[Sequence[int]], str], text: bool = False) -> GradingItem:
-        """What a verifier gets of a response.
+        """Make a verifier's input out of a response.
 
         Args:
             decode: token ids to text.

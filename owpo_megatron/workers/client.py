@@ -50,5 +50,5 @@ class WorkersClient:
         version: int | None = None,
         names: Sequence[str] | None = None,
     ) -> Future[list[Rollout]]:
-        """As EngineClient.submit; the rollouts may have verdicts."""
+        """Have a post sent, as EngineClient.submit does; the rollouts may have verdicts."""
         return self._senders.submit(self._client, requests, sampling, version, names)

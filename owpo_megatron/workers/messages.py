@@ -16,7 +16,7 @@ PING = "ping"
 
 @dataclass(frozen=True)
 class GradingOrder:
-    """What a worker grades with.
+    """Rules and tokenizer that a worker grades with.
 
     Attributes:
         model_files: folder of the tokenizer.

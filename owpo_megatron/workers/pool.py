@@ -192,7 +192,7 @@ class WorkerPool:
             threading.Thread(target=self._welcome, args=(accepted,), name="worker", daemon=True).start()
 
     def _welcome(self, accepted: socket.socket) -> None:
-        """Serve a connection, in its own thread: a stranger who says nothing keeps nobody waiting."""
+        """Serve a connection, in its own thread: a stranger who is silent keeps nobody waiting."""
         connection = Connection(accepted.detach())
         try:
             deliver_challenge(connection, self.key)

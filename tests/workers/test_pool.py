@@ -1,4 +1,4 @@
-"""Workers as processes of their own, in front of a server that answers what it was given. Real engines: test_runs.py."""
+"""Workers as processes of their own, before a server that answers what it was given. Real engines: tests/e2e."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_worker_that_is_not_there_is_named(start: Start) -> None:
 
 
 def test_strangers_are_no_workers(start: Start, client: EngineClient, tmp_path: Path) -> None:
-    """One that says nothing, and one with another key."""
+    """One is silent, one has another key."""
     pool, _, _ = start(1)
     stranger = WorkerProcess(7, pool.address, b"x" * 32, tmp_path / "stranger.log")
     with socket.create_connection(pool.address):
