@@ -14,6 +14,7 @@ from launched import Launched, kill_rank, processes
 from owpo import Owpo, lines_of, newest_step, steps_of
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slurm]
+WORKER = "owpo_megatron.workers.process"
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,8 @@ def test_engine_on_its_own_node(lab: Any, engine_python: Path, tiny_run: dict[st
     assert httpx.get(told["url"] + "/model_info", trust_env=False).status_code == 401
     assert not any(told["key"] in " ".join(process.cmdline()) for process in processes(job))
     run.wait_until(lambda: newest_step(run.run_dir) >= 2, "step 2")
+    workers = [process.cmdline()[-1] for process in processes(job) if WORKER in process.cmdline()]
+    assert sorted(workers) == ["0", "1"], "a rollout worker on each of the trainer's nodes"
     assert max(line["mismatch"] for line in steps_of(run.run_dir)) < 1e-4, "trainer and engine have the same weights"
     Owpo(tmp_path, "launch", "cancel", str(run.run_dir), "--save").done()
     assert run.wait_for_end() == ["COMPLETED"], run.told()
