@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 import socket
 import threading
@@ -15,6 +16,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 
 from owpo_megatron.engine.client import EngineClient
+from owpo_megatron.engine.replies import EngineGone
 from owpo_megatron.errors import RunError
 from owpo_megatron.types import Rollout, SampleRequest, Sampling
 from owpo_megatron.workers.client import WorkersClient
@@ -41,7 +43,8 @@ class Member:
     """A worker that is there."""
 
     index: int
-    connection: Connection
+    connection: Connection  # over a duplicate of the socket
+    socket: socket.socket
     posts: dict[int, Post] = field(default_factory=dict)  # under way, by number
     sending: threading.Lock = field(default_factory=threading.Lock)
 
@@ -53,6 +56,12 @@ class Member:
     def send(self, message: object) -> None:
         with self.sending:
             self.connection.send(message)
+
+    def hang_up(self) -> None:
+        """End the connection for both sides, at once: a file that a thread waits for is not closed until it returns."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
 
 
 class WorkerPool:
@@ -83,7 +92,6 @@ class WorkerPool:
         """Workers that were lost so far."""
         self._members: list[Member] = []
         self._failures: list[str] = []
-        self._closed = False
         self._numbers = itertools.count()
         self._change = threading.Condition()  # guards all of these
         self._server = socket.create_server((host, 0), backlog=count)
@@ -130,13 +138,17 @@ class WorkerPool:
         return post.result
 
     def close(self) -> None:
-        """Let the workers end; posts under way are dropped."""
+        """Let the workers end; posts under way fail by EngineGone."""
         with self._change:
-            self._closed, members = True, list(self._members)
+            members, self._members = self._members, []
+            posts = [post for member in members for post in member.posts.values()]
+            for member in members:
+                member.posts = {}
         self._server.close()
         for member in members:
-            with suppress(OSError):
-                member.connection.close()
+            member.hang_up()
+        for post in posts:
+            post.result.set_exception(EngineGone(post.client.url, " was given up: the workers are closed"))
 
     def _hand_out(self, post: Post) -> None:
         with self._change:
@@ -170,13 +182,10 @@ class WorkerPool:
             if member not in self._members:
                 return
             self._members.remove(member)
-            left, closed = len(self._members), self._closed
+            left = len(self._members)
             posts, member.posts = list(member.posts.values()), {}
-            self.lost += not closed
-        if closed:
-            return
-        with suppress(OSError):
-            member.connection.close()
+            self.lost += 1
+        member.hang_up()
         others = f"its responses go to the other {left}" if left else "rank 0 asks for responses itself from now on"
         self.notify(f"rollout worker {member.index} is lost ({why}); {others}")
         for post in posts:
@@ -193,12 +202,13 @@ class WorkerPool:
 
     def _welcome(self, accepted: socket.socket) -> None:
         """Serve a connection, in its own thread: a stranger who is silent keeps nobody waiting."""
-        connection = Connection(accepted.detach())
+        connection = Connection(os.dup(accepted.fileno()))
         try:
             deliver_challenge(connection, self.key)
             answer_challenge(connection, self.key)
         except (AuthenticationError, EOFError, OSError):
             connection.close()  # no worker of this run
+            accepted.close()
             return
         try:
             index = connection.recv()
@@ -206,7 +216,7 @@ class WorkerPool:
             ready: Ready = connection.recv()
         except (EOFError, OSError):
             ready, index = Ready("it ended before it was ready"), "?"
-        member = Member(index, connection)
+        member = Member(index, connection, accepted)
         with self._change:
             if ready.failure:
                 self._failures.append(ready.failure)
@@ -233,6 +243,8 @@ class WorkerPool:
             self._lose(member, "its process has ended")
         except OSError as error:
             self._lose(member, str(error))
+        finally:
+            member.connection.close()
 
 
 def _copy(source: Future[list[Rollout]], target: Future[list[Rollout]]) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from owpo_megatron.bench.answer_server import answer_server
-from owpo_megatron.engine.client import EngineClient, EngineWrong
+from owpo_megatron.engine.client import EngineClient
+from owpo_megatron.engine.replies import EngineGone, EngineWrong
 from owpo_megatron.errors import RunError
 from owpo_megatron.types import Prompt, Rollout, SampleRequest, Sampling
 from owpo_megatron.workers import WorkerPool, WorkerProcess
@@ -112,9 +113,14 @@ def test_an_engines_error_is_the_same_error(start: Start, client: EngineClient) 
 
 
 def test_workers_end_with_the_pool(start: Start) -> None:
+    """And so do the posts under way: here, at a server that never answers."""
     pool, processes, said = start(2)
     pool.wait(60)
-    pool.close()
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        post = pool.submit(EngineClient(f"http://127.0.0.1:{mute.getsockname()[1]}"), REQUESTS[:1], SAMPLING)
+        pool.close()
+        with pytest.raises(EngineGone, match="the workers are closed"):
+            post.result(10)
     assert [process.process.wait(10) for process in processes] == [0, 0] and not said
 
 
