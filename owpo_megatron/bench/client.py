@@ -25,6 +25,7 @@ import torch
 
 from owpo_megatron.bench import client_objects
 from owpo_megatron.bench.answer_server import answer_server
+from owpo_megatron.bench.client_workers import by_a_worker
 from owpo_megatron.engine.client import EngineClient
 from owpo_megatron.engine.generate_body import generate_body
 from owpo_megatron.engine.recorded import load_rollouts, save_rollouts
@@ -72,12 +73,15 @@ def bench_client(rollouts: Sequence[Rollout], log: Callable[[str], None]) -> lis
             for kind, given in (("objects", objects), ("blocks", blocks)):
                 log(f"{work}, {kind}")
                 rows.append({"work": work, "tokens_as": kind} | measure(given, kind == "blocks"))
+        log("request by a worker")
+        asked = by_a_worker(_client(url), blocks, Path(scratch))
+        rows.append({"work": "request by a worker", "tokens_as": "blocks"} | asked)
     return rows
 
 
 def figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Milliseconds per response by work, of the product."""
-    named = {row["work"]: row for row in rows if row["tokens_as"] == "blocks"}
+    named = {row["work"].replace(" ", "_"): row for row in rows if row["tokens_as"] == "blocks"}
     return {
         f"{work}_ms_per_response": row["ms_per_response"] for work, row in named.items() if "ms_per_response" in row
     }
@@ -87,8 +91,7 @@ def _works(url: str, scratch: Path) -> dict[str, Callable[[Sequence[Rollout], bo
     def requests(rollouts: Sequence[Rollout], blocks: bool) -> dict[str, Any]:
         sampling = Sampling(max(len(one.response_ids) for one in rollouts))
         asked = [SampleRequest(one.prompt, index) for index, one in enumerate(rollouts)]
-        ours, theirs = EngineClient(url), client_objects.ObjectClient(url)
-        ours.vocab_size = VOCAB
+        ours, theirs = _client(url), client_objects.ObjectClient(url)
 
         def draw(request: SampleRequest) -> Rollout:
             if blocks:
@@ -141,6 +144,12 @@ def _works(url: str, scratch: Path) -> dict[str, Callable[[Sequence[Rollout], bo
         return {"bytes_per_token": size / _tokens(kept)}
 
     return {"request": requests, "pack": packing, "broadcast": broadcast, "save": saving, "memory": memory}
+
+
+def _client(url: str) -> EngineClient:
+    client = EngineClient(url)
+    client.vocab_size = VOCAB
+    return client
 
 
 def _cost(seconds: float, rollouts: Sequence[Rollout]) -> dict[str, Any]:
