@@ -20,7 +20,7 @@ def by_a_worker(client: EngineClient, rollouts: Sequence[Rollout], scratch: Path
     """CPU milliseconds per response, of this process and of a worker that grades nothing; responses per second.
 
     Args:
-        client: of a server that answers with these rollouts.
+        client: leads to a server that answers with these rollouts.
     """
     sampling = Sampling(max(len(one.response_ids) for one in rollouts))
     pool = WorkerPool("127.0.0.1", 1)

@@ -18,7 +18,8 @@ def test_blocks_cost_less_than_objects(tmp_path: Path) -> None:
     save_rollouts(rollouts_path(tmp_path, 1), made_rollouts(6, 3000))
     rows = bench_client(recorded_rollouts(rollouts_path(tmp_path, 1), 4), print)
     assert [(row["work"], row["tokens_as"]) for row in rows] == [
-        (work, kind) for work in WORKS for kind in ("objects", "blocks")
+        *((work, kind) for work in WORKS for kind in ("objects", "blocks")),
+        ("request by a worker", "blocks"),
     ]
     by_name = {(row["work"], row["tokens_as"]): row for row in rows}
     for work in ("broadcast", "save"):
@@ -26,4 +27,6 @@ def test_blocks_cost_less_than_objects(tmp_path: Path) -> None:
         assert ours["ms_per_response"] < theirs["ms_per_response"] / 2
         assert 8 <= ours["bytes_per_token"] < 9 and theirs["bytes_per_token"] > 12
     assert by_name["memory", "blocks"]["bytes_per_token"] < 12 < 60 < by_name["memory", "objects"]["bytes_per_token"]
-    assert sorted(figures(rows)) == [f"{work}_ms_per_response" for work in ("broadcast", "pack", "request", "save")]
+    assert by_name["request by a worker", "blocks"]["ms_per_response"] < by_name["request", "blocks"]["ms_per_response"]
+    works = ("broadcast", "pack", "request", "request_by_a_worker", "save")
+    assert sorted(figures(rows)) == [f"{work}_ms_per_response" for work in works]
