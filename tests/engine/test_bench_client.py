@@ -29,4 +29,4 @@ def test_blocks_cost_less_than_objects(tmp_path: Path) -> None:
     assert by_name["memory", "blocks"]["bytes_per_token"] < 12 < 60 < by_name["memory", "objects"]["bytes_per_token"]
     assert by_name["request by a worker", "blocks"]["ms_per_response"] < by_name["request", "blocks"]["ms_per_response"]
     works = ("broadcast", "pack", "request", "request_by_a_worker", "save")
-    assert sorted(figures(rows)) == [f"{work}_ms_per_response" for work in works]
+    assert sorted(figures(rows)) == sorted(f"{work}_ms_per_response" for work in works)
