@@ -67,19 +67,20 @@ def test_a_real_engine_generates_beside_training_and_after_a_resume(
 @pytest.mark.server
 @pytest.mark.ranks
 @pytest.mark.extra
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_real_engine_cuts_responses_and_goes_on_with_them(
-    ranks: Ranks, small: dict[str, Any], server_url: str, tmp_path: Path
+    ranks: Ranks, small: dict[str, Any], server_url: str, tmp_path: Path, workers: int
 ) -> None:
     steps = 4
     sizes = {
-        "rollout": {"prompts_per_step": 8, "group_size": 8, "max_staleness": 2, "surplus": 0.5},
+        "rollout": {"prompts_per_step": 8, "group_size": 8, "max_staleness": 2, "surplus": 0.5, "workers": workers},
         "optimizer": {"steps": steps, "tokens_per_microbatch": 1024},
         "checkpoint": {"export_hf": False},
     }
     few = {"urls": [server_url], "concurrency": 16}  # the last groups wait for their turn while the first are complete
-    layers = (small, CORRECTED, sizes, {"name": "partial", "engine": few})
+    layers = (small, CORRECTED, sizes, {"name": f"partial_{workers}", "engine": few})
     train(ranks, write_config(tmp_path / "run.yaml", *layers))
-    run = Path(small["runs_dir"]) / "partial"
+    run = Path(small["runs_dir"]) / f"partial_{workers}"
     lines = steps_of(run)
     assert values(lines, "step") == list(range(1, steps + 1))
     assert sum(line["partial"]["cut"] for line in lines) > 0 and lines[-1]["partial"]["groups"] == 0

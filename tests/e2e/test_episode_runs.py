@@ -129,8 +129,9 @@ def test_killed_in_the_middle_of_an_episode_it_ends_in_the_same_bits(
     first.wait_until(lambda: mark.stat().st_size > seen + 3, "an episode of step 3", every=0.001)
     first.kill()
     assert newest_step(runs / "killed") == 2, "killed too late to be conclusive"
-    last = WarmRun(ranks, file)
+    last = WarmRun(ranks, file, "rollout.workers=2")
     assert "resumed at step 2" in last.done()
+    assert len(list((runs / "killed" / "logs").glob("rollout_worker_?.log"))) == 2, "who asks changes no bit either"
     assert untimed(runs / "killed") == untimed(straight)
     assert episodes_of(runs / "killed") == episodes_of(straight)
     for weights in sorted((straight / "hf").glob("*.safetensors")):
