@@ -17,6 +17,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def bench_client(rollouts: Sequence[Rollout], log: Callable[[str], None]) -> lis
                 log(f"{work}, {kind}")
                 rows.append({"work": work, "tokens_as": kind} | measure(given, kind == "blocks"))
         log("request by a worker")
-        asked = by_a_worker(_client(url), blocks, Path(scratch))
+        with closing(_client(url)) as client:
+            asked = by_a_worker(client, blocks, Path(scratch))
         rows.append({"work": "request by a worker", "tokens_as": "blocks"} | asked)
     return rows
 

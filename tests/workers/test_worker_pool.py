@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -43,8 +43,8 @@ Start = Callable[..., tuple[WorkerPool, list[WorkerProcess], list[str]]]
 
 @pytest.fixture
 def client() -> Iterator[EngineClient]:
-    with answer_server(BODIES) as url:
-        yield EngineClient(url)
+    with answer_server(BODIES) as url, closing(EngineClient(url)) as client:
+        yield client
 
 
 @pytest.fixture
@@ -117,7 +117,8 @@ def test_workers_end_with_the_pool(start: Start) -> None:
     pool, processes, said = start(2)
     pool.wait(60)
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        post = pool.submit(EngineClient(f"http://127.0.0.1:{mute.getsockname()[1]}"), REQUESTS[:1], SAMPLING)
+        silent = EngineClient(f"http://127.0.0.1:{mute.getsockname()[1]}")
+        post = pool.submit(silent, REQUESTS[:1], SAMPLING)
         pool.close()
         with pytest.raises(EngineGone, match="the workers are closed"):
             post.result(10)
