@@ -138,7 +138,7 @@ def fails(client: EngineClient) -> tuple[EngineError, EngineError]:
     found = client.submit(ONE, Sampling(4)).exception(WAIT)
     assert isinstance(found, EngineError)
     with pytest.raises(EngineError) as told:
-        client._post("/generate", {}, timeout=client._request_timeout)
+        client._post("/generate", {}, timeout=client.request_timeout)
     return found, told.value
 
 
