@@ -5,7 +5,7 @@
         collects outcomes, progress  <---    and submit the next post, until none is left or the engine is lost
         revives a lost engine, submits again
 
-A worker is a post in flight and those that follow it; it has no thread. The next post is submitted where the last one
+A lane is a post in flight and those that follow it; it has no thread. The next post is submitted where the last one
 was answered, for an engine must not wait while another one is revived.
 
 Engines are revived in the calling thread, since a push of weights may be collective over trainer ranks. A lost post is
@@ -43,7 +43,7 @@ CUT_SECONDS = 0.5  # between two requests to cut the same sample, whose post may
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a worker: rollouts, an error, or its end."""
+    """Result of a lane: rollouts, an error, or its end."""
 
     engine: int
     incarnation: int  # of the engine that was asked
@@ -95,8 +95,8 @@ class Generation:
         self.sessions: dict[int, int] = {}  # engine that has the prefix of a session
         self.posts = Posts()
         self.posts.add(self._posts(0))
-        self.workers_per_engine = max(1, concurrency // samples_per_post)
-        self.workers = [0] * len(clients)
+        self.lanes_per_engine = max(1, concurrency // samples_per_post)
+        self.lanes = [0] * len(clients)
         self.lost: dict[int, EngineGone] = {}
         self.outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()  # None: the feed has something
 
@@ -106,8 +106,8 @@ class Generation:
         try:
             if self.feed is not None:
                 self.feed.begin(lambda: self.outcomes.put(None))
-            for engine, share in enumerate(first_shares(len(self.posts), len(self.workers), self.workers_per_engine)):
-                self._start_workers(engine, share)
+            for engine, share in enumerate(first_shares(len(self.posts), len(self.lanes), self.lanes_per_engine)):
+                self._open_lanes(engine, share)
             # A lost engine is brought back even where others have drawn its samples: it may answer, and wrongly.
             while done < len(self.requests) or self.lost or (self.feed is not None and self.feed.goes_on()):
                 if not self.is_cut and self.enough is not None and self.enough():
@@ -132,7 +132,7 @@ class Generation:
                     if self.progress is not None:
                         self.progress(done, len(self.requests))
                     continue
-                self.workers[engine] -= 1
+                self.lanes[engine] -= 1
                 if isinstance(result, EngineGone):
                     assert post is not None
                     if self.is_cut:
@@ -146,16 +146,16 @@ class Generation:
                     if is_lost:
                         self.give_up(engine)
                     elif engine not in self.lost:
-                        self._start_workers(engine, 1)  # it was revived together with another engine
+                        self._open_lanes(engine, 1)  # it was revived together with another engine
                 elif result is not None:
                     raise result
                 elif engine not in self.lost:
-                    self._start_workers(engine, 1)  # for what the feed has added since
-                if engine in self.lost and self.workers[engine] == 0:
+                    self._open_lanes(engine, 1)  # for what the feed has added since
+                if engine in self.lost and self.lanes[engine] == 0:
                     self.bring_back(engine, self.lost.pop(engine))
-                    self._start_workers(engine)
+                    self._open_lanes(engine)
         finally:
-            self.posts.clear()  # workers of an interrupted call end after their current post
+            self.posts.clear()  # lanes of an interrupted call end after their current post
         return rollouts  # type: ignore[return-value]
 
     def _posts(self, first: int) -> list[Post]:
@@ -176,7 +176,7 @@ class Generation:
         return posts
 
     def _cut_waiting(self, rollouts: list[Rollout | None]) -> int:
-        """Draw nothing more: what waits for a worker is done, without a token. Returns how many samples it was."""
+        """Draw nothing more: what waits for a lane is done, without a token. Returns how many samples it was."""
         self.is_cut, count = True, 0
         for post in self.posts.clear():
             self._fill(rollouts, post)
@@ -187,7 +187,7 @@ class Generation:
     def _cut_in_flight(self) -> None:
         for engine, names in list(self.in_flight.values()):
             for name in names:
-                with suppress(EngineGone):  # its worker reports it
+                with suppress(EngineGone):  # its lane reports it
                     self.clients[engine].cut(name)
 
     def _fill(self, rollouts: list[Rollout | None], post: Post) -> None:
@@ -208,19 +208,19 @@ class Generation:
         first = len(self.requests)
         self.requests += self.feed.take()
         self.posts.add(self._posts(first))
-        for engine in range(len(self.workers)):
+        for engine in range(len(self.lanes)):
             if engine not in self.lost:
-                self._start_workers(engine, self.workers_per_engine - self.workers[engine])
+                self._open_lanes(engine, self.lanes_per_engine - self.lanes[engine])
         return len(self.requests) - first
 
-    def _start_workers(self, engine: int, most: int | None = None) -> None:
-        count = max(0, min(self.workers_per_engine if most is None else most, self.posts.of(engine)))
-        self.workers[engine] += count
+    def _open_lanes(self, engine: int, most: int | None = None) -> None:
+        count = max(0, min(self.lanes_per_engine if most is None else most, self.posts.of(engine)))
+        self.lanes[engine] += count
         for _ in range(count):
-            self._work(engine)
+            self._proceed(engine)
 
-    def _work(self, engine: int) -> None:
-        """Go on with a worker: submit its next post, or queue its end. In any thread; never waits."""
+    def _proceed(self, engine: int) -> None:
+        """Go on with a lane: submit its next post, or queue its end. In any thread; never waits."""
         client = self.clients[engine]
         while True:
             incarnation = client.incarnation
@@ -252,12 +252,12 @@ class Generation:
         """Callback of a post's future, which would log an error and forget it."""
         try:
             if self._queue(engine, incarnation, post, answered):
-                self._work(engine)
+                self._proceed(engine)
         except BaseException as error:
             self.outcomes.put(Outcome(engine, incarnation, None, error))
 
     def _queue(self, engine: int, incarnation: int, post: Post, answered: Future[list[Rollout]]) -> bool:
-        """Queue the outcome of a post; returns whether its worker goes on."""
+        """Queue the outcome of a post; returns whether its lane goes on."""
         self.in_flight.pop(post, None)
         try:
             result: list[Rollout] | BaseException = answered.result()
@@ -267,7 +267,7 @@ class Generation:
         return isinstance(result, list)
 
 
-def first_shares(posts: int, engines: int, workers: int) -> list[int]:
+def first_shares(posts: int, engines: int, lanes: int) -> list[int]:
     """Posts that each engine begins with: equally many, so that none is idle while another has all of them.
 
     Example:
@@ -275,7 +275,7 @@ def first_shares(posts: int, engines: int, workers: int) -> list[int]:
         ([2, 3, 2, 3], [256, 256, 256, 256])
     """
     edges = [posts * engine // engines for engine in range(engines + 1)]
-    return [min(workers, end - start) for start, end in pairwise(edges)]
+    return [min(lanes, end - start) for start, end in pairwise(edges)]
 
 
 def samples_per_post(num_samples: int, num_engines: int, sampling: Sampling) -> int:

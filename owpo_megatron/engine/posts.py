@@ -1,4 +1,4 @@
-"""Samples that travel in one request, and the posts that wait for a worker of their engine."""
+"""Samples that travel in one request, and the posts that wait for a lane of their engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Post:
 
 
 class Posts:
-    """The posts that wait for a worker. Safe to use from any thread."""
+    """The posts that wait for a lane. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

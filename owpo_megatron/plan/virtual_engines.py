@@ -1,4 +1,4 @@
-"""Engines that generate under a virtual clock: the product's posts, dealt as its workers take them.
+"""Engines that generate under a virtual clock: the product's posts, dealt as its lanes take them.
 
 An engine decodes its whole batch one token at a time; between two samples' ends the batch is the same, so that time
 advances from end to end.

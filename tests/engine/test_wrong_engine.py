@@ -48,4 +48,4 @@ def test_it_is_brought_back_before_it_draws_again(engines: int) -> None:
     ).run()  # fmt: skip
     assert [rollout.seed for rollout in found] == list(range(12))
     assert calls[0].count("wrong") == calls[0].count("brought back") == 1
-    assert calls[0].count("drawn by 0") <= 1, "the other worker's post was under way; it takes no further one"
+    assert calls[0].count("drawn by 0") <= 1, "the other lane's post was under way; it takes no further one"
