@@ -4,6 +4,8 @@ A server in a process of its own answers /generate with recorded bodies, as fast
 seconds of this process. Each work is measured with tokens in blocks of memory (the product) and with an object per
 number (client_objects.py). Not covered: detokenising for the verifier, a network.
 
+Requests in flight are a row of their own: so many that wait for each other at the server, with short answers.
+
 Legend: L tokens of one response.
 """
 
@@ -13,6 +15,7 @@ import json
 import pickle
 import random
 import tempfile
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -27,14 +30,16 @@ import torch
 from owpo_megatron.bench import client_objects
 from owpo_megatron.bench.answer_server import answer_server
 from owpo_megatron.bench.client_workers import by_a_worker
-from owpo_megatron.engine.client import EngineClient
+from owpo_megatron.engine.client import EngineClient, EngineGone
 from owpo_megatron.engine.generate_body import generate_body
+from owpo_megatron.engine.generation import Generation
 from owpo_megatron.engine.recorded import load_rollouts, save_rollouts
 from owpo_megatron.mcore.packing import build_microbatch, token_batch
-from owpo_megatron.types import Prompt, Rollout, Sample, SampleRequest, Sampling, TokenIds, TokenValues
+from owpo_megatron.types import Finished, Prompt, Rollout, Sample, SampleRequest, Sampling, TokenIds, TokenValues
 
 VOCAB = 151_936
-THREADS = 8
+CONCURRENCY = 8
+SHORT = 64  # tokens of a response where many are in flight
 
 
 def made_rollouts(count: int, tokens: int) -> list[Rollout]:
@@ -81,6 +86,21 @@ def bench_client(rollouts: Sequence[Rollout], log: Callable[[str], None]) -> lis
     return rows
 
 
+def bench_in_flight(count: int, log: Callable[[str], None], rounds: int = 2) -> dict[str, Any]:
+    """A row: what `rounds` times `count` requests cost, of which `count` are always in flight."""
+    rollouts = made_rollouts(8, SHORT)
+    threads: list[int] = []
+    with answer_server([_body(one) for one in rollouts], together=count) as url, closing(EngineClient(url)) as client:
+        log(f"{count} requests in flight")
+        asked = [SampleRequest(rollouts[0].prompt, index) for index in range(rounds * count)]
+        took, drawn = _cpu_seconds(
+            lambda: _drawn(client, asked, SHORT, count, lambda first, some: threads.append(threading.active_count()))
+        )
+    assert [one.response_ids for one in drawn[:8]] == [one.response_ids for one in rollouts], "as made"
+    costs = _cost(took, drawn)
+    return {"work": "in_flight", "tokens_as": "blocks"} | costs | {"requests": count, "threads": max(threads)}
+
+
 def figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Milliseconds per response by work, of the product."""
     named = {row["work"].replace(" ", "_"): row for row in rows if row["tokens_as"] == "blocks"}
@@ -95,16 +115,18 @@ def _works(url: str, scratch: Path) -> dict[str, Callable[[Sequence[Rollout], bo
         asked = [SampleRequest(one.prompt, index) for index, one in enumerate(rollouts)]
         ours, theirs = _client(url), client_objects.ObjectClient(url)
 
-        def draw(request: SampleRequest) -> Rollout:
+        def draw(requests: Sequence[SampleRequest]) -> list[Rollout]:
             if blocks:
-                return ours.generate([request], sampling)[0]
-            return theirs.generate(generate_body([request], sampling), request, VOCAB)
+                return _drawn(ours, requests, sampling.max_tokens, CONCURRENCY)
+            with ThreadPoolExecutor(CONCURRENCY) as threads:
+                return list(
+                    threads.map(lambda one: theirs.generate(generate_body([one], sampling), one, VOCAB), requests)
+                )
 
-        draw(asked[0])
-        with ThreadPoolExecutor(THREADS) as threads:
-            begin = time.perf_counter()
-            took, drawn = _cpu_seconds(lambda: list(threads.map(draw, asked)))
-            seconds = time.perf_counter() - begin
+        draw(asked[:1])
+        begin = time.perf_counter()
+        took, drawn = _cpu_seconds(lambda: draw(asked))
+        seconds = time.perf_counter() - begin
         assert [one.response_ids for one in drawn] == [one.response_ids for one in rollouts], "as recorded"
         ours.close()
         theirs.close()
@@ -152,6 +174,30 @@ def _client(url: str) -> EngineClient:
     client = EngineClient(url)
     client.vocab_size = VOCAB
     return client
+
+
+def _drawn(
+    client: EngineClient,
+    requests: Sequence[SampleRequest],
+    tokens: int,
+    concurrency: int,
+    finished: Finished | None = None,
+) -> list[Rollout]:
+    """Draw as a fleet does, with a request for each response."""
+
+    def lost(engine: int, error: EngineGone) -> None:
+        raise error
+
+    return Generation(
+        [client],
+        requests,
+        Sampling(tokens),
+        samples_per_post=1,
+        concurrency=concurrency,
+        give_up=lambda engine: None,
+        bring_back=lost,
+        finished=finished,
+    ).run()
 
 
 def _cost(seconds: float, rollouts: Sequence[Rollout]) -> dict[str, Any]:

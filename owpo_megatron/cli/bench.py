@@ -106,6 +106,10 @@ def client(
     recorded: Annotated[
         Path | None, typer.Option(metavar="FILE", help="rollouts/step_N.jsonl of a run, instead of random responses.")
     ] = None,
+    in_flight: Annotated[
+        int,
+        typer.Option(min=1, metavar="COUNT", help="Requests in flight at a time, in a last row of short responses."),
+    ] = 2000,
     json_file: JsonFile = None,
 ) -> None:
     """Measure what a step's tokens cost global rank 0: requests to a fake server, packing, broadcast, saving.
@@ -122,6 +126,7 @@ def client(
         else:
             rollouts = client_bench.recorded_rollouts(recorded, responses)
         rows = client_bench.bench_client(rollouts, log)
+        rows.append(client_bench.bench_in_flight(in_flight, log))
     report_rows(rows, json_file, client_bench.figures(rows))
 
 

@@ -95,7 +95,7 @@ COMMANDS = {
     "convert export": ["--hf-template", "--jobs", "--json", "--megatron", "--no-prove", "--out", "--prove"],
     "convert verify": ["--hf", "--hf-template", "--jobs", "--json", "--megatron"],
     "bench checks": ["--every", "--json", "--params", "--rounds", "--tokens"],
-    "bench client": ["--json", "--recorded", "--responses", "--tokens"],
+    "bench client": ["--in-flight", "--json", "--recorded", "--responses", "--tokens"],
     "bench convert": ["--folder", "--jobs", "--json", "--layers"],
     "bench verifier": ["--fuzz", "--json", "--seed", "--timeout", "--workers"],
     "bench head": ["--device", "--json", "--plot", "--repeats", "--shapes", "--threads"],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from owpo_megatron.bench.client import bench_client, figures, made_rollouts, recorded_rollouts
+from owpo_megatron.bench.client import bench_client, bench_in_flight, figures, made_rollouts, recorded_rollouts
 from owpo_megatron.engine import rollouts_path, save_rollouts
 
 WORKS = ["request", "pack", "broadcast", "save", "memory"]
@@ -30,3 +30,10 @@ def test_blocks_cost_less_than_objects(tmp_path: Path) -> None:
     assert by_name["request by a worker", "blocks"]["ms_per_response"] < by_name["request", "blocks"]["ms_per_response"]
     works = ("broadcast", "pack", "request", "request_by_a_worker", "save")
     assert sorted(figures(rows)) == sorted(f"{work}_ms_per_response" for work in works)
+
+
+@pytest.mark.process
+def test_requests_in_flight_are_in_flight_together() -> None:
+    """The server answers none before it has all of a round; what they cost in threads does not depend on the number."""
+    few, many = (bench_in_flight(count, print) for count in (5, 200))
+    assert (few["requests"], many["requests"]) == (5, 200) and few["threads"] == many["threads"]
