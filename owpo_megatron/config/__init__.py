@@ -10,9 +10,10 @@ from owpo_megatron.config.launch import LaunchConfig
 from owpo_megatron.config.method import AlgorithmConfig, RolloutConfig
 from owpo_megatron.config.model import HF_FILES, ModelConfig, hf_folder
 from owpo_megatron.config.optimizer import OptimizerConfig
+from owpo_megatron.config.parallel import Overlap, ParallelConfig
 from owpo_megatron.config.reference import ReferenceConfig, TeacherConfig
 from owpo_megatron.config.reward import RewardConfig
-from owpo_megatron.config.run import CheckpointConfig, Config, ParallelConfig
+from owpo_megatron.config.run import CheckpointConfig, Config
 from owpo_megatron.config.sinks import ProfileConfig, SinksConfig
 from owpo_megatron.config.sync import SyncConfig
 from owpo_megatron.config.verifier import VerifierConfig
@@ -30,6 +31,7 @@ __all__ = [
     "LaunchConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Overlap",
     "ParallelConfig",
     "ProfileConfig",
     "ReferenceConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import queue
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ _GROUP_STATE = ("params", "step")
 @cpu.scoped
 def save_training_state(
     path: Path,
-    chunks: list[DistributedDataParallel],
+    chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
     slots: ParameterSlots,
@@ -51,7 +51,7 @@ def save_training_state(
 @cpu.scoped
 def begin_training_state(
     path: Path,
-    chunks: list[DistributedDataParallel],
+    chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
     slots: ParameterSlots,
@@ -61,7 +61,7 @@ def begin_training_state(
 
 
 def _training_state(
-    chunks: list[DistributedDataParallel],
+    chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
     slots: ParameterSlots,
@@ -83,7 +83,7 @@ def _training_state(
 @cpu.scoped
 def load_training_state(
     path: Path,
-    chunks: list[DistributedDataParallel],
+    chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
     slots: ParameterSlots,
@@ -121,13 +121,13 @@ def load_training_state(
 
 
 @cpu.scoped
-def save_weights(path: Path, chunks: list[Any]) -> None:
+def save_weights(path: Path, chunks: Sequence[Any]) -> None:
     """Write the weights alone, in the format of tools/convert_hf_to_megatron.py. Collective."""
     _save(path, _weights_state(chunks, "model.", _metadata()))
 
 
 @cpu.scoped
-def load_weights(path: Path, chunks: list[Any]) -> None:
+def load_weights(path: Path, chunks: Sequence[Any]) -> None:
     """Read the weights of a folder written by `save_weights` or `save_training_state`; dtypes may differ. Collective.
 
     Raises:
@@ -174,7 +174,7 @@ def _save_strategy() -> SaveShardedStrategy:
     return strategy if copies.size() == 1 else FullyParallelSaveStrategyWrapper(strategy, copies)
 
 
-def _load_model(path: Path, chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> None:
+def _load_model(path: Path, chunks: Sequence[Any], prefix: str, metadata: dict[str, Any]) -> None:
     _fill_chunks(chunks, _load(path, _weights_state(chunks, prefix, metadata)), prefix)
 
 
@@ -197,7 +197,7 @@ def _load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     return loaded
 
 
-def _check_fits(path: Path, chunks: list[Any], metadata: dict[str, Any]) -> None:
+def _check_fits(path: Path, chunks: Sequence[Any], metadata: dict[str, Any]) -> None:
     """Compare a folder with the tensors of all pipeline ranks: where layers differ, each has keys of its own."""
     model, own = _bare(chunks[0]), global_shapes(_weights_state(chunks, "model.", metadata))
     stages = [own]
@@ -224,14 +224,14 @@ def _metadata() -> dict[str, Any]:
     return {"distrib_optim_sharding_type": _OPTIMIZER_FORMAT, "dp_cp_group": group}
 
 
-def _model_state(chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> dict[str, Any]:
+def _model_state(chunks: Sequence[Any], prefix: str, metadata: dict[str, Any]) -> dict[str, Any]:
     return {
         f"chunk{index}": _bare(chunk).sharded_state_dict(prefix=prefix, metadata=metadata)
         for index, chunk in enumerate(chunks)
     }
 
 
-def _weights_state(chunks: list[Any], prefix: str, metadata: dict[str, Any]) -> dict[str, Any]:
+def _weights_state(chunks: Sequence[Any], prefix: str, metadata: dict[str, Any]) -> dict[str, Any]:
     """Return the weights alone, so that folders are interchangeable between Transformer Engine's and local layers.
 
     Transformer Engine's extra state (FP8 scales) is recreated; local layers have none.
@@ -243,7 +243,7 @@ def _merged(state: dict[str, Any]) -> dict[str, Any]:
     return state["chunk0"] if len(state) == 1 else dict(state)
 
 
-def _fill_chunks(chunks: list[Any], loaded: dict[str, Any], prefix: str) -> None:
+def _fill_chunks(chunks: Sequence[Any], loaded: dict[str, Any], prefix: str) -> None:
     for index, chunk in enumerate(chunks):
         named = {key.removeprefix(prefix): value for key, value in loaded[f"chunk{index}"].items()}
         fill(_bare(chunk), named)

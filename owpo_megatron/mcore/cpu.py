@@ -15,6 +15,10 @@ With neither Transformer Engine nor apex, on any device, it also fixes how the d
 state of torch's AdamW, the fallback: megatron copies every state key, including `step`, and shares one `step` tensor
 among all parameters, so that after a resume Adam would count n_params steps per update.
 
+On any device it also fixes what the distributed optimizer saves where gradients are in several buckets (overlapped
+reductions; an embedding that two stages share): megatron leaves the gaps between buckets out and looks parameters up as
+if they were there, so that the state of all but the first bucket is another parameter's.
+
 `scope()` is a TorchFunctionMode for the few calls that need more (model construction, optimizer construction and step,
 checkpoint save and load). A global mode would double the time of a tiny step and is not active inside backward. A test
 fails when a symbol used here moves; megatron-core is pinned for that reason.
@@ -35,6 +39,7 @@ from megatron.core.tensor_parallel import random as megatron_random
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
 
@@ -109,6 +114,7 @@ def install() -> None:
     """Apply the adaptations to this process. Call before any model is built."""
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _repair_torch_adamw_state()
+    _repair_state_of_buckets()
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None  # megatron tests it for None but imports it only with Transformer Engine
     if not isinstance(multi_latent_attention.TELinear, type):
@@ -156,6 +162,25 @@ def _repair_torch_adamw_state() -> None:
     DistributedOptimizer._get_main_param_and_optimizer_states = get_without_step
     DistributedOptimizer._set_main_param_and_optimizer_states = set_without_step
     DistributedOptimizer.load_state_dict = load_with_own_steps
+
+
+def _repair_state_of_buckets() -> None:
+    stock = DistributedOptimizer.get_parameter_state_dp_zero
+
+    def at_their_places(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state = stock(self, *args, **kwargs)  # None on a rank that is not to save it
+        for index, buffer in enumerate(self.buffers if state is not None else ()):
+            sizes = [(bucket.numel_unpadded, bucket.grad_data.numel()) for bucket in buffer.buckets]
+            if all(unpadded == padded for unpadded, padded in sizes[:-1]):
+                continue
+            for tensors in state[index].values():
+                for name in ("param", "exp_avg", "exp_avg_sq"):
+                    parts = tensors[name].split([unpadded for unpadded, _ in sizes])
+                    gaps = [padded - unpadded for unpadded, padded in sizes]
+                    tensors[name] = torch.cat([pad(part, (0, gap)) for part, gap in zip(parts, gaps, strict=True)])
+        return state
+
+    DistributedOptimizer.get_parameter_state_dp_zero = at_their_places
 
 
 def prime_adamw(optimizer: Any) -> None:

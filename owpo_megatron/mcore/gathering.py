@@ -53,7 +53,7 @@ class Part:
 class Gatherer:
     """Gathers what the chunks hold at the time; every call is collective, and each rank must exhaust what it gets."""
 
-    def __init__(self, chunks: list[Any], topology: Topology):
+    def __init__(self, chunks: Sequence[Any], topology: Topology):
         self._chunks, self._topology = chunks, topology
 
     @cached_property

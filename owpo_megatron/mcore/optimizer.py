@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,36 +13,41 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer import TransformerConfig
 
-from owpo_megatron.config import OptimizerConfig
+from owpo_megatron.config import OptimizerConfig, Overlap
 from owpo_megatron.mcore import cpu
+from owpo_megatron.mcore.chunks import Chunks
 from owpo_megatron.mcore.transformer import PolicyModel
 
 
 @cpu.scoped
-def wrap_ddp(
-    chunks: list[PolicyModel], config: TransformerConfig, overlap: bool = False
-) -> list[DistributedDataParallel]:
+def wrap_ddp(chunks: list[PolicyModel], config: TransformerConfig, overlap: Overlap = "none") -> Chunks:
     """Wrap chunks in DDP: parameters become views into one contiguous buffer per dtype, as the slots require.
 
     Args:
-        overlap: reduce each bucket of gradients as soon as the last microbatch has all of them.
+        overlap: "gradients" reduces each bucket of gradients as soon as the last microbatch has all of them; "all" also
+            lets the gather of parameters go on after a step.
     """
+    late = overlap == "all"
     ddp = DistributedDataParallelConfig(
-        use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=overlap
+        use_distributed_optimizer=True,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=overlap != "none",
+        overlap_param_gather=late,
+        align_param_gather=late,  # modules wait and start nothing: all buckets are started at once, by `Chunks.start`
     )
     config.finalize_model_grads_func = finalize_model_grads
     wrapped = [
         DistributedDataParallel(config, ddp, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)
     ]
-    if overlap:  # the schedule enters it for all microbatches but the last
+    if overlap != "none":  # the schedule enters it for all microbatches but the last
         no_sync = [chunk.no_sync for chunk in wrapped]
         config.no_sync_func = no_sync if len(wrapped) > 1 else no_sync[0]
-    return wrapped
+    return Chunks(wrapped, late)
 
 
 @cpu.scoped
 def make_optimizer(
-    chunks: list[DistributedDataParallel], config: OptimizerConfig, dtype: torch.dtype
+    chunks: Sequence[DistributedDataParallel], config: OptimizerConfig, dtype: torch.dtype
 ) -> MegatronOptimizer:
     """Build AdamW with fp32 masters, sharded over data-parallel ranks. Call after loading the weights."""
     optimizer = get_megatron_optimizer(
@@ -58,7 +64,7 @@ def make_optimizer(
             params_dtype=dtype,
             use_distributed_optimizer=True,
         ),
-        chunks,
+        list(chunks),
     )
     cpu.prime_adamw(optimizer)
     return optimizer
@@ -95,8 +101,11 @@ def gradient_norm(optimizer: MegatronOptimizer) -> float:
 
 
 @torch.no_grad()
-def step_with(optimizer: MegatronOptimizer, grad_norm: float) -> None:
-    """One step, with gradients clipped by their norm, which `gradient_norm` has found already. Collective."""
+def step_with(optimizer: MegatronOptimizer, chunks: Chunks, grad_norm: float) -> None:
+    """One step, with gradients clipped by their norm, which `gradient_norm` has found already. Collective.
+
+    The chunks' parameters are whole afterwards, or will be when they are taken out.
+    """
     chained = optimizer if hasattr(optimizer, "chained_optimizers") else None
     # With ep above 1 experts have an optimizer of their own, and each gathers everyone's parameters: the last one does.
     first = [(one, one.model_chunks) for one in distributed_optimizers(optimizer)[:-1]]
@@ -111,6 +120,7 @@ def step_with(optimizer: MegatronOptimizer, grad_norm: float) -> None:
             one.model_chunks = chunks
         if chained is not None:
             del chained.get_grad_norm
+    chunks.start()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ the copies are in the same memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,7 +69,7 @@ class RestingMemory:
         offload: the state is on the device only where `with_state` is entered.
     """
 
-    def __init__(self, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, offload: bool = False):
+    def __init__(self, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, offload: bool = False):
         self._chunks, self._offload = chunks, offload
         self.state = RestingState(optimizer)
         self.resting = False

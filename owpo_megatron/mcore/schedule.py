@@ -23,7 +23,7 @@ Collected = TypeVar("Collected")
 
 
 def forward_backward(
-    chunks: list[DistributedDataParallel],
+    chunks: Sequence[DistributedDataParallel],
     microbatches: Sequence[Microbatch],
     method: Method,
     batch_of: Callable[..., TokenBatch],
@@ -56,7 +56,7 @@ def forward_backward(
 
 @torch.no_grad()
 def forward_logprobs(
-    chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch], mode: LogpMode = "exact",
+    chunks: Sequence[DistributedDataParallel], microbatches: Sequence[Microbatch], mode: LogpMode = "exact",
     statistic: Statistic | None = None,
 ) -> list[tuple[Microbatch, LogProbs]]:  # fmt: skip
     """Return (microbatch, its log-probs) for each, on the last pipeline stage (empty elsewhere)."""
@@ -69,7 +69,7 @@ def forward_logprobs(
 
 @torch.no_grad()
 def forward_teacher(
-    chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch]
+    chunks: Sequence[DistributedDataParallel], microbatches: Sequence[Microbatch]
 ) -> dict[int, TeacherRows]:
     """Return the rows of the weights that are shown by `id(microbatch)`, on the last pipeline stage ({} elsewhere).
 
@@ -86,7 +86,9 @@ def forward_teacher(
 
 
 @torch.no_grad()
-def forward_head_errors(chunks: list[DistributedDataParallel], microbatches: Sequence[Microbatch]) -> list[HeadError]:
+def forward_head_errors(
+    chunks: Sequence[DistributedDataParallel], microbatches: Sequence[Microbatch]
+) -> list[HeadError]:
     """Return the FP8 head's error on each microbatch, on the last pipeline stage (empty elsewhere)."""
 
     def collect(microbatch: Microbatch, head: Head, h_TH: torch.Tensor) -> HeadError:
@@ -105,17 +107,20 @@ def on_host(sums: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]
 
 
 def _run(
-    chunks: list[DistributedDataParallel],
+    chunks: Sequence[DistributedDataParallel],
     microbatches: Sequence[Microbatch],
     finish: Callable[[Microbatch, Head, torch.Tensor], Any],
     forward_only: bool,
 ) -> list[Any]:
     """Run a pass with one head: the weight does not change during it, and no head of an earlier pass can be used."""
-    last = chunks[-1].module
-    head = last.head() if last.post_process else None
+    chunks = list(chunks)
+    head: Head | None = None
 
     def at_the_end(microbatch: Microbatch, model: Any, hidden: torch.Tensor, non_loss_data: bool = False) -> Any:
-        assert head is not None and non_loss_data == forward_only
+        nonlocal head
+        assert non_loss_data == forward_only
+        if head is None:  # not before: its weight may be the last to arrive
+            head = model.head()
         return finish(microbatch, head, model.whole(hidden))
 
     def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:

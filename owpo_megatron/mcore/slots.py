@@ -7,7 +7,8 @@ fp32 the 1/DP shard that the optimizer updates in place (bf16 has separate maste
 
 megatron-core internals that are changed: `param_data` of buffers and buckets (the target of optimizer and all-gather),
 `cached_param_buffer_shard_list` of bucket groups (views of the former), and the `.data` of the optimizer's shards.
-Not covered: overlap_param_gather, expert-parallel buffers of another dtype, FP8 parameters.
+A gather of parameters that is still under way (chunks.py) goes to the policy's slot, whichever is shown; who takes a
+slot's buffers waits for it. Not covered: expert-parallel buffers of another dtype, FP8 parameters.
 
 Further slots hold weights that never change: teachers. In addition there may be one candidate, in host memory and in
 the slots' layout: the policy at the best evaluation of a stage. Each rank keeps its own buffers, so that keeping it and
@@ -22,10 +23,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from owpo_megatron.mcore import cpu
+from owpo_megatron.mcore.chunks import Chunks
 from owpo_megatron.mcore.optimizer import distributed_optimizers
 
 
@@ -41,7 +42,7 @@ class ParameterSlots:
             for methods without a reference, keeps it aliased and never creates a second slot.
     """
 
-    def __init__(self, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, placement: str):
+    def __init__(self, chunks: Chunks, optimizer: MegatronOptimizer, placement: str):
         self._layout = _Layout(chunks, optimizer)
         self._resident = placement == "resident"
         self._kept = placement != "none"
@@ -178,7 +179,8 @@ class ParameterSlots:
 class _Layout:
     """The places in which megatron keeps views of parameter memory."""
 
-    def __init__(self, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer):
+    def __init__(self, chunks: Chunks, optimizer: MegatronOptimizer):
+        self.chunks = chunks
         self.buffers = [buffer for chunk in chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
         self.optimizers = distributed_optimizers(optimizer)
         self.bucket_groups = [g for chunk in chunks for g in chunk.bucket_groups + chunk.expert_parallel_bucket_groups]
@@ -195,7 +197,7 @@ class _Slot:
     """One set of buffers with all views that megatron needs, created once, so that a switch only writes pointers."""
 
     def __init__(self, layout: _Layout, buffers: list[torch.Tensor]):
-        self.buffers = buffers
+        self._buffers = buffers
         self._layout = layout
         self._params = [
             (param, data[start:end].view(param.shape))
@@ -208,6 +210,12 @@ class _Slot:
             for bucket in buffer.buckets
         ]
         self._shards = [shard for optimizer in layout.optimizers for shard in self._optimizer_shards(optimizer)]
+
+    @property
+    def buffers(self) -> list[torch.Tensor]:
+        """The buffers, with nothing under way to them."""
+        self._layout.chunks.finish()
+        return self._buffers
 
     def show(self) -> None:
         """Let forward passes use this slot."""

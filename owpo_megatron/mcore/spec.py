@@ -71,6 +71,16 @@ _SETTLED: dict[str, Any] = dict(
 )
 
 
+# Fields with which parts of a module run without a call of it, or from a recorded graph.
+_NOT_CALLED = (
+    "moe_shared_expert_overlap",  # reads a shared expert's gate
+    "overlap_moe_expert_parallel_comm",
+    "cuda_graph_impl",
+    "enable_cuda_graph",
+    "external_cuda_graph",
+)
+
+
 def transformer_config(
     hf: HFModel, parallel: ParallelConfig, dtype: torch.dtype, raw: dict[str, Any]
 ) -> TransformerConfig:
@@ -119,6 +129,8 @@ def transformer_config(
         if name not in kind.__dataclass_fields__:
             raise UserError(f"megatron.{name}", value, "unknown field of megatron-core's TransformerConfig")
     _refuse_recomputation_without_te(raw)
+    if parallel.overlap == "all":
+        _refuse_parts_that_are_not_called(raw)
     if uses_transformer_engine():
         check_context_attention(hf, parallel.cp, parallel.tp, raw.get("cp_comm_type"))
     try:
@@ -147,6 +159,15 @@ def _refuse_recomputation_without_te(raw: dict[str, Any]) -> None:
     if needing and not uses_transformer_engine():
         remedy = f"{', '.join(needing)} needs Transformer Engine; use [core_attn], or recompute_granularity full"
         raise UserError("megatron.recompute_modules", wanted, remedy)
+
+
+def _refuse_parts_that_are_not_called(raw: dict[str, Any]) -> None:
+    """Raise UserError for fields with which weights are read by others than the module that has them, when it is called
+    and waits for them."""
+    for name in _NOT_CALLED:
+        if raw.get(name) not in (None, False, "none"):
+            remedy = f"with megatron.{name} weights are read without a wait for their gather; set gradients, or leave "
+            raise UserError("parallel.overlap", "all", f"{remedy}megatron.{name} out")
 
 
 def _expert_fields(parallel: ParallelConfig) -> dict[str, Any]:

@@ -33,7 +33,9 @@ class PolicyModel(GPTModel):
         return hidden_states
 
     def head(self) -> Head:
-        """Return the head of a pass, with the current weight; for the last chunk only."""
+        """Return the head of a pass, with the current weight; for the last chunk only, after its forward."""
+        for hook in self.output_layer._forward_pre_hooks.values():  # nobody calls this module: wait for its weight here
+            hook(self.output_layer, None)
         tied = self.share_embeddings_and_output_weights
         weight_VH = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         group = self.pg_collection.tp if self.config.tensor_model_parallel_size > 1 else None

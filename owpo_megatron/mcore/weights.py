@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ _ROUTER_BIAS = "expert_bias"  # a constant of the router: a buffer, not a parame
 
 
 @torch.no_grad()
-def load_model_weights(path: Path, chunks: list[Any], hf: HFModel, topology: Topology, again: bool = False) -> None:
+def load_model_weights(path: Path, chunks: Sequence[Any], hf: HFModel, topology: Topology, again: bool = False) -> None:
     """Fill this rank's shards, reading only their slices of each tensor. Collective for megatron folders.
 
     Args:
@@ -47,7 +47,7 @@ def load_model_weights(path: Path, chunks: list[Any], hf: HFModel, topology: Top
             raise UserError("model.path, reference.path or teachers", path, remedy)
 
 
-def named_shards(chunks: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+def named_shards(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name with global indices of layer and expert, this rank's tensor) of every chunk, in module order.
 
     Parameters come first, then the constants of the routers.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from owpo_megatron.mcore.topology import Topology
 class LeavingWeights:
     """Reads what the chunks hold at the time of a call. Everything is collective over all ranks."""
 
-    def __init__(self, hf: HFModel, chunks: list[Any], topology: Topology):
+    def __init__(self, hf: HFModel, chunks: Sequence[Any], topology: Topology):
         self._hf, self._topology = hf, topology
         self._gatherer = Gatherer(chunks, topology)
 

@@ -149,13 +149,14 @@ class MegatronPolicy:
         samples, microbatches = self._built(samples, self._packs.plan(samples))
         self._settle_head(microbatches)
         teaching = self._teaching(microbatches) if method.whole_vocabulary else None
-        for chunk in self._chunks:
-            chunk.train()
-            chunk.zero_grad_buffer()
-        self._optimizer.zero_grad()
-        collected = forward_backward(
-            self._chunks, microbatches, method, partial(token_batch, samples), microbatch_sums, self.logp_mode, teaching
-        )
+        with self._chunks.in_training() as chunks:
+            for chunk in chunks:
+                chunk.train()
+                chunk.zero_grad_buffer()
+            self._optimizer.zero_grad()
+            collected = forward_backward(
+                chunks, microbatches, method, partial(token_batch, samples), microbatch_sums, self.logp_mode, teaching
+            )
         metrics = over_ranks(self.topology, on_host(collected))
         if not metrics["loss_count"]:
             if self.topology.is_main:
@@ -171,7 +172,7 @@ class MegatronPolicy:
         with self._memory.with_state():
             self.slots.before_step()
             with cpu.scope():
-                step_with(self._optimizer, grad_norm)
+                step_with(self._optimizer, self._chunks, grad_norm)
         return metrics | {"grad_norm": grad_norm, "lr": float(self._optimizer.param_groups[0]["lr"])}
 
     def weights_are_finite(self) -> bool:

@@ -96,6 +96,9 @@ def test_optimizer_methods_that_are_mended() -> None:
         assert f"def {name}(self, " in stock
         assert getattr(distrib_optimizer.DistributedOptimizer, name).__module__ == cpu.__name__
     assert 's["step"] = step' in stock, "load_state_dict no longer shares one step tensor: the repair may go"
+    gapless = "gets rid of the padding between buckets" in stock and "[param_world_start:param_world_end]" in stock
+    assert gapless, "saved state has the gaps between buckets, or is looked up without them: the repair may go"
+    assert distrib_optimizer.DistributedOptimizer.get_parameter_state_dp_zero.__module__ == cpu.__name__
 
 
 def test_rng_functions_that_recomputation_calls() -> None:
@@ -127,6 +130,17 @@ def test_what_the_slots_touch(policy: Any) -> None:
             assert data.data_ptr() == shard.data_ptr() and data.shape == shard.shape
     step = inspect.getsource(distrib_optimizer.DistributedOptimizer._copy_main_params_to_model_params)
     assert ".param_data" in step, "the step must write where the slot's owner points"
+
+
+def test_what_late_parameters_touch(policy: Any) -> None:
+    (chunk,) = policy._chunks
+    hook = inspect.getsource(type(chunk)._make_forward_pre_hook)
+    assert "skip_next_bucket_dispatch = (\n                    self.ddp_config.align_param_gather" in hook
+    for group in chunk.bucket_groups:
+        assert {"param_gather_handle", "param_gather_dispatched"} <= set(vars(group))
+        assert list(inspect.signature(group.start_param_sync).parameters) == ["force_sync"]
+    step = inspect.getsource(distrib_optimizer.DistributedOptimizer.step_with_ready_grads)
+    assert "if not self.ddp_config.overlap_param_gather:" in step, "with it the step gathers nothing"
 
 
 def test_what_the_model_touches(model: Path, policy: Any) -> None:
@@ -268,6 +282,25 @@ def test_raw_block_takes_recomputation(model: Path, raw: dict[str, Any]) -> None
         policy.update(random_samples(1), make_method("owpo"))
     for (name, tensor), (_, other) in zip(plain.named_weights(), recomputing.named_weights(), strict=True):
         assert torch.equal(tensor, other), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("moe_shared_expert_overlap", True), ("cuda_graph_impl", "local"), ("enable_cuda_graph", True)]
+)
+def test_late_parameters_need_modules_that_are_called(model: Path, name: str, value: Any) -> None:
+    with pytest.raises(
+        UserError, match=f"parallel.overlap = all: with megatron.{name} weights are read without a wait"
+    ):
+        config_with(model, {name: value}, overlap="all")
+    config_with(model, {name: False if value is True else "none"}, overlap="all")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [(True, "gradients"), (False, "none"), ("gradients", "gradients"), ("all", "all")]
+)
+def test_overlap_was_a_flag(written: Any, meant: str) -> None:
+    config = ParallelConfig.model_validate({"overlap": written})
+    assert config.overlap == meant and ParallelConfig.model_validate(config.model_dump()) == config
 
 
 def test_recomputation_has_one_place(model: Path) -> None:
