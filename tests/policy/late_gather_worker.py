@@ -78,10 +78,9 @@ class Readers:
 
 
 READERS = [name for name, value in vars(Readers).items() if callable(value) and not name.startswith("_")]
-FEW = ["digest", "swapped_logprobs"]
 
 
-def follow(policy: Any, holder: Any, folder: Path, few: bool) -> dict[str, Any]:
+def follow(policy: Any, holder: Any, folder: Path, names: list[str]) -> dict[str, Any]:
     """Return what each reader got after an update of its own, and the metrics of all updates."""
     from tiny import random_samples
 
@@ -92,10 +91,9 @@ def follow(policy: Any, holder: Any, folder: Path, few: bool) -> dict[str, Any]:
     readers = Readers(policy, reference, holder, folder)
     found: dict[str, Any] = {}
     metrics = []
-    for number, name in enumerate(READERS):
+    for number, name in enumerate(names):
         metrics.append(policy.update(random_samples(number), make_method("owpo")))
-        if not few or name in FEW:
-            found[name] = getattr(readers, name)()
+        found[name] = getattr(readers, name)()
     for number in range(100, 103):  # nobody reads between these
         metrics.append(policy.update(random_samples(number), make_method("owpo")))
     reference.restart_policy()  # writes where a gather may be under way
@@ -132,6 +130,7 @@ def hold_back(chunks: Any) -> None:
 
 
 def run_cases(model: Path, root: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cases are {"parallel": {...}, "dtype": ..., "readers": names, "runs": kinds to compare with `gradients`}."""
     from functools import partial
 
     from megatron.core.distributed import DistributedDataParallelConfig
@@ -150,15 +149,15 @@ def run_cases(model: Path, root: Path, cases: list[dict[str, Any]]) -> list[dict
             kind = {"path": str(model), "dtype": case["dtype"]}
             return build_policy(make_config(model, model=kind, parallel=parallel, optimizer={"lr": 1e-2}), topology)
 
-        few, holder = case["few"], None if case["few"] else build("none")
+        holder = build("none")
         got: dict[str, Any] = {}
-        for name in ("gradients", "all", "held back") + (() if few else (CARELESS,)):
+        for name in ("gradients", *case["runs"]):
             policy = build("gradients" if name == "gradients" else "all")
             if name in ("held back", CARELESS):
                 hold_back(policy._chunks)
             if name == CARELESS:
                 policy._chunks.finish = lambda: None
-            got[name] = follow(policy, holder, root / f"{number} {name}", few or name == "all")
+            got[name] = follow(policy, holder, root / f"{number} {name}", case["readers"])
         groups = sum(len(chunk.bucket_groups) for chunk in policy._chunks)
         found.append({"case": case, "groups": groups, "got": topology.all_gather(got)})
     return found
