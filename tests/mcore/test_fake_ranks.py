@@ -110,3 +110,13 @@ def test_whole_models_at_every_place(name: str, tmp_path: Path) -> None:
     ranks = representatives(config.parallel)
     assert len(ranks) == 2 * config.parallel.tp * config.parallel.cp * config.parallel.pp
     check(config, hf, [record(config, hf, rank, catalogues=catalogues) for rank in ranks])
+
+
+@pytest.mark.slow
+def test_late_parameters_are_gathered_once_and_in_one_order(tmp_path: Path) -> None:
+    """`parallel.overlap: all` on two ranks that share parameters, of each stage: in several buckets on the first."""
+    config, hf = a_run(tmp_path, SHAPES["qwen3-8b-base"], DENSE | {"overlap": "all"}, num_hidden_layers=2)
+    records = [record(config, hf, rank) for rank in (0, 8, 256, 264)]
+    check(config, hf, records)
+    gathers = [sum(c.operation == "allgather_into_tensor_coalesced" for c in one.calls) for one in records]
+    assert gathers[0] == gathers[1] > 1 == gathers[2] == gathers[3]
