@@ -59,8 +59,8 @@ def test_two_ranks(ranks: Ranks, tmp_path: Path) -> None:
 
 
 @pytest.mark.extra
-def test_four_ranks(ranks: Ranks, tmp_path: Path) -> None:
-    for name, family, cases in (("dense", "qwen3", FOUR_RANKS), ("experts", "qwen3_moe", EXPERTS)):
-        model = make_hf_model(tmp_path / name, family)
-        for found in ranks.run(4, run_cases, model, tmp_path, cases)[0]:
-            check(found)
+@pytest.mark.parametrize(("family", "cases"), [("qwen3", FOUR_RANKS), ("qwen3_moe", EXPERTS)], ids=["dense", "experts"])
+def test_four_ranks(family: str, cases: list[dict[str, Any]], ranks: Ranks, tmp_path: Path) -> None:
+    model = make_hf_model(tmp_path / "model", family)
+    for found in ranks.run(4, run_cases, model, tmp_path, cases)[0]:
+        check(found)
