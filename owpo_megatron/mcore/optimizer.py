@@ -116,8 +116,8 @@ def step_with(optimizer: MegatronOptimizer, chunks: Chunks, grad_norm: float) ->
     try:
         optimizer.step()
     finally:
-        for one, chunks in first:
-            one.model_chunks = chunks
+        for one, its_chunks in first:
+            one.model_chunks = its_chunks
         if chained is not None:
             del chained.get_grad_norm
     chunks.start()
