@@ -1,7 +1,7 @@
 """Hard swaps of the reference without a copy, and to the best of a stage, against runs that copy: the same bits.
 
 Covered: data, tensor and interleaved pipeline parallelism over two ranks, fp32 and bf16, resident and offloaded.
-Not covered: CUDA, experts; gathers under way (test_late_gather.py). That no gradient flows through w: algorithms' tests.
+Not covered: CUDA, experts, gathers under way (test_late_gather.py); that no gradient flows through w: methods' tests.
 """
 
 from __future__ import annotations
