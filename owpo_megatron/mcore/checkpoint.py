@@ -146,14 +146,19 @@ def stored_dtype(path: Path) -> torch.dtype:
 def tensors_of(module: Any, prefix: str, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the sharded state dict of a megatron module, weights alone."""
     state = module.sharded_state_dict(prefix=prefix, metadata=metadata or _metadata())
-    return {key: value for key, value in state.items() if not key.endswith(_EXTRA_STATE)}
+    return {key: value for key, value in state.items() if not _is_extra(key)}
 
 
 def fill(module: Any, named: dict[str, Any]) -> None:
     """Load weights, which must cover exactly the module's."""
     missing, unexpected = module.load_state_dict(named, strict=False)
-    lost = [name for name in missing if not name.endswith(_EXTRA_STATE)]
+    lost = [name for name in missing if not _is_extra(name)]
     assert not lost and not unexpected, f"{lost} not loaded, {unexpected} unknown"
+
+
+def _is_extra(name: str) -> bool:
+    """Whether this is a layer's state beside its weights; grouped experts number theirs, `_extra_state1` and so on."""
+    return name.rpartition(".")[2].startswith(_EXTRA_STATE)
 
 
 def _save(path: Path, state: dict[str, Any], asynchronous: bool = False) -> Any:

@@ -12,7 +12,7 @@ from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import TransformerConfig, multi_latent_attention
 
 from owpo_megatron.families import HFModel, padded_vocab_size
 from owpo_megatron.head import Head, VocabShard
@@ -84,5 +84,18 @@ def build_chunks(hf: HFModel, config: TransformerConfig, temperature: float) -> 
             chunk.embedding.register_forward_hook(lambda module, given, out: out * hf.multipliers.embedding)
         if hf.experts:
             let_packs_choose(chunk, hf)
+        _mark_whole_weights(chunk)
         chunks.append(chunk.to(cpu.device()))
     return chunks
+
+
+def _mark_whole_weights(chunk: torch.nn.Module) -> None:
+    """Unmark weights that every tensor-parallel rank has whole, as latent attention's down projections.
+
+    Transformer Engine 2.11 marks every linear layer's weights as split, so that their gradients would count once for each
+    rank in the norm by which updates are clipped.
+    """
+    for module in chunk.modules():
+        if type(module) is multi_latent_attention.TELinear:
+            for param in module.parameters():
+                param.tensor_model_parallel = False  # type: ignore[attr-defined]
