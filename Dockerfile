@@ -34,46 +34,35 @@ CMD ["--help"]
 HEALTHCHECK --interval=30s --timeout=10s --start-period=300s --retries=3 CMD ["python", "/app/tools/container_health.py"]
 EXPOSE 30000
 
-# -------------------------------------------------------------------------------------------------------------- GPU: not built
-FROM base AS gpu-build
-ARG MAX_JOBS=8
-# A100, L40S, Hopper and Blackwell, as Transformer Engine and as torch (for apex) spell them.
-ARG NVTE_CUDA_ARCHS="80;89;90;100"
-ARG TORCH_CUDA_ARCH_LIST="8.0;8.9;9.0;10.0"
-# Transformer Engine 2.11, the newest that megatron-core 0.16.1 admits; apex as slime and verl pin it.
-ARG TRANSFORMER_ENGINE=c188b533cc3721ca9c6bbfd26148f5cf60108c25
-ARG APEX=10417aceddd7d5d05d7cbf7b0fc2daad1105f8b4
+# ------------------------------------------------------------------------------------------------------------------------- GPU
+# Its layers of Python packages were built, on a base that is not NVIDIA's and has no GPU: docs/container.md.
+FROM base AS gpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
-COPY requirements requirements
-RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+USER owpo
+COPY --chown=owpo:owpo LICENSE Makefile setup.py pyproject.toml ./
+COPY --chown=owpo:owpo requirements requirements
+COPY --chown=owpo:owpo tools/make_env.sh tools/make_env.sh
+COPY --chown=owpo:owpo owpo_megatron/__init__.py owpo_megatron/__init__.py
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,mode=0444 --mount=type=secret,id=ca.crt,mode=0444 \
     command -v nvcc || { echo "the gpu target needs a base with CUDA: see make image-gpu" >&2; exit 1; } \
-    && python3 -m venv .venv \
-    && .venv/bin/pip install -r requirements/trainer-gpu.txt \
-    && python3 -m venv .venv-engine \
-    && .venv-engine/bin/pip install -r requirements/engine-gpu.txt
-# Both are compiled against the torch of .venv, and against the cuDNN that came with it.
-RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
-    CUDNN_PATH="$(.venv/bin/python -c 'import nvidia.cudnn; print(nvidia.cudnn.__path__[0])')" \
-    && export CUDNN_PATH CUDNN_HOME="$CUDNN_PATH" \
-    && NVTE_FRAMEWORK=pytorch .venv/bin/pip install \
-        --no-deps --no-build-isolation "git+https://github.com/NVIDIA/TransformerEngine.git@$TRANSFORMER_ENGINE"
-RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
-    NVCC_APPEND_FLAGS="--threads 4" .venv/bin/pip install --no-deps --no-build-isolation \
-        --config-settings "--build-option=--cpp_ext --cuda_ext --parallel $MAX_JOBS" \
-        "git+https://github.com/NVIDIA/apex.git@$APEX"
-COPY . .
-RUN .venv/bin/pip install --no-deps --no-build-isolation -e .
-
-FROM base AS gpu
+    && tools/make_env.sh trainer-gpu
+# Compiles Transformer Engine's extension for torch, 28 C++ files.
+ARG MAX_JOBS=8
+# hadolint ignore=DL3059
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,mode=0444 --mount=type=secret,id=ca.crt,mode=0444 \
+    tools/make_env.sh trainer-kernels
+# hadolint ignore=DL3059
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,mode=0444 --mount=type=secret,id=ca.crt,mode=0444 \
+    tools/make_env.sh engine-gpu
+COPY --chown=owpo:owpo . .
+WORKDIR /workspace
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="owpo_megatron, GPU" \
     org.opencontainers.image.description="One-Way Policy Optimization on Megatron and SGLang" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"
-COPY --from=gpu-build --chown=owpo:owpo /app /app
-USER owpo
 
 # ------------------------------------------------------------------------------------------------------------------------- CPU
 FROM base AS cpu

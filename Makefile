@@ -31,9 +31,9 @@ setup:  ## make both environments: .venv (trainer) and .venv-engine (SGLang), CP
 setup-gpu:  ## the same for NVIDIA GPUs: torch for CUDA 13, all of SGLang; Python 3.12 (docs/container.md)
 	@tools/make_env.sh trainer-gpu
 	@tools/make_env.sh engine-gpu
-	@echo "Both environments are ready. make setup-gpu-kernels adds Transformer Engine and apex."
+	@echo "Both environments are ready. make setup-gpu-kernels adds Transformer Engine."
 
-setup-gpu-kernels:  ## compile Transformer Engine and apex into .venv; needs nvcc, takes about an hour
+setup-gpu-kernels:  ## add Transformer Engine to .venv, whose extension for torch is compiled; needs nvcc
 	@tools/make_env.sh trainer-kernels
 
 $(TRAINER): requirements/trainer-cpu.txt setup.py tools/make_env.sh

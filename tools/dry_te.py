@@ -1,12 +1,14 @@
 """Transformer Engine's layers, constructed by a process without a GPU, beside megatron-core's local ones.
 
-    python tools/dry_te.py MODEL [MODEL ...] [--tp N] [--ep N] [--json FILE]
+    python tools/dry_te.py MODEL [MODEL ...] [--layout TP,EP ...] [--json FILE]
 
-MODEL is a Hugging Face folder, of which config.json alone is read. The package and its extension for torch are the real
-ones; torch is told that it has an H100, and what is made for the GPU is made on the CPU, so that models should be
-small. One rank of a fake process group of 8. Written for each model: the classes of its layers' parts, and for each
-tensor of a checkpoint its place there, its dtype and the marks by which gradients are reduced and counted. (On the meta
-device the layers can be constructed, too, but leave the marks to a later `reset_parameters`.)
+MODEL is a small Hugging Face folder. The package and its extension for torch are the real ones; torch
+answers as on an H100, and what is made for the GPU is made on the CPU. (On the meta device the layers can be
+constructed, too, but leave marks on parameters to a later `reset_parameters`.)
+
+For each layout, as rank 0 of a fake process group of 8: the classes of the layers' parts, and for each tensor of a
+checkpoint its place there, its dtype and the marks by which gradients are reduced and counted. In a group of one:
+weights from the Hugging Face folder, and from a folder that the local layers saved, as they leave for an engine.
 
 Not covered: anything that computes. Forward and backward call CUDA's kernels past torch's dispatcher.
 """
@@ -18,12 +20,14 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
 ROOT = Path(__file__).parents[1]
@@ -53,9 +57,13 @@ def _is_cuda(value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def h100(world: int = WORLD) -> Iterator[None]:
-    """Be rank 0 of a fake process group, on a machine that says it has a GPU."""
-    from fake_group import joined
+def h100(engine: bool) -> Iterator[None]:
+    """Be on a machine that has a GPU, by the answers of torch.cuda.
+
+    Args:
+        engine: with Transformer Engine's layers; False: with megatron-core's local ones.
+    """
+    from owpo_megatron.mcore import cpu, spec
 
     card = mock.Mock(major=9, minor=0, multi_processor_count=132, total_memory=80 << 30)
     answers: dict[str, Any] = {
@@ -67,37 +75,79 @@ def h100(world: int = WORLD) -> Iterator[None]:
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
         stack.enter_context(mock.patch.dict(os.environ, {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}))
-        stack.enter_context(joined(0, world))
+        stack.enter_context(mock.patch.object(cpu, "device", lambda: HERE))
+        stack.enter_context(mock.patch.object(spec, "HAVE_TRANSFORMER_ENGINE", engine))
         stack.enter_context(_Machine())
         yield
 
 
-def built(folder: Path, tp: int, ep: int, engine: bool) -> dict[str, Any]:
-    """The parts of a model's layers and its checkpoint's tensors.
-
-    Args:
-        engine: with Transformer Engine's layers; False: megatron-core's local ones.
-    """
-    from owpo_megatron.config import ParallelConfig
-    from owpo_megatron.families import read_hf_config
-    from owpo_megatron.mcore import checkpoint, cpu, spec
+def construct(hf: Any, parallel: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+    """This rank's chunk, and its place in the topology."""
+    from owpo_megatron.mcore.spec import transformer_config
     from owpo_megatron.mcore.topology import init_topology
     from owpo_megatron.mcore.transformer import build_chunks
 
-    hf = read_hf_config(folder)
-    parallel = ParallelConfig(tp=tp, ep=ep, dp=WORLD // tp, sp=tp > 1)
-    with (
-        h100(),
-        mock.patch.object(cpu, "device", lambda: HERE),
-        mock.patch.object(spec, "HAVE_TRANSFORMER_ENGINE", engine),
-    ):
-        init_topology(parallel, 1)
-        config = spec.transformer_config(hf, parallel, torch.bfloat16, {})
-        (chunk,) = build_chunks(hf, config, 1.0)
+    topology = init_topology(parallel, 1)
+    (chunk,) = build_chunks(hf, transformer_config(hf, parallel, dtype, {}), 1.0)
+    return chunk, topology
+
+
+def described(folder: Path, tp: int, ep: int, engine: bool) -> dict[str, Any]:
+    """The parts of a model's layers and its checkpoint's tensors, on rank 0 of 8."""
+    from fake_group import joined
+
+    from owpo_megatron.config import ParallelConfig
+    from owpo_megatron.families import read_hf_config
+    from owpo_megatron.mcore.checkpoint import tensors_of
+
+    parallel = ParallelConfig(tp=tp, ep=ep, etp=1 if ep > 1 else None, dp=WORLD // tp, sp=tp > 1)
+    with h100(engine), joined(0, WORLD):
+        chunk, _ = construct(read_hf_config(folder), parallel, torch.bfloat16)
         return {
             "parts": sorted({type(one).__name__ for one in chunk.decoder.modules()}),
-            "tensors": dict(sorted(_described(checkpoint.tensors_of(chunk, "model."), chunk).items())),
+            "tensors": dict(sorted(_described(tensors_of(chunk, "model."), chunk).items())),
         }
+
+
+def lost(folder: Path) -> dict[str, list[str]]:
+    """Names of tensors that Transformer Engine's layers give to an engine otherwise than the local ones do.
+
+    Returns:
+        By where the layers had them from: "hf", the folder itself; "saved", one that the local layers saved.
+    """
+    from owpo_megatron.config import ParallelConfig
+    from owpo_megatron.families import read_hf_config
+    from owpo_megatron.mcore import checkpoint
+    from owpo_megatron.mcore.topology import close_topology
+    from owpo_megatron.mcore.weights import load_model_weights
+    from owpo_megatron.policy.leaving import LeavingWeights
+
+    hf, found = read_hf_config(folder), {}
+    with tempfile.TemporaryDirectory() as state:
+        for engine, kind in ((False, "local"), (True, "saved"), (True, "hf")):
+            dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+            try:
+                with h100(engine):
+                    chunk, topology = construct(hf, ParallelConfig(), torch.float32)
+                    if kind == "saved":
+                        checkpoint.load_weights(Path(state), [chunk])
+                    else:
+                        load_model_weights(folder, [chunk], hf, topology)
+                    if kind == "local":
+                        checkpoint.save_weights(Path(state), [chunk])
+                    found[kind] = {
+                        name: tensor.clone() for name, tensor in LeavingWeights(hf, [chunk], topology).whole()
+                    }
+            finally:
+                close_topology()
+    wanted = found.pop("local")
+    return {
+        kind: sorted(
+            name for name in set(given) | set(wanted)
+            if name not in given or name not in wanted or not torch.equal(given[name], wanted[name])
+        )
+        for kind, given in found.items()
+    }  # fmt: skip
 
 
 def _described(tensors: dict[str, Any], chunk: torch.nn.Module) -> dict[str, Any]:
@@ -106,8 +156,7 @@ def _described(tensors: dict[str, Any], chunk: torch.nn.Module) -> dict[str, Any
     params = {one.untyped_storage().data_ptr(): one for one in chunk.parameters()}
     found = {}
     for whole in tensors.values():
-        if not isinstance(whole, ShardedTensor | ShardedTensorFactory):
-            continue  # an extra state of grouped experts, which a checkpoint leaves out
+        assert isinstance(whole, ShardedTensor | ShardedTensorFactory), whole
         param = params.get(whole.data.untyped_storage().data_ptr())
         for one in _leaves(whole.build()) if isinstance(whole, ShardedTensorFactory) else [whole]:
             found[f"{one.key} {list(one.global_offset)}"] = {
@@ -130,22 +179,24 @@ def _leaves(tree: Any) -> Iterator[Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
-    parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--ep", type=int, default=1)
+    parser.add_argument("--layout", nargs="*", default=["1,1", "2,1"], metavar="TP,EP")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
     import transformer_engine.pytorch  # the error of a missing or broken one is its own
 
     print(f"Transformer Engine {transformer_engine.__version__}, torch {torch.__version__}")
-    rows = {}
+    rows = []
     for model in given.models:
-        rows[model.name] = {
-            kind: built(model, given.tp, given.ep, engine) for kind, engine in (("engine", True), ("local", False))
-        }
-        engine, local = rows[model.name]["engine"], rows[model.name]["local"]
-        alike = engine["tensors"] == local["tensors"]
-        print(f"{model.name}: {', '.join(one for one in engine['parts'] if one.startswith('TE'))}; "
-              f"{len(engine['tensors'])} tensors, {'those' if alike else 'NOT those'} of the local layers")  # fmt: skip
+        gone = lost(model)
+        rows.append({"model": model.name, "lost": gone})
+        print(f"{model.name}: weights that differ: {gone}", flush=True)
+        for tp, ep in (map(int, one.split(",")) for one in given.layout):
+            engine, local = (described(model, tp, ep, engine) for engine in (True, False))
+            rows.append({"model": model.name, "tp": tp, "ep": ep, "engine": engine, "local": local})
+            parts = ", ".join(one for one in engine["parts"] if one.startswith("TE"))
+            alike = "like" if engine["tensors"] == local["tensors"] else "NOT like"
+            print(f"{model.name}, tp {tp}, ep {ep}: {parts}; {len(engine['tensors'])} tensors, {alike} the local "
+                  "layers'", flush=True)  # fmt: skip
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes or updates one of the virtual environments:  tools/make_env.sh NAME, one of those in the `case` below.
-# trainer-kernels adds Transformer Engine and apex to a GPU trainer's, compiled from the commits that the Dockerfile pins.
+# trainer-kernels adds Transformer Engine to a GPU trainer's.
 # Called by the Makefile and by `owpo setup-engine`. Variables: PYTHON, the interpreter to use; TORCH_CPU_INDEX, where
 # PyTorch's CPU wheels are (default: the Makefile's); ENGINE_DIR, the folder of SGLang's environment.
 # The wheel carries this file, beside the Makefile and requirements/, in owpo_megatron/shipped/.
@@ -145,30 +145,25 @@ if [ "$name" = agents ]; then # what uses the chat protocol; torch and the proje
     ready
 fi
 
-if [ "$name" = engine-gpu ]; then # as the Dockerfile's gpu target does; resolved for Python 3.12, never installed or run
+if [ "$name" = engine-gpu ]; then # resolved for Python 3.12, never run
     quietly "packages of requirements/engine-gpu.txt" pip install --quiet -r requirements/engine-gpu.txt
     ready
 fi
 
-if [ "$name" = trainer-gpu ]; then # the same; Transformer Engine and apex are trainer-kernels
+if [ "$name" = trainer-gpu ]; then # never run on a GPU; Transformer Engine is trainer-kernels
     quietly "packages of requirements/trainer-gpu.txt" pip install --quiet -r requirements/trainer-gpu.txt
     quietly "owpo_megatron itself, editable" pip install --quiet --no-deps --no-build-isolation -e .
     ready
 fi
 
-if [ "$name" = trainer-kernels ]; then # never run
-    pinned() { sed -n "s/^ARG $1=\"\{0,1\}\([^\"]*\)\"\{0,1\}\$/\1/p" Dockerfile; }
-    MAX_JOBS=${MAX_JOBS:-$(pinned MAX_JOBS)}
-    NVTE_CUDA_ARCHS=${NVTE_CUDA_ARCHS:-$(pinned NVTE_CUDA_ARCHS)}
-    TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(pinned TORCH_CUDA_ARCH_LIST)}
-    CUDNN_PATH=$("$python" -c 'import nvidia.cudnn; print(nvidia.cudnn.__path__[0])')
-    export MAX_JOBS NVTE_CUDA_ARCHS TORCH_CUDA_ARCH_LIST CUDNN_PATH CUDNN_HOME=$CUDNN_PATH
-    export NVTE_FRAMEWORK=pytorch NVCC_APPEND_FLAGS="--threads 4"
-    quietly "Transformer Engine (up to an hour)" pip install --quiet --no-deps --no-build-isolation \
-        "git+https://github.com/NVIDIA/TransformerEngine.git@$(pinned TRANSFORMER_ENGINE)"
-    quietly "apex" pip install --quiet --no-deps --no-build-isolation \
-        --config-settings "--build-option=--cpp_ext --cuda_ext --parallel $MAX_JOBS" \
-        "git+https://github.com/NVIDIA/apex.git@$(pinned APEX)"
+if [ "$name" = trainer-kernels ]; then # never run on a GPU
+    # The headers of the CUDA libraries that came with torch: cuDNN's and NCCL's are not part of CUDA's toolkit.
+    CPATH=$("$python" -c 'import glob, nvidia; print(":".join(sorted(glob.glob(nvidia.__path__[0] + "/*/include"))))')
+    # It asks GitHub for a wheel first, where none is made for this torch.
+    export CPATH NVTE_PYTORCH_FORCE_BUILD=TRUE MAX_JOBS="${MAX_JOBS:-$(nproc)}"
+    quietly "Transformer Engine (compiles 28 C++ files)" \
+        pip install --quiet --no-deps --no-build-isolation -r requirements/trainer-kernels.txt
+    quietly "check that Transformer Engine can be imported" "$python" -c "import transformer_engine.pytorch"
     ready
 fi
 

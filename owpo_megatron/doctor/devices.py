@@ -42,7 +42,10 @@ def devices(scope: Scope) -> Iterator[Finding]:
     if not names:
         yield _cores(scope)
     yield _library(facts, "transformer_engine", "Transformer Engine", "megatron's local layers", works)
-    yield _library(facts, "apex", "apex", "torch's AdamW and norms", works)
+    if facts.get("transformer_engine") == "works" and facts.get("apex") is None:
+        yield Finding("apex", "ok", "absent: Transformer Engine has what megatron-core would call of it")
+    else:
+        yield _library(facts, "apex", "apex", "torch's AdamW and norms", works)
     if works:
         yield _fused(frozenset(facts["fused_by"]), scope)
 
@@ -89,7 +92,7 @@ def _library(facts: dict[str, Any], module: str, name: str, instead: str, on_gpu
         return Finding(name, "fail" if on_gpu else "warn", f"installed, but does not import: {state}", remedy)
     if on_gpu:
         return Finding(
-            name, "warn", f"absent: {instead} do its work, slower", f"see the Dockerfile on how to build {name}"
+            name, "warn", f"absent: {instead} do its work, slower", "make setup-gpu-kernels adds Transformer Engine"
         )
     return Finding(name, "ok", f"absent: {instead} do its work (normal on a CPU)")
 
@@ -106,7 +109,10 @@ def _fused(have: frozenset[str], scope: Scope) -> Finding:
     fusions = decide(model, have)
     if any(one.installable for one in fusions):
         return Finding(
-            "fused kernels", "warn", line(fusions, raw), "slower without; see the Dockerfile on what builds them"
+            "fused kernels",
+            "warn",
+            line(fusions, raw),
+            "slower without; make setup-gpu-kernels adds Transformer Engine",
         )
     return Finding("fused kernels", "ok", line(fusions, raw))
 

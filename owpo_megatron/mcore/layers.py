@@ -102,7 +102,15 @@ class ExpertDownProjection(RowParallelLinear):
     """An expert's second projection whose bias tensor-parallel ranks add in equal parts.
 
     The token dispatcher sums the ranks' results, so that a whole bias from each of them would count several times.
+    Where tensor-parallel ranks share no expert (expert tensor parallelism of 1), each has biases of its own: their
+    gradients are not summed over these ranks, and count on each in the norm.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.tp_group.size() == 1:
+            self.bias.sequence_parallel = False
+            self.bias.tensor_model_parallel = True
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out, bias = super().forward(x)

@@ -18,7 +18,8 @@ from owpo_megatron.families import HFModel, padded_vocab_size
 from owpo_megatron.head import Head, VocabShard
 from owpo_megatron.mcore import cpu
 from owpo_megatron.mcore.router import let_packs_choose
-from owpo_megatron.mcore.spec import layer_spec
+from owpo_megatron.mcore.spec import layer_spec, uses_transformer_engine
+from owpo_megatron.mcore.weights import is_expert
 
 
 class PolicyModel(GPTModel):
@@ -84,18 +85,23 @@ def build_chunks(hf: HFModel, config: TransformerConfig, temperature: float) -> 
             chunk.embedding.register_forward_hook(lambda module, given, out: out * hf.multipliers.embedding)
         if hf.experts:
             let_packs_choose(chunk, hf)
-        _mark_whole_weights(chunk)
+        if uses_transformer_engine():
+            _correct_marks(chunk)
         chunks.append(chunk.to(cpu.device()))
     return chunks
 
 
-def _mark_whole_weights(chunk: torch.nn.Module) -> None:
-    """Unmark weights that every tensor-parallel rank has whole, as latent attention's down projections.
+def _correct_marks(chunk: torch.nn.Module) -> None:
+    """Mark parameters of Transformer Engine 2.11 as the local layers mark theirs.
 
-    Transformer Engine 2.11 marks every linear layer's weights as split, so that their gradients would count once for each
-    rank in the norm by which updates are clipped.
+    The mark decides whether a gradient counts once, or once for each tensor-parallel rank, in the norm by which updates
+    are clipped. It is wrong for weights that every rank has whole (latent attention's down projections are marked as
+    split), and for attention sinks and biases of experts (parts of the model that are not marked).
     """
     for module in chunk.modules():
         if type(module) is multi_latent_attention.TELinear:
             for param in module.parameters():
                 param.tensor_model_parallel = False  # type: ignore[attr-defined]
+    for name, param in chunk.named_parameters():
+        if name.endswith("softmax_offset") or (is_expert(name) and name.rpartition(".")[2].startswith("bias")):
+            param.tensor_model_parallel = True  # type: ignore[attr-defined]

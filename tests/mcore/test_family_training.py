@@ -1,7 +1,7 @@
 """Three OWPO updates of every family against the dense oracle (dense.py), as test_parity.py does for the first ones.
 
 One rank: the first shape of each family. Two ranks: every layout that its shape allows, in `make test-extra`; all
-shapes in `make matrix`. Not covered: CUDA, Transformer Engine's layers, experts at tp > 1 with ep > 1.
+shapes in `make matrix`. Not covered: CUDA, Transformer Engine's layers, experts that ranks share at ep > 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from owpo_megatron.families import check_parallel, read_hf_config
 TOLERANCE = 1e-5
 # the delta rule sums in float32 in another order than the oracle, and a norm of small values follows it
 WIDER = dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), 1e-4)
-LAYOUTS: list[dict[str, Any]] = [{"tp": 2, "sp": True}, {"tp": 2}, {"pp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}, {"cp": 2}]
+LAYOUTS: list[dict[str, Any]] = [
+    *({"tp": 2, "sp": True}, {"tp": 2}, {"pp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}, {"cp": 2}),
+    {"tp": 2, "sp": True, "ep": 2, "etp": 1},
+]
 
 
 @pytest.fixture

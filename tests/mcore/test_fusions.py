@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from owpo_megatron.config import ParallelConfig
 from owpo_megatron.doctor import Scope, devices
+from owpo_megatron.doctor.finding import Finding
 from owpo_megatron.errors import UserError
 from owpo_megatron.families import MLP, HFModel, Rope, Yarn, read_hf_config
 from owpo_megatron.mcore import cpu, fusions, spec
@@ -125,3 +126,14 @@ def test_the_doctor_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     found["fused_by"] = ["apex"]
     (row,) = [one for one in devices.devices(Scope()) if one.what == "fused kernels"]
     assert row.status == "warn" and "needs Triton and a C compiler" in row.detail and row.remedy
+
+
+def test_apex_is_not_missed_beside_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"version": "2.13.0", "cuda_available": True, "cuda": "13.0", "nccl": "2.29", "fused_by": sorted(ALL)}
+    monkeypatch.setattr(devices, "torch_facts", lambda: found)
+    monkeypatch.setattr(devices, "gpu_names", lambda: ["NVIDIA H200"])
+    monkeypatch.setattr(devices, "_in_range", lambda name: Finding(name, "ok", "2.11.0"))
+    for engine, status in (("works", "ok"), (None, "warn")):
+        found["transformer_engine"] = engine
+        (row,) = [one for one in devices.devices(Scope()) if one.what == "apex"]
+        assert row.status == status and row.detail.startswith("absent: ")
