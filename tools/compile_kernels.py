@@ -71,6 +71,9 @@ def cases() -> list[Case]:
         types = dict(h=f"*{dtype}", weight=f"*{dtype}", column="*i64", out="*fp32", hidden="i32")
         types |= dict(columns_per_row="i32", h_stride="i32", weight_stride="i32")
         found.append(Case(f"gather_dot {dtype}", ops._gather_dot_kernel, types, dict(BLOCK=1024)))
+        types = dict.fromkeys(("mean", "error_mean", "variance", "covariance", "error_variance"), "*fp32")
+        types |= dict(h=f"*{dtype}", quantised="*fp32", out="*fp32", rows="i32", hidden="i32", h_stride="i32")
+        found.append(Case(f"tail {dtype}", ops._tail_kernel, types, dict(BLOCK=ops.TAIL_BLOCK)))
     return found
 
 

@@ -6,8 +6,9 @@
 
 Each row rounds something and leaves the rest exact (float32 GEMM of bfloat16 inputs is the reference): the logits to
 bfloat16 or float16; the GEMM's operands to e4m3 with one scale per tensor, row or block (1x128 of h, 128x128 of the
-weight); then FP8 with its k best columns and the target recomputed exactly, and the trap: the target alone. A second
-table has the gradients of h and W where the operands of the backward products are rounded to FP8.
+weight); then FP8 with its k best columns and the target recomputed exactly; that with its tail shifted by moments of
+the weight (head/tail.py), as the head does, or by probes: columns that are computed both ways; and the trap: the target
+alone. A second table has the gradients of h and W where the operands of the backward products are rounded to FP8.
 Not simulated: the shorter accumulators of Hopper's fast FP8 GEMM, and FP8 in the transformer's body.
 """
 
@@ -20,11 +21,13 @@ from typing import Any
 
 import torch
 
-from owpo_megatron.head.fp8 import E4M3_MAX, exact_logits
+from owpo_megatron.head.fp8 import CANDIDATES, E4M3_MAX, _tail_mean
+from owpo_megatron.head.tail import Moments
 
 # name: hidden size, vocabulary, tokens, factor of the outlier channels
 SYNTHETIC = {"A": (1024, 32768, 256, 20.0), "B": (2048, 65536, 128, 200.0)}
 OUTLIERS = 6  # channels of h that are larger by that factor, as in trained transformers
+PROBES = (256, 8192)  # columns, the same for every row
 PLANTED = 8  # plausible continuations of every token
 
 
@@ -117,12 +120,42 @@ def variants(h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor
     yield "FP8 weight only", logp(h @ per_tensor(weight).t())
     fp8 = per_tensor(h) @ per_tensor(weight).t()
     yield "FP8, scale a tensor", logp(fp8)
-    for count in (4, 16, 32, 64):
+    for count in (4, 16, CANDIDATES, 64):
         if count < fp8.shape[1]:
-            columns = torch.cat([fp8.topk(count, 1).indices, target_T1], 1)
-            refined = fp8.scatter(1, columns, exact_logits(h, weight, columns))
-            yield f"the same, {count} best and target exact", logp(refined)
+            yield f"the same, {count} best and target exact", logp(_refined(fp8, exact, target_T1, count))
+    if CANDIDATES < fp8.shape[1]:
+        for what, shifted in _shifted(h, weight, exact, target_T1):
+            yield f"the same, {CANDIDATES} best, {what}", logp(shifted)
     yield "the same, target alone exact (trap)", exact.gather(1, target_T1)[:, 0] - torch.logsumexp(fp8, 1)
+
+
+def _refined(fp8: torch.Tensor, exact: torch.Tensor, target_T1: torch.Tensor, count: int = CANDIDATES) -> torch.Tensor:
+    columns = torch.cat([fp8.topk(count, 1).indices, target_T1], 1)
+    return fp8.scatter(1, columns, exact.gather(1, columns))
+
+
+def _shifted(
+    h: torch.Tensor, weight: torch.Tensor, exact: torch.Tensor, target_T1: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(what shifts the tail, logits)."""
+    rounded = {
+        "scale per tensor": (per_tensor(h), per_tensor(weight)),
+        "blocks": (per_block(h, 1), per_block(weight, 128)),
+    }
+    for what, (h8, weight8) in rounded.items():
+        fp8 = h8 @ weight8.t()
+        if what == "blocks":
+            yield "blocks, nothing shifted", _refined(fp8, exact, target_T1)
+        columns = torch.cat([fp8.topk(CANDIDATES, 1).indices, target_T1], 1)
+        error = Moments.of(weight, weight8, torch.ones(())).of_rows(h, h8)
+        shift = error.shift(_tail_mean(fp8, columns), 1.0)[:, None]
+        yield f"{what}, shifted by moments", (fp8 + shift).scatter(1, columns, exact.gather(1, columns))
+        for count in PROBES:
+            probes = torch.arange(count) * (len(weight) // count)
+            if what == "blocks" or count > len(weight) // 2:
+                continue
+            shift = (exact[:, probes].logsumexp(1) - fp8[:, probes].logsumexp(1))[:, None]
+            yield f"shifted by {count} probes", (fp8 + shift).scatter(1, columns, exact.gather(1, columns))
 
 
 def study(name: str, h_TH: torch.Tensor, weight_VH: torch.Tensor) -> None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+from typing import Any, Protocol
 
 import torch
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.head.backend import wide
+from owpo_megatron.head.tail import Moments
 from owpo_megatron.head.torch_backend import TorchBackend
 
 E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
@@ -46,6 +48,7 @@ class Fp8Weight:
 
     def __init__(self, weight_VH: torch.Tensor):
         self._product = _best_product(weight_VH)
+        self.moments = Moments.of(weight_VH, self._product.values_VH, self._product.scale)
 
     def logits(self, h_CH: torch.Tensor, into_CV: torch.Tensor | None = None) -> torch.Tensor:
         """h weight^T in float32 [C, V].
@@ -55,6 +58,13 @@ class Fp8Weight:
                 that one buffer does for all chunks.
         """
         return self._product(h_CH, into_CV)
+
+    def screened(self, h_CH: torch.Tensor, into_CV: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the same, h as it was quantised [C, H] in float32)."""
+        operand = self._product.quantised(h_CH)
+        values_CH, scale = self._product.parts(operand)
+        quantised_CH = values_CH[: len(h_CH), : h_CH.shape[1]].float() * scale
+        return self._product.multiplied(operand, len(h_CH), into_CV), quantised_CH
 
 
 class Fp8Backend(TorchBackend):
@@ -70,12 +80,25 @@ class Fp8Backend(TorchBackend):
         self._refine = refine
 
     def _logits(self, h_CH: torch.Tensor, column_C: torch.Tensor) -> torch.Tensor:
-        logits_CV = self._fp8_weight.logits(h_CH).to(wide(h_CH))
-        if self._refine and logits_CV.shape[1]:
-            best_CN = logits_CV.topk(min(CANDIDATES, logits_CV.shape[1]), dim=1).indices
-            column_CN = torch.cat([best_CN, column_C.clamp(min=0)[:, None]], dim=1)
-            logits_CV.scatter_(1, column_CN, exact_logits(h_CH, self._weight_VH, column_CN))
-        return logits_CV.mul_(self._inverse_temperature)
+        logits_CV, quantised_CH = self._fp8_weight.screened(h_CH)
+        logits_CV = logits_CV.to(wide(h_CH)).mul_(self._inverse_temperature)
+        columns = logits_CV.shape[1]
+        if not self._refine or not columns:
+            return logits_CV
+        best_CN = logits_CV.topk(min(CANDIDATES, columns), dim=1).indices
+        column_CN = torch.cat([best_CN, column_C.clamp(min=0)[:, None]], dim=1)
+        exact_CN = exact_logits(h_CH, self._weight_VH, column_CN) * self._inverse_temperature
+        if columns > CANDIDATES:
+            error = self._fp8_weight.moments.of_rows(h_CH, quantised_CH)
+            shift_C = error.shift(_tail_mean(logits_CV, column_CN), self._inverse_temperature)
+            logits_CV.add_(shift_C[:, None])
+        return logits_CV.scatter_(1, column_CN, exact_CN)
+
+
+def _tail_mean(logits_CV: torch.Tensor, column_CN: torch.Tensor) -> torch.Tensor:
+    """[C] mean of the logits without those columns, weighted with their probabilities; NaN where nothing is left."""
+    p_CV = torch.softmax(logits_CV.scatter(1, column_CN, -torch.inf), dim=1)
+    return torch.bmm(p_CV[:, None, :], logits_CV[:, :, None])[:, 0, 0]
 
 
 def exact_logits(h_CH: torch.Tensor, weight_VH: torch.Tensor, column_CN: torch.Tensor) -> torch.Tensor:
@@ -90,36 +113,71 @@ def exact_logits(h_CH: torch.Tensor, weight_VH: torch.Tensor, column_CN: torch.T
     return out_CN
 
 
-class _Simulated:
+class _Product(Protocol):
+    """An FP8 GEMM with one weight: its values [V, H] in e4m3, maybe padded, and their scale."""
+
+    values_VH: torch.Tensor
+    scale: torch.Tensor
+
+    def quantised(self, h_CH: torch.Tensor) -> Any:
+        """The left operand."""
+
+    def parts(self, operand: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(its e4m3 values, maybe padded; their scale)."""
+
+    def multiplied(self, operand: Any, rows: int, into_CV: torch.Tensor | None = None) -> torch.Tensor:
+        """The product's first `rows` rows, of the weight's columns without padding."""
+
+    def __call__(self, h_CH: torch.Tensor, into_CV: torch.Tensor | None = None) -> torch.Tensor:
+        return self.multiplied(self.quantised(h_CH), len(h_CH), into_CV)
+
+
+class _Simulated(_Product):
     """Rounds both operands to e4m3 and multiplies in float32."""
 
     def __init__(self, weight_VH: torch.Tensor):
-        values_VH, scale = quantise(weight_VH)
-        self._weight_VH = values_VH.float().mul_(scale)
+        self.values_VH, self.scale = quantise(weight_VH)
+        self._weight_VH = self.values_VH.float().mul_(self.scale)
 
-    def __call__(self, h_CH: torch.Tensor, into_CV: torch.Tensor | None = None) -> torch.Tensor:
-        values_CH, scale = quantise(h_CH)
-        out = None if into_CV is None else into_CV[: len(h_CH), : len(self._weight_VH)]
+    def quantised(self, h_CH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return quantise(h_CH)
+
+    def parts(self, operand: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return operand
+
+    def multiplied(
+        self, operand: tuple[torch.Tensor, torch.Tensor], rows: int, into_CV: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        values_CH, scale = operand
+        out = None if into_CV is None else into_CV[:rows, : len(self._weight_VH)]
         return torch.mm(values_CH.float().mul_(scale), self._weight_VH.t(), out=out)
 
 
-class _ScaledMm:
+class _ScaledMm(_Product):
     """cuBLASLt's FP8 GEMM through torch, of any shape: it wants multiples of 16, so the FP8 copies are padded."""
 
     def __init__(self, weight_VH: torch.Tensor):
         self._columns = len(weight_VH)
-        self._weight_VH, self._scale = quantise(_with_whole_tiles(weight_VH))
+        self.values_VH, self.scale = quantise(_with_whole_tiles(weight_VH))
 
-    def __call__(self, h_CH: torch.Tensor, into_CV: torch.Tensor | None = None) -> torch.Tensor:
-        values_CH, scale = quantise(_with_whole_tiles(h_CH))
+    def quantised(self, h_CH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return quantise(_with_whole_tiles(h_CH))
+
+    def parts(self, operand: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return operand
+
+    def multiplied(
+        self, operand: tuple[torch.Tensor, torch.Tensor], rows: int, into_CV: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        values_CH, scale = operand
         out = torch._scaled_mm(
-            values_CH, self._weight_VH.t(), scale_a=scale, scale_b=self._scale, out_dtype=torch.float32,
+            values_CH, self.values_VH.t(), scale_a=scale, scale_b=self.scale, out_dtype=torch.float32,
             use_fast_accum=False, out=None if into_CV is None else into_CV[: len(values_CH)],
         )  # fmt: skip
-        return out[: len(h_CH), : self._columns]
+        return out[:rows, : self._columns]
 
 
-class _TransformerEngine:
+class _TransformerEngine(_Product):
     """Transformer Engine's FP8 GEMM with current scaling. Not run on a GPU yet."""
 
     def __init__(self, weight_VH: torch.Tensor):
@@ -136,14 +194,21 @@ class _TransformerEngine:
         self._gemm = general_gemm
         self._columns = len(weight_VH)
         self._weight_VH = self._quantise(_with_whole_tiles(weight_VH))
+        self.values_VH, self.scale = self.parts(self._weight_VH)
 
-    def __call__(self, h_CH: torch.Tensor, into_CV: torch.Tensor | None = None) -> torch.Tensor:
-        values_CH = self._quantise(_with_whole_tiles(h_CH))
+    def quantised(self, h_CH: torch.Tensor) -> Any:
+        return self._quantise(_with_whole_tiles(h_CH))
+
+    def parts(self, operand: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Its tensor keeps bytes and the inverse of what they were multiplied by."""
+        return operand._data.view(torch.float8_e4m3fn), operand._scale_inv
+
+    def multiplied(self, operand: Any, rows: int, into_CV: torch.Tensor | None = None) -> torch.Tensor:
         out, *_ = self._gemm(
-            self._weight_VH, values_CH, out_dtype=torch.float32, layout="TN", use_split_accumulator=True,
-            out=None if into_CV is None else into_CV[: len(values_CH)],
+            self._weight_VH, operand, out_dtype=torch.float32, layout="TN", use_split_accumulator=True,
+            out=None if into_CV is None else into_CV[: whole_tiles(rows)],
         )  # fmt: skip
-        return out[: len(h_CH), : self._columns]
+        return out[:rows, : self._columns]
 
 
 def whole_tiles(size: int) -> int:
@@ -158,7 +223,7 @@ def _with_whole_tiles(matrix: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(matrix, padding) if any(padding) else matrix
 
 
-def _best_product(weight_VH: torch.Tensor) -> _Simulated | _ScaledMm | _TransformerEngine:
+def _best_product(weight_VH: torch.Tensor) -> _Product:
     if not weight_VH.is_cuda or torch.cuda.get_device_capability(weight_VH.device) < (8, 9):
         return _Simulated(weight_VH)  # a GEMM in FP8 needs Ada or later
     try:

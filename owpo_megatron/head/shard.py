@@ -69,7 +69,12 @@ class VocabShard:
             local_4C: this rank's statistics: max m, sum e^(z - m), the target's z (0 if another rank has it),
                 sum (z - m) e^(z - m). m is the most negative number where there is no column.
         """
-        max_KC, sum_KC, target_KC, moment_KC = self._gather(local_4C).unbind(dim=1)
+        return self.combined(self._gather(local_4C))
+
+    @staticmethod
+    def combined(part_K4C: torch.Tensor) -> RowStats:
+        """The same of all ranks' statistics."""
+        max_KC, sum_KC, target_KC, moment_KC = part_K4C.unbind(dim=1)
         max_C = max_KC.amax(dim=0)
         shift_KC = max_KC - max_C
         scale_KC = shift_KC.exp()

@@ -1,4 +1,5 @@
-"""Triton epilogues of the head's GEMM: softmax statistics, exact logits of some columns, gradient of the logits.
+"""Triton epilogues of the head's GEMM: softmax statistics, exact logits of some columns, what FP8 does to the others,
+gradient of the logits.
 
 Every load is widened to float32 at once; nothing is rounded before it is stored. Each has a launcher that takes and
 gives torch tensors. They run on a GPU, and on a CPU under TRITON_INTERPRET=1, which checks logic and masking but
@@ -15,9 +16,12 @@ import torch
 import triton
 import triton.language as tl
 
+from owpo_megatron.head.tail import Moments, TailError
+
 TILE = 128  # columns that one candidate stands for
 TILES = 16  # tiles that a program looks at together: 2,048 columns, so that it waits for memory, not for its reductions
 BLOCK = 2048  # columns of one program step of the gradient
+TAIL_BLOCK = 512  # channels that a program of the tail's moments looks at together
 
 
 @triton.jit
@@ -100,6 +104,39 @@ def _gather_dot_kernel(
     tl.store(out + row * columns_per_row + which, tl.sum(total, 0))
 
 
+@triton.jit
+def _tail_kernel(
+    h, quantised, mean, error_mean, variance, covariance, error_variance, out, rows, hidden, h_stride,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Moments of one row's FP8 logits and of their errors a program: five dot products in one reading of the row."""
+    row = tl.program_id(0).to(tl.int64)
+    m = tl.zeros((BLOCK,), tl.float32)
+    em = tl.zeros((BLOCK,), tl.float32)
+    v = tl.zeros((BLOCK,), tl.float32)
+    c = tl.zeros((BLOCK,), tl.float32)
+    ev = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, hidden, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        ok = k < hidden
+        a = tl.load(h + row * h_stride + k, mask=ok, other=0.0).to(tl.float32)
+        q = tl.load(quantised + row * hidden + k, mask=ok, other=0.0)
+        e = q - a
+        w = tl.load(mean + k, mask=ok, other=0.0)
+        m += q * w
+        em += e * w + a * tl.load(error_mean + k, mask=ok, other=0.0)
+        w = tl.load(variance + k, mask=ok, other=0.0)
+        d = tl.load(covariance + k, mask=ok, other=0.0)
+        v += q * q * w
+        c += q * (e * w + a * d)
+        ev += e * (e * w + 2 * a * d) + a * a * tl.load(error_variance + k, mask=ok, other=0.0)
+    tl.store(out + row, tl.sum(m, 0))
+    tl.store(out + rows + row, tl.sum(em, 0))
+    tl.store(out + 2 * rows + row, tl.sum(v, 0))
+    tl.store(out + 3 * rows + row, tl.sum(c, 0))
+    tl.store(out + 4 * rows + row, tl.sum(ev, 0))
+
+
 def rows_of(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """[rows, columns] without values whose rows begin at multiples of 16 elements: 128-bit loads for any vocabulary."""
     return torch.empty(rows, -(-columns // 16) * 16, dtype=dtype, device=device)[:, :columns]
@@ -167,3 +204,15 @@ def gather_dot(h_CH: torch.Tensor, weight_VH: torch.Tensor, column_CN: torch.Ten
             weight_VH.stride(0), BLOCK=min(triton.next_power_of_2(h_CH.shape[1]), 1024),
         )  # fmt: skip
     return out_CN
+
+
+def tail_error(h_CH: torch.Tensor, quantised_CH: torch.Tensor, moments: Moments) -> TailError:
+    """Moments.of_rows; `quantised_CH` is contiguous float32."""
+    rows, hidden = h_CH.shape
+    out_5C = torch.empty(5, rows, dtype=torch.float32, device=h_CH.device)
+    if rows:
+        _tail_kernel[(rows,)](
+            h_CH, quantised_CH, moments.mean_H, moments.error_mean_H, moments.variance_H, moments.covariance_H,
+            moments.error_variance_H, out_5C, rows, hidden, h_CH.stride(0), BLOCK=TAIL_BLOCK,
+        )  # fmt: skip
+    return TailError(*out_5C.unbind(0))

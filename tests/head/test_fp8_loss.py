@@ -19,7 +19,7 @@ from tiny import make_config
 
 from owpo_megatron.errors import UserError
 from owpo_megatron.head import Head
-from owpo_megatron.head.fp8 import CANDIDATES, Fp8Weight, exact_logits
+from owpo_megatron.head.fp8 import CANDIDATES, Fp8Weight, exact_logits, quantise
 from owpo_megatron.methods import Method, catalogue, dense_loss, make_method
 from owpo_megatron.methods.prepare import prepared_in_microbatch
 from owpo_megatron.types import TokenBatch
@@ -34,9 +34,33 @@ def fp8_log_softmax(h_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch
         screened_TV = Fp8Weight(weight_VH).logits(h_TH).double()
         best_TN = screened_TV.topk(CANDIDATES, dim=1).indices
         column_TN = torch.cat([best_TN, target_T[:, None]], dim=1)
-        refined_TV = screened_TV.scatter(1, column_TN, exact_logits(h_TH, weight_VH, column_TN))
+        shifted_TV = screened_TV + TEMPERATURE * tail_shift(h_TH, weight_VH, screened_TV, column_TN)[:, None]
+        refined_TV = shifted_TV.scatter(1, column_TN, exact_logits(h_TH, weight_VH, column_TN))
     exact_TV = h_TH @ weight_VH.t()
     return torch.log_softmax((exact_TV + (refined_TV - exact_TV).detach()) / TEMPERATURE, dim=1)
+
+
+def tail_shift(
+    h_TH: torch.Tensor, weight_VH: torch.Tensor, screened_TV: torch.Tensor, column_TN: torch.Tensor
+) -> torch.Tensor:
+    """[T] by the definitions, row by row: a Gaussian for every channel of W and of its error, sums over channels."""
+    (w8_VH, scale), (h8_TH, h_scale) = quantise(weight_VH), quantise(h_TH)
+    w8_VH, h8_TH = (w8_VH.float() * scale).double(), (h8_TH.float() * h_scale).double()
+    both_VH = torch.cat([w8_VH, w8_VH - weight_VH], dim=1)
+    mean_H, covariance_HH = both_VH.mean(dim=0), torch.cov(both_VH.t(), correction=0)
+    H = weight_VH.shape[1]
+    own_HH = torch.eye(H, dtype=torch.float64).repeat(2, 2) * covariance_HH  # of one channel's W and error alone
+    shifts = []
+    for row in range(len(h_TH)):
+        h, h8 = h_TH[row], h8_TH[row]
+        logit, error = torch.cat([h8, 0 * h8]), torch.cat([h8 - h, h])  # h8 w8 and h8 w8 - h w, of (w8, w8 - w)
+        tail = screened_TV[row].index_fill(0, column_TN[row], -torch.inf) / TEMPERATURE
+        p = torch.softmax(tail, dim=0)
+        away = (p * screened_TV[row]).sum() - logit @ mean_H
+        slope = (logit @ own_HH @ error) / (logit @ own_HH @ logit)
+        noise = error @ own_HH @ error - slope * (logit @ own_HH @ error)
+        shifts.append(-(error @ mean_H + slope * away) / TEMPERATURE + noise / (2 * TEMPERATURE**2))
+    return torch.stack(shifts)
 
 
 def dense(

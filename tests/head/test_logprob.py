@@ -151,7 +151,7 @@ def test_ratios_between_incompatible_modes_are_refused() -> None:
 
 
 def test_the_guard_falls_back_loudly(caplog: pytest.LogCaptureFixture) -> None:
-    """A vocabulary of a few candidates passes; a flat distribution over many columns does not."""
+    """A vocabulary of a few candidates passes; one with 60 near copies of a column, of which 32 are exact, does not."""
     h_TH, weight_VH, target_T = make_inputs(rows=300, vocab=32, dtype=torch.float32)
     good = head_error(Head(weight_VH, chunk_rows=100), h_TH, target_T)
     assert settled_mode([good]) == "fp8_refined" and good.acceptable and good.rows == 256
@@ -160,8 +160,9 @@ def test_the_guard_falls_back_loudly(caplog: pytest.LogCaptureFixture) -> None:
     turned = replace(good, dweight=Overlap(1.0, 1.0, 0.999))
     assert settled_mode([turned], loud=False) == "exact", "log-probs are right, the gradient is not"
     h_TH, weight_VH, target_T = make_inputs(rows=64, hidden=64, vocab=3000, dtype=torch.float32)
+    weight_VH = weight_VH[:50].repeat(60, 1) + 0.03 * weight_VH
     mask_T = torch.arange(64) < 40
-    bad = head_error(Head(weight_VH), h_TH * 0.2, target_T, mask_T)
+    bad = head_error(Head(weight_VH), h_TH * 0.5, target_T, mask_T)
     assert settled_mode([bad], loud=False) == "exact" and not caplog.records, "one rank logs, not all"
     assert settled_mode([bad]) == "exact" and bad.rows == 40 and bad.mean > 5e-4
     assert "NOT used" in caplog.text

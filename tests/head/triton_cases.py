@@ -13,7 +13,10 @@ import torch
 from head_oracle import assert_same, dense, dense_logp, dense_statistic, make_batch, make_inputs
 from test_logprob import logprob, peaked_inputs
 
-from owpo_megatron.head import Head, triton_ops
+from owpo_megatron.head import Fp8Weight, Head, VocabShard, triton_ops
+from owpo_megatron.head.fp8 import quantise
+from owpo_megatron.head.tail import Moments
+from owpo_megatron.head.triton_fp8 import TritonFp8Backend
 from owpo_megatron.methods import make_method
 from owpo_megatron.methods.statistic import MeanLogProb, MinPLogProb, Statistic
 
@@ -154,7 +157,7 @@ def test_refining_every_tile_of_one_column_is_exact(device: str) -> None:
     exact_CV = torch.randn(6, 1, generator=torch.Generator().manual_seed(0)).to(device)
     column_C = torch.tensor([0, -1, 0, 0, -1, 0], device=device)
     logits = RefinedLogits(
-        exact_CV + 0.1, column_C, 0.5, torch.float32, lambda column_CN: exact_CV.expand_as(column_CN)
+        exact_CV + 0.1, column_C, 0.5, torch.float32, lambda column_CN: exact_CV.expand_as(column_CN), None
     )
     out_4C = logits.stats()
     torch.testing.assert_close(out_4C[0] + out_4C[1].log(), 0.5 * exact_CV[:, 0], rtol=0, atol=1e-6)
@@ -181,3 +184,48 @@ def test_the_fp8_loss_of_triton_is_that_of_its_own_logits(device: str, entropy_c
     out.loss_sum.backward()
     found = {"loss": out.loss_sum.detach(), "dh": h.grad, "dweight": weight.grad}
     assert_same({k: v.cpu() for k, v in found.items()}, {k: expected[k] for k in found}, 2e-4)
+
+
+@on_each_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_moments_of_a_tail(device: str, dtype: torch.dtype) -> None:
+    """More channels than a program looks at together, and a stride that is not theirs."""
+    h_TH, weight_VH, _ = make_inputs(rows=9, hidden=2 * triton_ops.TAIL_BLOCK + 8, vocab=50, dtype=dtype)
+    moments = Moments.of(weight_VH.to(device), *quantise(weight_VH.to(device)))
+    values_TH, scale = quantise(h_TH.to(device))
+    quantised_TH = values_TH.float() * scale
+    strided_TH = torch.cat([h_TH, h_TH], dim=1).to(device)[:, : h_TH.shape[1]]
+    found = vars(triton_ops.tail_error(strided_TH, quantised_TH, moments))
+    for name, expected in vars(moments.of_rows(h_TH.to(device), quantised_TH)).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@on_each_device
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_gradient_of_a_shifted_tail_is_that_of_its_softmax(device: str, shards: int) -> None:
+    """Most columns stay in FP8: the statistics of all shards and the logits in memory are of one distribution."""
+    h_TH, weight_VH, target_T = (value.to(device) for value in make_inputs(rows=6, vocab=600, dtype=torch.float32))
+    local = len(weight_VH) // shards
+    chunks, parts = [], []
+    for start in range(0, len(weight_VH), local):
+        part_VH = weight_VH[start : start + local]
+        here_T = (target_T >= start) & (target_T < start + local)
+        column_T = torch.where(here_T, target_T - start, -1)
+        backend = TritonFp8Backend(part_VH, Fp8Weight(part_VH), 0.8, refine=True)
+        (logits,) = backend.chunks(h_TH, column_T, [slice(0, 6)])
+        logits._candidates = 2
+        chunks.append(logits)
+        parts.append(logits.stats())
+    shift = torch.stack([logits._shift_C for logits in chunks])
+    assert 1e-5 < shift.abs().max() < 0.1 and shift.unique().numel() == shift.numel()
+    stats = VocabShard.combined(torch.stack(parts))
+    dlogits = torch.cat([one.dlogits(None, stats, torch.ones(6, device=device), None) for one in chunks], dim=1)
+    torch.testing.assert_close(dlogits.sum(dim=1), torch.zeros(6, device=device), rtol=0, atol=2e-6)
+    at_target = dlogits.gather(1, target_T[:, None])[:, 0] / 0.8
+    torch.testing.assert_close(1 - at_target, stats.logp_C.exp(), rtol=1e-5, atol=1e-6)
+    p_TV = -dlogits / 0.8
+    p_TV.scatter_add_(1, target_T[:, None], torch.ones(6, 1, device=device))
+    torch.testing.assert_close(-(p_TV * p_TV.clamp(min=1e-30).log()).sum(1), stats.entropy_C, rtol=1e-4, atol=1e-5)
+    for logits, part in zip(chunks, p_TV.split(local, dim=1), strict=True):
+        for block, logp_BV in logits.log_probs(stats):
+            torch.testing.assert_close(logp_BV.exp(), part[block], rtol=1e-4, atol=1e-7)
