@@ -29,7 +29,10 @@ MAX_SHIFT = 1.0  # beyond it nothing of this holds: rows without a tail, where s
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments over the vocabulary of a weight's rows W and their errors D = quantised W - W; each [H], float32 (float64)."""
+    """Moments over the vocabulary of a weight's rows W and their errors D = quantised W - W.
+
+    Each is [H], float32 (float64 for a weight in float64).
+    """
 
     mean_H: torch.Tensor  # of quantised W
     error_mean_H: torch.Tensor  # of D
