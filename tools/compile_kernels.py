@@ -25,7 +25,16 @@ from owpo_megatron.head import triton_ops as ops
 
 GPUS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 MAX_REGISTERS = 128
-PADDED = {"readable", "writable", "stride", "out_stride", "h_stride", "weight_stride", "hidden"}  # multiples of 16
+PADDED = {
+    "readable",
+    "writable",
+    "stride",
+    "out_stride",
+    "h_stride",
+    "weight_stride",
+    "values_stride",
+    "hidden",
+}  # multiples of 16
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,10 @@ def cases() -> list[Case]:
         types = dict.fromkeys(("mean", "error_mean", "variance", "covariance", "error_variance"), "*fp32")
         types |= dict(h=f"*{dtype}", quantised="*fp32", out="*fp32", rows="i32", hidden="i32", h_stride="i32")
         found.append(Case(f"tail {dtype}", ops._tail_kernel, types, dict(BLOCK=ops.TAIL_BLOCK)))
+        types = dict(weight=f"*{dtype}", values="*u8", scale="*fp32", out="*fp32", rows="i32", hidden="i32")
+        types |= dict(weight_stride="i32", values_stride="i32")
+        constants = dict(ROWS=ops.MOMENT_ROWS, BLOCK=ops.MOMENT_BLOCK)
+        found.append(Case(f"moments {dtype}", ops._moments_kernel, types, constants))
     return found
 
 

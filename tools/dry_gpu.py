@@ -206,7 +206,7 @@ def count_triton(gpu: DryGpu) -> None:
 
             return launch
 
-    for name in ("_stats_kernel", "_dlogits_kernel", "_gather_dot_kernel", "_tail_kernel"):
+    for name in ("_stats_kernel", "_dlogits_kernel", "_gather_dot_kernel", "_tail_kernel", "_moments_kernel"):
         setattr(triton_ops, name, Kernel(name))
     backend._use_triton = lambda weight_VH, name: weight_VH.is_cuda
 

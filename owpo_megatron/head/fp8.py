@@ -48,7 +48,7 @@ class Fp8Weight:
 
     def __init__(self, weight_VH: torch.Tensor):
         self._product = _best_product(weight_VH)
-        self.moments = Moments.of(weight_VH, self._product.values_VH, self._product.scale)
+        self.values_VH, self.scale = self._product.values_VH, self._product.scale
 
     def logits(self, h_CH: torch.Tensor, into_CV: torch.Tensor | None = None) -> torch.Tensor:
         """h weight^T in float32 [C, V].
@@ -77,19 +77,19 @@ class Fp8Backend(TorchBackend):
     def __init__(self, weight_VH: torch.Tensor, fp8_weight: Fp8Weight, inverse_temperature: float, refine: bool):
         super().__init__(weight_VH, inverse_temperature)
         self._fp8_weight = fp8_weight
-        self._refine = refine
+        self._moments = Moments.of(weight_VH, fp8_weight.values_VH, fp8_weight.scale) if refine else None
 
     def _logits(self, h_CH: torch.Tensor, column_C: torch.Tensor) -> torch.Tensor:
         logits_CV, quantised_CH = self._fp8_weight.screened(h_CH)
         logits_CV = logits_CV.to(wide(h_CH)).mul_(self._inverse_temperature)
         columns = logits_CV.shape[1]
-        if not self._refine or not columns:
+        if self._moments is None or not columns:
             return logits_CV
         best_CN = logits_CV.topk(min(CANDIDATES, columns), dim=1).indices
         column_CN = torch.cat([best_CN, column_C.clamp(min=0)[:, None]], dim=1)
         exact_CN = exact_logits(h_CH, self._weight_VH, column_CN) * self._inverse_temperature
         if columns > CANDIDATES:
-            error = self._fp8_weight.moments.of_rows(h_CH, quantised_CH)
+            error = self._moments.of_rows(h_CH, quantised_CH)
             shift_C = error.shift(_tail_mean(logits_CV, column_CN), self._inverse_temperature)
             logits_CV.add_(shift_C[:, None])
         return logits_CV.scatter_(1, column_CN, exact_CN)

@@ -59,6 +59,11 @@ class Moments:
             sums_5H[3] += (quantised_BH * error_BH).sum(dim=0)
             sums_5H[2] += quantised_BH.square_().sum(dim=0)
             sums_5H[4] += error_BH.square_().sum(dim=0)
+        return cls.of_sums(sums_5H, rows, dtype)
+
+    @classmethod
+    def of_sums(cls, sums_5H: torch.Tensor, rows: int, dtype: torch.dtype) -> Moments:
+        """Divide sums over `rows` rows of W, D, W^2, W D and D^2, of quantised W; [5, H] in float64."""
         mean_H, error_H, square_H, product_H, error_square_H = (sums_5H / max(rows, 1)).unbind(0)
         found = (
             mean_H, error_H, square_H - mean_H.square(), product_H - mean_H * error_H,

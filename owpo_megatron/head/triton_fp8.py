@@ -25,7 +25,8 @@ class TritonFp8Backend(TritonBackend):
     def __init__(self, weight_VH: torch.Tensor, fp8_weight: Fp8Weight, inverse_temperature: float, refine: bool):
         super().__init__(weight_VH, inverse_temperature)
         self._fp8_weight = fp8_weight
-        self._refine = refine
+        parts = (self._weight_VH, fp8_weight.values_VH, fp8_weight.scale)
+        self._moments = triton_ops.weight_moments(*parts) if refine else None
 
     def chunks(
         self, h_RH: torch.Tensor, column_R: torch.Tensor, slices: Sequence[slice], keeps_logits: bool = False
@@ -37,11 +38,11 @@ class TritonFp8Backend(TritonBackend):
         for chunk in slices:
             h_CH, column_C = h_RH[chunk], column_R[chunk]
             common = (column_C, self._inverse_temperature, self._weight_VH.dtype)
-            if not self._refine:
+            if self._moments is None:
                 yield TritonLogits(self._fp8_weight.logits(h_CH, buffer_CV), *common)
                 continue
             logits_CV, quantised_CH = self._fp8_weight.screened(h_CH, buffer_CV)
-            error = triton_ops.tail_error(h_CH, quantised_CH.contiguous(), self._fp8_weight.moments)
+            error = triton_ops.tail_error(h_CH, quantised_CH.contiguous(), self._moments)
             del quantised_CH
             exact = partial(triton_ops.gather_dot, h_CH, self._weight_VH)
             yield RefinedLogits(logits_CV, *common, exact, error)

@@ -21,6 +21,7 @@ from owpo_megatron.head.tail import Moments, TailError
 TILE = 128  # columns that one candidate stands for
 TILES = 16  # tiles that a program looks at together: 2,048 columns, so that it waits for memory, not for its reductions
 BLOCK = 2048  # columns of one program step of the gradient
+MOMENT_ROWS, MOMENT_BLOCK = 1024, 1024  # rows and channels of the weight that a program sums over
 TAIL_BLOCK = 512  # channels that a program of the tail's moments looks at together
 
 
@@ -137,6 +138,40 @@ def _tail_kernel(
     tl.store(out + 4 * rows + row, tl.sum(ev, 0))
 
 
+@triton.jit
+def _moments_kernel(
+    weight, values, scale, out, rows, hidden, weight_stride, values_stride,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sums over a part of the weight's rows a program: W, its error D, W^2, W D and D^2, of quantised W."""
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    part = tl.program_id(1).to(tl.int64)
+    ok = k < hidden
+    factor = tl.load(scale)
+    w_sum = tl.zeros((BLOCK,), tl.float32)
+    d_sum = tl.zeros((BLOCK,), tl.float32)
+    ww = tl.zeros((BLOCK,), tl.float32)
+    wd = tl.zeros((BLOCK,), tl.float32)
+    dd = tl.zeros((BLOCK,), tl.float32)
+    for row in range(part * ROWS, tl.minimum(part * ROWS + ROWS, rows)):
+        bits = tl.load(values + row * values_stride + k, mask=ok, other=0).to(tl.int32)
+        # e4m3 as a float32 whose exponent is 120 too small; Ampere has no conversion
+        w = ((bits & 127) << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36
+        w = tl.where(bits > 127, -w, w) * factor
+        d = w - tl.load(weight + row * weight_stride + k, mask=ok, other=0.0).to(tl.float32)
+        w_sum += w
+        d_sum += d
+        ww += w * w
+        wd += w * d
+        dd += d * d
+    at = out + part * 5 * hidden + k
+    tl.store(at, w_sum, mask=ok)
+    tl.store(at + hidden, d_sum, mask=ok)
+    tl.store(at + 2 * hidden, ww, mask=ok)
+    tl.store(at + 3 * hidden, wd, mask=ok)
+    tl.store(at + 4 * hidden, dd, mask=ok)
+
+
 def rows_of(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """[rows, columns] without values whose rows begin at multiples of 16 elements: 128-bit loads for any vocabulary."""
     return torch.empty(rows, -(-columns // 16) * 16, dtype=dtype, device=device)[:, :columns]
@@ -204,6 +239,19 @@ def gather_dot(h_CH: torch.Tensor, weight_VH: torch.Tensor, column_CN: torch.Ten
             weight_VH.stride(0), BLOCK=min(triton.next_power_of_2(h_CH.shape[1]), 1024),
         )  # fmt: skip
     return out_CN
+
+
+def weight_moments(weight_VH: torch.Tensor, values_VH: torch.Tensor, scale: torch.Tensor) -> Moments:
+    """Moments.of in one reading of the weight and of its e4m3 values."""
+    rows, hidden = weight_VH.shape
+    parts = triton.cdiv(rows, MOMENT_ROWS)
+    out = torch.empty(parts, 5, hidden, dtype=torch.float32, device=weight_VH.device)
+    if parts:
+        _moments_kernel[(triton.cdiv(hidden, MOMENT_BLOCK), parts)](
+            weight_VH, values_VH.view(torch.uint8), scale.reshape(1), out, rows, hidden, weight_VH.stride(0),
+            values_VH.stride(0), ROWS=MOMENT_ROWS, BLOCK=MOMENT_BLOCK,
+        )  # fmt: skip
+    return Moments.of_sums(out.sum(dim=0, dtype=torch.float64), rows, torch.float32)
 
 
 def tail_error(h_CH: torch.Tensor, quantised_CH: torch.Tensor, moments: Moments) -> TailError:

@@ -38,6 +38,6 @@ def test_no_kernel_spills_and_every_load_is_wide(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "rows.json").read_text())
     assert found["triton"] == pin("triton-test.txt")
-    assert len(found["rows"]) == 10 * 3
+    assert len(found["rows"]) == 12 * 3
     for row in found["rows"]:
         assert row["spilled_bytes"] == 0 and row["wide_loads"] and row["registers"] <= 128, row

@@ -188,10 +188,15 @@ def test_the_fp8_loss_of_triton_is_that_of_its_own_logits(device: str, entropy_c
 
 @on_each_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_moments_of_a_tail(device: str, dtype: torch.dtype) -> None:
-    """More channels than a program looks at together, and a stride that is not theirs."""
+def test_the_moments_of_a_tail(device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows and channels than a program looks at together, and a stride that is not theirs."""
+    monkeypatch.setattr(triton_ops, "MOMENT_ROWS", 16)
     h_TH, weight_VH, _ = make_inputs(rows=9, hidden=2 * triton_ops.TAIL_BLOCK + 8, vocab=50, dtype=dtype)
-    moments = Moments.of(weight_VH.to(device), *quantise(weight_VH.to(device)))
+    parts = (weight_VH.to(device), *quantise(weight_VH.to(device)))
+    moments = Moments.of(*parts)
+    of_kernel = vars(triton_ops.weight_moments(*parts))
+    for name, expected in vars(moments).items():
+        torch.testing.assert_close(of_kernel[name], expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     values_TH, scale = quantise(h_TH.to(device))
     quantised_TH = values_TH.float() * scale
     strided_TH = torch.cat([h_TH, h_TH], dim=1).to(device)[:, : h_TH.shape[1]]
