@@ -28,6 +28,11 @@ def carry(objects: Mapping[str, Any]) -> Iterator[None]:
         _objects.update(before)
 
 
+def carried() -> dict[str, Any]:
+    """Those objects, by name."""
+    return dict(_objects)
+
+
 def is_carried(name: str) -> bool:
     return name in _objects
 

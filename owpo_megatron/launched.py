@@ -45,11 +45,32 @@ def num_nodes() -> int:
     return max(1, int(os.environ["WORLD_SIZE"]) // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])))
 
 
-def main_host() -> str:
-    """Address of this machine, global rank 0's, for the other ranks' machines: torchrun's, where it is one of ours."""
+def main_host() -> str | None:
+    """Address of this machine, global rank 0's, for the other ranks' machines; None: it has none.
+
+    torchrun's, where it is one of ours: a service of Kubernetes is not. The machine's own name otherwise, or the
+    interface that leads out of it: many machines give their own name as 127.0.1.1, where no other one arrives.
+    """
     if num_nodes() == 1:
         return "127.0.0.1"
     told = os.environ.get("MASTER_ADDR", "")
-    with suppress(OSError), socket.create_server((told, 0)):  # a service of Kubernetes is no interface of ours
-        return told
-    return socket.gethostbyname(socket.gethostname())
+    for name in filter(None, (told, socket.gethostname())):
+        for address in _addresses(name):
+            if name == address or not address.startswith(("127.", "::1")):
+                return address
+    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # nobody's: documentation
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far, 9))  # sends nothing
+            return str(probe.getsockname()[0])
+    return None
+
+
+def _addresses(name: str) -> list[str]:
+    """Addresses of this machine that a name has."""
+    found = []
+    with suppress(OSError):
+        for family, _, _, _, place in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM):
+            with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.bind(place)
+                found.append(str(place[0]))
+    return found

@@ -52,9 +52,9 @@ class Connection:
 
     def _lead_to(self, url: str, key: str | None) -> None:
         """Go on with another process; without a key, with the present one."""
-        self.url = url.rstrip("/")
-        if key is not None:
+        if key is not None:  # before the URL, which is read first: no other thread asks the new process by the old key
             self.key, self._headers = key, _headers(key)
+        self.url = url.rstrip("/")
 
     def _field(self, path: str, answer: Any, name: str) -> Any:
         if not isinstance(answer, dict) or name not in answer:

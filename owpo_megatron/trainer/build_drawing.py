@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from owpo_megatron.carried import carried
 from owpo_megatron.config import Config
 from owpo_megatron.environments import EnvironmentBuilder, EpisodeEngine
 from owpo_megatron.evaluation.chains import chain_verifier
@@ -55,7 +56,10 @@ class DrawingBuilder:
     def grading_order(self, model_files: Path) -> GradingOrder:
         """Return what rollout workers grade with, as `verifier` does."""
         domains = frozenset(self._data.domains)
-        return GradingOrder(self._config.verifier, model_files.absolute(), domains, self._rules)
+        import cloudpickle
+
+        objects = cloudpickle.dumps(found) if (found := carried()) else b""
+        return GradingOrder(self._config.verifier, model_files.absolute(), domains, self._rules, objects)
 
     @property
     def _rules(self) -> dict[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from owpo_megatron.config import Config
 from owpo_megatron.engine import Fleet
+from owpo_megatron.errors import UserError
 from owpo_megatron.launched import main_host, num_nodes
 from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.workers import GradingOrder, WorkerPool, WorkerProcess
@@ -54,13 +56,20 @@ def build_workers(
         order: of rank 0: what they grade with; None: nothing.
         say: called with a line for each worker that is lost.
         stack: what has to be closed is entered here.
+
+    Raises:
+        UserError: workers of other nodes could not reach this one.
     """
     count = num_workers(config, num_nodes())
     if not count:
         return None
     pool = None
     if topology.is_main and needed:
-        pool = WorkerPool(main_host(), count, order, say)
+        host = main_host()
+        if host is None:
+            remedy = "is no address of rank 0's machine that others reach; set it to one, or rollout.workers=0"
+            raise UserError("MASTER_ADDR", os.environ.get("MASTER_ADDR", ""), remedy)
+        pool = WorkerPool(host, count, order, say)
         stack.callback(pool.close)
     meeting: tuple[tuple[str, int], bytes] | None = topology.broadcast((pool.address, pool.key) if pool else None)
     for index, rank in enumerate(hosts(count, topology.world_size)):

@@ -12,6 +12,8 @@ from owpo_megatron.types import ExpertShape, Rollout, SampleRequest, Sampling
 
 PING = "ping"
 """Asks a worker that has nothing to answer whether it is there; it sends the same back."""
+LEAVE = "leave"
+"""A worker ends because its rank does."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class GradingOrder:
         model_files: folder of the tokenizer.
         domains: domains of the training prompts.
         rules: domains with a rule of their own.
+        carried: rules that no import finds, by value (owpo_megatron/carried.py), pickled.
     """
 
     config: VerifierConfig
     model_files: Path
     domains: frozenset[str]
     rules: Mapping[str, str] = field(default_factory=dict)
+    carried: bytes = b""
 
     @property
     def all_domains(self) -> frozenset[str]:

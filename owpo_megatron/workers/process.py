@@ -6,19 +6,26 @@ It ends when global rank 0 closes the connection, or the rank that started it it
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from multiprocessing.connection import Client, Connection
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection
 
+from owpo_megatron.carried import carry
 from owpo_megatron.engine.client import EngineClient
 from owpo_megatron.errors import EngineError, RunError, one_line
 from owpo_megatron.types import GradingItem, Prompt, Rollout, Verifier
-from owpo_megatron.workers.messages import PING, Answer, Ask, GradingOrder, Ready, Server
+from owpo_megatron.workers.joining import join
+from owpo_megatron.workers.messages import LEAVE, PING, Answer, Ask, GradingOrder, Ready, Server
+
+LEAVE_SECONDS = 1.0
 
 NO_PROMPT = Prompt("", (), "", "")
 CUT = "abort"  # finish reason of a response that goes on in another step: not judged yet
@@ -43,7 +50,8 @@ class RolloutWorker:
             from owpo_megatron.verifiers import make_verifier
 
             self._decode = load_tokenizer(order.model_files).decode
-            self._verifier = make_verifier(order.config, order.domains, order.rules)
+            with carry(pickle.loads(order.carried) if order.carried else {}):
+                self._verifier = make_verifier(order.config, order.domains, order.rules)
 
     def serve(self) -> None:
         """Answer until rank 0 closes the connection."""
@@ -55,6 +63,12 @@ class RolloutWorker:
             else:
                 self._begin(message)
 
+    def leave(self) -> None:
+        """Tell rank 0 that this process ends, so that it is not taken for lost."""
+        if self._lock.acquire(timeout=LEAVE_SECONDS):
+            with suppress(OSError):
+                self._connection.send(LEAVE)
+
     def close(self) -> None:
         self._graders.shutdown(wait=False, cancel_futures=True)
         if self._verifier is not None:
@@ -63,7 +77,14 @@ class RolloutWorker:
     def _begin(self, ask: Ask) -> None:
         post = self._client(ask.server).submit(ask.requests, ask.sampling, ask.version, ask.names)
         # neither the thread that has read the answer nor this one waits for a verdict
-        post.add_done_callback(lambda drawn: self._graders.submit(self._finish, ask, drawn))
+        post.add_done_callback(lambda drawn: self._grade(ask, drawn))
+
+    def _grade(self, ask: Ask, drawn: Future[list[Rollout]]) -> None:
+        """Callback, whose error nobody would hear of."""
+        try:
+            self._graders.submit(self._finish, ask, drawn)
+        except RuntimeError:  # no more threads: without this process its posts go to another one
+            _end_with_trace()
 
     def _client(self, server: Server) -> EngineClient:
         client = self._clients.get(server.url)
@@ -73,12 +94,17 @@ class RolloutWorker:
 
     def _finish(self, ask: Ask, drawn: Future[list[Rollout]]) -> None:
         try:
-            self._send(Answer(ask.number, self._graded(drawn.result())))
+            answer = Answer(ask.number, self._graded(drawn.result()))
         except EngineError as error:
-            self._send(Answer(ask.number, error=error))
+            answer = Answer(ask.number, error=error)
         except Exception as error:
-            traceback.print_exc()
-            self._send(Answer(ask.number, error=RunError(f"a rollout worker failed: {one_line(error)}")))
+            answer = _failed(ask, error)
+        try:
+            self._send(answer)
+        except OSError:
+            pass  # rank 0 is gone, and this process ends
+        except Exception as error:  # it cannot be pickled
+            self._send(_failed(ask, error))
 
     def _graded(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """The rollouts with verdicts, where their domain has a rule; without their prompts."""
@@ -98,32 +124,56 @@ class RolloutWorker:
             self._connection.send(message)
 
 
+def _failed(ask: Ask, error: Exception) -> Answer:
+    with suppress(OSError):  # onto a full disk
+        traceback.print_exception(error)
+    return Answer(ask.number, error=RunError(f"a rollout worker failed: {one_line(error)}"))
+
+
 def main(argv: Sequence[str]) -> int:
     host, port, index = argv
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run decides when its workers end
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job: its workers end with its ranks
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which what a rule starts would have, too
     key = bytes.fromhex(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    workers: list[RolloutWorker] = []
+    threading.Thread(target=_end_with_parent, args=(workers,), daemon=True).start()
     try:
-        connection = Client((host, int(port)), authkey=key)
-        connection.send(int(index))
+        connection = join((host, int(port)), key, int(index))
         order: GradingOrder | None = connection.recv()
-        try:
-            worker = RolloutWorker(connection, order)
-        except Exception as error:
-            connection.send(Ready(one_line(error)))
-            raise
-        worker.serve()
+    except (OSError, EOFError, AuthenticationError) as error:
+        print(f"rank 0 is not reached at {host}:{port}: {one_line(error)}", flush=True)
+        return 1
+    try:
+        workers.append(RolloutWorker(connection, order))
+    except Exception as error:
+        connection.send(Ready(one_line(error)))
+        raise
+    try:
+        workers[0].serve()
     except (EOFError, ConnectionError):
         return 0  # rank 0 has ended, or is done
     return 1
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(workers: Sequence[RolloutWorker]) -> None:
     sys.stdin.read()
+    for worker in workers:
+        worker.leave()
     os._exit(0)
 
 
+def _end_with_trace() -> None:
+    """End at once: posts in flight are nobody's any more, and rank 0 gives them to another worker."""
+    with suppress(OSError):
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(1)
+
+
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    os._exit(code)  # posts in flight are nobody's any more
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BaseException:
+        _end_with_trace()
+    os._exit(code)

@@ -36,7 +36,7 @@ LIMIT = float(
 
 
 # What a fault that was overcome leaves in a line.
-LEFT_OVER = ("engine_restarts", "damaged_checkpoints")
+LEFT_OVER = ("engine_restarts", "damaged_checkpoints", "workers_lost")
 
 
 class Running:

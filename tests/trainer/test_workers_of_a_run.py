@@ -46,6 +46,23 @@ def test_rank_0_listens_where_the_ranks_meet_or_at_an_address_of_its_own(monkeyp
 
 
 @pytest.mark.parametrize(
+    ("told", "own", "host"),
+    [
+        (["127.0.1.1"], ["10.0.0.7"], "10.0.0.7"),  # as many machines have their own name in /etc/hosts
+        (["127.0.1.1", "10.0.0.8"], ["10.0.0.7"], "10.0.0.8"),
+        (["fd00::8"], ["fd00::7"], "fd00::8"),  # no IPv4 anywhere
+    ],
+)
+def test_a_name_that_leads_to_the_machine_itself_is_no_address_for_others(
+    told: list[str], own: list[str], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_nodes(monkeypatch, 16, 8, main="node-8")
+    monkeypatch.setattr("socket.gethostname", lambda: "node-7")
+    monkeypatch.setattr("owpo_megatron.launched._addresses", {"node-8": told, "node-7": own}.__getitem__)
+    assert main_host() == host
+
+
+@pytest.mark.parametrize(
     ("workers", "more", "remedy"),
     [(5, {}, "there are 4; lower it"), (2, {"replay": "recorded"}, "recorded rollouts need none"), (-1, {}, "")],
 )
