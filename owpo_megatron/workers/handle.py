@@ -21,7 +21,7 @@ STOP_GRACE = 5.0  # seconds for a worker to end by itself
 class WorkerProcess:
     """Starts a worker, which connects to global rank 0. It ends when it is closed, and when this process ends.
 
-    Where it ends before it has connected, rank 0 is told why.
+    Where it ends before it has connected, the reason goes to rank 0.
 
     Args:
         address: host and port where rank 0 listens.

@@ -1,4 +1,4 @@
-"""How a worker and global rank 0 find each other: a connection, and a key that proves each to the other."""
+"""Connects a worker and global rank 0, each of which proves by a key that it is of this run."""
 
 from __future__ import annotations
 

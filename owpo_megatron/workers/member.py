@@ -1,6 +1,6 @@
 """A rollout worker that global rank 0 is connected to: one thread listens to it, one sends.
 
-Whoever hands it a message does not wait: a worker that stands still would keep the thread that listens to another one.
+Whoever hands it a message does not wait: it is often the thread that listens to another worker.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Member:
                 self._connection.send(message)
             except ConnectionError:  # it is gone, which the other thread finds, too
                 return
-            except Exception as error:  # of the network, or it cannot be told this
+            except Exception as error:  # of the network, or the message cannot be pickled
                 self._fault = one_line(error)
                 self.hang_up()
                 return

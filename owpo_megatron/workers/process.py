@@ -64,7 +64,7 @@ class RolloutWorker:
                 self._begin(message)
 
     def leave(self) -> None:
-        """Tell rank 0 that this process ends, so that it is not taken for lost."""
+        """Report to rank 0 that this process ends, so that it does not count as lost."""
         if self._lock.acquire(timeout=LEAVE_SECONDS):
             with suppress(OSError):
                 self._connection.send(LEAVE)

@@ -1,6 +1,6 @@
 """Faults of rollout workers, the processes that ask engines for responses and grade them (owpo_megatron/workers).
 
-The engine is the stand-in of kinds_engine.py; pool, workers and trainer are the run's own.
+The engine is that of kinds_engine.py; pool, workers and trainer are the run's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ START = "engine.startup_timeout=120"  # of a worker, too, on a busy machine
 
 
 def impatient(argument: object) -> None:
-    """On each rank: a worker counts as lost after two seconds."""
+    """Count a worker as lost after two seconds, on each rank."""
     from owpo_megatron.workers import member
 
     member.PING_SECONDS, member.SILENT_SECONDS = 0.2, 2.0

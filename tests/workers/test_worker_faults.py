@@ -1,6 +1,6 @@
-"""What must not hang, leak or be blamed on a worker: workers that stand still, end, or send what is no answer.
+"""Workers that stop, end, or send what is no answer, and strangers: nothing hangs, leaks or is blamed on a worker.
 
-Some of them are threads of this process that speak as a worker does, to stop in the middle of a message.
+Some workers are connections of this process alone, to stop in the middle of a message.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def client() -> Iterator[EngineClient]:
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
-    """A pool for one worker, which may be silent for a second; `lines` has what it has said."""
+    """A pool for one worker, which may be silent for a second; `lines` has what it reported."""
     monkeypatch.setattr(member_module, "PING_SECONDS", 0.1)
     monkeypatch.setattr(member_module, "SILENT_SECONDS", 1.0)
     lines: list[str] = []
@@ -54,7 +54,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
     pool.close()
 
 
-def speaks_as_a_worker(pool: WorkerPool) -> Connection:
+def connected_worker(pool: WorkerPool) -> Connection:
     connection = join(pool.address, pool.key, 0)
     assert connection.recv() is None
     connection.send(Ready())
@@ -78,7 +78,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 def test_a_worker_that_reads_nothing_keeps_nobody_waiting(pool: WorkerPool, client: EngineClient) -> None:
     """Posts of 16 MB, which no socket takes in: `submit` returns, and the worker is lost after its time."""
-    connection = speaks_as_a_worker(pool)
+    connection = connected_worker(pool)
     large = [SampleRequest(Prompt("0", (5, 6), "x" * 1_000_000, "a"), 0)]
     posts: list[Any] = []
     thread = threading.Thread(
@@ -100,7 +100,7 @@ def test_a_worker_that_reads_nothing_keeps_nobody_waiting(pool: WorkerPool, clie
     ],
 )
 def test_what_is_no_answer_ends_the_worker_alone(pool: WorkerPool, client: EngineClient, sent: bytes, why: str) -> None:
-    connection = speaks_as_a_worker(pool)
+    connection = connected_worker(pool)
     post = pool.submit(client, ONE, SAMPLING)
     asked(connection)
     os.write(connection.fileno(), sent)
@@ -114,7 +114,7 @@ def test_a_post_that_rank_0_cannot_send_either_ends(pool: WorkerPool) -> None:
         def submit(self, *given: Any, **named: Any) -> Any:
             raise ZeroDivisionError("no thread")
 
-    connection = speaks_as_a_worker(pool)
+    connection = connected_worker(pool)
     with closing(Unable("http://127.0.0.1:9")) as client:
         post = pool.submit(client, ONE, SAMPLING)
         asked(connection)
@@ -124,7 +124,7 @@ def test_a_post_that_rank_0_cannot_send_either_ends(pool: WorkerPool) -> None:
 
 def test_a_job_that_was_suspended_loses_no_worker(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of all its processes jumps; each worker answers as before."""
-    connection, now, ahead = speaks_as_a_worker(pool), time.monotonic, [0.0]
+    connection, now, ahead = connected_worker(pool), time.monotonic, [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now() + ahead[0])
     for _ in range(3):
         assert connection.recv() == PING
@@ -138,7 +138,7 @@ def test_a_job_that_was_suspended_loses_no_worker(pool: WorkerPool, monkeypatch:
 def test_a_worker_that_cannot_start_is_named_at_once(
     pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where its imports fail: it ends before it connects, and the rank that started it reports that."""
+    """End before it connects, as where its imports fail; the rank that started it reports that."""
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'ImportError: no such module' >&2\nexit 3\n")
     broken.chmod(0o755)
@@ -174,14 +174,14 @@ def test_strangers_are_sent_away(pool: WorkerPool, said: bytes, monkeypatch: pyt
             while stranger.recv(4096):
                 pass
         except ConnectionResetError:
-            pass  # it had more to say
+            pass  # it had more to send
     wait_until(lambda: threading.active_count() == threads and len(os.listdir("/proc/self/fd")) == files)
 
 
 def test_signals_to_a_whole_job_and_the_end_of_its_rank_are_no_loss(
     pool: WorkerPool, client: EngineClient, tmp_path: Path
 ) -> None:
-    """The run decides when its workers end. One that ends with its rank says so, whose posts others take."""
+    """The run decides when its workers end. One that ends with its rank reports that, and others take its posts."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         process = WorkerProcess(0, pool.address, pool.key, tmp_path / "rollout_worker_0.log")
         pool.wait(2 * WAIT)
