@@ -49,12 +49,13 @@ def quickstart(
     if RunFolder.of(settings).is_finished:
         say_moved(move_aside(settings.run_dir))
     base, converted = settings.model.path, settings.run_dir / "base_megatron"
+    for folder in (base.parent, converted.parent):  # where none can be made, before a base model is made in vain
+        folder.mkdir(parents=True, exist_ok=True)
     task = settings.data.source.removeprefix("task:")
     _say(1, f"a base model for the task {task}, warmed up on demonstrations ({base})")
     make_base_model(task, base)
     _say(2, f"converted to megatron ({converted})")
     if not converted.is_dir():
-        converted.parent.mkdir(parents=True, exist_ok=True)
         _run("-m", "owpo_megatron.cli.main", "convert", "import", "--hf", str(base), "--out", str(converted))
     par = settings.parallel
     _say(3, "an SGLang server on this machine, its weights pushed by the trainer")
