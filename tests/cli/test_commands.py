@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -206,3 +207,13 @@ def test_a_mistake_is_one_line_and_code_2(
 
 def test_an_unknown_option_is_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "train", "--no-such-option") == 2
+
+
+@pytest.mark.process
+def test_the_quickstart_makes_its_folders_before_a_base_model(tmp_path: Path) -> None:
+    """A container's folder that belongs to another user cost the warm-up, and a traceback gave the reason."""
+    (tmp_path / "cache").touch()
+    command = [sys.executable, "-m", "owpo_megatron.cli.main", "quickstart", "engine.urls=[http://127.0.0.1:9]"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "1/6" not in done.stdout
+    assert " ".join(done.stderr.split()).startswith("failed: cache/quickstart: Not a directory; check the path")
