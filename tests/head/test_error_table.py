@@ -14,7 +14,8 @@ from types import ModuleType
 import pytest
 
 from owpo_megatron.head import tail
-from owpo_megatron.methods import catalogue
+from owpo_megatron.head.fp8_check import MAX_MEAN, MAX_P99
+from owpo_megatron.methods import catalogue, make_method
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "tests" / "data" / "golden" / "base_model"
@@ -52,8 +53,13 @@ def test_a_head_that_is_wrong_is_beyond_the_bounds(monkeypatch: pytest.MonkeyPat
 @pytest.mark.matrix
 @pytest.mark.timeout(3600)
 def test_every_method_on_a_large_flat_vocabulary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Random weights of the shape of Qwen2.5-0.5B."""
+    """Random weights of the shape of Qwen2.5-0.5B. All tokens have the same entropy there, to three digits after the
+    point: which of them entropy_mask keeps is decided by less than FP8 gets wrong."""
     table = tool("head_error_table")
     monkeypatch.setattr(sys, "argv", ["", "--random-model", "--out", str(tmp_path / "errors.md")])
-    assert table.main() == 0
-    assert sorted(tool("document_head_errors").tables((tmp_path / "errors.md").read_text())[1]) == sorted(catalogue())
+    table.main()
+    cases, methods = tool("document_head_errors").tables((tmp_path / "errors.md").read_text())
+    assert sorted(methods) == sorted(catalogue())
+    assert all(float(mean) < MAX_MEAN and float(p99) < MAX_P99 for mean, p99, _ in cases.values()), cases
+    beyond = {name for name, cells in methods.items() if any("**" in cell for cell in cells)}
+    assert beyond <= {"entropy_mask"} | {name for name in methods if make_method(name).needs_exact_head}
