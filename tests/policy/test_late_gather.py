@@ -58,8 +58,13 @@ def test_two_ranks(ranks: Ranks, tmp_path: Path) -> None:
         check(found)
 
 
-@pytest.mark.extra
-@pytest.mark.parametrize(("family", "cases"), [("qwen3", FOUR_RANKS), ("qwen3_moe", EXPERTS)], ids=["dense", "experts"])
+@pytest.mark.parametrize(
+    ("family", "cases"),
+    [
+        pytest.param("qwen3", FOUR_RANKS, marks=pytest.mark.matrix, id="dense"),
+        pytest.param("qwen3_moe", EXPERTS, marks=pytest.mark.extra, id="experts"),
+    ],
+)
 def test_four_ranks(family: str, cases: list[dict[str, Any]], ranks: Ranks, tmp_path: Path) -> None:
     model = make_hf_model(tmp_path / "model", family)
     for found in ranks.run(4, run_cases, model, tmp_path, cases)[0]:
