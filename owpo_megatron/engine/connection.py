@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import httpx
 
 from owpo_megatron.engine.answers import shown
-from owpo_megatron.engine.loop import CONNECT_SECONDS, KEEPALIVE_SECONDS, Channel
+from owpo_megatron.engine.loop import KEEPALIVE_SECONDS, Channel
 from owpo_megatron.engine.replies import BACK_OFF, BUSY, EngineWrong, answer_of, silent, unreachable
 from owpo_megatron.engine.tensor_body import TensorBody
 
 T = TypeVar("T")
 CONTROL_SECONDS = 120.0
+CONNECT_SECONDS = 10.0
 
 
 class Connection:

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from owpo_megatron.engine.replies import BACK_OFF, BUSY, EngineGone, answer_of, silent, unreachable
+from owpo_megatron.engine.replies import BACK_OFF, BUSY, EngineGone, answer_of, silent, unconnected, unreachable
 
 if TYPE_CHECKING:
     import aiohttp
@@ -29,7 +29,9 @@ T = TypeVar("T")
 
 # uvicorn closes a connection after 5 s of idleness: drop it earlier, or a request may hit a closing socket.
 KEEPALIVE_SECONDS = 2.0
-CONNECT_SECONDS = 10.0
+# For samples, whose connections are opened by the thousand: where the server's queue of them is full, the system tries
+# again after 1, 3, 7, 15 and 31 s. A lost engine would be restarted.
+CROWD_SECONDS = 60.0
 OPEN_FILES = 65_536  # a connection for each request in flight; the usual limit is 1,024
 END_SECONDS = 30.0
 
@@ -41,6 +43,7 @@ class Channel:
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()  # of the loop's thread alone, as the session
         self._session: aiohttp.ClientSession | None = None
+        self._ended: Future[None] | None = None  # once it is closed
 
     def post(
         self,
@@ -73,13 +76,17 @@ class Channel:
     def close(self) -> None:
         """End the requests in flight, by EngineGone, and drop the connections. Not from the loop's own thread."""
         with _lock:
-            self._closed = True
+            first, self._closed = not self._closed, True
             running = _running if _running is not None and self in _running.channels else None
             if running is None:
                 return
-            ended = asyncio.run_coroutine_threadsafe(self._end(), running.loop)
-        ended.result(END_SECONDS)
-        _leave(running, self)
+            if first:
+                self._ended = asyncio.run_coroutine_threadsafe(self._end(), running.loop)
+            ended = self._ended
+        assert ended is not None
+        ended.result(END_SECONDS)  # of another thread that closes it, too: the loop may end with it
+        if first:
+            _leave(running, self)
 
     def forget(self) -> None:
         """Let go of the loop of the process that this one was forked from."""
@@ -103,7 +110,7 @@ class Channel:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        limits = aiohttp.ClientTimeout(total=timeout, connect=min(timeout, CONNECT_SECONDS))
+        limits = aiohttp.ClientTimeout(total=timeout, connect=min(timeout, CROWD_SECONDS))
         if self._session is None:
             self._session = _new_session()
         session = self._session
@@ -120,6 +127,8 @@ class Channel:
                     break
                 await asyncio.sleep(pause)
                 status, answer = await send()
+        except aiohttp.ConnectionTimeoutError as error:
+            raise unconnected(url, path, min(timeout, CROWD_SECONDS)) from error
         except asyncio.TimeoutError as error:  # noqa: UP041 - another one before Python 3.11
             raise silent(url, path, timeout) from error
         except (aiohttp.ClientError, OSError) as error:

@@ -56,6 +56,10 @@ def silent(url: str, what: str, seconds: float) -> EngineGone:
     return EngineGone(url, f"{what} did not answer within {seconds:g} s")
 
 
+def unconnected(url: str, what: str, seconds: float) -> EngineGone:
+    return EngineGone(url, f"{what} is not reachable: no connection within {seconds:g} s")
+
+
 def unreachable(url: str, what: str, error: BaseException) -> EngineError:
     """An EngineGone, but where this process may open no more connections: that is not the engine's fault."""
     number, reason = _reason(error)

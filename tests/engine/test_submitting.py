@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -192,6 +193,22 @@ def test_errors_are_those_of_requests_that_are_waited_for(
     assert str(found) == str(told) or not same
 
 
+def test_a_connection_that_takes_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's queue of new connections is full. Its time is not that of an answer."""
+    monkeypatch.setattr(loop, "CROWD_SECONDS", 0.5)
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(8):
+            one = stack.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        client = stack.enter_context(contextlib.closing(EngineClient(url)))
+        error = client.submit(ONE, Sampling(4)).exception(WAIT)
+    assert isinstance(error, EngineGone)
+    assert str(error) == f"engine {url}/generate is not reachable: no connection within 0.5 s"
+
+
 def test_a_busy_server_is_asked_again_and_a_wrong_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not through a proxy."""
     monkeypatch.setattr(loop, "BACK_OFF", (0.0, 0.0))
@@ -233,6 +250,29 @@ def test_what_is_in_flight_ends_with_its_client() -> None:
         may_answer.set()
         assert kept.result(WAIT)[0].response_ids == (7,)
     client.close()
+
+
+def test_two_threads_may_close_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one while the first waits: neither waits for a loop that the other has ended."""
+    end, ends, both = loop.Channel._end, [], threading.Event()
+
+    async def slow_end(channel: loop.Channel) -> None:
+        ends.append(channel)
+        while not both.is_set():
+            await asyncio.sleep(0.01)
+        await end(channel)
+
+    monkeypatch.setattr(loop.Channel, "_end", slow_end)
+    with serving(at_once) as url:
+        client = EngineClient(url)
+        client.generate(ONE, Sampling(4))
+        closing = [threading.Thread(target=client.close) for _ in range(2)]
+        for thread in closing:
+            thread.start()
+        threading.Timer(0.3, both.set).start()
+        for thread in closing:
+            thread.join(WAIT)
+        assert not any(thread.is_alive() for thread in closing) and len(ends) == 1
 
 
 async def at_once(request: web.Request) -> web.Response:
