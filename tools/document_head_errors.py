@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Write the tables of docs/kernel.md about hidden states of models: errors of the FP8 head, of every method.
+"""Write the tables of docs/kernel.md with errors of the FP8 head, of every method.
 
+    .venv/bin/python tools/head_error_table.py --out synthetic.md
     .venv/bin/python tools/head_error_table.py --random-model --out random.md
     .venv/bin/python tools/head_error_table.py --model cache/quickstart/cipher --out quickstart.md
-    .venv/bin/python tools/document_head_errors.py random.md quickstart.md
+    .venv/bin/python tools/document_head_errors.py synthetic.md random.md quickstart.md
 
 Methods with the same figures share a row.
 """
@@ -14,7 +15,6 @@ import argparse
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "kernel.md"
-BEGIN, END = "<!-- head errors: begin -->", "<!-- head errors: end -->"
 NAMES = ("random 0.5 B", "quickstart's")
 
 
@@ -38,7 +38,15 @@ def grouped(methods: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
     return [(", ".join(names), list(cells)) for cells, names in rows.items()]
 
 
-def section(files: list[str]) -> str:
+def of_synthetic(text: str) -> str:
+    cases, methods = tables(text)
+    lines = ["| distribution | mean abs error of logp | p99 | tokens whose w changes its side |", "|-|-|-|-|"]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in cases.items()]
+    lines += [f"\n{len(methods)} methods:\n", "| methods | 1 - cosine of dh | of dW | norm of dh off by | of dW |"]
+    return "\n".join([*lines, "|-|-|-|-|-|", *(f"| {name} | {' | '.join(row)} |" for name, row in grouped(methods))])
+
+
+def of_models(files: list[str]) -> str:
     both = [tables(text) for text in files]
     lines = ["| model, distribution | mean abs error of logp | p99 | tokens whose w changes its side |", "|-|-|-|-|"]
     lines += [
@@ -59,11 +67,15 @@ def section(files: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs=2, type=Path, metavar="FILE", help="of the random model, of the quickstart's")
-    files = [file.read_text() for file in parser.parse_args().files]
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{section(files)}\n{END}{after}")
+    parser.add_argument("files", nargs=3, type=Path, metavar="FILE", help="synthetic, random model, quickstart's")
+    synthetic, *models = (file.read_text() for file in parser.parse_args().files)
+    page = PAGE.read_text()
+    for name, text in (("synthetic head errors", of_synthetic(synthetic)), ("head errors", of_models(models))):
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        before, found, rest = page.partition(begin)
+        assert found, f"no {begin} in {PAGE}"
+        page = f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+    PAGE.write_text(page)
 
 
 if __name__ == "__main__":
