@@ -35,7 +35,7 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=300s --retries=3 CMD ["p
 EXPOSE 30000
 
 # ------------------------------------------------------------------------------------------------------------------------- GPU
-# Its layers of Python packages were built, on a base that is not NVIDIA's and has no GPU: docs/container.md.
+# Never run. Its trainer was built, on another base and without a GPU: docs/container.md.
 FROM base AS gpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
