@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from owpo_megatron.workers.joining import join
 from owpo_megatron.workers.messages import LEAVE, PING, Answer, Ask, GradingOrder, Ready, Server
 
 LEAVE_SECONDS = 1.0
+PARENT_SECONDS = 1.0  # between two looks for the rank that started this process
 
 NO_PROMPT = Prompt("", (), "", "")
 CUT = "abort"  # finish reason of a response that goes on in another step: not judged yet
@@ -156,7 +158,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _end_with_parent(workers: Sequence[RolloutWorker]) -> None:
-    sys.stdin.read()
+    rank = os.getppid()
+    while os.getppid() == rank:  # a fork of it may outlive it, with its end of standard input
+        if select.select([sys.stdin], [], [], PARENT_SECONDS)[0]:
+            break
     for worker in workers:
         worker.leave()
     os._exit(0)

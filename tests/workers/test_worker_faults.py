@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from owpo_megatron.bench.answer_server import answer_server
@@ -178,6 +180,26 @@ def test_strangers_are_sent_away(pool: WorkerPool, said: bytes, monkeypatch: pyt
     wait_until(lambda: threading.active_count() == threads and len(os.listdir("/proc/self/fd")) == files)
 
 
+def test_a_worker_ends_with_its_rank_though_a_fork_of_it_lives(pool: WorkerPool, tmp_path: Path) -> None:
+    """The fork, as of a checkpoint's writer, has the rank's files, so that none of them ends."""
+    script = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom owpo_megatron.workers import WorkerProcess\n"
+        "key, log = bytes.fromhex(sys.argv[2]), Path(sys.argv[3])\n"
+        "worker = WorkerProcess(0, ('127.0.0.1', int(sys.argv[1])), key, log)\n"
+        "fork = os.fork()\nif fork: print(worker.process.pid, fork, flush=True)\ntime.sleep(600)"
+    )
+    command = [sys.executable, "-c", script, str(pool.address[1]), pool.key.hex(), str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as rank:
+        assert rank.stdout is not None
+        worker, fork = map(int, rank.stdout.readline().split())
+        pool.wait(2 * WAIT)
+        rank.kill()
+        try:
+            wait_until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == "zombie")
+        finally:
+            os.kill(fork, signal.SIGKILL)
+
+
 def test_signals_to_a_whole_job_and_the_end_of_its_rank_are_no_loss(
     pool: WorkerPool, client: EngineClient, tmp_path: Path
 ) -> None:
@@ -190,8 +212,10 @@ def test_signals_to_a_whole_job_and_the_end_of_its_rank_are_no_loss(
         assert list(pool.submit(client, ONE, SAMPLING).result(WAIT)[0].response_ids) == [7]
         with closing(EngineClient(f"http://127.0.0.1:{mute.getsockname()[1]}")) as silent:
             post = pool.submit(silent, ONE, SAMPLING)
-            mute.accept()
+            of_worker, _ = mute.accept()
             process.close()
-            mute.accept()  # rank 0 asks
+            of_rank_0, _ = mute.accept()
             assert process.process.returncode == 0 and not post.done()
+            of_worker.close()
+            of_rank_0.close()
     assert not pool.lost and not pool.lines  # type: ignore[attr-defined]
