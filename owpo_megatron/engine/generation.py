@@ -38,7 +38,8 @@ from owpo_megatron.types import Feed, Finished, Progress, Rollout, SampleRequest
 # model; long ones get a post of their own, so that none waits for another.
 TOKENS_PER_POST = 4096
 SAMPLES_PER_POST = 64
-CUT_SECONDS = 0.5  # between two requests to cut the same sample, whose post may have been on its way
+# Between two requests to cut the same sample, whose post may have been on its way: at first, and later.
+FIRST_CUT_SECONDS, CUT_SECONDS = 0.05, 0.5
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Generation:
         self.feed = feed
         self.enough = enough
         self.is_cut = False
+        self.cut_pause = FIRST_CUT_SECONDS
         self.in_flight: dict[Post, tuple[int, list[str]]] = {}  # engine, and names of the samples
         self.number = itertools.count()
         self.name = uuid.uuid4().hex
@@ -114,8 +116,9 @@ class Generation:
                     done += self._cut_waiting(rollouts)
                     continue
                 try:
-                    outcome = self.outcomes.get(timeout=CUT_SECONDS if self.is_cut else None)
+                    outcome = self.outcomes.get(timeout=self.cut_pause if self.is_cut else None)
                 except queue.Empty:
+                    self.cut_pause = min(2 * self.cut_pause, CUT_SECONDS)
                     self._cut_in_flight()
                     continue
                 if outcome is None:

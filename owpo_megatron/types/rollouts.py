@@ -137,11 +137,16 @@ class Rollout:
         return len(self.response_ids) if self.episode is None else sum(span.length for span in self.episode.turns)
 
     @property
+    def judgement(self) -> Judgement | None:
+        """The environment's; None: there is none, or it gave no reward."""
+        return None if self.episode is None else self.episode.judgement
+
+    @property
     def known_verdict(self) -> Verdict | None:
         """The rollout worker's, or the environment's; None: the verifier's rule judges the response."""
-        if self.verdict is not None or self.episode is None or self.episode.judgement is None:
-            return self.verdict
-        return Verdict.of(self.episode.judgement, 0.0)
+        if self.verdict is None and self.judgement is not None:
+            return Verdict.of(self.judgement, 0.0)
+        return self.verdict
 
     @property
     def answer_ids(self) -> Ids:

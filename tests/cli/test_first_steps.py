@@ -43,7 +43,7 @@ def test_requests_in_flight_are_counted_per_engine() -> None:
         clients, requests, Sampling(4), samples_per_post=2, concurrency=8, give_up=lambda engine: None,
         bring_back=lambda engine, error: None,
     )  # fmt: skip
-    assert generation.workers_per_engine == 4, "8 samples in flight on each of the 4 engines"
+    assert generation.lanes_per_engine == 4, "8 samples in flight on each of the 4 engines"
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ UNPICKLERS = {
     "verifiers/external.py": "the user's own function, passed from a notebook to the workers",
     "verifiers/guard.py": "the pool's own first frame: which rules a worker grades by",
     "verifiers/worker.py": "items from the pool",
+    "workers/process.py": "the user's own function, passed from a notebook by rank 0, which has proved who it is",
 }
 
 

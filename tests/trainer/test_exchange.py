@@ -44,7 +44,7 @@ def test_a_catalogue_has_everything_but_tokens_and_texts() -> None:
 
 def test_every_field_is_in_the_catalogue_or_in_the_rows() -> None:
     """A field that is added to a rollout or a verdict is lost on other ranks unless it is named here or there."""
-    kept_by_main = {"prompt"}
+    kept_by_main = {"prompt", "verdict"}  # the group has the verdict
     rows = {"response_ids", "behaviour_logp", "trained_ids", "experts"}
     assert {one.name for one in fields(Rollout)} == {*OF_ROLLOUT, *rows, *kept_by_main}
     assert {one.name for one in fields(Verdict)} == {*OF_VERDICT, "seconds", "detail"}

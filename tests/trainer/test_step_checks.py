@@ -141,7 +141,7 @@ def test_what_a_plan_draws_at_other_temperatures_is_not_compared(tmp_path: Path)
     fleet = cast(Fleet, SimpleNamespace(restarts=0))
     far = FINE | {"step": 1, "mismatch": 9.0}
     for name, stops in (("dapo", True), ("ead", False)):
-        judge = build_checks(config, fleet, make_method(name).draws_as_policy, lambda text: None)
+        judge = build_checks(config, fleet, None, make_method(name).draws_as_policy, lambda text: None)
         with pytest.raises(RunError, match="mismatch") if stops else nullcontext():
             for step in range(1, config.checks.mismatch_steps + 1):
                 judge.step(far | {"step": step})
