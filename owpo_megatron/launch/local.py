@@ -260,12 +260,13 @@ def _signal_ranks(process: subprocess.Popen[bytes], world_size: int, number: int
     if world_size == 1:
         process.send_signal(number)
         return
-    launcher = psutil.Process(process.pid)
-    ranks = [] if _FORKED in launcher.cmdline() else launcher.children()
-    if not ranks:  # the launcher passes it on, or torchrun has not started them yet
-        process.send_signal(number)
-    for rank in ranks:
-        rank.send_signal(number)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended just now
+        launcher = psutil.Process(process.pid)
+        ranks = [] if _FORKED in launcher.cmdline() else launcher.children()
+        if not ranks:  # the launcher passes it on, or torchrun has not started them yet
+            process.send_signal(number)
+        for rank in ranks:
+            rank.send_signal(number)
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from owpo_megatron.mcore.names import is_expert, named_shards
 from owpo_megatron.mcore.topology import Topology
-from owpo_megatron.mcore.weights import is_expert, named_shards
 
 GATHER_BYTES = 64 << 20  # of a bucket's full parameters: more gains nothing on a network, and costs memory
 _ALIGNED = 16  # bytes: a multiple of every dtype's size

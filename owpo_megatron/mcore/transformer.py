@@ -17,9 +17,9 @@ from megatron.core.transformer import TransformerConfig, multi_latent_attention
 from owpo_megatron.families import HFModel, padded_vocab_size
 from owpo_megatron.head import Head, VocabShard
 from owpo_megatron.mcore import cpu
+from owpo_megatron.mcore.names import is_expert
 from owpo_megatron.mcore.router import let_packs_choose
 from owpo_megatron.mcore.spec import layer_spec, uses_transformer_engine
-from owpo_megatron.mcore.weights import is_expert
 
 
 class PolicyModel(GPTModel):

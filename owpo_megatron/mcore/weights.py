@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,10 @@ import torch
 from owpo_megatron.errors import UserError
 from owpo_megatron.families import HFModel, HFReader, check_weights, to_megatron
 from owpo_megatron.mcore import checkpoint
+from owpo_megatron.mcore.names import ROUTER_BIAS, is_expert, named_shards
 from owpo_megatron.mcore.topology import Topology
 from owpo_megatron.run.layout import STATE
 from owpo_megatron.run.manifest import require_proof
-
-_ROUTER_BIAS = "expert_bias"  # a constant of the router: a buffer, not a parameter
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def load_model_weights(path: Path, chunks: Sequence[Any], hf: HFModel, topology:
     Raises:
         UserError: the weights are incomplete or belong to another model, or a conversion has no proof.
     """
-    constants = {name: value.clone() for name, value in named_shards(chunks) if name.endswith(_ROUTER_BIAS)}
+    constants = {name: value.clone() for name, value in named_shards(chunks) if name.endswith(ROUTER_BIAS)}
     if (path / STATE).is_dir():
         require_proof(path)
         checkpoint.load_weights(path / STATE, chunks)
@@ -45,37 +44,3 @@ def load_model_weights(path: Path, chunks: Sequence[Any], hf: HFModel, topology:
         if again and name in constants and not torch.equal(value, constants[name]):
             remedy = f"its {name} differs from the loaded one; policy, reference and teachers share it"
             raise UserError("model.path, reference.path or teachers", path, remedy)
-
-
-def named_shards(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name with global indices of layer and expert, this rank's tensor) of every chunk, in module order.
-
-    Parameters come first, then the constants of the routers.
-    """
-    for chunk in chunks:
-        model = chunk
-        while hasattr(model, "module"):
-            model = model.module
-        constants = [(name, value) for name, value in model.named_buffers() if name.endswith(_ROUTER_BIAS)]
-        for name, param in [*model.named_parameters(), *constants]:
-            parts = name.split(".")
-            if parts[:2] == ["decoder", "layers"]:
-                layer = model.decoder.layers[int(parts[2])]
-                parts[2] = str(layer.layer_number - 1)
-                if parts[3:5] == ["mlp", "experts"]:
-                    _name_globally(parts, layer.mlp.local_expert_indices[0])
-            yield ".".join(parts), param
-
-
-def is_expert(name: str) -> bool:
-    """Whether only the ranks of one expert-parallel index hold this parameter."""
-    return ".mlp.experts." in name
-
-
-def _name_globally(parts: list[str], first_expert: int) -> None:
-    """Replace this rank's expert index by the layer's, in local_experts.0... or linear_fc1.weight0."""
-    if parts[5] == "local_experts":
-        parts[6] = str(int(parts[6]) + first_expert)
-    else:
-        stem = parts[6].rstrip("0123456789")
-        parts[6] = f"{stem}{int(parts[6].removeprefix(stem)) + first_expert}"

@@ -14,10 +14,10 @@ from owpo_megatron.config import ParallelConfig
 from owpo_megatron.families import HFReader, megatron_names, place_of, read_hf_config, to_megatron
 from owpo_megatron.mcore import checkpoint, sharded_files
 from owpo_megatron.mcore.layerwise import one_rank
+from owpo_megatron.mcore.names import named_shards
 from owpo_megatron.mcore.sharded_files import StoredState
 from owpo_megatron.mcore.spec import transformer_config
 from owpo_megatron.mcore.transformer import build_chunks
-from owpo_megatron.mcore.weights import named_shards
 
 
 def contents(state: StoredState) -> dict[str, Any]:

@@ -198,3 +198,30 @@ def test_the_walk_sees_a_breach(module: str, line: str) -> None:
 )
 def test_the_walk_lets_the_rest_pass(module: str, line: str) -> None:
     assert violations(line, module) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    """A cycle fails or not with the module that is imported first. Imports in functions and for types are free."""
+    known = {module_of(file): file for file in PACKAGE.rglob("*.py")}
+    graph = {name: {one for one in at_import(file.read_text(), name) if one in known} for name, file in known.items()}
+    while free := [name for name, needs in graph.items() if not needs & graph.keys() - {name}]:
+        for name in free:
+            del graph[name]
+    assert not graph, f"these import each other, or one that does: {', '.join(sorted(graph))}"
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def at_import(source: str, module: str) -> Iterator[str]:
+    """Modules that are needed while this one is being imported: not those of `if TYPE_CHECKING`."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from names
+            if not all((PACKAGE.parent / Path(*name.split("."))).with_suffix(".py").exists() for name in names):
+                yield node.module
