@@ -123,7 +123,9 @@ class _Product(Protocol):
         """The left operand."""
 
     def parts(self, operand: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(its e4m3 values, maybe padded; their scale)."""
+        """(its e4m3 values, maybe padded; their scale): the operand itself, unless a library wraps them."""
+        values_CH, scale = operand
+        return values_CH, scale
 
     def multiplied(self, operand: Any, rows: int, into_CV: torch.Tensor | None = None) -> torch.Tensor:
         """The product's first `rows` rows, of the weight's columns without padding."""
@@ -142,9 +144,6 @@ class _Simulated(_Product):
     def quantised(self, h_CH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return quantise(h_CH)
 
-    def parts(self, operand: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        return operand
-
     def multiplied(
         self, operand: tuple[torch.Tensor, torch.Tensor], rows: int, into_CV: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -162,9 +161,6 @@ class _ScaledMm(_Product):
 
     def quantised(self, h_CH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return quantise(_with_whole_tiles(h_CH))
-
-    def parts(self, operand: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        return operand
 
     def multiplied(
         self, operand: tuple[torch.Tensor, torch.Tensor], rows: int, into_CV: torch.Tensor | None = None

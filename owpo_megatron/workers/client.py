@@ -4,33 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from owpo_megatron.engine.client import EngineClient
 from owpo_megatron.types import Rollout, SampleRequest, Sampling
 
-
-class Senders(Protocol):
-    """Whoever sends a post on behalf of a client (pool.py)."""
-
-    def submit(
-        self,
-        client: EngineClient,
-        requests: Sequence[SampleRequest],
-        sampling: Sampling,
-        version: int | None,
-        names: Sequence[str] | None,
-    ) -> Future[list[Rollout]]: ...
+if TYPE_CHECKING:
+    from owpo_megatron.workers.pool import WorkerPool
 
 
 class WorkersClient:
-    """Stands in for an engine's client where responses are drawn (engine/generation.py).
+    """Implements Sampler: stands in for an engine's client where responses are drawn (engine/generation.py).
 
     What ends or cuts requests goes to the engine directly: it knows samples by their names, whoever sent them.
     """
 
-    def __init__(self, client: EngineClient, senders: Senders):
-        self._client, self._senders = client, senders
+    def __init__(self, client: EngineClient, pool: WorkerPool):
+        self._client, self._pool = client, pool
 
     @property
     def url(self) -> str:
@@ -51,4 +41,4 @@ class WorkersClient:
         names: Sequence[str] | None = None,
     ) -> Future[list[Rollout]]:
         """Have a post sent, as EngineClient.submit does; the rollouts may have verdicts."""
-        return self._senders.submit(self._client, requests, sampling, version, names)
+        return self._pool.submit(self._client, requests, sampling, version, names)

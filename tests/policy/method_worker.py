@@ -53,18 +53,26 @@ def plan_of(samples: list[Any], dp: int, tokens: int) -> list[list[list[int]]]:
     return plan_microbatches([packed_length(sample) for sample in samples], dp, tokens)
 
 
-def updates(model: Path, parallel: dict[str, int], tokens: int) -> list[dict[str, Any]]:
-    """Return each method's metrics, and the sum of squares and first values of every parameter afterwards."""
+def updates(
+    model: Path, parallel: dict[str, Any], tokens: int, passes: int = 1, offload: bool = False, names: Any = None
+) -> list[dict[str, Any]]:
+    """Return each method's metrics, and the sum of squares and first values of every parameter afterwards.
+
+    Args:
+        passes: updates by each method.
+        names: the methods; None: all.
+    """
     import torch
     from tiny import build_policy, make_config
 
     from owpo_megatron.mcore.topology import init_topology
     from owpo_megatron.methods.prepare import prepared_in_minibatch
 
-    config = make_config(model, parallel=parallel, optimizer={"tokens_per_microbatch": tokens, "warmup_steps": 0})
+    optimizer = {"tokens_per_microbatch": tokens, "warmup_steps": 0, "offload": offload}
+    config = make_config(model, parallel=parallel, optimizer=optimizer)
     topology = init_topology(config.parallel, config.seed)
     policy, found = build_policy(config, topology), []
-    for method in methods():
+    for method in (one for one in methods() if names is None or one.name in names):
         policy.load_weights(model)
         policy._optimizer.reload_model_params()
         policy.restart_optimizer()
@@ -75,7 +83,8 @@ def updates(model: Path, parallel: dict[str, int], tokens: int) -> list[dict[str
             else:
                 found_in_pass = policy.logprobs_and_statistics(samples, method.statistic)
             samples = prepared_in_minibatch(method, samples, *found_in_pass[:2], policy.logp_mode, *found_in_pass[2:])
-        sums = policy.update(samples, method)
+        for _ in range(passes):
+            sums = policy.update(samples, method)
         weights = dict(policy.named_weights())
         found.append(
             {

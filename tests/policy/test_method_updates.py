@@ -51,6 +51,32 @@ def test_several_ranks_equal_one(
             assert ours["weights"][weight] == pytest.approx(values, abs=2e-6), (name, weight)
 
 
+@pytest.mark.ranks
+def test_late_parameters_and_an_offloaded_optimizer_change_no_bit(
+    ranks: Ranks, alone: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    """Two updates by each method: the second begins while the parameters of the first arrive, without its moments."""
+    model, _ = alone
+    plain, late = (
+        ranks.run(2, updates, model, {"dp": 2, "overlap": overlap}, TOKENS, 2, offload)[0]
+        for overlap, offload in (("gradients", False), ("all", True))
+    )
+    assert [one["method"] for one in plain] == [m.name for m in methods()]
+    for ours, theirs in zip(late, plain, strict=True):
+        assert ours == theirs, ours["method"]
+
+
+@pytest.mark.ranks
+def test_the_same_with_experts(ranks: Ranks, tmp_path: Path) -> None:
+    """Two optimizers per rank, of dense parameters and of experts."""
+    model = make_hf_model(tmp_path / "model", "qwen3_moe", norm_topk_prob=True)
+    plain, late = (
+        ranks.run(2, updates, model, {"dp": 2, "ep": 2, "overlap": overlap}, 1000, 2, offload, ("owpo", "dapo"))[0]
+        for overlap, offload in (("gradients", False), ("all", True))
+    )
+    assert late == plain and len(plain) >= 2
+
+
 def test_the_ranks_have_unequal_numbers_of_microbatches() -> None:
     """Condition of the case above: the planner pads the shorter rank with empty microbatches."""
     plan = plan_of(minibatch(), 2, TOKENS)

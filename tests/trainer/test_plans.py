@@ -24,7 +24,8 @@ from owpo_megatron.trainer.drawing import sample_seed
 from owpo_megatron.trainer.ledger import PromptLedger, SamplePool
 from owpo_megatron.trainer.main_rank import MainRank
 from owpo_megatron.trainer.schedule import StagePlan
-from owpo_megatron.types import Group, Prompt, Rollout, SampleRequest, Sampling, Verdict
+from owpo_megatron.types import GradingItem, Group, Prompt, Rollout, SampleRequest, Sampling, Verdict
+from owpo_megatron.verifiers import KnownVerdicts
 
 PROMPTS = [Prompt(f"p/{index}", (3, index), f"problem {index}", "ok") for index in range(12)]
 Round = Callable[[PlanView], list[Ask]]
@@ -46,8 +47,40 @@ def first(view: PlanView) -> list[Ask]:
     return [Ask(prompt, 2) for prompt in view.take(2)]
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["rank 0 grades", "workers grade"])
+def workers_grade(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every plan is carried out alike, whoever grades what an engine draws."""
+    monkeypatch.setattr(Run, "workers_grade", request.param)
+
+
+def decode(ids: Sequence[int]) -> str:
+    return "".join(map(str, ids))
+
+
+class GradedEngine(FakeEngine):
+    """Draws what a rollout worker sends: each whole response with its verdict, made of the request alone."""
+
+    def _draw(self, request: SampleRequest, sampling: Sampling) -> Rollout:
+        drawn = super()._draw(request, sampling)
+        (verdict,) = RULE.score([GradingItem.of(drawn, decode)])
+        return replace(drawn, verdict=verdict)
+
+
+class Rest(FakeVerifier):
+    """The rule of rank 0, which is asked for what no worker has drawn: given responses."""
+
+    def score(self, items: Sequence[GradingItem]) -> list[Verdict]:
+        assert all(item.response == decode(expert(PROMPTS[0]).response_ids) for item in items), items
+        return super().score(items)
+
+
+RULE = FakeVerifier({"12": "ok"})
+
+
 class Run:
     """A collector with a plan, and what its engine was asked for."""
+
+    workers_grade = False
 
     def __init__(self, *rounds: Round, respond: Any = None, **parts: Any):
         self.config = make_config(
@@ -55,15 +88,16 @@ class Run:
             rollout={"prompts_per_step": 2, "group_size": 2, "max_response_tokens": 8},
             optimizer={"updates_per_step": 1},
         )
-        self.engine = FakeEngine(respond or (lambda prompt, rng: [rng.randrange(2), 2]))
+        engine = GradedEngine if self.workers_grade else FakeEngine
+        self.engine = engine(respond or (lambda prompt, rng: [rng.randrange(2), 2]))
         self.policy = FakePolicy()
         self.collector = make_collector(
             self.config,
             MainRank(lambda value: value, lambda: [], alone()._sync, lambda error: 0, self.policy),
             self.engine,
-            FakeVerifier({"12": "ok"}),
+            KnownVerdicts(Rest({"12": "ok"})) if self.workers_grade else RULE,
             ShuffledStream(PROMPTS, seed=1),
-            decode=lambda ids: "".join(map(str, ids)),
+            decode=decode,
             stop_token_ids=(2,),
             record=lambda step, groups, kept: None,
             method=Planned(rounds=rounds),
