@@ -48,8 +48,11 @@ quickstart: setup  ## train a small model from start to end on this machine, and
 
 # The tiers of the tests (docs/testing.md). PYTEST_ARGS selects in each of them: make test PYTEST_ARGS=tests/report
 PYTEST := $(BIN)/python -m pytest -q --durations=15 --durations-min=2
-# Two processes, each taking file after file: what a file's tests share is made once.
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes, each taking file after file: what a file's tests share is made once. One that crashes ends the run
+# (xdist would wait for ever for the rest of its file), and so does one that is stuck where no signal is heard, below
+# Python, a while after the test's own limit (pyproject.toml).
+TWO := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 \
+	-o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true
 EXTRA := slurm or nemo or sinks or triton or image or docs or extra
 HEAVY := ranks or server or slow or $(EXTRA)
 

@@ -1,12 +1,13 @@
 """Run the stock megatron-core on a CPU with gloo; the only place that adapts it.
 
-megatron-core 0.16.1 names "cuda" literally in a few places. Without CUDA, `install()` does four things:
+megatron-core 0.16.1 names "cuda" literally in a few places. Without CUDA, `install()` does five things:
 
 1. `torch.cuda.current_device` returns the CPU and `torch.cuda.synchronize` does nothing;
 2. the name `torch` inside megatron's schedules is a proxy whose `zeros` ignores device="cuda"
    (`total_num_tokens` in the three forward_backward functions);
 3. recomputation of activations finds no CUDA random state to save;
-4. the token dispatcher of experts creates no CUDA stream and passes split sizes to all-to-all as a list.
+4. the token dispatcher of experts creates no CUDA stream and passes split sizes to all-to-all as a list;
+5. parameters are gathered bucket by bucket: gloo's coalesced all-gather corrupts memory when several are under way.
 
 Without Transformer Engine, on any device, it defines the name that megatron's router looks up before it falls back, and
 corrects the flag by which latent attention looks for Transformer Engine.
@@ -32,6 +33,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from megatron.core.distributed import param_and_grad_buffer
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.pipeline_parallel import schedules
@@ -39,6 +41,7 @@ from megatron.core.tensor_parallel import random as megatron_random
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from torch.distributed.distributed_c10d import _CoalescingManager
 from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
@@ -130,6 +133,7 @@ def install() -> None:
         object()
     )  # the constructor would create one if it were None; never used
     MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _splits_on_host
+    param_and_grad_buffer._ParamAndGradBucketGroup.start_param_sync = _gather_bucket_by_bucket
 
 
 def _splits_on_host(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
@@ -139,6 +143,29 @@ def _splits_on_host(self: Any, point: str, tokens_per_expert: Any = None) -> Any
             value = getattr(self, name)
             setattr(self, name, getattr(value, form)() if isinstance(value, torch.Tensor) else value)
     return tokens_per_expert
+
+
+def _gather_bucket_by_bucket(self: Any, force_sync: bool = False) -> None:
+    """Gather as megatron's own `start_param_sync` does, by one all-gather per bucket in place of a coalesced one."""
+    if force_sync and self.param_gather_handle is not None:
+        self.param_gather_handle.wait()
+        self.param_gather_handle = None
+        return
+    assert self.param_gather_handle is None
+    late = self.ddp_config.overlap_param_gather and not force_sync
+    works = _CoalescingManager()
+    for bucket in self.buckets:
+        shards = param_and_grad_buffer.shard_buffer(bucket.param_data, self.intra_distributed_optimizer_instance_size)
+        works.append(
+            param_and_grad_buffer.dist_all_gather_func(
+                bucket.param_data,
+                shards[self.intra_distributed_optimizer_instance_rank],
+                group=self.intra_distributed_optimizer_instance_group,
+                async_op=late,
+            )
+        )
+    self.param_gather_handle = works if late else None
+    self.param_gather_dispatched = True
 
 
 def _repair_torch_adamw_state() -> None:

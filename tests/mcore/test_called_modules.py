@@ -46,6 +46,17 @@ def test_families(family: str, shape: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("buckets_of_one")
+def test_many_gathers_under_way(tmp_path: Path) -> None:
+    """100,000 in groups of 35: gloo's coalesced ones, megatron-core's own choice, end the process by then."""
+    policy = build_policy(make_config(make_hf_model(tmp_path / "model"), parallel={"overlap": "all"}))
+    before = policy.weights_digest()
+    for _ in range(3000):
+        policy._chunks.start()
+        policy._chunks.finish()
+    assert policy.weights_digest() == before
+
+
+@pytest.mark.usefixtures("buckets_of_one")
 def test_a_weight_that_nobody_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The output layer's is read by the head, and its module is never called."""
     model = make_hf_model(tmp_path / "model")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing, fusions, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.distributed import param_and_grad_buffer
 from megatron.core.distributed.finalize_model_grads import _allreduce_non_tensor_model_parallel_grads
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import distrib_optimizer
@@ -99,6 +100,16 @@ def test_optimizer_methods_that_are_mended() -> None:
     gapless = "gets rid of the padding between buckets" in stock and "[param_world_start:param_world_end]" in stock
     assert gapless, "saved state has the gaps between buckets, or is looked up without them: the repair may go"
     assert distrib_optimizer.DistributedOptimizer.get_parameter_state_dp_zero.__module__ == cpu.__name__
+
+
+def test_gather_that_is_replaced() -> None:
+    cpu.install()
+    group = param_and_grad_buffer._ParamAndGradBucketGroup
+    assert group.start_param_sync.__module__ == cpu.__name__
+    stock = inspect.getsource(param_and_grad_buffer)
+    stock = stock[stock.index("def start_param_sync(self, force_sync") : stock.index("def finish_param_sync(")]
+    assert "overlap_param_gather and not force_sync" in stock and "self.param_gather_dispatched = True" in stock
+    assert "_coalescing_manager(" in stock, "parameters are no longer gathered by a coalesced call: the repair may go"
 
 
 def test_rng_functions_that_recomputation_calls() -> None:
