@@ -117,14 +117,16 @@ def _table(made: Plan) -> Table:
     table.add_column("on each GPU of the trainer" + (f", stage {made.trainer.stage}" if len(made.stages) > 1 else ""))
     table.add_column("GiB", justify="right")
     trainer = made.trainer
+    in_steps = trainer.optimizer - trainer.optimizer_at_rest
     rows = [
         ("weights", trainer.weights),
         ("gradients, float32", trainer.gradients),
-        ("optimizer, this rank's share", trainer.optimizer),
+        ("optimizer, this rank's share", trainer.optimizer_at_rest),
         ("reference and teachers", trainer.reference),
         ("activations, estimated", trainer.activations),
         ("head, chunks of logits", trainer.head),
         ("instead of these two: weights in transfer to engines", trainer.sync),
+        *([("instead of these: the optimizer's memory during steps", in_steps)] if in_steps else []),
         ("overhead, a guess", made.trainer_total - trainer.total),
         ("trainer, at its peak", made.trainer_total),
     ]

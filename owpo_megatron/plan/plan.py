@@ -54,8 +54,7 @@ class Plan:
         # whichever side works has what it needs; both processes stay, each with an overhead of its own
         generating = trainer.weights + trainer.reference + self.engine.static + OVERHEAD
         pushing = trainer.weights + trainer.reference + trainer.sync + self.engine.weights + OVERHEAD
-        optimizer = trainer.optimizer if trainer.offloads else 0
-        saving = trainer.lasting + optimizer + self.engine.weights + OVERHEAD
+        saving = trainer.lasting + trainer.optimizer - trainer.optimizer_at_rest + self.engine.weights + OVERHEAD
         return max(self.trainer_total, generating, pushing, saving) + OVERHEAD + self.contexts
 
     @property
@@ -71,7 +70,7 @@ class Plan:
                 *([] if self.recomputes else [f"recompute activations ({RECOMPUTE})"]),
                 "lower optimizer.tokens_per_microbatch or sglang.mem_fraction_static",
                 "set reference.placement=offloaded",
-                *([] if self.trainer.offloads else ["set optimizer.offload=true"]),
+                *(["set optimizer.offload=true"] if self.trainer.optimizer_at_rest else []),
                 *([] if self.in_turn else ["let trainer and engines have the memory in turn (engine.in_turn)"]),
                 "give the engines nodes of their own",
             ]

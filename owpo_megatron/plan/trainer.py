@@ -14,7 +14,7 @@ from owpo_megatron.head.backend import cuda_rows, torch_rows
 from owpo_megatron.plan.parameters import Share, share_of_stage
 
 GRADIENT = 4  # bytes: gradients are accumulated in float32
-MOMENTS = 8  # Adam's two, float32
+MOMENTS = {"float32": 8, "bfloat16": 4}  # Adam's two; steps are made in float32
 MASTER = 4  # of weights below float32
 
 
@@ -29,23 +29,24 @@ class TrainerMemory:
     parameters: int  # how many
     weights: int
     gradients: int
-    optimizer: int  # this rank's 1 / (dp cp)
+    optimizer: int  # this rank's 1 / (dp cp), during steps
+    optimizer_at_rest: int  # on the device between steps: less with optimizer.moments, none with optimizer.offload
     reference: int  # slots beside the policy's: the reference, teachers
     activations: int  # kept for the backward, microbatches in flight included
     head: int  # chunks of logits, only on the last stage
     sync: int  # buckets on their way to the engines
     host: int  # of the host, not of the device: offloaded slots and optimizer, and the best of a stage so far
-    offloads: bool = False  # the optimizer's state is on the device only when no activations are (optimizer.offload)
 
     @property
     def lasting(self) -> int:
         """Bytes on the device all the time."""
-        return self.weights + self.gradients + self.reference + (0 if self.offloads else self.optimizer)
+        return self.weights + self.gradients + self.reference + self.optimizer_at_rest
 
     @property
     def total(self) -> int:
-        """Peak on the device, at the worst moment; weights travel to the engines when no activations are alive."""
-        return self.lasting + max(self.activations + self.head, self.sync, self.optimizer if self.offloads else 0)
+        """Peak on the device, at the worst moment; weights travel to the engines when no activations are alive, and
+        steps are made then."""
+        return self.lasting + max(self.activations + self.head, self.sync, self.optimizer - self.optimizer_at_rest)
 
 
 def trainer_memory(config: Config, model: HFModel, cuda: bool, needs_reference: str) -> list[TrainerMemory]:
@@ -63,26 +64,27 @@ def _stage(config: Config, model: HFModel, cuda: bool, needs_reference: str, sta
     share = share_of_stage(model, par, stage)
     weight = 4 if config.model.dtype == "float32" else 2
     slots, offloaded = _slots(config, needs_reference)
-    optimizer, offloads = _optimizer(config, share, weight), config.optimizer.offload
+    offloads = config.optimizer.offload
+    at_rest = _optimizer(config, share, weight, config.optimizer.moments)
     candidate = config.reference.refresh == "best_of_stage" and needs_reference != "none"
     return TrainerMemory(
         stage=stage,
         parameters=share.total,
         weights=share.total * weight,
         gradients=share.total * GRADIENT,
-        optimizer=optimizer,
+        optimizer=_optimizer(config, share, weight, "float32"),
+        optimizer_at_rest=0 if offloads else at_rest,
         reference=slots * share.total * weight,
         activations=activation_bytes(config, model, cuda, stage),
         head=head_bytes(config, model, cuda, weight) if stage == par.pp - 1 else 0,
         sync=3 * (config.sync.bucket_mb << 20),  # one gathered, one packed, one on its way
-        host=(offloaded + candidate) * share.total * weight + (optimizer if offloads else 0),
-        offloads=offloads,
+        host=(offloaded + candidate) * share.total * weight + (at_rest if offloads else 0),
     )
 
 
-def _optimizer(config: Config, share: Share, weight: int) -> int:
+def _optimizer(config: Config, share: Share, weight: int, moments: str) -> int:
     par = config.parallel
-    each = MOMENTS + (MASTER if weight < 4 else 0)
+    each = MOMENTS[moments] + (MASTER if weight < 4 else 0)
     return each * share.dense // par.copies + each * share.expert // par.expert_copies
 
 

@@ -107,7 +107,9 @@ class MegatronPolicy:
             self.slots.load_reference()
             self.load_weights(model.path)
             self._optimizer.reload_model_params()
-        self._memory = RestingMemory(self._chunks, self._optimizer, optimizer.offload)
+        self._memory = RestingMemory(
+            self._chunks, self._optimizer, optimizer.offload, getattr(torch, optimizer.moments)
+        )
 
     def load_weights(self, path: Path) -> None:
         load_model_weights(path, self._chunks, self.hf, self.topology, again=self._has_weights)

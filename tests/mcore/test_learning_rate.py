@@ -67,6 +67,8 @@ def test_every_update_has_the_rate_of_the_formula(schedule: str) -> None:
         ({"lr_schedule": "wsd", "decay_steps": STEPS + 1}, "optimizer.decay_steps"),
         ({"lr_schedule": "cosine", "min_lr": 1.0}, "optimizer.min_lr"),
         ({"min_lr": MIN}, "optimizer.min_lr"),
+        ({"moments": "bfloat16", "beta2": 0.999}, "optimizer.beta2"),
+        ({"moments": "bfloat16", "beta1": 0.995}, "optimizer.beta1"),
         ({"lr_schedule": "linear", "warmup_steps": TOTAL}, "optimizer.warmup_steps"),
         ({"name": "muon"}, "optimizer.name"),
     ],

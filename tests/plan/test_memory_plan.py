@@ -301,3 +301,15 @@ def test_an_offloaded_optimizer_takes_turns_with_the_activations(qwen3_8b: Path)
     assert stays.total - away.total == min(stays.optimizer, moment)
     crowded = make_plan(large(qwen3_8b, **changes), 24 * GIB)
     assert crowded.problem and "optimizer.offload=true" in crowded.problem
+
+
+def test_moments_in_bfloat16_are_wide_during_steps_alone(qwen3_8b: Path) -> None:
+    changes: dict[str, Any] = {"parallel": {"tp": 4, "dp": 1}}
+    wide = make_plan(large(qwen3_8b, **changes), 80 * GIB).trainer
+    narrow = make_plan(large(qwen3_8b, optimizer={"moments": "bfloat16"}, **changes), 80 * GIB).trainer
+    assert wide.optimizer == wide.optimizer_at_rest == narrow.optimizer == 12 * wide.parameters
+    assert narrow.optimizer_at_rest == 8 * wide.parameters
+    saved = 4 * wide.parameters
+    assert wide.total - narrow.total == min(saved, max(wide.activations + wide.head, wide.sync)) > GIB
+    away = make_plan(large(qwen3_8b, optimizer={"moments": "bfloat16", "offload": True}, **changes), 80 * GIB).trainer
+    assert away.optimizer_at_rest == 0 and away.host == wide.host + 8 * wide.parameters

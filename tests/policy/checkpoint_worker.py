@@ -3,6 +3,7 @@
 A case is {"parallel": {...}, "dtype": ..., "aliased": bool, "loaded": bool}
     aliased: the reference is the policy at the save
     loaded: the run began with OTHER_MODEL as its reference
+    moments: between steps; float32 where it is absent
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def start(case: dict[str, Any], model: Path, other: Path) -> tuple[Any, Any]:
         "parallel": case["parallel"],
         "model": {"dtype": case["dtype"]},
         "reference": {"path": str(other) if case["loaded"] else None},
-        "optimizer": {"warmup_steps": 4, "tokens_per_microbatch": 48},
+        "optimizer": {"warmup_steps": 4, "tokens_per_microbatch": 48, "moments": case.get("moments", "float32")},
     }
     policy = build_policy(make_config(model, **sections))
     return policy, SlotReference(policy, loaded=case["loaded"])
@@ -55,11 +56,12 @@ def snapshot(policy: Any, reference: Any) -> dict[str, Any]:
     from owpo_megatron.mcore.optimizer import distributed_optimizers
 
     probe = random_samples(50, logps=False)
-    adam = [
-        (state["step"].clone(), state["exp_avg"].clone(), state["exp_avg_sq"].clone(), param.detach().clone())
-        for one in distributed_optimizers(policy._optimizer)
-        for param, state in one.optimizer.state.items()
-    ]
+    with policy._memory.with_state():
+        adam = [
+            (state["step"].clone(), state["exp_avg"].clone(), state["exp_avg_sq"].clone(), param.detach().clone())
+            for one in distributed_optimizers(policy._optimizer)
+            for param, state in one.optimizer.state.items()
+        ]
     return {
         "parameters": [param.detach().clone() for chunk in policy._chunks for param in chunk.parameters()],
         "optimizer": adam,

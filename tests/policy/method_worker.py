@@ -54,7 +54,13 @@ def plan_of(samples: list[Any], dp: int, tokens: int) -> list[list[list[int]]]:
 
 
 def updates(
-    model: Path, parallel: dict[str, Any], tokens: int, passes: int = 1, offload: bool = False, names: Any = None
+    model: Path,
+    parallel: dict[str, Any],
+    tokens: int,
+    passes: int = 1,
+    offload: bool = False,
+    names: Any = None,
+    moments: str = "float32",
 ) -> list[dict[str, Any]]:
     """Return each method's metrics, and the sum of squares and first values of every parameter afterwards.
 
@@ -68,7 +74,7 @@ def updates(
     from owpo_megatron.mcore.topology import init_topology
     from owpo_megatron.methods.prepare import prepared_in_minibatch
 
-    optimizer = {"tokens_per_microbatch": tokens, "warmup_steps": 0, "offload": offload}
+    optimizer = {"tokens_per_microbatch": tokens, "warmup_steps": 0, "offload": offload, "moments": moments}
     config = make_config(model, parallel=parallel, optimizer=optimizer)
     topology = init_topology(config.parallel, config.seed)
     policy, found = build_policy(config, topology), []

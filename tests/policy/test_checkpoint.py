@@ -1,7 +1,8 @@
 """Checkpoints: a run that is saved and restored in another process goes on bit for bit.
 
-Covered: parameters, masters, Adam's moments and count, learning rate in the middle of the warm-up, the reference and
-its version, at tp = 2, dp = 2, pp = 2 and interleaved pp = 2; what two tensor-parallel ranks saved in a world of one.
+Covered: parameters, masters, Adam's moments (in bfloat16, too) and count, learning rate in the middle of the warm-up,
+the reference and its version, at tp = 2, dp = 2, pp = 2 and interleaved pp = 2; what two tensor-parallel ranks saved in
+a world of one.
 Not covered: CUDA, Transformer Engine's FusedAdam. The folder around it (manifest, trainer state): the trainer's tests.
 """
 
@@ -30,12 +31,14 @@ CASES: list[dict[str, Any]] = [
     {"parallel": {"dp": 2}, "dtype": "bfloat16", "aliased": False, "loaded": False},
     {"parallel": {"cp": 2}, "dtype": "float32", "aliased": False, "loaded": False},
     {"parallel": {"dp": 2}, "dtype": "float32", "aliased": True, "loaded": True},
+    {"parallel": {"dp": 2}, "dtype": "bfloat16", "aliased": False, "loaded": False, "moments": "bfloat16"},
 ]
 
 
 def name_of(case: dict[str, Any]) -> str:
     layout = "x".join(f"{axis}{size}" for axis, size in case["parallel"].items())
-    return f"{layout}-{case['dtype']}-{'aliased' if case['aliased'] else 'apart'}{'-loaded' if case['loaded'] else ''}"
+    rest = ["aliased" if case["aliased"] else "apart", *["loaded"] * case["loaded"], *["rounded"] * ("moments" in case)]
+    return "-".join([layout, case["dtype"], *rest])
 
 
 @pytest.fixture(scope="module")

@@ -52,13 +52,14 @@ def test_several_ranks_equal_one(
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
 def test_late_parameters_and_an_offloaded_optimizer_change_no_bit(
-    ranks: Ranks, alone: tuple[Path, list[dict[str, Any]]]
+    moments: str, ranks: Ranks, alone: tuple[Path, list[dict[str, Any]]]
 ) -> None:
     """Two updates by each method: the second begins while the parameters of the first arrive, without its moments."""
     model, _ = alone
     plain, late = (
-        ranks.run(2, updates, model, {"dp": 2, "overlap": overlap}, TOKENS, 2, offload)[0]
+        ranks.run(2, updates, model, {"dp": 2, "overlap": overlap}, TOKENS, 2, offload, None, moments)[0]
         for overlap, offload in (("gradients", False), ("all", True))
     )
     assert [one["method"] for one in plain] == [m.name for m in methods()]
@@ -67,11 +68,13 @@ def test_late_parameters_and_an_offloaded_optimizer_change_no_bit(
 
 
 @pytest.mark.ranks
-def test_the_same_with_experts(ranks: Ranks, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_the_same_with_experts(moments: str, ranks: Ranks, tmp_path: Path) -> None:
     """Two optimizers per rank, of dense parameters and of experts."""
     model = make_hf_model(tmp_path / "model", "qwen3_moe", norm_topk_prob=True)
+    some = ("owpo", "dapo")
     plain, late = (
-        ranks.run(2, updates, model, {"dp": 2, "ep": 2, "overlap": overlap}, 1000, 2, offload, ("owpo", "dapo"))[0]
+        ranks.run(2, updates, model, {"dp": 2, "ep": 2, "overlap": overlap}, 1000, 2, offload, some, moments)[0]
         for overlap, offload in (("gradients", False), ("all", True))
     )
     assert late == plain and len(plain) >= 2
