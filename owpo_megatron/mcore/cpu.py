@@ -154,16 +154,11 @@ def _gather_bucket_by_bucket(self: Any, force_sync: bool = False) -> None:
     assert self.param_gather_handle is None
     late = self.ddp_config.overlap_param_gather and not force_sync
     works = _CoalescingManager()
+    size, rank = self.intra_distributed_optimizer_instance_size, self.intra_distributed_optimizer_instance_rank
+    group = self.intra_distributed_optimizer_instance_group
     for bucket in self.buckets:
-        shards = param_and_grad_buffer.shard_buffer(bucket.param_data, self.intra_distributed_optimizer_instance_size)
-        works.append(
-            param_and_grad_buffer.dist_all_gather_func(
-                bucket.param_data,
-                shards[self.intra_distributed_optimizer_instance_rank],
-                group=self.intra_distributed_optimizer_instance_group,
-                async_op=late,
-            )
-        )
+        share = bucket.param_data.chunk(size)[rank]
+        works.append(torch.distributed.all_gather_into_tensor(bucket.param_data, share, group, late))
     self.param_gather_handle = works if late else None
     self.param_gather_dispatched = True
 
