@@ -54,7 +54,7 @@ def build_workers(
     Args:
         needed: of rank 0: there are engines that they can ask.
         order: of rank 0: what they grade with; None: nothing.
-        say: called with a line for each worker that is lost.
+        say: called with a line for each worker that is lost or comes back.
         stack: what has to be closed is entered here.
 
     Raises:

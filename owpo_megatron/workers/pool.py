@@ -25,13 +25,13 @@ class WorkerPool:
     """Workers of a run. Safe to use from any thread.
 
     A worker that is lost (its process ended, its node is gone, it does not answer) is reported; its posts go to the
-    others, and to this process when none is left.
+    others, and to this process while there is none. One that comes back takes posts again.
 
     Args:
         host: address of this machine that the workers can reach.
         count: workers to wait for.
         order: what they grade with; None: nothing.
-        notify: called with a line for each worker that is lost.
+        notify: called with a line for each worker that is lost or comes back.
     """
 
     def __init__(
@@ -160,9 +160,7 @@ class WorkerPool:
             self.lost += why is not None
         try:
             if why is not None:
-                others = (
-                    f"its responses go to the other {left}" if left else "rank 0 asks for responses itself from now on"
-                )
+                others = f"its responses go to the other {left}" if left else "rank 0 asks for responses itself"
                 self.notify(f"rollout worker {member.index} is lost ({why}); {others}")
         finally:
             for post in posts:
@@ -203,6 +201,7 @@ class WorkerPool:
         """Take a worker in, unless it cannot work, or is the word of one that has ended (handle.py)."""
         with self._change:
             takes = not ready.failure and not self._closed
+            returns = takes and member.index in self._joined
             if takes:
                 self._members.append(member)
                 self._joined.add(member.index)
@@ -210,6 +209,8 @@ class WorkerPool:
                 log = f"logs/rollout_worker_{member.index}.log"
                 self._failures.append(f"rollout worker {member.index} did not start: {ready.failure} ({log})")
             self._change.notify_all()
+        if returns:
+            self.notify(f"rollout worker {member.index} is back")
         return takes
 
 

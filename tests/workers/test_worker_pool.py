@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -18,7 +19,7 @@ from owpo_megatron.engine.client import EngineClient
 from owpo_megatron.engine.replies import EngineGone, EngineWrong
 from owpo_megatron.errors import EngineError, RunError
 from owpo_megatron.types import Prompt, Rollout, SampleRequest, Sampling
-from owpo_megatron.workers import WorkerPool, WorkerProcess
+from owpo_megatron.workers import WorkerPool, WorkerProcess, handle
 from owpo_megatron.workers import member as member_module
 
 pytestmark = pytest.mark.process
@@ -51,18 +52,28 @@ def client() -> Iterator[EngineClient]:
 def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
-        def started(count: int, listed: int | None = None) -> tuple[WorkerPool, list[WorkerProcess], list[str]]:
+        def started(
+            count: int, listed: int | None = None, restarts: int = 0
+        ) -> tuple[WorkerPool, list[WorkerProcess], list[str]]:
             said: list[str] = []
             pool = WorkerPool("127.0.0.1", listed or count, notify=said.append)
             stack.callback(pool.close)
             processes = []
             for index in range(count):
-                process = WorkerProcess(index, pool.address, pool.key, tmp_path / f"rollout_worker_{index}.log")
+                log = tmp_path / f"rollout_worker_{index}.log"
+                process = WorkerProcess(index, pool.address, pool.key, log, restarts)
                 stack.callback(process.close)
                 processes.append(process)
             return pool, processes, said
 
         yield started
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def drawn(pool: WorkerPool, client: EngineClient, version: int | None = None) -> list[Rollout]:
@@ -85,6 +96,38 @@ def test_a_lost_worker_changes_nothing(start: Start, client: EngineClient) -> No
         assert drawn(pool, client) == expected
         assert pool.lost == count
     assert len(said) == 3 and "its responses go to the other 2" in said[0] and "rank 0 asks" in said[-1]
+
+
+def test_a_worker_comes_back(start: Start, client: EngineClient) -> None:
+    """Twice, as often as it may; each time it takes posts again. Then rank 0 asks itself, and closing ends nothing."""
+    expected = [client.generate([one], SAMPLING)[0] for one in REQUESTS]
+    pool, (worker,), said = start(1, restarts=2)
+    pool.wait(60)
+    for losses in (1, 2):
+        first = worker.process
+        first.kill()
+        wait_until(lambda count=losses: said.count("rollout worker 0 is back") == count)
+        assert pool.lost == losses and worker.process is not first
+        assert [len(member.posts) for member in pool._members] == [0]
+        assert drawn(pool, client) == expected
+    worker.process.kill()
+    wait_until(lambda: pool.lost == 3)
+    assert "rank 0 asks for responses itself" in said[-1]
+    watch = [thread for thread in threading.enumerate() if thread.name == "rollout-worker"]
+    wait_until(lambda: not any(thread.is_alive() for thread in watch))
+    assert drawn(pool, client) == expected and len(said) == 5
+
+
+def test_no_worker_starts_after_its_rank_has_closed_it(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handle, "RESTART_SECONDS", 60.0)
+    pool, (worker,), said = start(1, restarts=1)
+    pool.wait(60)
+    process = worker.process
+    process.kill()
+    wait_until(lambda: pool.lost == 1)
+    worker.close()
+    wait_until(lambda: all(thread.name != "rollout-worker" for thread in threading.enumerate()))
+    assert worker.process is process and len(said) == 1
 
 
 def test_posts_under_way_at_a_worker_that_is_stopped_go_to_another(
