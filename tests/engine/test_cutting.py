@@ -37,7 +37,7 @@ def test_the_rest_is_cut_and_goes_on_as_if_it_had_not_been(engine: Fleet, tiny_m
 
     drawn = engine.draw_until(requests, LONG, lambda: len(complete) >= 4, finished=note)
     cut = [index for index, one in enumerate(drawn) if one.finish_reason == "abort"]
-    assert len(cut) >= 8 and sum(len(drawn[index].response_ids) for index in cut) > 0
+    assert len(cut) >= 4 and sum(len(drawn[index].response_ids) for index in cut) > 0
     assert [len(one.behaviour_logp) for one in drawn] == [len(one.response_ids) for one in drawn]
     left = [
         SampleRequest(
