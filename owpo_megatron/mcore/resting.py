@@ -111,7 +111,7 @@ class RestingMemory:
         offload: bool = False,
         moments: torch.dtype = torch.float32,
     ):
-        self._chunks, self._offload, self._rounds = chunks, offload, moments != torch.float32
+        self._chunks, self._offload = chunks, offload
         self.state = RestingState(optimizer, moments)
         self.resting = False
         """Whether gradients and state have left the device for another's sake."""
@@ -148,11 +148,8 @@ class RestingMemory:
         self._settle()
 
     def _settle(self) -> None:
-        """Put the state where it is between steps."""
-        if self._offload or self._rounds:
-            self.state.rest(away=self._offload)
-        else:
-            self.state.wake()
+        """Put the state where it is between steps; by default it stays as it is."""
+        self.state.rest(away=self._offload)
 
     def _buffers(self) -> Iterator[Any]:
         for chunk in self._chunks:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from owpo_megatron.bench.answer_server import answer_server
 from owpo_megatron.engine.client import EngineClient
@@ -69,13 +70,6 @@ def asked(connection: Connection) -> Ask:
     while (message := connection.recv()) == PING:
         pass
     return message
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_worker_that_reads_nothing_keeps_nobody_waiting(pool: WorkerPool, client: EngineClient) -> None:

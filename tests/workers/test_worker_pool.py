@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from owpo_megatron.bench.answer_server import answer_server
 from owpo_megatron.engine.client import EngineClient
@@ -67,13 +68,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
             return pool, processes, said
 
         yield started
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def drawn(pool: WorkerPool, client: EngineClient, version: int | None = None) -> list[Rollout]:
